@@ -1,0 +1,130 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onesync import __version__
+from onesync.control import NotRunning, StatusFile, ask
+from onesync.errors import Exit, OnesyncError
+from onesync.service import Service
+from onesync.settings import Settings, check_directories, load
+from onesync.systemd import JournalFormatter
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+Config = Annotated[Path | None, typer.Option(help="Configuration file.")]
+Instance = Annotated[str | None, typer.Option(help="Use /etc/onesync/NAME.toml.")]
+_STATUS_SECONDS = 0.8
+
+
+@app.command()
+def run(config: Config = None, instance: Instance = None) -> None:
+    """Deploy, keep in sync, and on SIGTERM or SIGINT undeploy."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JournalFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    settings = load(config, instance)
+    check_directories(settings)
+    code = Service(settings).run()
+    sys.stdout.flush()
+    # A thread may be stuck on a hung mount's child: nothing that follows may wait for it.
+    os._exit(code)
+
+
+@app.command()
+def status(
+    config: Config = None,
+    instance: Instance = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the state of the deployment; answers also while the mount hangs or nothing runs."""
+    settings = load(config, instance)
+    found = _status_of(settings)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for key, value in found.items():
+        typer.echo(f"{key:20} {value}")
+
+
+@app.command()
+def flush(config: Config = None, instance: Instance = None) -> None:
+    """Commit everything that reached the working copy before this call."""
+    reply = _ask(load(config, instance), "flush")
+    if not reply.get("ok"):
+        typer.echo(f"Not flushed: {reply.get('reason')}.", err=True)
+        raise typer.Exit(1)
+    for problem in reply["problems"]:
+        typer.echo(problem, err=True)
+    raise typer.Exit(3 if reply["problems"] else 0)
+
+
+@app.command()
+def handover(config: Config = None, instance: Instance = None) -> None:
+    """Flush and leave with the lock kept; the next start goes on without stage-in."""
+    _ask(load(config, instance), "handover")
+
+
+@app.command()
+def check(config: Config = None, instance: Instance = None) -> None:
+    """Validate a configuration and print the effective one."""
+    settings = load(config, instance)
+    check_directories(settings)
+    typer.echo(settings.model_dump_json(indent=2))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"onesync {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Deploy a OneData folder on this node, keep it in sync, undeploy it."""
+
+
+def _socket(settings: Settings) -> Path:
+    return settings.runtime_dir / "control.sock"
+
+
+def _ask(settings: Settings, command: str) -> dict[str, Any]:
+    try:
+        return ask(_socket(settings), command, None)
+    except NotRunning as error:
+        raise OnesyncError(f"onesync is not running here ({error}); nothing was done.") from error
+
+
+def _status_of(settings: Settings) -> dict[str, Any]:
+    try:
+        return ask(_socket(settings), "status", _STATUS_SECONDS)
+    except (NotRunning, TimeoutError):
+        left = StatusFile(settings.state_dir).read()
+    return left or {"phase": "stopped", "problems": []}
+
+
+def main() -> None:
+    """Run the program; failures become one sentence and an exit code."""
+    try:
+        app()
+    except OnesyncError as error:
+        sys.stderr.write(f"onesync: {error}\n")
+        sys.exit(error.code)
+    except Exception as error:
+        logging.getLogger(__name__).debug("unexpected", exc_info=True)
+        sys.stderr.write(f"onesync: unexpected: {error!r}\n")
+        sys.exit(Exit.UNEXPECTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The control socket: one JSON line asks, one JSON line answers; and the status left on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+_MOST_BYTES = 1 << 16
+
+
+class NotRunning(Exception):
+    """Nobody listens on the socket."""
+
+
+class ControlServer:
+    """Answers on a Unix socket, each connection in a thread of its own."""
+
+    def __init__(self, path: Path, handlers: dict[str, Handler]) -> None:
+        """Prepare; ``handlers`` maps commands to what answers them."""
+        self._path = path
+        self._handlers = handlers
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def start(self) -> None:
+        """Listen; the caller holds the state directory, so a socket that stands there is dead."""
+        self._path.unlink(missing_ok=True)
+        self._socket.bind(str(self._path))
+        self._path.chmod(0o660)
+        self._socket.listen(16)
+        threading.Thread(target=self._accept, name="control", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop listening."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rwb") as stream, suppress(OSError):
+            reply = self._answer(connection, stream.readline(_MOST_BYTES))
+            stream.write(json.dumps(reply).encode() + b"\n")
+            stream.flush()
+
+    def _answer(self, connection: socket.socket, line: bytes) -> dict[str, Any]:
+        if _peer_uid(connection) not in (0, os.geteuid()):
+            return {"ok": False, "reason": "only root and the daemon's own user may ask"}
+        try:
+            request = json.loads(line)
+            handler = self._handlers[request["command"]]
+        except (ValueError, KeyError, TypeError):
+            return {"ok": False, "reason": "unknown command"}
+        return handler(request)
+
+
+def ask(path: Path, command: str, timeout: float | None, **arguments: Any) -> dict[str, Any]:
+    """Ask the daemon; blocks up to ``timeout`` seconds.
+
+    Raises NotRunning when nobody listens, TimeoutError when no answer came in time.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        try:
+            connection.connect(str(path))
+            connection.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
+            with connection.makefile("rb") as stream:
+                line = stream.readline()
+        except (FileNotFoundError, ConnectionError) as error:
+            raise NotRunning(str(error)) from error
+    if not line:
+        raise NotRunning("the daemon went away before it answered")
+    reply = json.loads(line)
+    assert isinstance(reply, dict)
+    return reply
+
+
+class StatusFile:
+    """The daemon's last status, for when it is down."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Keep it in ``state_dir``."""
+        self.path = state_dir / "status.json"
+        self._written = ""
+
+    def write(self, status: dict[str, Any]) -> None:
+        """Write it when it changed; readers see the old or the new one."""
+        text = json.dumps(status)
+        if text == self._written:
+            return
+        temporary = self.path.with_suffix(".new")
+        temporary.write_text(text)
+        temporary.replace(self.path)
+        self._written = text
+
+    def read(self) -> dict[str, Any] | None:
+        """Return what the daemon left, or None."""
+        try:
+            found = json.loads(self.path.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("3i", credentials)[1])

@@ -1,0 +1,1 @@
+"""Pure core: no input or output, no clock, no threads; time comes in as a number."""

@@ -1,0 +1,493 @@
+"""The manifest: codec of checkpoint files, the fold, and the search for the head.
+
+A file is gzip of JSON lines: a header, one line per change, a trailer with the digest of all
+before. The chain of files, folded, is the whole tree. Bytes that are not UTF-8 travel as lone
+surrogates, which JSON escapes without loss.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from blake3 import blake3
+
+from onesync.core.model import Entry, Kind, Problem, RelPath, is_beneath, is_reserved
+
+FORMAT = 1
+_MOST_BYTES = 4 << 30
+_LONGEST_PATH = 65_536
+
+
+class Damaged(Exception):
+    """A checkpoint file is torn, foreign or forged; the text says how."""
+
+
+class NewerFormat(Exception):
+    """A checkpoint file was written by a newer onesync."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """Where in the chain a checkpoint stands; sequences start at 1 in every epoch."""
+
+    epoch: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """The path is this entry now."""
+
+    path: RelPath
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The path and all beneath it are gone."""
+
+    path: RelPath
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """``source`` and all beneath it are at ``target`` now."""
+
+    source: RelPath
+    target: RelPath
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What was left out, held back or damaged, and why."""
+
+    problem: Problem
+
+
+Change = Set | Gone | Renamed | Noted
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first line of a checkpoint file.
+
+    Attributes:
+        folder_id: which folder it belongs to.
+        position: epoch and sequence.
+        previous: name and digest of the file it continues; None for the first of a folder.
+        writer: program and host, for people.
+        time: ISO 8601, for people.
+        why: ``incremental``, ``base`` or ``final``.
+    """
+
+    folder_id: str
+    position: Position
+    previous: tuple[str, str] | None
+    writer: str
+    time: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A decoded file; ``digest`` is what a successor names."""
+
+    header: Header
+    changes: tuple[Change, ...]
+    digest: str
+
+
+@dataclass(slots=True)
+class Head:
+    """The newest state of the folder.
+
+    Attributes:
+        position: of the newest checkpoint.
+        name: its file's name.
+        digest: its file's digest.
+        folder_id: of the folder.
+        tree: every entry by path.
+        problems: what the checkpoints noted.
+        ignored: a sentence for every file that is torn, foreign or late.
+    """
+
+    position: Position
+    name: str
+    digest: str
+    folder_id: str
+    tree: dict[RelPath, Entry]
+    problems: list[Problem] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+
+def checkpoint_name(position: Position) -> str:
+    """Return the file name of an incremental checkpoint."""
+    return f"E{position.epoch:06d}-{position.sequence:06d}.jsonl.gz"
+
+
+def base_name(position: Position) -> str:
+    """Return the file name of a base."""
+    return f"E{position.epoch:06d}-{position.sequence:06d}.base.jsonl.gz"
+
+
+def parse_name(name: str) -> tuple[Position, bool] | None:
+    """Return position and whether it is a base; None for any other name."""
+    stem = name.removesuffix(".jsonl.gz")
+    is_base = stem.endswith(".base")
+    epoch, dash, sequence = stem.removesuffix(".base").removeprefix("E").partition("-")
+    if not dash or not (epoch.isdecimal() and sequence.isdecimal() and epoch.isascii()):
+        return None
+    position = Position(int(epoch), int(sequence))
+    fits = name == (base_name(position) if is_base else checkpoint_name(position))
+    return (position, is_base) if fits else None
+
+
+def file_digest(data: bytes) -> str:
+    """Return the digest by which a successor names the file ``data``."""
+    return blake3(data).hexdigest()
+
+
+def encode(header: Header, changes: Iterable[Change]) -> bytes:
+    """Return the file's bytes; the same input gives the same bytes."""
+    lines = [_line(_header_fields(header))]
+    lines += [_line(_change_fields(change)) for change in changes]
+    body = b"".join(lines)
+    trailer = _line({"end": len(lines) - 1, "digest": blake3(body).hexdigest()})
+    return gzip.compress(body + trailer, mtime=0)
+
+
+def decode(data: bytes, most_bytes: int = _MOST_BYTES) -> Checkpoint:
+    """Read a file. Raises Damaged for anything but a whole one, NewerFormat for a newer one."""
+    body = _inflate(data, most_bytes)
+    if not body.endswith(b"\n"):
+        raise Damaged("it ends in the middle of a line")
+    start = body.rfind(b"\n", 0, -1) + 1
+    lines = body[:start].splitlines()
+    if not lines:
+        raise Damaged("it has no header")
+    header = _read_header(_parse(lines[0]))
+    trailer = _parse(body[start:])
+    if trailer.get("digest") != blake3(body[:start]).hexdigest():
+        raise Damaged("its digest does not match")
+    if trailer.get("end") != len(lines) - 1:
+        raise Damaged("its trailer counts other lines")
+    changes = tuple(_read_change(_parse(line)) for line in lines[1:])
+    return Checkpoint(header, changes, file_digest(data))
+
+
+def apply(tree: dict[RelPath, Entry], changes: Iterable[Change]) -> list[Problem]:
+    """Fold ``changes`` into ``tree``; returns the problems that they note."""
+    problems = []
+    for change in changes:
+        if isinstance(change, Set):
+            old = tree.get(change.path)
+            if old is not None and old.kind is Kind.DIRECTORY is not change.entry.kind:
+                _cut(tree, change.path)
+            tree[change.path] = change.entry
+        elif isinstance(change, Gone):
+            _cut(tree, change.path)
+        elif isinstance(change, Renamed):
+            moved = _cut(tree, change.source)
+            _cut(tree, change.target)
+            for path, entry in moved.items():
+                tree[change.target + path[len(change.source) :]] = entry
+        else:
+            problems.append(change.problem)
+    return problems
+
+
+def find_head(names: Iterable[str], read: Callable[[str], bytes]) -> Head | None:
+    """Find the newest valid checkpoint and fold up to it.
+
+    Args:
+        names: a listing, which may be stale.
+        read: returns a file's bytes; raises OSError where it cannot.
+
+    Returns:
+        None where there is no checkpoint at all.
+
+    Raises:
+        Damaged: there are checkpoints and none is whole down to a base.
+        NewerFormat: a newer onesync wrote them.
+    """
+    search = _Search(read)
+    known = {name for name in names if parse_name(name)}
+    for name in sorted(known, key=_newest_first):
+        known |= search.successors(name)
+        break
+    for name in sorted(known, key=_newest_first):
+        head = search.head_at(name)
+        if head is not None:
+            head.ignored = search.report(known, head)
+            return head
+    if known:
+        raise Damaged("; ".join(search.reasons.values()) or "no checkpoint can be read")
+    return None
+
+
+class _Search:
+    """Reads every file at most once."""
+
+    def __init__(self, read: Callable[[str], bytes]) -> None:
+        self._read = read
+        self._found: dict[str, Checkpoint | None] = {}
+        self.reasons: dict[str, str] = {}
+        self._chain: set[str] = set()
+
+    def get(self, name: str) -> Checkpoint | None:
+        if name not in self._found:
+            self._found[name] = self._load(name)
+        return self._found[name]
+
+    def _load(self, name: str) -> Checkpoint | None:
+        try:
+            checkpoint = decode(self._read(name))
+        except FileNotFoundError:
+            return None
+        except (OSError, Damaged) as error:
+            self.reasons[name] = f"{name}: {error}"
+            return None
+        parsed = parse_name(name)
+        if parsed is None or checkpoint.header.position != parsed[0]:
+            self.reasons[name] = f"{name}: it was written for another place"
+            return None
+        return checkpoint
+
+    def successors(self, name: str) -> set[str]:
+        """Look successors up by name: a stale listing must not hide a newer head."""
+        parsed = parse_name(name)
+        found: set[str] = set()
+        while parsed is not None:
+            following = Position(parsed[0].epoch, parsed[0].sequence + 1)
+            names = {n for n in (checkpoint_name(following), base_name(following)) if self.get(n)}
+            found |= names
+            parsed = (following, False) if names else None
+        return found
+
+    def head_at(self, name: str) -> Head | None:
+        """Return the folded head at ``name`` when its links reach a base."""
+        chain: list[Checkpoint] = []
+        self._chain = set()
+        current = self.get(name)
+        place = name
+        while current is not None:
+            chain.append(current)
+            self._chain.add(place)
+            if current.header.why == "base":
+                return self._fold(name, chain)
+            beside = self.get(base_name(current.header.position))
+            if beside is not None and beside is not current:
+                self._chain.add(base_name(current.header.position))
+                return self._fold(name, [*chain[:-1], beside])
+            previous = current.header.previous
+            if previous is None:
+                break
+            place = previous[0]
+            current = self.get(place)
+            if current is not None and current.digest != previous[1]:
+                self.reasons[place] = f"{place}: it is not the file that its successor names"
+                current = None
+        if name not in self.reasons and chain:
+            self.reasons[name] = f"{name}: its chain does not reach a base"
+        return None
+
+    def _fold(self, name: str, chain: list[Checkpoint]) -> Head:
+        tree: dict[RelPath, Entry] = {}
+        problems: list[Problem] = []
+        for checkpoint in reversed(chain):
+            problems += apply(tree, checkpoint.changes)
+        newest = self.get(name)
+        assert newest is not None
+        header = newest.header
+        return Head(header.position, name, newest.digest, header.folder_id, tree, problems)
+
+    def report(self, names: set[str], head: Head) -> list[str]:
+        """Return a sentence for every file that is newer than the head or could not be used."""
+        late = [
+            f"{name}: it is newer than the head but not on its chain"
+            for name in sorted(names - self._chain - set(self.reasons))
+            if (parsed := parse_name(name)) is not None and parsed[0] > head.position
+        ]
+        return [*self.reasons.values(), *late]
+
+
+def _newest_first(name: str) -> tuple[int, int, bool]:
+    parsed = parse_name(name)
+    assert parsed is not None
+    return (-parsed[0].epoch, -parsed[0].sequence, parsed[1])
+
+
+def _cut(tree: dict[RelPath, Entry], top: RelPath) -> dict[RelPath, Entry]:
+    """Remove and return ``top`` and all beneath it."""
+    taken = {}
+    if (entry := tree.get(top)) is not None and entry.kind is not Kind.DIRECTORY:
+        paths = [top]
+    else:
+        paths = [path for path in tree if is_beneath(path, top)]
+    for path in paths:
+        taken[path] = tree.pop(path)
+    return taken
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _header_fields(header: Header) -> dict[str, Any]:
+    place = header.position
+    return {
+        "onesync": "checkpoint",
+        "format": FORMAT,
+        "folder": header.folder_id,
+        "epoch": place.epoch,
+        "sequence": place.sequence,
+        "previous": list(header.previous) if header.previous else None,
+        "writer": header.writer,
+        "time": header.time,
+        "why": header.why,
+    }
+
+
+def _change_fields(change: Change) -> dict[str, Any]:
+    if isinstance(change, Gone):
+        return {"gone": _text(change.path)}
+    if isinstance(change, Renamed):
+        return {"renamed": _text(change.source), "to": _text(change.target)}
+    if isinstance(change, Noted):
+        problem = change.problem
+        return {"problem": problem.kind, "path": _text(problem.path), "text": problem.text}
+    entry = change.entry
+    fields: dict[str, Any] = {"path": _text(change.path), "kind": entry.kind.value}
+    if entry.kind is Kind.LINK:
+        return {**fields, "target": _text(entry.target)}
+    fields |= {"mtime_ns": entry.mtime_ns, "mode": entry.mode}
+    if entry.kind is Kind.FILE:
+        fields |= {"size": entry.size, "digest": entry.digest}
+    return fields
+
+
+def _inflate(data: bytes, most_bytes: int) -> bytes:
+    engine = zlib.decompressobj(wbits=31)
+    try:
+        body = engine.decompress(data, most_bytes)
+    except zlib.error as error:
+        raise Damaged(f"it cannot be unpacked ({error})") from error
+    if not engine.eof:
+        raise Damaged("it is cut short or too large")
+    if engine.unused_data:
+        raise Damaged("something follows its end")
+    return body
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise Damaged(f"a line is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise Damaged("a line is not an object")
+    return fields
+
+
+def _read_header(fields: dict[str, Any]) -> Header:
+    if fields.get("onesync") != "checkpoint":
+        raise Damaged("it is not a checkpoint")
+    version = _number(fields, "format")
+    if version > FORMAT:
+        raise NewerFormat(f"format {version}")
+    previous = fields.get("previous")
+    if previous is not None and not (
+        isinstance(previous, list)
+        and len(previous) == 2
+        and all(isinstance(x, str) for x in previous)
+    ):
+        raise Damaged("its link to the previous file is malformed")
+    why = _string(fields, "why")
+    if why not in ("incremental", "base", "final"):
+        raise Damaged("it does not say why it was written")
+    return Header(
+        _string(fields, "folder"),
+        Position(_number(fields, "epoch"), _number(fields, "sequence")),
+        (previous[0], previous[1]) if previous else None,
+        _string(fields, "writer"),
+        _string(fields, "time"),
+        why,
+    )
+
+
+def _read_change(fields: dict[str, Any]) -> Change:
+    if "gone" in fields:
+        return Gone(_path(fields, "gone"))
+    if "renamed" in fields:
+        return Renamed(_path(fields, "renamed"), _path(fields, "to"))
+    if "problem" in fields:
+        raw = _string(fields, "path").encode("utf-8", "surrogateescape")
+        return Noted(Problem(raw, _string(fields, "problem"), _string(fields, "text")))
+    return Set(_path(fields, "path"), _read_entry(fields))
+
+
+def _read_entry(fields: dict[str, Any]) -> Entry:
+    try:
+        kind = Kind(_string(fields, "kind"))
+    except ValueError as error:
+        raise Damaged("an entry has an unknown kind") from error
+    if kind is Kind.LINK:
+        target = _raw(_string(fields, "target"))
+        if not target or b"\0" in target:
+            raise Damaged("a link has no possible target")
+        return Entry(kind, target=target)
+    mode = _number(fields, "mode")
+    if mode > 0o777:
+        raise Damaged("an entry has a mode that is never restored")
+    mtime_ns = fields.get("mtime_ns")
+    if type(mtime_ns) is not int:
+        raise Damaged("an entry has no time")
+    if kind is Kind.DIRECTORY:
+        return Entry(kind, mtime_ns=mtime_ns, mode=mode)
+    return Entry(kind, _number(fields, "size"), mtime_ns, mode, _string(fields, "digest"))
+
+
+def _path(fields: dict[str, Any], key: str) -> RelPath:
+    path = _raw(_string(fields, key))
+    parts = path.split(b"/")
+    if len(path) > _LONGEST_PATH or any(part in (b"", b".", b"..") for part in parts):
+        raise Damaged("a path does not lie beneath the folder")
+    if b"\0" in path or is_reserved(path):
+        raise Damaged("a path is one that no user file can have")
+    return path
+
+
+def _raw(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise Damaged("a name cannot be turned back into bytes") from error
+
+
+def _string(fields: dict[str, Any], key: str) -> str:
+    value = fields.get(key)
+    if not isinstance(value, str):
+        raise Damaged(f"{key} is missing")
+    return value
+
+
+def _number(fields: dict[str, Any], key: str) -> int:
+    value = fields.get(key)
+    if type(value) is not int or value < 0:
+        raise Damaged(f"{key} is missing")
+    return value
+
+
+def tree_changes(tree: dict[RelPath, Entry]) -> Iterator[Set]:
+    """Yield the changes that make up a base of ``tree``, in the order of paths."""
+    for path in sorted(tree):
+        yield Set(path, tree[path])

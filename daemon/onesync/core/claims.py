@@ -1,0 +1,241 @@
+"""Claims to write: their names, records and times, and the judgement of what was seen. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+FORMAT = 1
+LOCK_BYTES = 1024
+
+
+class BadRecord(Exception):
+    """A record is torn, foreign or of a newer format; the text says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockTimes:
+    """The times of the lock in seconds, all from N, the longest one remote call may take."""
+
+    call: float
+    beat: float
+    warn: float
+    suspend: float
+    settle: float
+    dead: float
+
+    @classmethod
+    def from_timeout(cls, n_seconds: float, settle_seconds: float | None = None) -> LockTimes:
+        """Return the times for N; a settle of 0 is right where one provider serves the folder."""
+        settle = 2 * n_seconds if settle_seconds is None else settle_seconds
+        times = cls(
+            n_seconds, 2 * n_seconds, 6 * n_seconds, 8 * n_seconds, settle, 10 * n_seconds + settle
+        )
+        times.validate()
+        return times
+
+    def validate(self) -> None:
+        """Raise ValueError where the order that keeps two writers apart is broken."""
+        if not 0 < self.beat < self.warn < self.suspend < self.dead:
+            raise ValueError(
+                f"the lock's times must rise: beat {self.beat:g} < warn {self.warn:g} < suspend"
+                f" {self.suspend:g} < dead {self.dead:g} seconds"
+            )
+        if self.settle < 0 or self.dead < 1.25 * self.suspend:
+            raise ValueError("dead must be at least 1.25 times suspend, and settle not negative")
+
+
+def epoch_name(epoch: int) -> bytes:
+    """Return the name of an epoch's directory."""
+    return b"%06d" % epoch
+
+
+def beat_name(beat: int) -> bytes:
+    """Return the name of a beat."""
+    return b"beat-%06d" % beat
+
+
+def parse_epoch(name: bytes) -> int | None:
+    """Return the epoch that a directory name stands for."""
+    return int(name) if name.isdigit() and epoch_name(int(name)) == name else None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Who claimed an epoch, where and when."""
+
+    deployment_id: str
+    epoch: int
+    host: str
+    boot_id: str
+    machine_id: str
+    user: str
+    working_dir: str
+    replica_dir: str
+    started: str
+    version: str
+    parent: int | None = None
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a claim ended: undeployed, unlocked, superseded or withdrawn."""
+
+    how: str
+    time: str
+    checkpoint: str | None = None
+
+
+def encode_record(record: Record | End) -> bytes:
+    """Return a record's file content."""
+    return json.dumps({"format": FORMAT, **asdict(record)}).encode() + b"\n"
+
+
+def decode_record(content: bytes) -> Record:
+    """Read a claim's record. Raises BadRecord."""
+    found = _load(content)
+    names = [f.name for f in fields(Record)]
+    try:
+        record = Record(**{name: found[name] for name in names})
+    except KeyError as error:
+        raise BadRecord(f"the record lacks {error}") from error
+    if type(record.epoch) is not int or not isinstance(record.deployment_id, str):
+        raise BadRecord("the record's fields are not what they should be")
+    return record
+
+
+def _load(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise BadRecord(f"the record is torn ({error})") from error
+    if not isinstance(found, dict) or type(found.get("format")) is not int:
+        raise BadRecord("the record is not onesync's")
+    if found["format"] > FORMAT:
+        raise BadRecord(f"the record has format {found['format']}, newer than this onesync knows")
+    return found
+
+
+def lock_text(record: Record, beat: int, time: str) -> bytes:
+    """Return the ``lock`` file: fixed size, readable, in the old scripts' own words."""
+    lines = [
+        f"HOST: {record.host}",
+        f"MOUNT: {record.replica_dir}",
+        f"DIR: {record.working_dir}",
+        f"USER: {record.user}",
+        f"DATE: {record.started}",
+        f"DEPLOYMENT: {record.deployment_id}",
+        f"EPOCH: {record.epoch}",
+        f"BEAT: {beat} {time}",
+        f"WRITER: onesync {record.version}",
+    ]
+    text = "\n".join(line[:160] for line in lines).encode("utf-8", "replace")[: LOCK_BYTES - 1]
+    return text.ljust(LOCK_BYTES - 1) + b"\n"
+
+
+def parse_lock(content: bytes) -> dict[str, str]:
+    """Return the fields of a ``lock`` file, ours or West-Life's, by their upper-case names."""
+    found = {}
+    for line in content.decode("utf-8", "replace").splitlines():
+        name, colon, value = line.partition(":")
+        if colon and name.isupper():
+            found[name] = value.strip()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One epoch as it was seen; ``record`` is None where it is missing or torn."""
+
+    epoch: int
+    record: Record | None
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What the state directory holds of our last deployment."""
+
+    deployment_id: str
+    epoch: int
+    beat: int
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Nobody holds the folder."""
+
+    next_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """Our own deployment from an earlier life holds it."""
+
+    claim: Claim
+    next_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Somebody else holds it; the story is for a person."""
+
+    story: str
+
+
+def judge(
+    claims: list[Claim],
+    lock: Mapping[str, str] | None,
+    other_lock: str | None,
+    remembered: Remembered | None,
+) -> Free | Ours | Held:
+    """Decide who holds the folder.
+
+    Args:
+        claims: every epoch seen.
+        lock: the fields of the ``lock`` file; None where there is none.
+        other_lock: the content of scipion-docker's lock; None where there is none.
+        remembered: our own last deployment.
+    """
+    highest = max((claim.epoch for claim in claims), default=0)
+    open_claims = sorted((c for c in claims if not c.ended), key=lambda c: c.epoch)
+    if open_claims and lock is None and open_claims[-1].record is not None:
+        # As of old: a person deleted the lock file by hand, which frees the folder.
+        return Free(highest + 1)
+    if open_claims:
+        last = open_claims[-1]
+        if _is_ours(last, remembered):
+            return Ours(last, highest + 1)
+        return Held(_story(last, lock))
+    if lock is not None:
+        return Held(f"an old script's lock stands there ({_words(lock)})")
+    if other_lock is not None:
+        return Held(f"scipion-docker's lock stands there ({other_lock.strip()[:100]})")
+    return Free(highest + 1)
+
+
+def _is_ours(claim: Claim, remembered: Remembered | None) -> bool:
+    return (
+        remembered is not None
+        and claim.record is not None
+        and claim.record.deployment_id == remembered.deployment_id
+        and claim.epoch == remembered.epoch
+    )
+
+
+def _story(claim: Claim, lock: Mapping[str, str] | None) -> str:
+    record = claim.record
+    if record is None:
+        return f"claim {claim.epoch} has no readable record: its owner may be starting right now"
+    beat = (lock or {}).get("BEAT", "unknown")
+    return (
+        f"{record.user} on {record.host} holds it since {record.started} as epoch {record.epoch},"
+        f" in {record.working_dir}, last beat {beat}"
+    )
+
+
+def _words(lock: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in lock.items()) or "unreadable"

@@ -1,0 +1,117 @@
+"""The dirty set: paths that may differ from the index. It holds paths, never events.
+
+All times are seconds on one monotonic clock that the caller reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onesync.core.model import RelPath, is_beneath
+
+LIMIT = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What a batch takes.
+
+    Attributes:
+        paths: each to be looked at alone.
+        trees: directories to be scanned with all that is beneath.
+        moves: (source, target) pairs that the kernel told as one rename.
+        since: when each path or tree was first marked, so that it can be given back.
+    """
+
+    paths: frozenset[RelPath]
+    trees: frozenset[RelPath]
+    moves: tuple[tuple[RelPath, RelPath], ...]
+    since: tuple[tuple[RelPath, float], ...]
+
+
+@dataclass(slots=True)
+class _Mark:
+    first: float
+    last: float
+
+
+class DirtySet:
+    """See the module. Not safe in several threads; its owner guards it."""
+
+    def __init__(self, settle_seconds: float, max_delay_seconds: float, limit: int = LIMIT) -> None:
+        """Paths are due after ``settle_seconds`` of quiet, at most ``max_delay_seconds`` late."""
+        self._settle = settle_seconds
+        self._max_delay = max_delay_seconds
+        self._limit = limit
+        self._paths: dict[RelPath, _Mark] = {}
+        self._trees: dict[RelPath, float] = {}
+        self._moves: dict[tuple[RelPath, RelPath], None] = {}
+
+    def __len__(self) -> int:
+        return len(self._paths) + len(self._trees)
+
+    def mark(self, path: RelPath, now: float) -> None:
+        """Mark one path. Beyond the limit the whole tree is marked instead."""
+        mark = self._paths.get(path)
+        if mark is not None:
+            mark.last = now
+        elif len(self._paths) >= self._limit:
+            self.mark_tree(b"", now)
+        elif b"" not in self._trees:
+            self._paths[path] = _Mark(now, now)
+
+    def mark_tree(self, path: RelPath, now: float) -> None:
+        """Mark everything beneath ``path``; marks beneath it are subsumed."""
+        first = now
+        for other in [p for p in self._paths if is_beneath(p, path)]:
+            first = min(first, self._paths.pop(other).first)
+        self._trees[path] = min(first, self._trees.get(path, now))
+
+    def moved(self, source: RelPath, target: RelPath, now: float) -> None:
+        """Mark both ends of a rename and remember that they are one."""
+        self.mark(source, now)
+        self.mark(target, now)
+        self._moves[source, target] = None
+
+    def take(self, now: float, everything: bool = False) -> Due:
+        """Remove and return what is due; with ``everything`` all there is."""
+        paths = {p: m for p, m in self._paths.items() if everything or self._due(m) <= now}
+        trees, self._trees = self._trees, {}
+        for path in paths:
+            del self._paths[path]
+        moves = tuple(
+            pair
+            for pair in self._moves
+            if pair[0] not in self._paths and pair[1] not in self._paths
+        )
+        for pair in moves:
+            del self._moves[pair]
+        since = [(p, m.first) for p, m in paths.items()] + list(trees.items())
+        return Due(frozenset(paths), frozenset(trees), moves, tuple(since))
+
+    def give_back(self, due: Due, now: float) -> None:
+        """Put back what a failed batch took, with its age."""
+        for path, first in due.since:
+            if path in due.trees:
+                self._trees[path] = min(first, self._trees.get(path, now))
+            else:
+                mark = self._paths.setdefault(path, _Mark(first, first))
+                mark.first = min(mark.first, first)
+        for pair in due.moves:
+            self._moves[pair] = None
+
+    def next_due(self, now: float) -> float | None:
+        """Return in how many seconds something is due (0 = now), or None."""
+        if self._trees:
+            return 0.0
+        if not self._paths:
+            return None
+        return max(0.0, min(map(self._due, self._paths.values())) - now)
+
+    def oldest(self) -> float | None:
+        """Return when the oldest was first marked, or None."""
+        firsts = [m.first for m in self._paths.values()] + list(self._trees.values())
+        return min(firsts, default=None)
+
+    def _due(self, mark: _Mark) -> float:
+        return min(mark.last + self._settle, mark.first + self._max_delay)

@@ -1,0 +1,56 @@
+"""The link lists of onesync's two predecessors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+
+from onesync.core.model import RelPath, is_reserved, join
+
+_LINKLIST = re.compile(rb'"(?P<dir>.*)" "(?P<name>[^"/]*)" "(?P<target>.*)"')
+
+
+def linklist(content: bytes, directories: Collection[RelPath]) -> Iterator[tuple[RelPath, bytes]]:
+    """Yield (path, target) from West-Life's ``"dir" "name" "target"`` lines.
+
+    ``dir`` is an absolute path of another machine: it is found by its longest suffix that is one of
+    ``directories``. A line that names no directory here is left out.
+    """
+    for line in content.splitlines():
+        match = _LINKLIST.fullmatch(line.strip())
+        if match is None or not match["name"] or not match["target"]:
+            continue
+        path = join(_longest_suffix(match["dir"], directories), match["name"])
+        if _is_fit(path):
+            yield path, match["target"]
+
+
+def symlink_dump(
+    content: bytes, directories: Collection[RelPath]
+) -> Iterator[tuple[RelPath, bytes]]:
+    """Yield (path, target) from scipion-docker's ``target link`` lines.
+
+    Blanks are not escaped there: the link is the rest of the line from the first blank whose suffix
+    leads into one of ``directories``.
+    """
+    for line in content.splitlines():
+        target, blank, link = line.strip().partition(b" ")
+        above, _, name = link.rpartition(b"/")
+        if blank and name:
+            path = join(_longest_suffix(above, directories), name)
+            if _is_fit(path):
+                yield path, target
+
+
+def _longest_suffix(directory: bytes, directories: Collection[RelPath]) -> RelPath:
+    parts = [part for part in directory.split(b"/") if part not in (b"", b".")]
+    for start in range(len(parts)):
+        suffix = b"/".join(parts[start:])
+        if suffix in directories:
+            return suffix
+    return b""
+
+
+def _is_fit(path: RelPath) -> bool:
+    parts = path.split(b"/")
+    return not is_reserved(path) and b".." not in parts and b"." not in parts and b"\0" not in path

@@ -1,0 +1,125 @@
+"""The words of onesync as types: entries, stamps, changes, problems.
+
+Paths are raw bytes, relative to the root of the working copy or replica, with ``/`` between the
+parts and none at either end; ``b""`` is the root itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+RelPath = bytes
+
+STATUS_FOLDER = b".deployment_status_do_not_delete"
+RESERVED_PREFIX = b".onesync~"
+
+
+class Kind(StrEnum):
+    """What a path is; sockets, FIFOs and devices are never entries."""
+
+    FILE = "file"
+    LINK = "link"
+    DIRECTORY = "dir"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the manifest says of one path.
+
+    Attributes:
+        kind: file, link or directory.
+        size: length of a file in bytes; 0 otherwise.
+        mtime_ns: modification time, nanoseconds since 1970; 0 for links.
+        mode: permission bits (never setuid, setgid or sticky); 0 for links.
+        digest: blake3 of a file's content in hex; empty otherwise.
+        target: target of a link, verbatim; empty otherwise.
+    """
+
+    kind: Kind
+    size: int = 0
+    mtime_ns: int = 0
+    mode: int = 0
+    digest: str = ""
+    target: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the kernel says of a path of the working copy: the evidence for "unchanged".
+
+    Attributes:
+        kind: file, link or directory.
+        inode: inode number.
+        size: bytes; 0 for links and directories.
+        mtime_ns: modification time, nanoseconds.
+        ctime_ns: change time, nanoseconds.
+        mode: permission bits, masked to 0o777.
+        target: target of a link, verbatim.
+    """
+
+    kind: Kind
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    mode: int
+    target: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """One row of the index: what the replica is known to hold, and the stamp it was taken from.
+
+    ``stamp`` is None where the source was never seen by this node (the row counts as dirty).
+    """
+
+    entry: Entry
+    stamp: Stamp | None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with one path while the rest goes on.
+
+    Attributes:
+        path: where.
+        kind: a short stable word (``unreadable``, ``special``, ``occupied``, ...), a metric label.
+        text: one sentence for a person.
+    """
+
+    path: RelPath
+    kind: str
+    text: str
+
+
+def parent_of(path: RelPath) -> RelPath:
+    """Return the directory of ``path``; the root's children give ``b""``."""
+    return path.rpartition(b"/")[0]
+
+
+def name_of(path: RelPath) -> bytes:
+    """Return the last part of ``path``."""
+    return path.rpartition(b"/")[2]
+
+
+def join(parent: RelPath, name: bytes) -> RelPath:
+    """Return the path of ``name`` in the directory ``parent``."""
+    return parent + b"/" + name if parent else name
+
+
+def is_beneath(path: RelPath, top: RelPath) -> bool:
+    """Return whether ``path`` is ``top`` or lies below it."""
+    return not top or path == top or path.startswith(top + b"/")
+
+
+def is_reserved(path: RelPath) -> bool:
+    """Return whether ``path`` belongs to onesync: the status folder, temporaries and asides."""
+    parts = path.split(b"/")
+    return parts[0] == STATUS_FOLDER or any(p.startswith(RESERVED_PREFIX) for p in parts)
+
+
+def show(path: RelPath) -> str:
+    """Return ``path`` printable on one line: control and undecodable bytes are escaped."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,161 @@
+"""From what a scan saw to what a batch does. Pure: the plan is data.
+
+A deletion or the source of a rename that scan *n* saw is carried out in batch *n + 1*, whose
+databases are newer; until then it is *awaited*. The caller passes what was awaited last time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onesync.core.model import Kind, Known, RelPath, Stamp, is_beneath
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One path whose stamp does not match the index.
+
+    Attributes:
+        path: where.
+        known: what the index holds; None for a new path.
+        seen: what the working copy holds; None where nothing stands.
+    """
+
+    path: RelPath
+    known: Known | None
+    seen: Stamp | None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A path that was renamed in the working copy; ``seen`` is the stamp at ``target``."""
+
+    source: RelPath
+    target: RelPath
+    kind: Kind
+    seen: Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The operations of one batch, each list in the order in which it is carried out.
+
+    Attributes:
+        directories: to be made, parents first; path and stamp.
+        files: to be pushed whole; ``replaces`` tells whether the replica holds something there.
+        links: to be recorded; the replica holds none.
+        metadata: entries whose content is known to be the same (mode or time of directories).
+        removals: tops of what is gone, nothing beneath another one; with the kind known.
+        moves: renames to carry out; no source or target beneath another one.
+        awaited_removals: gone, but seen for the first time: the next batch's.
+        awaited_moves: likewise for renames.
+    """
+
+    directories: list[Difference] = field(default_factory=list)
+    files: list[Difference] = field(default_factory=list)
+    links: list[Difference] = field(default_factory=list)
+    metadata: list[Difference] = field(default_factory=list)
+    removals: list[Difference] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+    awaited_removals: frozenset[RelPath] = frozenset()
+    awaited_moves: frozenset[tuple[RelPath, RelPath]] = frozenset()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do now."""
+        parts = (self.directories, self.files, self.links, self.metadata, self.removals, self.moves)
+        return not any(parts)
+
+
+def make_plan(
+    differences: Mapping[RelPath, Difference],
+    renames: list[Move],
+    awaited_removals: frozenset[RelPath],
+    awaited_moves: frozenset[tuple[RelPath, RelPath]],
+) -> Plan:
+    """Return the plan for ``differences``.
+
+    Args:
+        differences: what the scan found, by path.
+        renames: those of them that are known to be renames (source gone, target new).
+        awaited_removals: removals that an earlier scan saw already.
+        awaited_moves: (source, target) of renames that an earlier scan saw already.
+    """
+    moves = _outermost_moves(renames)
+    covered = [m.source for m in moves] + [m.target for m in moves]
+    plan = Plan(
+        awaited_moves=frozenset(
+            (m.source, m.target) for m in moves if (m.source, m.target) not in awaited_moves
+        ),
+    )
+    plan.moves.extend(m for m in moves if (m.source, m.target) in awaited_moves)
+    gone: list[Difference] = []
+    for path in sorted(differences):
+        difference = differences[path]
+        if any(is_beneath(path, top) for top in covered):
+            continue
+        if difference.seen is None:
+            if difference.known is not None:
+                gone.append(difference)
+        else:
+            _place(plan, difference, gone)
+    tops = _tops(gone)
+    # A path that changed its kind must go before the new thing takes its name: not awaited.
+    ripe = [d for d in tops if d.seen is not None or d.path in awaited_removals]
+    plan.removals.extend(ripe)
+    waiting = frozenset(d.path for d in tops if d not in ripe)
+    return _with_awaited(plan, waiting)
+
+
+def _place(plan: Plan, difference: Difference, gone: list[Difference]) -> None:
+    seen, known = difference.seen, difference.known
+    assert seen is not None
+    if known is not None and known.entry.kind is not seen.kind:
+        if known.entry.kind is not Kind.LINK:
+            gone.append(difference)
+        known = None
+    if seen.kind is Kind.DIRECTORY:
+        (plan.directories if known is None else plan.metadata).append(difference)
+    elif seen.kind is Kind.LINK:
+        plan.links.append(difference)
+    else:
+        plan.files.append(difference)
+
+
+def _with_awaited(plan: Plan, waiting: frozenset[RelPath]) -> Plan:
+    return Plan(
+        plan.directories,
+        plan.files,
+        plan.links,
+        plan.metadata,
+        plan.removals,
+        plan.moves,
+        waiting,
+        plan.awaited_moves,
+    )
+
+
+def _tops(gone: list[Difference]) -> list[Difference]:
+    """Return those of the sorted ``gone`` that lie beneath no other one."""
+    tops: list[Difference] = []
+    for difference in sorted(gone, key=lambda d: d.path.split(b"/")):
+        if not tops or not is_beneath(difference.path, tops[-1].path):
+            tops.append(difference)
+    return tops
+
+
+def _outermost_moves(renames: list[Move]) -> list[Move]:
+    """Drop renames that another one carries along, or whose ends lie inside each other's."""
+    chosen: list[Move] = []
+    for move in sorted(renames, key=lambda m: (m.source.count(b"/"), m.source)):
+        ends = (move.source, move.target)
+        clash = any(
+            is_beneath(end, top) or is_beneath(top, end)
+            for other in chosen
+            for top in (other.source, other.target)
+            for end in ends
+        )
+        if not clash and not is_beneath(move.target, move.source):
+            chosen.append(move)
+    return chosen

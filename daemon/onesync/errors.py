@@ -1,0 +1,76 @@
+"""Every way onesync can fail as a whole, each with its exit code.
+
+OnesyncError (1 unexpected)
+├── ConfigurationError (78)       refused at the door
+├── MountNotThere (14)            the replica is not reachable; systemd tries again
+│   └── MountHung                 a call on the mount did not answer in time
+├── DeployedElsewhere (11)        somebody else holds the folder
+├── LockLost (12)                 we held it and do not any more
+├── FlushNotFinished (10)         the final flush ended early; lock and local data kept
+└── Halted (13)                   a person must decide
+
+What is wrong with one path is not an error but a ``core.model.Problem``.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of the program; documented in README."""
+
+    CLEAN = 0
+    UNEXPECTED = 1
+    FLUSH_NOT_FINISHED = 10
+    DEPLOYED_ELSEWHERE = 11
+    LOCK_LOST = 12
+    HALTED = 13
+    MOUNT_NOT_THERE = 14
+    CONFIGURATION = 78
+
+
+class OnesyncError(Exception):
+    """A failure that a person reads: what happened, what is safe, what to do."""
+
+    code = Exit.UNEXPECTED
+
+
+class ConfigurationError(OnesyncError):
+    """The configuration or the two directories do not fit; nothing was changed."""
+
+    code = Exit.CONFIGURATION
+
+
+class MountNotThere(OnesyncError):
+    """The replica cannot be reached, or what stands there is not it."""
+
+    code = Exit.MOUNT_NOT_THERE
+
+
+class MountHung(MountNotThere):
+    """A call on the mount did not answer within the configured time."""
+
+
+class DeployedElsewhere(OnesyncError):
+    """The folder is deployed by somebody else."""
+
+    code = Exit.DEPLOYED_ELSEWHERE
+
+
+class LockLost(OnesyncError):
+    """The lock was ours and is not any more: no writes from here on."""
+
+    code = Exit.LOCK_LOST
+
+
+class FlushNotFinished(OnesyncError):
+    """The final flush could not finish; lock and local data are kept."""
+
+    code = Exit.FLUSH_NOT_FINISHED
+
+
+class Halted(OnesyncError):
+    """A person must decide before anything more is written."""
+
+    code = Exit.HALTED

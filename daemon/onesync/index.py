@@ -1,0 +1,190 @@
+"""The local record of what the replica is known to hold.
+
+One SQLite file in the state directory, WAL with full synchronisation: what ``commit`` returned from
+survives a power loss. Opened by the thread that starts, then used by the engine's alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from onesync.core.chain import Change, Gone, Renamed, Set
+from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, parent_of
+from onesync.errors import Halted
+
+FORMAT = 1
+_COLUMNS = (
+    "path, kind, size, mtime_ns, mode, digest, target, inode, s_size, s_mtime, s_ctime, s_mode"
+)
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS entry (
+    path BLOB PRIMARY KEY, parent BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL, mode INTEGER NOT NULL, digest TEXT NOT NULL, target BLOB NOT NULL,
+    inode INTEGER, s_size INTEGER, s_mtime INTEGER, s_ctime INTEGER, s_mode INTEGER
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS entry_parent ON entry (parent);
+CREATE INDEX IF NOT EXISTS entry_inode ON entry (inode);
+"""
+
+
+class Index:
+    """Rows by path, and a few named values (``meta``)."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the index. Raises Halted where a newer onesync wrote it."""
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(_SCHEMA)
+        found = self.get("format")
+        if found is None:
+            self.set(format=str(FORMAT))
+        elif int(found) > FORMAT:
+            raise Halted(
+                f"The index {path} has format {found}, newer than this onesync's {FORMAT}; nothing"
+                " was changed. Install the newer onesync again."
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def get(self, key: str) -> str | None:
+        """Return a named value, or None."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set(self, **values: str | None) -> None:
+        """Record named values durably and at once; None removes one."""
+        with self._transaction():
+            self._set(values)
+
+    def known(self, path: RelPath) -> Known | None:
+        """Return the row of ``path``."""
+        row = self._db.execute(f"SELECT {_COLUMNS} FROM entry WHERE path = ?", (path,)).fetchone()
+        return None if row is None else _known(row)
+
+    def children(self, path: RelPath) -> dict[RelPath, Known]:
+        """Return the rows directly in the directory ``path``, by their paths."""
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND path != x''", (path,)
+        )
+        return {row[0]: _known(row) for row in rows}
+
+    def beneath(self, path: RelPath) -> Iterator[tuple[RelPath, Known]]:
+        """Yield the row of ``path`` and all beneath it, in the order of their bytes."""
+        where, values = _range(path)
+        query = f"SELECT {_COLUMNS} FROM entry WHERE {where} ORDER BY path"
+        for row in self._db.execute(query, values):
+            yield row[0], _known(row)
+
+    def by_inode(self, inode: int) -> list[tuple[RelPath, Known]]:
+        """Return the rows whose source had this inode."""
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM entry WHERE inode = ?", (inode,))
+        return [(row[0], _known(row)) for row in rows]
+
+    def count(self) -> int:
+        """Return the number of rows."""
+        return int(self._db.execute("SELECT count(*) FROM entry").fetchone()[0])
+
+    def commit(
+        self,
+        changes: Iterable[Change],
+        stamps: dict[RelPath, Stamp],
+        **values: str | None,
+    ) -> None:
+        """Apply a checkpoint's changes, in one durable transaction.
+
+        Args:
+            changes: as written into the checkpoint, in its order.
+            stamps: stamps of the sources of the paths that were set.
+            **values: named values that belong to the same moment.
+        """
+        with self._transaction():
+            for change in changes:
+                self._apply(change, stamps)
+            self._set(values)
+
+    def replace(self, tree: Iterable[tuple[RelPath, Entry, Stamp | None]], **meta: str) -> None:
+        """Replace all rows, as after stage-in."""
+        with self._transaction():
+            self._db.execute("DELETE FROM entry")
+            for path, entry, stamp in tree:
+                self._put(path, entry, stamp)
+            self._set(dict(meta))
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._db)
+
+    def _set(self, values: dict[str, str | None]) -> None:
+        for key, value in values.items():
+            if value is None:
+                self._db.execute("DELETE FROM meta WHERE key = ?", (key,))
+            else:
+                self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def _apply(self, change: Change, stamps: dict[RelPath, Stamp]) -> None:
+        if isinstance(change, Set):
+            old = self.known(change.path)
+            if old is not None and old.entry.kind is Kind.DIRECTORY is not change.entry.kind:
+                self._delete(change.path)
+            self._put(change.path, change.entry, stamps.get(change.path))
+        elif isinstance(change, Gone):
+            self._delete(change.path)
+        elif isinstance(change, Renamed):
+            self._rename(change.source, change.target)
+
+    def _put(self, path: RelPath, entry: Entry, stamp: Stamp | None) -> None:
+        known = (entry.kind, entry.size, entry.mtime_ns, entry.mode, entry.digest, entry.target)
+        seen: tuple[int | None, ...] = (None,) * 5
+        if stamp is not None:
+            seen = (stamp.inode, stamp.size, stamp.mtime_ns, stamp.ctime_ns, stamp.mode)
+        self._db.execute(
+            "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (path, parent_of(path), *known, *seen),
+        )
+
+    def _delete(self, path: RelPath) -> None:
+        where, values = _range(path)
+        self._db.execute(f"DELETE FROM entry WHERE {where}", values)
+
+    def _rename(self, source: RelPath, target: RelPath) -> None:
+        rows = list(self.beneath(source))
+        self._delete(source)
+        self._delete(target)
+        for path, known in rows:
+            self._put(target + path[len(source) :], known.entry, known.stamp)
+
+
+class _Transaction:
+    """An immediate transaction: committed on success, rolled back on any error."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def _range(path: RelPath) -> tuple[str, tuple[bytes, ...]]:
+    """Return the condition that holds for ``path`` and all beneath it ("0" follows "/")."""
+    if not path:
+        return "1", ()
+    return "(path = ? OR (path > ? AND path < ?))", (path, path + b"/", path + b"0")
+
+
+def _known(row: tuple[object, ...]) -> Known:
+    _, kind_text, size, mtime_ns, mode, digest, target, *seen = row
+    kind = Kind(str(kind_text))
+    entry = Entry(kind, size, mtime_ns, mode, digest, target)  # type: ignore[arg-type]
+    if seen[0] is None:
+        return Known(entry, None)
+    inode, s_size, s_mtime, s_ctime, s_mode = seen
+    stamp = Stamp(kind, inode, s_size, s_mtime, s_ctime, s_mode, entry.target)  # type: ignore[arg-type]
+    return Known(entry, stamp)

@@ -1,0 +1,95 @@
+"""Every metric, on a registry of its own, and the server that Prometheus scrapes."""
+
+from __future__ import annotations
+
+from threading import Thread
+from typing import Any
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Enum,
+    Gauge,
+    Info,
+    disable_created_metrics,
+    start_http_server,
+)
+
+from onesync import __version__
+from onesync.errors import ConfigurationError
+
+PHASES = (
+    "starting", "locking", "staging_in", "syncing", "backing_off", "suspended", "flushing",
+    "cleaning", "halted", "fenced", "stopped",
+)  # fmt: skip
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """The daemon's metrics. Any thread."""
+
+    def __init__(self) -> None:
+        """Register every metric."""
+        self.registry = registry = CollectorRegistry()
+        self._server: tuple[WSGIServer, Thread] | None = None
+        Info("onesync_build", "Version of onesync", registry=registry).info(
+            {"version": __version__}
+        )
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"onesync_{name}", text, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"onesync_{name}", text, labels, registry=registry)
+
+        self.phase = Enum("onesync_phase", "Phase", states=PHASES, registry=registry)
+        self.pending_paths = gauge("pending_paths", "Paths that may differ from the replica")
+        self.pending_bytes = gauge("pending_bytes", "Bytes known to wait for a push")
+        self.oldest_unsynced_timestamp = gauge(
+            "oldest_unsynced_timestamp_seconds", "When the oldest unsynced change was seen; 0: none"
+        )
+        self.last_checkpoint_timestamp = gauge(
+            "last_checkpoint_timestamp_seconds", "When the newest checkpoint was committed"
+        )
+        self.lock_beat_timestamp = gauge(
+            "lock_beat_timestamp_seconds", "When the lock's last heartbeat was confirmed"
+        )
+        self.mount_up = gauge("mount_up", "Whether the mount answered last time")
+        self.epoch = gauge("lock_epoch", "Epoch of our claim; 0: none")
+        self.problems = gauge("problems", "Paths that have a problem")
+        self.pushed_files = counter("pushed_files", "Files published in the replica")
+        self.pushed_bytes = counter("pushed_bytes", "Bytes of files published in the replica")
+        self.push_errors = counter("push_errors", "Batches that failed", "kind")
+        self.rescans = counter("rescans", "Scans of the whole working copy", "reason")
+        self.overflows = gauge("inotify_overflows", "Times the kernel dropped events")
+
+    def update(self, status: dict[str, Any]) -> None:
+        """Take over what the status document says."""
+        self.phase.state(status["phase"])
+        self.pending_paths.set(status["pending_paths"])
+        self.pending_bytes.set(status["pending_bytes"])
+        self.oldest_unsynced_timestamp.set(status["oldest_unsynced_at"] or 0)
+        self.mount_up.set(status["mount"]["up"])
+        self.epoch.set(status["epoch"] or 0)
+        self.problems.set(len(status["problems"]))
+
+    def serve(self, listen: str) -> None:
+        """Serve at HOST:PORT. Raises ConfigurationError when that is not to be had."""
+        host, _, port = listen.rpartition(":")
+        try:
+            self._server = start_http_server(int(port), host, self.registry)
+        except OSError as error:
+            raise ConfigurationError(
+                f"The metrics address {listen} cannot be used ({error.strerror}); nothing was"
+                " changed. Set metrics.listen to a free one."
+            ) from error
+
+    def stop(self) -> None:
+        """End the server."""
+        if self._server is not None:
+            server, thread = self._server
+            server.shutdown()
+            server.server_close()
+            thread.join()

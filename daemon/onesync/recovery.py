@@ -1,0 +1,61 @@
+"""Settles what a dead batch left half done in the replica, by its intent.
+
+A batch whose checkpoint stands is rolled forward (its asides go), any other one back (its asides
+return to their names). New files that were already published stay: they are additive, and the next
+scan or stage-in meets them.
+"""
+
+from __future__ import annotations
+
+from onesync.core.chain import Position
+from onesync.core.model import RelPath, join, show
+from onesync.push import INTENTS, Intent
+from onesync.replica.door import Replica
+
+
+def settle(replica: Replica, head: Position | None) -> list[str]:
+    """Settle every intent there is, newest first; returns a sentence for each thing undone.
+
+    ``head`` is the position of the newest valid checkpoint. May be interrupted and done again.
+    """
+    told: list[str] = []
+    for intent in sorted(_intents(replica, told), key=lambda i: i.position, reverse=True):
+        if head is None or intent.position > head:
+            told += _roll_back(replica, intent)
+        else:
+            for _, aside in intent.replace + intent.remove:
+                replica.remove(aside)
+        for _, temporary in intent.new:
+            replica.remove(temporary)
+        replica.remove(intent.path)
+    return told
+
+
+def _intents(replica: Replica, told: list[str]) -> list[Intent]:
+    found = []
+    for item in replica.list(INTENTS):
+        try:
+            found.append(Intent.decode(replica.read(join(INTENTS, item.name))))
+        except (ValueError, KeyError, TypeError) as error:
+            # Torn while it was written: nothing that it would have named was begun.
+            told.append(f"The intent {show(item.name)} is torn ({error}); removed.")
+            replica.remove(join(INTENTS, item.name))
+    return found
+
+
+def _roll_back(replica: Replica, intent: Intent) -> list[str]:
+    told = []
+    for source, target in reversed(intent.rename):
+        if replica.look(source) is None and replica.look(target) is not None:
+            replica.rename(target, source)
+            told.append(f"The rename of {show(source)} was undone.")
+    for path, aside in intent.replace + intent.remove:
+        if replica.look(aside) is not None:
+            _return(replica, path, aside)
+            told.append(f"{show(path)} has its version of the last checkpoint again.")
+    return told
+
+
+def _return(replica: Replica, path: RelPath, aside: RelPath) -> None:
+    replica.remove(path)
+    replica.rename(aside, path)

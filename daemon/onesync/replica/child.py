@@ -1,0 +1,100 @@
+"""The child process that makes the calls on the mount: ``python -m onesync.replica.child FD ROOT``.
+
+It reads requests from the socket ``FD``, answers each from one of its threads, and ends when the
+parent's end closes. It inherits nothing else: no lock, no signal mask, no other descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import struct
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from onesync.replica.folder import FolderReplica
+
+LENGTH = struct.Struct("!I")
+PROGRESS_SECONDS = 1.0
+
+
+def receive(connection: socket.socket) -> Any:
+    """Return the next message, or None when the other end closed."""
+    head = _exactly(connection, LENGTH.size)
+    if head is None:
+        return None
+    body = _exactly(connection, LENGTH.unpack(head)[0])
+    # Both ends are onesync's own processes over an unnamed socket pair: the pickle is trusted.
+    return None if body is None else pickle.loads(body)
+
+
+def send(connection: socket.socket, message: Any) -> None:
+    """Send one message; the caller holds the lock that keeps messages whole."""
+    body = pickle.dumps(message)
+    connection.sendall(LENGTH.pack(len(body)) + body)
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < count:
+        part = connection.recv(count - len(parts))
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)
+
+
+class _Servant:
+    def __init__(self, connection: socket.socket, root: bytes) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._current = threading.local()
+        self._generation = 0
+        self._replica = FolderReplica(root, self._progress)
+
+    def serve(self, threads: int) -> None:
+        """Answer until the parent goes."""
+        with ThreadPoolExecutor(threads) as pool:
+            while (request := receive(self._connection)) is not None:
+                pool.submit(self._answer, *request)
+        os._exit(0)
+
+    def _answer(
+        self, number: int, generation: int, method: str, arguments: tuple[Any, ...]
+    ) -> None:
+        self._current.number = number
+        if generation != self._generation:
+            self._generation = generation
+            self._replica.forget()
+        try:
+            outcome: tuple[bool, Any] = (True, getattr(self._replica, method)(*arguments))
+        except OSError as error:
+            outcome = (False, OSError(error.errno, error.strerror, error.filename))
+        except Exception as error:  # noqa: BLE001 - reported to the parent, which raises it
+            outcome = (False, RuntimeError(f"{type(error).__name__}: {error}"))
+        self._send((number, *outcome))
+
+    def _progress(self, _: int) -> None:
+        # A long copy is alive as long as its chunks advance: the parent's patience starts anew.
+        self._send((self._current.number, None, None))
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        with self._sending:
+            try:
+                send(self._connection, message)
+            except OSError:
+                os._exit(0)  # the parent is gone
+
+
+def main() -> None:
+    """Serve the socket and root named on the command line."""
+    fd, root, threads = sys.argv[1:]
+    connection = socket.socket(fileno=int(fd))
+    _Servant(connection, os.fsencode(root)).serve(int(threads))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""The replica behind disposable child processes.
+
+A call stuck on a hung mount can be neither cancelled nor killed. So every call is made by a child;
+a child whose call does not advance for the configured time is abandoned with all its calls, and the
+next call gets a fresh one. The parent never waits for an abandoned child to die.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, cast
+
+from onesync.core.model import RelPath
+from onesync.errors import MountHung, MountNotThere
+from onesync.replica.child import receive, send
+from onesync.replica.door import Copied, Identity, Listed
+
+
+class _Call:
+    def __init__(self) -> None:
+        self.future: Future[Any] = Future()
+        self.advanced = time.monotonic()
+
+
+class _Child:
+    """One child process and the calls it has not answered yet."""
+
+    def __init__(self, root: bytes, threads: int) -> None:
+        ours, theirs = socket.socketpair()
+        self._connection = ours
+        self._sending = threading.Lock()
+        self._calls: dict[int, _Call] = {}
+        self._guard = threading.Lock()
+        self._next = 0
+        self.gone: Exception | None = None
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "onesync.replica.child",
+                    str(theirs.fileno()),
+                    root,
+                    str(threads),
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+            )
+        threading.Thread(target=self._listen, name="replica-answers", daemon=True).start()
+
+    def busy(self) -> int:
+        return len(self._calls)
+
+    def call(
+        self, generation: int, method: str, arguments: tuple[Any, ...], patience: float
+    ) -> Any:
+        number, call = self._register()
+        try:
+            with self._sending:
+                send(self._connection, (number, generation, method, arguments))
+        except OSError as error:
+            self.abandon(MountNotThere(f"the process that talks to the mount is gone ({error})"))
+        while True:
+            try:
+                return call.future.result(max(0.01, call.advanced + patience - time.monotonic()))
+            except TimeoutError:
+                if call.future.done():
+                    continue
+                if time.monotonic() - call.advanced >= patience:
+                    self.abandon(
+                        MountHung(
+                            f"The mount did not answer a {method} within {patience:g} s; nothing is"
+                            " lost, the call is tried again when the mount answers."
+                        )
+                    )
+
+    def abandon(self, reason: Exception) -> None:
+        """Fail every open call with ``reason`` and let the process go without waiting for it."""
+        with self._guard:
+            if self.gone is None:
+                self.gone = reason
+            calls, self._calls = list(self._calls.values()), {}
+        for call in calls:
+            if not call.future.done():
+                call.future.set_exception(reason)
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        with suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGKILL)
+
+    def reaped(self) -> bool:
+        """Return whether the process has ended; never blocks."""
+        return self._process.poll() is not None
+
+    def _register(self) -> tuple[int, _Call]:
+        with self._guard:
+            if self.gone is not None:
+                raise self.gone
+            self._next += 1
+            call = self._calls[self._next] = _Call()
+            return self._next, call
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                answer = receive(self._connection)
+            except OSError:
+                answer = None
+            if answer is None:
+                break
+            self._take(*answer)
+        self.abandon(MountNotThere("The process that talks to the mount ended; nothing is lost."))
+        self._connection.close()
+
+    def _take(self, number: int, good: bool | None, result: Any) -> None:
+        with self._guard:
+            call = self._calls.get(number) if good is None else self._calls.pop(number, None)
+        if call is None:
+            return
+        if good is None:
+            call.advanced = time.monotonic()
+        elif good:
+            call.future.set_result(result)
+        else:
+            call.future.set_exception(result)
+
+
+class ChildrenReplica:
+    """The replica as the daemon uses it. Safe to call from several threads."""
+
+    def __init__(self, root: bytes, processes: int, threads: int, patience: float) -> None:
+        """Use up to ``processes`` children of ``threads`` threads; ``patience`` is in seconds."""
+        self._root = root
+        self._processes = processes
+        self._threads = threads
+        self._patience = patience
+        self._children: list[_Child] = []
+        self._abandoned: list[_Child] = []
+        self._guard = threading.Lock()
+        self._generation = 0
+
+    def close(self) -> None:
+        """Let every child go."""
+        with self._guard:
+            children, self._children = self._children, []
+        for child in children:
+            child.abandon(MountNotThere("onesync is stopping"))
+
+    def _child(self) -> _Child:
+        with self._guard:
+            self._abandoned = [c for c in self._abandoned if not c.reaped()]
+            self._abandoned += [c for c in self._children if c.gone]
+            self._children = [c for c in self._children if not c.gone]
+            idle = min(self._children, key=_Child.busy, default=None)
+            full = len(self._children) >= self._processes
+            if idle is not None and (full or not idle.busy()):
+                return idle
+            child = _Child(self._root, self._threads)
+            self._children.append(child)
+            return child
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return self._child().call(self._generation, method, arguments, self._patience)
+
+    def _changed(self) -> None:
+        """Make every child forget its directory descriptors before its next call."""
+        with self._guard:
+            self._generation += 1
+
+    def identify(self) -> Identity:
+        self._changed()
+        return cast(Identity, self._call("identify"))
+
+    def look(self, path: RelPath) -> Listed | None:
+        return cast("Listed | None", self._call("look", path))
+
+    def list(self, path: RelPath) -> list[Listed]:
+        return cast("list[Listed]", self._call("list", path))
+
+    def make_directory(self, path: RelPath) -> None:
+        self._call("make_directory", path)
+
+    def put(self, source: bytes, temporary: RelPath) -> Copied:
+        return cast(Copied, self._call("put", source, temporary))
+
+    def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
+        return cast(Copied, self._call("fetch", path, destination, mode, mtime_ns))
+
+    def rename(self, source: RelPath, target: RelPath) -> None:
+        try:
+            self._call("rename", source, target)
+        finally:
+            self._changed()
+
+    def remove(self, path: RelPath) -> None:
+        try:
+            self._call("remove", path)
+        finally:
+            self._changed()
+
+    def read(self, path: RelPath) -> bytes:
+        return cast(bytes, self._call("read", path))
+
+    def write_new(self, path: RelPath, content: bytes) -> None:
+        self._call("write_new", path, content)
+
+    def overwrite(self, path: RelPath, content: bytes) -> None:
+        self._call("overwrite", path, content)

@@ -1,0 +1,102 @@
+"""The door to the replica: one protocol, whatever stands behind it.
+
+All paths are ``RelPath`` beneath the replica's root; no call follows a symbolic link. Every call
+may block on the mount and raises ``OSError`` with the kernel's errno, or ``MountHung`` where it did
+not answer in time (its result is then unknown). Implementations may be called from several threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from onesync.core.model import Kind, RelPath, Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One name in a directory of the replica; ``size`` is 0 for directories."""
+
+    name: bytes
+    kind: Kind
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What stands at the replica's path.
+
+    Attributes:
+        device: st_dev of the root.
+        is_fuse: whether it lies on a FUSE file system.
+        is_mount_root: whether it is the top of its mount.
+    """
+
+    device: int
+    is_fuse: bool
+    is_mount_root: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A finished copy in either direction.
+
+    Attributes:
+        digest: blake3 of the bytes written, hex.
+        size: how many they were.
+        before: the source's stamp when it was opened (None when the source is the replica).
+        steady: whether the source was still the same after the copy.
+    """
+
+    digest: str
+    size: int
+    before: Stamp | None
+    steady: bool
+
+
+class Replica(Protocol):
+    """The replica's calls. Each docstring is a contract that every implementation is tested on."""
+
+    def identify(self) -> Identity:
+        """Look at the root once. Raises FileNotFoundError or NotADirectoryError where it is not."""
+
+    def look(self, path: RelPath) -> Listed | None:
+        """Look ``path`` up afresh; None when nothing stands there."""
+
+    def list(self, path: RelPath) -> list[Listed]:
+        """List a directory, in no order; links and special files are left out."""
+
+    def make_directory(self, path: RelPath) -> None:
+        """Create a directory. Raises FileExistsError when the name is taken by anything."""
+
+    def put(self, source: bytes, temporary: RelPath) -> Copied:
+        """Copy the local file at absolute path ``source`` to the new file ``temporary``, and fsync.
+
+        Raises FileExistsError when ``temporary`` exists. After any error the temporary is gone or
+        worthless. Raises InterruptedError when the source is not a regular file any more.
+        """
+
+    def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
+        """Copy the replica's file to the new local file at absolute path ``destination``.
+
+        The local file is created exclusively, gets ``mode`` and, unless None, ``mtime_ns``, and is
+        flushed to disk.
+        """
+
+    def rename(self, source: RelPath, target: RelPath) -> None:
+        """Rename a file or directory to a name where nothing stands.
+
+        Raises FileExistsError when something stands at ``target``.
+        """
+
+    def remove(self, path: RelPath) -> None:
+        """Remove a file, or a directory with all that is in it; nothing there is success."""
+
+    def read(self, path: RelPath) -> bytes:
+        """Return the content of a small file (status folder). Raises FileNotFoundError."""
+
+    def write_new(self, path: RelPath, content: bytes) -> None:
+        """Create a small file with ``content`` and fsync it. Raises FileExistsError."""
+
+    def overwrite(self, path: RelPath, content: bytes) -> None:
+        """Rewrite a small file in place (same name, no truncation before the write)."""

@@ -1,0 +1,169 @@
+"""Looks at the working copy and tells where it differs from the index.
+
+Reads only the working copy and the index: the steady state costs the replica nothing. Every look is
+relative to the root's descriptor and follows no link.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+
+from onesync.beneath import open_beneath
+from onesync.core.model import (
+    Kind,
+    Known,
+    Problem,
+    RelPath,
+    Stamp,
+    is_beneath,
+    is_reserved,
+    join,
+    name_of,
+    parent_of,
+    show,
+)
+from onesync.core.plan import Difference
+from onesync.index import Index
+from onesync.replica.folder import stamp_of
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+
+
+class Scanner:
+    """Scans of one working copy. One thread."""
+
+    def __init__(self, root: bytes, index: Index, excluded: Callable[[RelPath], bool]) -> None:
+        """Stand at the absolute path ``root``; ``excluded`` tells what is left out."""
+        self._root = root
+        self._index = index
+        self._excluded = excluded
+        self._fd = -1
+        self.problems: dict[RelPath, Problem] = {}
+
+    def scan(self, paths: Iterable[RelPath], trees: Iterable[RelPath]) -> dict[RelPath, Difference]:
+        """Return the differences at ``paths`` (each alone) and in ``trees`` (all beneath).
+
+        A new directory is scanned whole, and so is one that was a file; of a directory that is gone
+        only the directory itself is told. Raises OSError where the root cannot be read.
+        """
+        found: dict[RelPath, Difference] = {}
+        self._fd = os.open(self._root, _DIRECTORY | os.O_NOFOLLOW)
+        try:
+            tops = [tree for tree in set(trees) if not self._left_out(tree)]
+            for tree in tops:
+                found.update((d.path, d) for d in self._tree(tree))
+            for path in set(paths):
+                if not self._left_out(path) and not any(is_beneath(path, t) for t in tops):
+                    found.update((d.path, d) for d in self._path(path))
+        finally:
+            os.close(self._fd)
+        return found
+
+    def stamp(self, path: RelPath) -> Stamp | None:
+        """Look at one path afresh; None where nothing (or nothing that is ours to push) stands."""
+        try:
+            parent = open_beneath(self._fd, parent_of(path), os.O_PATH | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno == 40:  # ELOOP: a parent became a link, so nothing stands there
+                return None
+            raise
+        try:
+            return self._look(parent, name_of(path) or b".", path)
+        finally:
+            os.close(parent)
+
+    def _left_out(self, path: RelPath) -> bool:
+        return is_reserved(path) or bool(path and self._excluded(path))
+
+    def _path(self, path: RelPath) -> Iterator[Difference]:
+        seen = self.stamp(path)
+        known = self._index.known(path)
+        if seen is not None and seen.kind is Kind.DIRECTORY:
+            whole = known is None or known.entry.kind is not Kind.DIRECTORY
+            yield from self._tree(path) if whole else self._compare(path, known, seen)
+        elif seen is not None or self._is_gone(path):
+            yield from self._compare(path, known, seen)
+
+    def _tree(self, top: RelPath) -> Iterator[Difference]:
+        seen = self.stamp(top)
+        yield from self._compare(top, self._index.known(top), seen)
+        if seen is None or seen.kind is not Kind.DIRECTORY:
+            return
+        waiting = [top]
+        while waiting:
+            directory = waiting.pop()
+            yield from self._directory(directory, waiting)
+
+    def _directory(self, directory: RelPath, waiting: list[RelPath]) -> Iterator[Difference]:
+        """Compare one directory with the index; sub-directories go to ``waiting``."""
+        known = self._index.children(directory)
+        try:
+            fd = open_beneath(self._fd, directory, _DIRECTORY)
+        except FileNotFoundError:
+            return  # gone since it was listed: its own event or the next scan tells
+        except OSError as error:
+            # Never delete on absence alone: what cannot be listed is a problem, not a deletion.
+            self._note(directory, "unreadable", f"cannot be listed: {error.strerror}")
+            return
+        try:
+            for name in map(os.fsencode, os.listdir(fd)):
+                path = join(directory, name)
+                if self._left_out(path):
+                    continue
+                seen = self._look(fd, name, path)
+                if seen is not None and seen.kind is Kind.DIRECTORY:
+                    waiting.append(path)
+                row = known.pop(path, None)
+                if seen is not None or row is not None:
+                    yield from self._compare(path, row, seen)
+        finally:
+            os.close(fd)
+        for path, row in known.items():
+            if not self._left_out(path) and self.stamp(path) is None:
+                yield Difference(path, row, None)
+
+    def _is_gone(self, path: RelPath) -> bool:
+        """Whether the absence of ``path`` is evidence: the root must still be there."""
+        return self._index.known(path) is not None and path != b""
+
+    def _look(self, directory: int, name: bytes, path: RelPath) -> Stamp | None:
+        try:
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                target = os.readlink(name, dir_fd=directory)
+                return stamp_of(status, Kind.LINK, target)
+        except (FileNotFoundError, NotADirectoryError):
+            self.problems.pop(path, None)
+            return None
+        if stat.S_ISDIR(status.st_mode):
+            return stamp_of(status, Kind.DIRECTORY)
+        if stat.S_ISREG(status.st_mode):
+            return stamp_of(status, Kind.FILE)
+        self._note(path, "special", "is a socket, FIFO or device and is left out")
+        return None
+
+    def _compare(
+        self, path: RelPath, known: Known | None, seen: Stamp | None
+    ) -> Iterator[Difference]:
+        if known is None and seen is None:
+            return
+        if known is None or known.stamp is None or seen is None or _differs(known.stamp, seen):
+            yield Difference(path, known, seen)
+
+    def _note(self, path: RelPath, kind: str, text: str) -> None:
+        self.problems[path] = Problem(path, kind, f"{show(path)} {text}.")
+
+
+def _differs(old: Stamp, new: Stamp) -> bool:
+    if old.kind is not new.kind:
+        return True
+    if old.kind is Kind.LINK:
+        return old.target != new.target
+    if old.kind is Kind.DIRECTORY:
+        # A directory's ctime changes with every name in it; its names are compared one by one.
+        return (old.mode, old.mtime_ns, old.inode) != (new.mode, new.mtime_ns, new.inode)
+    return old != new

@@ -1,0 +1,162 @@
+"""The configuration: a TOML file, ``ONESYNC_…`` environment variables over it, nothing unknown."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from onesync.errors import ConfigurationError
+
+CONFIGURATIONS = Path("/etc/onesync")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MountSettings(_Section):
+    """``[mount]``."""
+
+    require_fuse: bool = True
+    io_timeout_seconds: float = Field(default=120.0, gt=0)
+
+
+class BatchSettings(_Section):
+    """``[batch]``."""
+
+    settle_seconds: float = Field(default=2.0, ge=0)
+    max_delay_seconds: float = Field(default=30.0, gt=0)
+    min_interval_seconds: float = Field(default=5.0, ge=0)
+    rescan_seconds: float = Field(default=900.0, gt=0)
+
+
+class PushSettings(_Section):
+    """``[push]``."""
+
+    workers: int = Field(default=16, ge=1, le=256)
+    exclude: tuple[str, ...] = ()
+
+
+class LockSettings(_Section):
+    """``[lock]``."""
+
+    settle_seconds: float | None = Field(default=None, ge=0)
+    wait_seconds: float = Field(default=0.0, ge=0)
+
+
+class MetricsSettings(_Section):
+    """``[metrics]``."""
+
+    listen: str = "127.0.0.1:9821"
+
+    @field_validator("listen")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError("expected HOST:PORT, such as 127.0.0.1:9821")
+        return value
+
+
+class UndeploySettings(_Section):
+    """``[undeploy]``."""
+
+    on_reboot: Literal["keep", "undeploy"] = "keep"
+    on_poweroff: Literal["keep", "undeploy"] = "undeploy"
+
+
+class Settings(BaseSettings):
+    """The whole configuration; every key is documented in ``config/onesync.toml``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ONESYNC_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    working_dir: Path
+    onedata_dir: Path
+    state_dir: Path = Field(default_factory=lambda: _from_systemd("STATE_DIRECTORY", "state_dir"))
+    runtime_dir: Path = Field(
+        default_factory=lambda: _from_systemd("RUNTIME_DIRECTORY", "runtime_dir")
+    )
+    mount: MountSettings = MountSettings()
+    batch: BatchSettings = BatchSettings()
+    push: PushSettings = PushSettings()
+    lock: LockSettings = LockSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    undeploy: UndeploySettings = UndeploySettings()
+
+    @field_validator("working_dir", "onedata_dir", "state_dir", "runtime_dir")
+    @classmethod
+    def _is_absolute(cls, value: Path) -> Path:
+        if not value.is_absolute() or ".." in value.parts:
+            raise ValueError("expected an absolute path without '..'")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the environment over the file, whose values come as arguments."""
+        return env_settings, init_settings
+
+
+def _from_systemd(variable: str, key: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        raise ConfigurationError(
+            f"{key} is not set and {variable} is not given by systemd; set {key} to a local"
+            " directory."
+        )
+    return Path(value.split(":")[0])
+
+
+def load(config: Path | None, instance: str | None) -> Settings:
+    """Read the configuration. Raises ConfigurationError naming file, key and what is expected."""
+    if config is None:
+        if instance is None:
+            raise ConfigurationError("Name a configuration: --config FILE or --instance NAME.")
+        config = CONFIGURATIONS / f"{instance}.toml"
+    try:
+        values: dict[str, Any] = tomllib.loads(config.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"{config} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{config} is not TOML: {error}.") from error
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
+        )
+        raise ConfigurationError(f"{config}: {wrong}.") from error
+
+
+def check_directories(settings: Settings) -> None:
+    """Refuse directories that cannot work together; looks at local directories only."""
+    work, data = settings.working_dir, settings.onedata_dir
+    if not work.is_dir():
+        raise ConfigurationError(f"working_dir {work} is not a directory; make it first.")
+    real = work.resolve()
+    for one, other in ((real, data), (data, real)):
+        if one == other or other in one.parents:
+            raise ConfigurationError(
+                f"working_dir {work} and onedata_dir {data} are the same or one lies inside the"
+                " other; nothing was changed. Name two separate directories."
+            )
+    for key, path in (("state_dir", settings.state_dir), ("runtime_dir", settings.runtime_dir)):
+        if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+            raise ConfigurationError(f"{key} {path} is not a directory that onesync can write.")
+        if path.resolve() == real or real in path.resolve().parents:
+            raise ConfigurationError(
+                f"{key} {path} lies inside the working directory; move it out."
+            )

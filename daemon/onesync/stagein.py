@@ -1,0 +1,254 @@
+"""Brings a OneData folder into the local working directory.
+
+Folds the manifest, lists the replica, joins both, copies in parallel into temporary names, checks
+digests while copying, renames, restores modes and nanosecond times, and makes the links last of
+all, so that nothing is ever written through one. Restartable: a file under its final name is
+finished.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from onesync.beneath import open_beneath
+from onesync.core import legacy
+from onesync.core.model import (
+    RESERVED_PREFIX,
+    STATUS_FOLDER,
+    Entry,
+    Kind,
+    Problem,
+    RelPath,
+    Stamp,
+    is_reserved,
+    join,
+    name_of,
+    parent_of,
+    show,
+)
+from onesync.replica.door import Listed, Replica
+from onesync.replica.folder import stamp_of
+
+_O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
+
+
+@dataclass(slots=True)
+class Staged:
+    """What stage-in brought.
+
+    Attributes:
+        tree: every entry of the working copy with its stamp; a stamp of None makes it dirty.
+        problems: what was missing, damaged or changed outside.
+    """
+
+    tree: dict[RelPath, tuple[Entry, Stamp | None]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+class StageIn:
+    """One stage-in; one thread, working with the pool's."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        root: bytes,
+        pool: ThreadPoolExecutor,
+        advanced: Callable[[int, int, int], None],
+    ) -> None:
+        """Prepare; ``advanced`` is told files done, files in all, and bytes of one file."""
+        self._replica = replica
+        self._root = root
+        self._pool = pool
+        self._advanced = advanced
+        self._done = 0
+
+    def run(self, tree: dict[RelPath, Entry]) -> Staged:
+        """Stage in the manifest's ``tree`` and whatever else the replica holds."""
+        staged = Staged()
+        listed = self._list_all()
+        wanted = self._join(tree, listed, staged)
+        self._make_directories(wanted)
+        files = [(p, e) for p, e in wanted.items() if e.kind is Kind.FILE]
+        files.sort(key=lambda item: -item[1].size)
+        total = len(files)
+        results = self._pool.map(lambda item: self._fetch(*item), files)
+        for (path, _), (entry, stamp, problem) in zip(files, results, strict=True):
+            self._done += 1
+            self._advanced(self._done, total, entry.size)
+            staged.tree[path] = (entry, stamp)
+            if problem is not None:
+                staged.problems.append(problem)
+        self._finish(wanted, staged)
+        return staged
+
+    def _list_all(self) -> dict[RelPath, Listed]:
+        found: dict[RelPath, Listed] = {}
+        level: list[RelPath] = [b""]
+        while level:
+            below: list[RelPath] = []
+            for directory, items in zip(
+                level, self._pool.map(self._replica.list, level), strict=True
+            ):
+                for item in items:
+                    path = join(directory, item.name)
+                    if is_reserved(path) or item.kind is Kind.LINK:
+                        continue
+                    found[path] = item
+                    if item.kind is Kind.DIRECTORY:
+                        below.append(path)
+            level = below
+        return found
+
+    def _join(
+        self, tree: dict[RelPath, Entry], listed: dict[RelPath, Listed], staged: Staged
+    ) -> dict[RelPath, Entry]:
+        """Return what to stage in; newcomers have no digest and no time yet."""
+        wanted: dict[RelPath, Entry] = {}
+        for path, entry in tree.items():
+            found = listed.get(path)
+            if entry.kind is Kind.FILE and found is None:
+                # A listing may be stale; a name is called missing only when it was looked up.
+                found = self._replica.look(path)
+            if entry.kind is Kind.FILE and (found is None or found.kind is not Kind.FILE):
+                text = f"{show(path)} is in the manifest but not in OneData; it was not restored."
+                staged.problems.append(Problem(path, "missing", text))
+                continue
+            wanted[path] = entry
+        for path, item in listed.items():
+            if path not in tree:
+                size = item.size if item.kind is Kind.FILE else 0
+                mode = 0o644 if item.kind is Kind.FILE else 0o755
+                wanted[path] = Entry(item.kind, size=size, mode=mode)
+        if not tree:
+            self._add_legacy_links(wanted, listed)
+        return wanted
+
+    def _add_legacy_links(
+        self, wanted: dict[RelPath, Entry], listed: dict[RelPath, Listed]
+    ) -> None:
+        directories = {p for p, item in listed.items() if item.kind is Kind.DIRECTORY} | {b""}
+        for name, parse in ((b"linklist", legacy.linklist), (b"symlink-dump", legacy.symlink_dump)):
+            for place in (join(STATUS_FOLDER, name), join(b"scipion-docker", name), name):
+                try:
+                    content = self._replica.read(place)
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+                for path, target in parse(content, directories):
+                    wanted.setdefault(path, Entry(Kind.LINK, target=target))
+
+    def _make_directories(self, wanted: dict[RelPath, Entry]) -> None:
+        directories = {p for p, e in wanted.items() if e.kind is Kind.DIRECTORY}
+        for path in list(wanted):
+            above = parent_of(path)
+            while above and above not in directories:
+                directories.add(above)
+                wanted.setdefault(above, Entry(Kind.DIRECTORY, mode=0o755))
+                above = parent_of(above)
+        for path in sorted(directories, key=lambda p: p.count(b"/")):
+            if not path:
+                continue
+            with _Parent(self._root, path) as parent:
+                try:
+                    os.mkdir(name_of(path), 0o700, dir_fd=parent)
+                except FileExistsError:
+                    os.chmod(name_of(path), 0o700, dir_fd=parent)
+
+    def _fetch(self, path: RelPath, entry: Entry) -> tuple[Entry, Stamp | None, Problem | None]:
+        present = self._finished(path, entry)
+        if present is not None:
+            return entry, present, None
+        temporary = join(parent_of(path), RESERVED_PREFIX + _short_digest(path))
+        with _Parent(self._root, path) as parent:
+            with suppress(FileNotFoundError):
+                os.unlink(name_of(temporary), dir_fd=parent)
+            mtime_ns = entry.mtime_ns if entry.digest else None
+            copied = self._replica.fetch(path, self._root + b"/" + temporary, entry.mode, mtime_ns)
+            os.rename(name_of(temporary), name_of(path), src_dir_fd=parent, dst_dir_fd=parent)
+            status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
+        stamp = stamp_of(status, Kind.FILE)
+        got = Entry(Kind.FILE, copied.size, stamp.mtime_ns, stamp.mode, copied.digest)
+        if entry.digest and entry.digest != copied.digest:
+            return got, None, _damaged(path, entry, copied.size)
+        return got, stamp, None
+
+    def _finished(self, path: RelPath, entry: Entry) -> Stamp | None:
+        """Return the stamp of a file that an earlier, interrupted stage-in finished."""
+        if not entry.digest:
+            return None
+        try:
+            with _Parent(self._root, path) as parent:
+                status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        same = (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns)
+        return stamp_of(status, Kind.FILE) if same else None
+
+    def _finish(self, wanted: dict[RelPath, Entry], staged: Staged) -> None:
+        for path, entry in wanted.items():
+            if entry.kind is Kind.LINK:
+                staged.tree[path] = (entry, self._link(path, entry))
+        directories = [(p, e) for p, e in wanted.items() if e.kind is Kind.DIRECTORY]
+        for path, entry in sorted(directories, key=lambda item: -item[0].count(b"/")):
+            staged.tree[path] = (entry, self._directory_times(path, entry))
+
+    def _link(self, path: RelPath, entry: Entry) -> Stamp:
+        with _Parent(self._root, path) as parent:
+            with suppress(FileNotFoundError):
+                os.unlink(name_of(path), dir_fd=parent)
+            os.symlink(entry.target, name_of(path), dir_fd=parent)
+            status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
+        return stamp_of(status, Kind.LINK, entry.target)
+
+    def _directory_times(self, path: RelPath, entry: Entry) -> Stamp | None:
+        root = os.open(self._root, _O_DIRECTORY)
+        try:
+            fd = open_beneath(root, path, os.O_RDONLY | os.O_DIRECTORY)
+        finally:
+            os.close(root)
+        try:
+            os.fchmod(fd, entry.mode or 0o755)
+            if entry.mtime_ns:
+                os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+            return stamp_of(os.fstat(fd), Kind.DIRECTORY) if entry.mtime_ns else None
+        finally:
+            os.close(fd)
+
+
+class _Parent:
+    """The descriptor of the directory that ``path`` lies in, beneath the working copy's root."""
+
+    def __init__(self, root: bytes, path: RelPath) -> None:
+        self._root = root
+        self._path = path
+        self._fd = -1
+
+    def __enter__(self) -> int:
+        root = os.open(self._root, _O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            self._fd = open_beneath(root, parent_of(self._path), _O_DIRECTORY)
+        finally:
+            os.close(root)
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def _short_digest(path: RelPath) -> bytes:
+    return blake3(path).hexdigest(16).encode()
+
+
+def _damaged(path: RelPath, entry: Entry, size: int) -> Problem:
+    what = "is shorter than" if size < entry.size else "differs from"
+    return Problem(
+        path,
+        "changed_outside",
+        f"{show(path)} in OneData {what} what the manifest says ({size} of {entry.size} bytes): it"
+        " was changed outside or is damaged. It was brought as it is; compare it with a backup.",
+    )

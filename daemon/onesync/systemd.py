@@ -1,0 +1,79 @@
+"""Talks to systemd: readiness, status, watchdog, patience, and what the machine is about to do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import time
+
+import sdnotify
+
+_LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+_STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+class Notifier:
+    """Messages to systemd; without systemd they go nowhere. Any thread."""
+
+    def __init__(self) -> None:
+        """Read NOTIFY_SOCKET and WATCHDOG_USEC from the environment."""
+        self._socket = sdnotify.SystemdNotifier()
+        period = os.environ.get("WATCHDOG_USEC", "")
+        self._every = int(period) / 2e6 if period.isdecimal() else None
+        self._pinged = float("-inf")
+
+    def ready(self) -> None:
+        """Tell that the working copy is deployed."""
+        self._socket.notify("READY=1")
+
+    def status(self, text: str) -> None:
+        """Show one line in ``systemctl status``."""
+        self._socket.notify(f"STATUS={text}")
+
+    def stopping(self) -> None:
+        """Tell that the final flush began."""
+        self._socket.notify("STOPPING=1")
+
+    def extend(self, seconds: float) -> None:
+        """Ask for patience: start or stop may take ``seconds`` more from now."""
+        self._socket.notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
+    def watchdog(self) -> None:
+        """Tell that the daemon lives, at most twice per watchdog period."""
+        now = time.monotonic()
+        if self._every is not None and now - self._pinged >= self._every:
+            self._pinged = now
+            self._socket.notify("WATCHDOG=1")
+
+
+class JournalFormatter(logging.Formatter):
+    """``<level>message key=value …``: constant messages, values as fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line; line breaks in values are escaped."""
+        fields = {k: v for k, v in vars(record).items() if k not in _STANDARD}
+        told = "".join(f" {key}={value!r}" for key, value in fields.items())
+        text = record.getMessage() + told
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        prefix = f"<{_LEVELS.get(record.levelno, 6)}>" if "JOURNAL_STREAM" in os.environ else ""
+        return prefix + text
+
+
+def shutdown_job() -> str | None:
+    """Return ``reboot`` or ``poweroff`` when the machine is on its way there, else None."""
+    try:
+        done = subprocess.run(
+            ["systemctl", "list-jobs", "--no-legend", "--plain"],
+            capture_output=True,
+            timeout=5,
+            check=False,
+            text=True,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    units = done.stdout.split()
+    if "reboot.target" in units or "kexec.target" in units:
+        return "reboot"
+    return "poweroff" if {"poweroff.target", "halt.target"} & set(units) else None

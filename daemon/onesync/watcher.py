@@ -1,0 +1,323 @@
+"""Watches the working copy and marks what may have changed.
+
+Kernel events come through pyinotify, with our own recursion and our own map from watch to path;
+watchdog's polling observer serves where inotify is blind. A watcher's thread never blocks on
+anything but the kernel, and its sink's calls are quick.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyinotify
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers.polling import PollingObserver
+
+from onesync.beneath import open_plain
+from onesync.core.model import RelPath, is_beneath, is_reserved, join
+
+_MASK = (
+    pyinotify.IN_CREATE
+    | pyinotify.IN_MODIFY
+    | pyinotify.IN_ATTRIB
+    | pyinotify.IN_CLOSE_WRITE
+    | pyinotify.IN_DELETE
+    | pyinotify.IN_MOVED_FROM
+    | pyinotify.IN_MOVED_TO
+    | pyinotify.IN_ONLYDIR
+)
+_HEAD = struct.Struct("iIII")
+_BUFFER_BYTES = 1 << 18
+_REMOTE = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "glusterfs", "beegfs", "9p", "fuse")
+
+
+class Sink(Protocol):
+    """Where a watcher tells; called from its thread."""
+
+    def changed(self, path: RelPath) -> None:
+        """``path`` may have changed."""
+
+    def moved(self, source: RelPath, target: RelPath) -> None:
+        """The kernel renamed ``source`` to ``target``."""
+
+    def tree_changed(self, path: RelPath) -> None:
+        """Anything beneath ``path`` may have changed."""
+
+    def overflowed(self) -> None:
+        """Events were dropped."""
+
+    def unwatched(self, path: RelPath, reason: str) -> None:
+        """``path`` and what is beneath it cannot be watched."""
+
+
+class Watcher(Protocol):
+    """What both watchers do."""
+
+    def start(self) -> None:
+        """Watch; returns when every directory there is watched."""
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until the sink was told of all that happened before; False after ``timeout``."""
+
+    def stop(self) -> None:
+        """Watch no more."""
+
+    def watches(self) -> int:
+        """Return the number of kernel watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """One record of inotify(7)."""
+
+    watch: int
+    mask: int
+    cookie: int
+    name: bytes
+
+
+@contextmanager
+def _opened(path: bytes, flags: int = os.O_PATH) -> Iterator[int]:
+    fd = open_plain(path, flags | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class InotifyWatcher:
+    """Kernel events."""
+
+    def __init__(self, root: bytes, cookies: bytes, sink: Sink) -> None:
+        """Watch ``root``; cookie files are made in ``cookies``. Both are absolute."""
+        self._root = root
+        self._cookies = cookies
+        self._sink = sink
+        self._manager = pyinotify.WatchManager()
+        self._paths: dict[int, RelPath] = {}
+        self._watched: dict[RelPath, int] = {}
+        self._cookie_watch = -1
+        self._waiting: dict[bytes, threading.Event] = {}
+        self._leaving: dict[int, tuple[RelPath, bool]] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
+
+    def start(self) -> None:
+        os.makedirs(self._cookies, exist_ok=True)
+        for name in os.listdir(self._cookies):
+            os.unlink(join(self._cookies, name))
+        with _opened(self._cookies) as fd:
+            self._cookie_watch = self._add(fd)
+        self._watch_tree(b"")
+        self._thread.start()
+
+    def drain(self, timeout: float) -> bool:
+        name = uuid.uuid4().hex.encode()
+        seen = self._waiting[name] = threading.Event()
+        path = Path(os.fsdecode(join(self._cookies, name)))
+        path.touch()
+        arrived = seen.wait(timeout)
+        path.unlink(missing_ok=True)
+        self._waiting.pop(name, None)
+        return arrived
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.drain(1.0)
+        self._thread.join()
+        self._manager.close()
+
+    def watches(self) -> int:
+        return len(self._paths)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._take_all(os.read(self._manager.get_fd(), _BUFFER_BYTES))
+
+    def _take_all(self, events: bytes) -> None:
+        # Taken apart here: pyinotify gives up on a name that is not UTF-8, and its own map of paths
+        # goes stale when a directory is renamed.
+        offset = 0
+        while offset < len(events):
+            watch, mask, cookie, length = _HEAD.unpack_from(events, offset)
+            offset += _HEAD.size
+            name = events[offset : offset + length].rstrip(b"\0")
+            offset += length
+            self._take(_Event(watch, mask, cookie, name))
+        for cookie in list(self._leaving):
+            path, is_directory = self._leaving.pop(cookie)
+            self._left(path, is_directory)
+
+    def _take(self, event: _Event) -> None:
+        if event.mask & pyinotify.IN_Q_OVERFLOW:
+            self._sink.overflowed()
+            self._watch_tree(b"")
+            return
+        if event.watch == self._cookie_watch:
+            waiting = self._waiting.get(event.name)
+            if waiting is not None:
+                waiting.set()
+            return
+        directory = self._paths.get(event.watch)
+        if event.mask & pyinotify.IN_IGNORED:
+            self._forget(event.watch)
+            return
+        if directory is None:
+            return
+        path = join(directory, event.name) if event.name else directory
+        if not is_reserved(path):
+            self._tell(event, path)
+
+    def _tell(self, event: _Event, path: RelPath) -> None:
+        is_directory = bool(event.mask & pyinotify.IN_ISDIR)
+        if event.mask & pyinotify.IN_MOVED_FROM:
+            self._leaving[event.cookie] = (path, is_directory)
+        elif event.mask & pyinotify.IN_MOVED_TO:
+            self._arrived(path, is_directory, self._leaving.pop(event.cookie, None))
+        elif is_directory and event.mask & pyinotify.IN_CREATE:
+            self._watch_tree(path)
+            self._sink.tree_changed(path)
+        else:
+            self._sink.changed(path)
+
+    def _arrived(
+        self, path: RelPath, is_directory: bool, origin: tuple[RelPath, bool] | None
+    ) -> None:
+        if origin is None:
+            if is_directory:
+                self._watch_tree(path)
+                self._sink.tree_changed(path)
+            else:
+                self._sink.changed(path)
+            return
+        if is_directory:
+            self._renamed(origin[0], path)
+        self._sink.moved(origin[0], path)
+
+    def _renamed(self, source: RelPath, target: RelPath) -> None:
+        """Kernel watches follow a renamed directory: give them its new name."""
+        for path in [p for p in self._watched if is_beneath(p, source)]:
+            watch = self._watched.pop(path)
+            fresh = target + path[len(source) :]
+            self._watched[fresh] = watch
+            self._paths[watch] = fresh
+        # A directory made inside just before the rename may not have been watched yet.
+        self._watch_tree(target)
+
+    def _left(self, path: RelPath, is_directory: bool) -> None:
+        if is_directory:
+            for inner in [p for p in self._watched if is_beneath(p, path)]:
+                watch = self._watched.pop(inner)
+                self._paths.pop(watch, None)
+                # The kernel may have dropped it already; its refusal says nothing new.
+                self._manager._inotify_wrapper.inotify_rm_watch(self._manager.get_fd(), watch)
+        self._sink.changed(path)
+
+    def _watch_tree(self, top: RelPath) -> None:
+        """Watch ``top`` and all beneath it, each before it is listed."""
+        waiting = [top]
+        while waiting:
+            path = waiting.pop()
+            watch = self._watch(path)
+            if watch < 0:
+                continue
+            self._paths[watch] = path
+            self._watched[path] = watch
+            waiting += self._directories(path)
+
+    def _directories(self, path: RelPath) -> list[RelPath]:
+        local = join(self._root, path) if path else self._root
+        try:
+            with _opened(local, os.O_RDONLY) as fd, os.scandir(fd) as items:
+                names = [i.name for i in items if i.is_dir(follow_symlinks=False)]
+        except OSError:
+            return []  # gone or unreadable: the scan tells
+        return [p for p in (join(path, os.fsencode(name)) for name in names) if not is_reserved(p)]
+
+    def _watch(self, path: RelPath) -> int:
+        """Return the kernel's number of a watch on the directory ``path``, or -1."""
+        try:
+            with _opened(join(self._root, path) if path else self._root) as fd:
+                return self._add(fd)
+        except (FileNotFoundError, NotADirectoryError):
+            return -1  # gone again: the scan tells
+        except OSError as error:
+            self._sink.unwatched(path, error.strerror or "unknown")
+            return -1
+
+    def _add(self, fd: int) -> int:
+        # By descriptor: pyinotify cannot encode every name, and no link is followed on the way.
+        watch = self._manager._inotify_wrapper.inotify_add_watch(
+            self._manager.get_fd(), f"/proc/self/fd/{fd}", _MASK
+        )
+        if watch < 0:
+            number = self._manager._inotify_wrapper.get_errno()
+            raise OSError(number, os.strerror(number))
+        return int(watch)
+
+    def _forget(self, watch: int) -> None:
+        path = self._paths.pop(watch, None)
+        if path is not None and self._watched.get(path) == watch:
+            del self._watched[path]
+
+
+class PollingWatcher(FileSystemEventHandler):
+    """Compares listings at an interval, for file systems whose changes the kernel cannot tell."""
+
+    def __init__(self, root: bytes, sink: Sink, interval: float = 10.0) -> None:
+        """Watch ``root`` every ``interval`` seconds."""
+        self._root = os.fsdecode(root)
+        self._sink = sink
+        self._interval = interval
+        self._observer = PollingObserver(timeout=interval)
+
+    def start(self) -> None:
+        self._observer.schedule(self, self._root, recursive=True)
+        self._observer.start()
+
+    def drain(self, timeout: float) -> bool:
+        """A poll proves nothing: have everything scanned instead."""
+        self._sink.tree_changed(b"")
+        return timeout >= 0
+
+    def stop(self) -> None:
+        self._observer.stop()
+        self._observer.join()
+
+    def watches(self) -> int:
+        return 0
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """Mark both ends."""
+        for name in (event.src_path, event.dest_path):
+            if name:
+                path = os.fsencode(os.path.relpath(os.fsdecode(name), self._root))
+                if path != b"." and not is_reserved(path):
+                    mark = self._sink.tree_changed if event.is_directory else self._sink.changed
+                    mark(path)
+
+
+def choose_watcher(root: bytes, cookies: bytes, sink: Sink) -> Watcher:
+    """Return the watcher that sees what happens at ``root``."""
+    if file_system_of(root).startswith(_REMOTE):
+        return PollingWatcher(root, sink)
+    return InotifyWatcher(root, cookies, sink)
+
+
+def file_system_of(path: bytes) -> str:
+    """Return the type of the file system that the local directory ``path`` lies on."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as table:
+        for line in table:
+            if line.split()[2] == wanted:
+                return line.partition(" - ")[2].split()[0]
+    return ""

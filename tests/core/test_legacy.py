@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from onesync.core.legacy import linklist, symlink_dump
+
+HERE = {b"", b"Runs", b"Runs/000001_Import/extra", b"Runs/000001_Import"}
+
+
+def test_linklist_finds_the_directory_by_its_longest_suffix() -> None:
+    content = (
+        b'"/srv/old node/proj/Runs/000001_Import/extra" "movie 1.tif" "/data/a b.tif"\n'
+        b'"/srv/old node/proj" "top" "Runs"\n'
+    )
+    assert list(linklist(content, HERE)) == [
+        (b"Runs/000001_Import/extra/movie 1.tif", b"/data/a b.tif"),
+        (b"top", b"Runs"),
+    ]
+
+
+def test_symlink_dump_is_target_then_link() -> None:
+    content = b"/data/m.tif /mnt/vol-project/proj/Runs/000001_Import/extra/m.tif\n"
+    assert list(symlink_dump(content, HERE)) == [
+        (b"Runs/000001_Import/extra/m.tif", b"/data/m.tif")
+    ]
+
+
+def test_lines_that_are_not_links_or_leave_the_folder_are_left_out() -> None:
+    assert list(linklist(b'nonsense\n"/x" ".." "/etc"\n"/x" "" "y"\n', HERE)) == []
+    assert list(symlink_dump(b"nonsense\n/etc ..\n", HERE)) == []

@@ -1,0 +1,118 @@
+"""A node for tests: the program as a process, with directories of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SOON = 30.0
+
+
+class Node:
+    """One node's onesync; ``store`` is the OneData folder as this node sees it."""
+
+    def __init__(self, home: Path, store: Path, **options: str) -> None:
+        self.home = home
+        self.work = home / "work"
+        self.store = store
+        for name in ("work", "state", "run"):
+            (home / name).mkdir(parents=True, exist_ok=True)
+        self.config = home / "onesync.toml"
+        self.config.write_text(self._configuration(options))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def _configuration(self, options: dict[str, str]) -> str:
+        fuse = options.get("require_fuse", "false")
+        return f"""
+working_dir = "{self.work}"
+onedata_dir = "{self.store}"
+state_dir = "{self.home / "state"}"
+runtime_dir = "{self.home / "run"}"
+[mount]
+require_fuse = {fuse}
+io_timeout_seconds = {options.get("io_timeout", "20")}
+[batch]
+settle_seconds = 0.1
+min_interval_seconds = 0.1
+[lock]
+settle_seconds = 0
+[metrics]
+listen = "127.0.0.1:0"
+"""
+
+    def start(self) -> None:
+        """Start the program and return at once."""
+        log = (self.home / "log").open("ab")
+        command = [sys.executable, "-m", "onesync.cli", "run", "--config", str(self.config)]
+        self.process = subprocess.Popen(command, stderr=log, stdout=log)
+
+    def deploy(self) -> None:
+        """Start, and wait until it syncs."""
+        self.start()
+        self.wait_for_phase("syncing")
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the program to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "onesync.cli", *words, "--config", str(self.config)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Return what ``onesync status --json`` prints."""
+        found = json.loads(self.command("status", "--json").stdout)
+        assert isinstance(found, dict)
+        return found
+
+    def wait_for_phase(self, phase: str) -> None:
+        """Wait for a phase, or fail with the log."""
+        deadline = time.monotonic() + SOON
+        while self.status()["phase"] != phase or not self.running():
+            assert time.monotonic() < deadline, self.log()
+            assert self.running(), self.log()
+            time.sleep(0.05)
+
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def flush(self) -> int:
+        """Return the exit code of ``onesync flush``."""
+        return self.command("flush").returncode
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(SOON)
+
+    def log(self) -> str:
+        return (self.home / "log").read_text(errors="replace")
+
+
+def picture(root: Path) -> dict[bytes, tuple[object, ...]]:
+    """Return all that must survive: kinds, bytes, link targets, modes, nanosecond times."""
+    found: dict[bytes, tuple[object, ...]] = {}
+    top = os.fsencode(root)
+    for folder, directories, files in os.walk(top):
+        for name in directories + files:
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            key = os.path.relpath(path, top)
+            if os.path.islink(path):
+                found[key] = ("link", os.readlink(path))
+            elif os.path.isdir(path):
+                found[key] = ("dir", status.st_mode & 0o777, status.st_mtime_ns)
+            else:
+                with open(path, "rb") as file:
+                    content = file.read()
+                found[key] = ("file", content, status.st_mode & 0o777, status.st_mtime_ns)
+    return found

@@ -1,0 +1,159 @@
+"""The program as a process on a plain folder: deploy, sync, undeploy, and start again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.node import Node, picture
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    path = tmp_path / "store"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, store: Path) -> Iterator[list[Node]]:
+    made = [Node(tmp_path / name, store) for name in ("one", "two")]
+    yield made
+    for node in made:
+        if node.running():
+            node.end(signal.SIGKILL)
+
+
+def fill(work: Path) -> None:
+    """Make a small project with everything that a tree can hold today."""
+    extra = work / "Runs" / "000001_Import" / "extra"
+    extra.mkdir(parents=True)
+    (work / "empty").mkdir(mode=0o750)
+    (extra / "mic_1.mrc").write_bytes(os.urandom(300_000))
+    (extra / "script.sh").write_bytes(b"#!/bin/sh\n")
+    (extra / "script.sh").chmod(0o755)
+    (extra / "DONE").mkdir()
+    (extra / "DONE" / "mic_1.TXT").touch()
+    os.utime(extra / "mic_1.mrc", ns=(1, 1_600_000_000_123_456_789))
+    (extra / "movie.tif").symlink_to("/data/movies/a b.tif")
+    (work / "input").symlink_to("Runs/000001_Import/extra")
+    Path(os.fsdecode(os.fsencode(extra) + b"/odd \xff\nname")).write_bytes(b"x")
+    with sqlite3.connect(work / "project.sqlite") as db:
+        db.execute("CREATE TABLE Objects (id INTEGER)")
+        db.executemany("INSERT INTO Objects VALUES (?)", [(n,) for n in range(100)])
+    db.close()
+
+
+def names_of_ours(store: Path) -> list[str]:
+    return [str(p) for p in store.rglob("*") if p.name.startswith(".onesync~")]
+
+
+def test_a_second_node_gets_the_identical_tree(nodes: list[Node], store: Path) -> None:
+    one, two = nodes
+    one.deploy()
+    fill(one.work)
+    assert one.flush() == 0, one.log()
+    assert (store / "Runs/000001_Import/extra/mic_1.mrc").stat().st_size == 300_000
+    expected = picture(one.work)
+    assert one.end() == 0, one.log()
+    assert names_of_ours(store) == []
+    assert not (store / ".deployment_status_do_not_delete" / "lock").exists()
+    two.deploy()
+    assert picture(two.work) == expected
+    assert two.end() == 0, two.log()
+
+
+def test_changes_renames_and_deletions_reach_the_replica(nodes: list[Node], store: Path) -> None:
+    one, two = nodes
+    one.deploy()
+    fill(one.work)
+    assert one.flush() == 0, one.log()
+    extra = one.work / "Runs" / "000001_Import" / "extra"
+    inode = (store / "Runs/000001_Import/extra/mic_1.mrc").stat().st_ino
+    (extra / "script.sh").write_bytes(b"#!/bin/sh\necho changed\n")
+    (extra / "DONE" / "mic_1.TXT").unlink()
+    (extra / "movie.tif").unlink()
+    (extra / "movie.tif").write_bytes(b"now a file")
+    (one.work / "Runs").rename(one.work / "Runs2")
+    assert one.flush() == 0, one.log()
+    moved = store / "Runs2" / "000001_Import" / "extra"
+    assert (moved / "script.sh").read_bytes() == b"#!/bin/sh\necho changed\n"
+    assert (moved / "mic_1.mrc").stat().st_ino == inode, "renamed, not sent again"
+    assert not (store / "Runs").exists()
+    assert not (moved / "DONE" / "mic_1.TXT").exists()
+    expected = picture(one.work)
+    assert one.end() == 0, one.log()
+    two.deploy()
+    assert picture(two.work) == expected
+    assert two.end() == 0, two.log()
+
+
+def test_a_killed_daemon_goes_on_where_it_was(nodes: list[Node]) -> None:
+    one, two = nodes
+    one.deploy()
+    fill(one.work)
+    assert one.flush() == 0, one.log()
+    one.end(signal.SIGKILL)
+    (one.work / "while_down").write_bytes(b"precious")
+    (one.work / "Runs/000001_Import/extra/script.sh").unlink()
+    one.deploy()
+    assert one.flush() == 0, one.log()
+    expected = picture(one.work)
+    assert one.end() == 0, one.log()
+    two.deploy()
+    assert picture(two.work) == expected
+    assert two.end() == 0, two.log()
+
+
+def test_a_folder_deployed_elsewhere_is_refused_with_the_story(nodes: list[Node]) -> None:
+    one, two = nodes
+    one.deploy()
+    two.start()
+    assert two.process is not None
+    assert two.process.wait(30) == 11
+    assert "holds it since" in two.log()
+    assert list(two.work.iterdir()) == []
+    assert one.end() == 0, one.log()
+
+
+def test_handover_keeps_the_lock_and_goes_on(nodes: list[Node], store: Path) -> None:
+    one, two = nodes
+    one.deploy()
+    fill(one.work)
+    assert one.command("handover").returncode == 0
+    assert one.process is not None
+    assert one.process.wait(30) == 0, one.log()
+    assert (store / ".deployment_status_do_not_delete" / "lock").exists()
+    two.start()
+    assert two.process is not None
+    assert two.process.wait(30) == 11
+    one.deploy()
+    assert one.end() == 0, one.log()
+
+
+def test_redeploying_after_a_clean_undeploy_keeps_the_copy(nodes: list[Node]) -> None:
+    one, _ = nodes
+    one.deploy()
+    fill(one.work)
+    assert one.end() == 0, one.log()
+    expected = picture(one.work)
+    inode = (one.work / "Runs/000001_Import/extra/mic_1.mrc").stat().st_ino
+    one.deploy()
+    assert picture(one.work) == expected
+    assert (one.work / "Runs/000001_Import/extra/mic_1.mrc").stat().st_ino == inode
+    assert one.end() == 0, one.log()
+
+
+def test_a_foreign_working_copy_is_left_alone(nodes: list[Node]) -> None:
+    one, _ = nodes
+    (one.work / "mine").write_bytes(b"precious")
+    one.start()
+    assert one.process is not None
+    assert one.process.wait(30) == 13
+    assert (one.work / "mine").read_bytes() == b"precious"
+    assert "not empty" in one.log()
