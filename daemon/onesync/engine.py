@@ -179,6 +179,7 @@ class Engine:
     problems: dict[RelPath, Problem] = field(default_factory=dict)
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
+    _reclaimed: set[RelPath] = field(default_factory=set)
 
     def batch(self, *, everything: bool = False, why: str = "incremental") -> bool:
         """Do one batch; returns whether anything was committed.
@@ -195,10 +196,14 @@ class Engine:
 
     def settle(self) -> None:
         """Bring the replica back to the last checkpoint after a batch that died half way."""
-        told = recovery.settle(self.replica, self._last_position())
-        for sentence in told:
-            log.warning("half-done batch settled", extra={"what": sentence})
+        self.take_settled(recovery.settle(self.replica, self._last_position()))
         self._half_done = False
+
+    def take_settled(self, settled: recovery.Settled) -> None:
+        """Remember what a dead batch of ours published: the next one may replace it."""
+        for sentence in settled.told:
+            log.warning("half-done batch settled", extra={"what": sentence})
+        self._reclaimed |= settled.published
 
     def clean_to(self) -> bool:
         """Batch until nothing is awaited or dirty any more, as ``flush`` does."""
@@ -240,7 +245,14 @@ class Engine:
         return self._push(plan, snapshots, why)
 
     def _push(self, plan: Plan, snapshots: dict[RelPath, bytes], why: str) -> bool:
-        push = Push(self.replica, self.root, self.chain.position, self.pool, self._may_write)
+        push = Push(
+            self.replica,
+            self.root,
+            self.chain.position,
+            self.pool,
+            self._may_write,
+            frozenset(self._reclaimed),
+        )
         self._half_done = True
         try:
             outcome = push.carry_out(plan, snapshots)
@@ -257,6 +269,7 @@ class Engine:
         for move in plan.moves:
             self.marks.tree_changed(move.target)
         push.tidy()
+        self._reclaimed -= {difference.path for difference in plan.files}
         self._half_done = False
         for path in snapshots.values():
             Path(os.fsdecode(path)).unlink(missing_ok=True)

@@ -134,6 +134,7 @@ class Push:
         position: Position,
         pool: ThreadPoolExecutor,
         may_write: Callable[[], None],
+        reclaimed: frozenset[RelPath] = frozenset(),
     ) -> None:
         """Prepare a batch.
 
@@ -144,14 +145,17 @@ class Push:
             pool: the workers.
             may_write: raises LockLost or MountNotThere when nothing may be written any more; asked
                 before every change of the replica.
+            reclaimed: new files that an earlier batch of ours published and did not commit.
         """
         self._replica = replica
         self._root = root
         self._pool = pool
         self._may_write = may_write
+        self._reclaimed = reclaimed
         self.intent = Intent(position)
         self.outcome = Outcome()
         self._count = 0
+        self._leftover: list[RelPath] = []
 
     def carry_out(self, plan: Plan, snapshots: dict[RelPath, bytes]) -> Outcome:
         """Push ``plan``; ``snapshots`` maps databases to their snapshots' absolute paths.
@@ -175,14 +179,16 @@ class Push:
     def tidy(self) -> None:
         """Remove the asides and the intent: the checkpoint stands, they are not needed."""
         pairs = self.intent.replace + self.intent.remove
-        list(self._pool.map(lambda pair: self._replica.remove(pair[1]), pairs))
+        gone = [aside for _, aside in pairs] + self._leftover
+        list(self._pool.map(self._replica.remove, gone))
         self._replica.remove(self.intent.path)
 
     def _prepare(self, plan: Plan) -> None:
         for difference in plan.files:
             self.intent.new.append((difference.path, self._name_beside(difference.path)))
             known = difference.known
-            if known is not None and known.entry.kind is Kind.FILE:
+            replaces = known is not None and known.entry.kind is Kind.FILE
+            if replaces or difference.path in self._reclaimed:
                 aside = self._name_beside(difference.path)
                 self.intent.replace.append((difference.path, aside))
         for difference in plan.removals:
@@ -280,8 +286,10 @@ class Push:
         try:
             self._replica.rename(temporary, path)
         except FileExistsError:
+            # The temporary stays until the batch is tidied: that it is there tells recovery that
+            # what stands at the target is not ours.
             self._occupied(path)
-            self._replica.remove(temporary)
+            self._leftover.append(temporary)
             return False
         return True
 

@@ -7,28 +7,55 @@ scan or stage-in meets them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from onesync.core.chain import Position
 from onesync.core.model import RelPath, join, show
 from onesync.push import INTENTS, Intent
 from onesync.replica.door import Replica
 
 
-def settle(replica: Replica, head: Position | None) -> list[str]:
-    """Settle every intent there is, newest first; returns a sentence for each thing undone.
+@dataclass(slots=True)
+class Settled:
+    """What was found and done.
+
+    Attributes:
+        told: a sentence for each thing undone.
+        published: new files that a dead batch published without a checkpoint. The owner of that
+            batch may replace them; anybody else meets them as newcomers.
+    """
+
+    told: list[str] = field(default_factory=list)
+    published: set[RelPath] = field(default_factory=set)
+
+
+def settle(replica: Replica, head: Position | None) -> Settled:
+    """Settle every intent there is, newest first.
 
     ``head`` is the position of the newest valid checkpoint. May be interrupted and done again.
     """
-    told: list[str] = []
+    settled = Settled()
+    told = settled.told
     for intent in sorted(_intents(replica, told), key=lambda i: i.position, reverse=True):
         if head is None or intent.position > head:
             told += _roll_back(replica, intent)
+            settled.published |= _published(replica, intent)
         else:
             for _, aside in intent.replace + intent.remove:
                 replica.remove(aside)
         for _, temporary in intent.new:
             replica.remove(temporary)
         replica.remove(intent.path)
-    return told
+    return settled
+
+
+def _published(replica: Replica, intent: Intent) -> set[RelPath]:
+    replaced = dict(intent.replace)
+    return {
+        path
+        for path, temporary in intent.new
+        if path not in replaced and replica.look(temporary) is None and replica.look(path)
+    }
 
 
 def _intents(replica: Replica, told: list[str]) -> list[Intent]:

@@ -180,11 +180,11 @@ class Service:
             self._set_phase("staging_in")
             folder_id = self._open_folder()
             head = read_head(self.replica)
-            for sentence in recovery.settle(self.replica, head.position if head else None):
-                log.warning("half-done batch settled", extra={"what": sentence})
+            settled = recovery.settle(self.replica, head.position if head else None)
             same = resumed is not None and resumed == lock.state().deployment_id
             self.engine = engine = self._make_engine(folder_id, head, epoch)
             if same and head is not None:
+                engine.take_settled(settled)
                 self._catch_up(head)
             else:
                 self._stage_in(head)

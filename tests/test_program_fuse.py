@@ -1,0 +1,101 @@
+"""The program as a process on the FUSE stand-in for OneData."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.node import SOON, Node, picture
+from tests.standin.mounted import Mounted
+from tests.test_program import fill, names_of_ours
+
+pytestmark = pytest.mark.fuse
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, mounted: Mounted) -> Iterator[list[Node]]:
+    store = mounted.path / "project"
+    options = {"require_fuse": "true", "io_timeout": "2"}
+    made = [Node(tmp_path / name, store, **options) for name in ("one", "two")]
+    yield made
+    for node in made:
+        if node.running():
+            node.end(signal.SIGKILL)
+
+
+def test_a_second_node_gets_the_identical_tree(nodes: list[Node], mounted: Mounted) -> None:
+    one, two = nodes
+    one.deploy()
+    fill(one.work)
+    assert one.flush() == 0, one.log()
+    expected = picture(one.work)
+    assert one.end() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+    two.deploy()
+    assert picture(two.work) == expected
+    assert two.end() == 0, two.log()
+
+
+def test_a_failing_mount_loses_nothing_and_is_recovered_from(
+    nodes: list[Node], mounted: Mounted
+) -> None:
+    one, two = nodes
+    one.deploy()
+    mounted.fail("write", errno.EIO, times=3)
+    mounted.fail("rename", errno.EIO, nth=2, times=2)
+    fill(one.work)
+    deadline = time.monotonic() + SOON
+    while one.flush() != 0:
+        assert time.monotonic() < deadline, one.log()
+    expected = picture(one.work)
+    assert one.end() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+    two.deploy()
+    assert picture(two.work) == expected
+    assert two.end() == 0, two.log()
+
+
+def test_status_answers_while_the_mount_hangs_and_work_goes_on_after(
+    nodes: list[Node], mounted: Mounted
+) -> None:
+    one, _ = nodes
+    one.deploy()
+    mounted.hang()
+    (one.work / "file").write_bytes(b"precious")
+    one.wait_for_phase("backing_off")
+    before = time.monotonic()
+    assert one.status()["pending_paths"] > 0
+    assert time.monotonic() - before < 3  # the interpreter's start included
+    mounted.release()
+    deadline = time.monotonic() + SOON
+    while one.flush() != 0:
+        assert time.monotonic() < deadline, one.log()
+    assert (mounted.backing / "project" / "file").read_bytes() == b"precious"
+    assert one.end() == 0, one.log()
+
+
+def test_nothing_changed_costs_no_call(nodes: list[Node], mounted: Mounted) -> None:
+    one, _ = nodes
+    one.deploy()
+    fill(one.work)
+    assert one.flush() == 0
+    mounted.reset()
+    assert one.flush() == 0
+    assert mounted.counts().get("write", 0) == 0
+    assert one.end() == 0, one.log()
+
+
+def test_no_mount_is_exit_14_and_nothing_is_written(nodes: list[Node], mounted: Mounted) -> None:
+    one, _ = nodes
+    mounted.stop()
+    (mounted.path / "project").mkdir()
+    one.start()
+    assert one.process is not None
+    assert one.process.wait(30) == 14
+    assert os.listdir(mounted.path / "project") == []
