@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from typing import Protocol
 from onesync import recovery, snapshot
 from onesync.core.chain import (
     Change,
+    Damaged,
     Head,
     Header,
     Noted,
@@ -26,6 +27,7 @@ from onesync.core.chain import (
     Set,
     base_name,
     checkpoint_name,
+    decode,
     encode,
     file_digest,
     find_head,
@@ -179,6 +181,7 @@ class Engine:
     problems: dict[RelPath, Problem] = field(default_factory=dict)
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
+    _pushing: bool = False
     _reclaimed: set[RelPath] = field(default_factory=set)
 
     def batch(self, *, everything: bool = False, why: str = "incremental") -> bool:
@@ -196,8 +199,29 @@ class Engine:
 
     def settle(self) -> None:
         """Bring the replica back to the last checkpoint after a batch that died half way."""
+        self._find_commit_of_unknown_result()
         self.take_settled(recovery.settle(self.replica, self._last_position()))
         self._half_done = False
+
+    def _find_commit_of_unknown_result(self) -> None:
+        """A checkpoint whose write or read-back failed may stand all the same."""
+        for name in (checkpoint_name(self.chain.position), base_name(self.chain.position)):
+            path = join(MANIFEST, name.encode())
+            try:
+                data = self.replica.read(path)
+            except FileNotFoundError:
+                continue
+            try:
+                found = decode(data)
+            except Damaged as error:
+                # Torn while we wrote it: nobody can have continued it.
+                log.warning("torn checkpoint removed", extra={"file": name, "reason": str(error)})
+                self.replica.remove(path)
+                continue
+            # Without stamps its paths count as dirty: the next scan compares them.
+            changes = () if found.header.why == "base" else found.changes
+            self._record_commit(name, data, found.header.why, changes, {})
+            return
 
     def take_settled(self, settled: recovery.Settled) -> None:
         """Remember what a dead batch of ours published: the next one may replace it."""
@@ -253,12 +277,19 @@ class Engine:
             self._may_write,
             frozenset(self._reclaimed),
         )
-        self._half_done = True
+        self._half_done = self._pushing = True
         try:
-            outcome = push.carry_out(plan, snapshots)
+            return self._push_and_commit(push, plan, snapshots, why)
         except OSError as error:
             self.events.failed(error.strerror or "unknown")
             raise
+        finally:
+            self._pushing = False
+
+    def _push_and_commit(
+        self, push: Push, plan: Plan, snapshots: dict[RelPath, bytes], why: str
+    ) -> bool:
+        outcome = push.carry_out(plan, snapshots)
         self._take_problems(plan, outcome)
         if outcome.changes:
             noted = [Noted(problem) for problem in outcome.problems]
@@ -358,6 +389,9 @@ class Engine:
     def _commit(self, changes: list[Change], stamps: dict[RelPath, Stamp], why: str) -> None:
         """Write, read back and record one checkpoint."""
         self._may_write()
+        if self._half_done and not self._pushing:
+            self.settle()
+        self._half_done = True
         position = self.chain.position
         wall = self.clock.wall_ns() / 1e9
         header = Header(
@@ -372,16 +406,28 @@ class Engine:
                 f"The checkpoint {name} reads back differently from OneData; nothing is lost, the"
                 " batch is done again."
             )
-        self._advance(name, data, why)
+        self._record_commit(name, data, why, () if why == "base" else changes, stamps)
+        self._half_done = self._pushing
+        self.events.committed(name, wall)
+
+    def _record_commit(
+        self,
+        name: str,
+        data: bytes,
+        why: str,
+        changes: Iterable[Change],
+        stamps: dict[RelPath, Stamp],
+    ) -> None:
+        position = self.chain.position
         self.index.commit(
-            [] if why == "base" else changes,
+            changes,
             stamps,
             head_name=name,
             head_digest=file_digest(data),
             epoch=str(position.epoch),
             sequence=str(position.sequence),
         )
-        self.events.committed(name, wall)
+        self._advance(name, data, why)
 
     def _advance(self, name: str, data: bytes, why: str) -> None:
         place = self.chain.position

@@ -28,7 +28,7 @@ import pathspec
 from onesync import __version__, recovery
 from onesync.clock import SystemClock
 from onesync.control import ControlServer, StatusFile
-from onesync.core.chain import Head, Position, Set
+from onesync.core.chain import Change, Gone, Head, Position, Set
 from onesync.core.claims import LockTimes, Remembered
 from onesync.core.dirty import DirtySet
 from onesync.core.model import STATUS_FOLDER, Entry, Kind, Problem, RelPath, join, show
@@ -420,11 +420,11 @@ class Service:
     def _catch_up(self, head: Head) -> None:
         """Resume on this node: what the chain has and the index lacks is taken over as dirty."""
         known = {path: row.entry for path, row in self.index.beneath(b"") if path}
-        changes = [Set(p, e) for p, e in head.tree.items() if known.get(p) != e]
-        self.index.commit(changes, {})
-        gone = [p for p in known if p not in head.tree]
-        if gone:
-            log.info("resumed behind the manifest", extra={"paths": len(gone)})
+        changes: list[Change] = [Gone(p) for p in sorted(known) if p not in head.tree]
+        changes += [Set(p, e) for p, e in head.tree.items() if known.get(p) != e]
+        if changes:
+            log.info("resumed behind the manifest", extra={"paths": len(changes)})
+            self.index.commit(changes, {})
 
     def _stage_in(self, head: Head | None) -> None:
         self._retire_old_copy()

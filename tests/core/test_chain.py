@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onesync.core.chain import (
+    Change,
+    Damaged,
+    Gone,
+    Header,
+    NewerFormat,
+    Noted,
+    Position,
+    Renamed,
+    Set,
+    apply,
+    base_name,
+    checkpoint_name,
+    decode,
+    encode,
+    file_digest,
+    find_head,
+    parse_name,
+)
+from onesync.core.model import Entry, Kind, Problem
+
+NAME = st.binary(min_size=1, max_size=8).filter(
+    lambda n: b"/" not in n and b"\0" not in n and n not in (b".", b"..")
+)
+PATH = st.lists(NAME, min_size=1, max_size=3).map(b"/".join)
+FILE = st.builds(
+    Entry,
+    st.just(Kind.FILE),
+    st.integers(0, 2**40),
+    st.integers(-(2**40), 2**62),
+    st.integers(0, 0o777),
+    st.just("ab" * 32),
+)
+CHANGE: st.SearchStrategy[Change] = st.one_of(
+    st.builds(Set, PATH, FILE),
+    st.builds(Gone, PATH),
+    st.builds(Renamed, PATH, PATH),
+    st.builds(Noted, st.builds(Problem, PATH, st.just("odd"), st.text(max_size=9))),
+)
+
+
+def header(
+    epoch: int, sequence: int, previous: tuple[str, str] | None = None, why: str = "incremental"
+) -> Header:
+    return Header("folder", Position(epoch, sequence), previous, "w", "2026-01-01T00:00:00", why)
+
+
+def entry(size: int) -> Entry:
+    return Entry(Kind.FILE, size, 1, 0o644, "cd" * 32)
+
+
+class Manifest:
+    """Files by name, with links that fit."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.head: tuple[str, str] | None = None
+
+    def write(self, epoch: int, sequence: int, *changes: Change, why: str = "incremental") -> str:
+        place = Position(epoch, sequence)
+        name = base_name(place) if why == "base" else checkpoint_name(place)
+        data = encode(header(epoch, sequence, self.head, why), changes)
+        self.files[name] = data
+        self.head = (name, file_digest(data))
+        return name
+
+    def read(self, name: str) -> bytes:
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        return self.files[name]
+
+
+@given(st.lists(CHANGE, max_size=6))
+def test_what_was_encoded_is_decoded(changes: list[Change]) -> None:
+    checkpoint = decode(encode(header(7, 3), changes))
+    assert list(checkpoint.changes) == changes
+    assert checkpoint.header == header(7, 3)
+
+
+@given(st.lists(CHANGE, max_size=3), st.data())
+def test_any_cut_is_damaged(changes: list[Change], data: st.DataObject) -> None:
+    whole = encode(header(1, 1), changes)
+    with pytest.raises(Damaged):
+        decode(whole[: data.draw(st.integers(0, len(whole) - 1))])
+
+
+@given(st.lists(CHANGE, max_size=3), st.data())
+def test_a_flipped_bit_never_changes_what_is_read(
+    changes: list[Change], data: st.DataObject
+) -> None:
+    whole = bytearray(encode(header(1, 1), changes))
+    place = data.draw(st.integers(0, len(whole) - 1))
+    whole[place] ^= 1 << data.draw(st.integers(0, 7))
+    with suppress(Damaged, NewerFormat):
+        assert decode(bytes(whole)).changes == tuple(changes)
+
+
+@pytest.mark.parametrize("path", [b"/etc/passwd", b"a/../b", b"a//b", b"", b"a\0b", b"."])
+def test_hostile_paths_are_refused(path: bytes) -> None:
+    with pytest.raises(Damaged):
+        decode(encode(header(1, 1), [Set(path, entry(1))]))
+
+
+@pytest.mark.parametrize("path", [b".deployment_status_do_not_delete/lock", b"a/.onesync~x"])
+def test_our_own_names_are_refused(path: bytes) -> None:
+    with pytest.raises(Damaged):
+        decode(encode(header(1, 1), [Gone(path)]))
+
+
+def test_setuid_is_refused() -> None:
+    with pytest.raises(Damaged):
+        decode(encode(header(1, 1), [Set(b"a", Entry(Kind.FILE, 1, 1, 0o4755, "x"))]))
+
+
+def test_names() -> None:
+    place = Position(7, 123)
+    assert checkpoint_name(place) == "E000007-000123.jsonl.gz"
+    assert parse_name(base_name(place)) == (place, True)
+    assert parse_name(checkpoint_name(place)) == (place, False)
+    assert parse_name("E7-1.jsonl.gz") is None
+    assert parse_name("E000007-000123.jsonl.gz@ab12") is None
+
+
+def test_a_renamed_directory_takes_what_is_beneath() -> None:
+    tree = {b"a": Entry(Kind.DIRECTORY), b"a/b": entry(1), b"ab": entry(2)}
+    apply(tree, [Renamed(b"a", b"c")])
+    assert tree == {b"c": Entry(Kind.DIRECTORY), b"c/b": entry(1), b"ab": entry(2)}
+
+
+def test_no_file_is_no_head() -> None:
+    assert find_head([], Manifest().read) is None
+
+
+def test_the_head_folds_increments_onto_the_base() -> None:
+    manifest = Manifest()
+    manifest.write(1, 1, Set(b"a", entry(1)), Set(b"b", entry(1)), why="base")
+    manifest.write(1, 2, Set(b"a", entry(2)))
+    manifest.write(2, 1, Gone(b"b"))
+    head = find_head(manifest.files, manifest.read)
+    assert head is not None
+    assert head.tree == {b"a": entry(2)}
+    assert (head.position, head.ignored) == (Position(2, 1), [])
+
+
+def test_a_torn_newest_falls_back_and_says_so() -> None:
+    manifest = Manifest()
+    manifest.write(1, 1, Set(b"a", entry(1)), why="base")
+    torn = manifest.write(1, 2, Set(b"a", entry(2)))
+    manifest.files[torn] = manifest.files[torn][:-9]
+    head = find_head(manifest.files, manifest.read)
+    assert head is not None
+    assert head.tree == {b"a": entry(1)}
+    assert torn in head.ignored[0]
+
+
+def test_a_late_file_of_a_lower_epoch_is_ignored() -> None:
+    manifest = Manifest()
+    manifest.write(1, 1, Set(b"a", entry(1)), why="base")
+    before = manifest.head
+    manifest.write(1, 2, Set(b"a", entry(666)))
+    manifest.head = before
+    manifest.write(2, 1, Set(b"a", entry(3)))
+    head = find_head(manifest.files, manifest.read)
+    assert head is not None
+    assert head.tree == {b"a": entry(3)}
+
+
+def test_a_stale_listing_does_not_hide_the_head() -> None:
+    manifest = Manifest()
+    manifest.write(1, 1, Set(b"a", entry(1)), why="base")
+    stale = list(manifest.files)
+    manifest.write(1, 2, Set(b"a", entry(2)))
+    manifest.write(1, 3, Set(b"a", entry(3)))
+    head = find_head(stale, manifest.read)
+    assert head is not None
+    assert head.tree == {b"a": entry(3)}
+
+
+def test_nothing_whole_is_damaged_never_empty() -> None:
+    manifest = Manifest()
+    name = manifest.write(1, 1, Set(b"a", entry(1)), why="base")
+    manifest.files[name] = b"zeros"
+    with pytest.raises(Damaged):
+        find_head(manifest.files, manifest.read)
