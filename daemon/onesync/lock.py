@@ -248,14 +248,16 @@ class Lock:
             deployment, epoch, me.host, me.boot_id, me.machine_id, me.user, me.working_dir,
             me.replica_dir, self._now(), me.version, parent,
         )  # fmt: skip
-        self._replica.write_new(
-            join(self._place(epoch), b"record.json"), encode_record(self._record)
-        )
+        # The lock file before the record: a record without a lock file then always means that a
+        # person deleted it, which frees the folder.
         content = lock_text(self._record, 0, self._now())
         try:
             self._replica.write_new(LOCK, content)
         except FileExistsError:
             self._replica.overwrite(LOCK, content)
+        self._replica.write_new(
+            join(self._place(epoch), b"record.json"), encode_record(self._record)
+        )
         self.beat()
         for claim in self._claims():
             if claim.epoch < epoch and not claim.ended:
