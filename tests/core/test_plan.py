@@ -1,0 +1,99 @@
+"""Plan applied = snapshot, planned again = nothing, deletions one batch later."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onesync.core.chain import Change, Gone, Set, apply
+from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, parent_of
+from onesync.core.plan import Difference, Plan, make_plan
+
+NAMES = st.sampled_from([b"a", b"b", b"c"])
+PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
+KINDS = st.sampled_from(list(Kind))
+
+
+def stamp(kind: Kind, number: int) -> Stamp:
+    size = number if kind is Kind.FILE else 0
+    return Stamp(kind, number, size, number, number, 0o644, b"t" if kind is Kind.LINK else b"")
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> dict[RelPath, Stamp]:
+    """A working copy: everything above a path is a directory."""
+    tree: dict[RelPath, Stamp] = {}
+    for path in draw(st.lists(PATHS, max_size=8)):
+        above = parent_of(path)
+        if path in tree or (above and tree.get(above, stamp(Kind.FILE, 0)).kind != "dir"):
+            continue
+        tree[path] = stamp(draw(KINDS), draw(st.integers(1, 3)))
+    return tree
+
+
+def entry_of(seen: Stamp) -> Entry:
+    return Entry(seen.kind, seen.size, seen.mtime_ns, seen.mode, str(seen.size), seen.target)
+
+
+def differences(
+    index: dict[RelPath, tuple[Entry, Stamp]], work: dict[RelPath, Stamp]
+) -> dict[RelPath, Difference]:
+    found = {}
+    for path in index.keys() | work.keys():
+        row = index.get(path)
+        if row is None or path not in work or row[1] != work[path]:
+            known = None if row is None else Known(*row)
+            found[path] = Difference(path, known, work.get(path))
+    return found
+
+
+def changes_of(plan: Plan) -> list[Change]:
+    """What a push of the whole plan commits, in its order."""
+    changes: list[Change] = [Gone(d.path) for d in plan.removals if d.seen is not None]
+    for difference in plan.directories + plan.files + plan.links + plan.metadata:
+        assert difference.seen is not None
+        changes.append(Set(difference.path, entry_of(difference.seen)))
+    return changes + [Gone(d.path) for d in plan.removals if d.seen is None]
+
+
+def commit(
+    index: dict[RelPath, tuple[Entry, Stamp]], work: dict[RelPath, Stamp], changes: list[Change]
+) -> None:
+    tree = {path: row[0] for path, row in index.items()}
+    old = {path: row[1] for path, row in index.items()}
+    apply(tree, changes)
+    fresh = {change.path for change in changes if isinstance(change, Set)}
+    index.clear()
+    for path, entry in tree.items():
+        index[path] = (entry, work[path] if path in fresh else old[path])
+
+
+@given(trees(), trees(), st.data())
+def test_any_prefix_of_a_plan_and_a_rescan_converge(
+    before: dict[RelPath, Stamp], after: dict[RelPath, Stamp], data: st.DataObject
+) -> None:
+    index = {path: (entry_of(seen), seen) for path, seen in before.items()}
+    first = changes_of(make_plan(differences(index, after), [], frozenset(), frozenset()))
+    commit(index, after, first[: data.draw(st.integers(0, len(first)))])
+    awaited: frozenset[RelPath] = frozenset()
+    for _ in range(3):
+        plan = make_plan(differences(index, after), [], awaited, frozenset())
+        commit(index, after, changes_of(plan))
+        awaited = plan.awaited_removals
+    assert {path: row[0] for path, row in index.items()} == {
+        path: entry_of(seen) for path, seen in after.items()
+    }
+    again = make_plan(differences(index, after), [], awaited, frozenset())
+    assert again.empty
+    assert not again.awaited_removals
+
+
+def test_a_deletion_waits_for_the_next_batch() -> None:
+    seen = stamp(Kind.FILE, 1)
+    gone = {b"a": Difference(b"a", Known(entry_of(seen), seen), None)}
+    plan = make_plan(gone, [], frozenset(), frozenset())
+    assert plan.empty
+    assert plan.awaited_removals == {b"a"}
+    assert [d.path for d in make_plan(gone, [], plan.awaited_removals, frozenset()).removals] == [
+        b"a"
+    ]
