@@ -157,3 +157,17 @@ def test_a_foreign_working_copy_is_left_alone(nodes: list[Node]) -> None:
     assert one.process.wait(30) == 13
     assert (one.work / "mine").read_bytes() == b"precious"
     assert "not empty" in one.log()
+
+
+def test_unlock_frees_the_folder_of_a_dead_node(tmp_path: Path, store: Path) -> None:
+    dead = Node(tmp_path / "dead", store, io_timeout="0.2")
+    other = Node(tmp_path / "other", store, io_timeout="0.2")
+    dead.deploy()
+    refused = other.command("unlock", "--epoch", "1")
+    assert refused.returncode == 11, refused.stderr
+    assert "alive" in refused.stderr
+    dead.end(signal.SIGKILL)
+    freed = other.command("unlock", "--epoch", "1")
+    assert (freed.returncode, "epoch 1" in freed.stdout) == (0, True), freed.stderr
+    other.deploy()
+    assert other.end() == 0, other.log()

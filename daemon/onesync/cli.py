@@ -14,7 +14,7 @@ import typer
 from onesync import __version__
 from onesync.control import NotRunning, StatusFile, ask
 from onesync.errors import Exit, OnesyncError
-from onesync.service import Service
+from onesync.service import Service, unlock_folder
 from onesync.settings import Settings, check_directories, load
 from onesync.systemd import JournalFormatter
 
@@ -71,6 +71,19 @@ def flush(config: Config = None, instance: Instance = None) -> None:
 def handover(config: Config = None, instance: Instance = None) -> None:
     """Flush and leave with the lock kept; the next start goes on without stage-in."""
     _ask(load(config, instance), "handover")
+
+
+@app.command()
+def unlock(
+    epoch: Annotated[int, typer.Option(help="The epoch that the refusal named.")],
+    config: Config = None,
+    instance: Instance = None,
+) -> None:
+    """End the claim of a dead deployment, after watching it for life."""
+    settings = load(config, instance)
+    check_directories(settings)
+    for removed in unlock_folder(settings, epoch):
+        typer.echo(f"Removed {removed}.")
 
 
 @app.command()

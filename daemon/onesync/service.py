@@ -359,22 +359,11 @@ class Service:
         return str(found["folder_id"])
 
     def _make_lock(self) -> Lock:
-        timeout = self.settings.mount.io_timeout_seconds
-        times = LockTimes.from_timeout(timeout, self.settings.lock.settle_seconds)
-        claimant = Claimant(
-            host=platform.node(),
-            boot_id=_read("/proc/sys/kernel/random/boot_id"),
-            machine_id=_read("/etc/machine-id"),
-            user=getpass.getuser(),
-            working_dir=os.fsdecode(self.root),
-            replica_dir=str(self.settings.onedata_dir),
-            version=__version__,
-        )
         remembered = None
         if (deployment := self.index.get("deployment_id")) is not None:
             epoch, beat = self.index.get("lock_epoch"), self.index.get("lock_beat")
             remembered = Remembered(deployment, int(epoch or 0), int(beat or 0))
-        return Lock(self._lock_lane, self.clock, times, claimant, remembered)
+        return _lock(self.settings, self._lock_lane, self.clock, remembered)
 
     def _remember(self, **more: str | None) -> None:
         assert self.lock is not None
@@ -568,6 +557,40 @@ class Service:
 
     def _count_rescan(self, reason: str) -> None:
         self.metrics.rescans.labels(reason).inc()
+
+
+def unlock_folder(settings: Settings, epoch: int) -> list[str]:
+    """End the dead claim ``epoch``; returns what was removed. Blocks for the time of the watch.
+
+    Raises DeployedElsewhere when it lives, Halted when there is no such open claim.
+    """
+    timeout = settings.mount.io_timeout_seconds
+    replica = ChildrenReplica(os.fsencode(settings.onedata_dir), 1, 2, timeout)
+    try:
+        return _lock(settings, replica, SystemClock(), None).unlock(epoch)
+    except OSError as error:
+        raise MountNotThere(
+            f"The OneData folder {settings.onedata_dir} cannot be reached ({error.strerror});"
+            " nothing was removed. Mount it, then try again."
+        ) from error
+    finally:
+        replica.close()
+
+
+def _lock(
+    settings: Settings, replica: ChildrenReplica, clock: SystemClock, remembered: Remembered | None
+) -> Lock:
+    times = LockTimes.from_timeout(settings.mount.io_timeout_seconds, settings.lock.settle_seconds)
+    claimant = Claimant(
+        host=platform.node(),
+        boot_id=_read("/proc/sys/kernel/random/boot_id"),
+        machine_id=_read("/etc/machine-id"),
+        user=getpass.getuser(),
+        working_dir=str(settings.working_dir.resolve()),
+        replica_dir=str(settings.onedata_dir),
+        version=__version__,
+    )
+    return Lock(replica, clock, times, claimant, remembered)
 
 
 def _claim_state_dir(state_dir: Path) -> int:
