@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := fuse3 prometheus
 
-.PHONY: setup check test
+.PHONY: setup check test demo
 
 # Debian packages where we may install them, and the virtual environment.
 setup:
@@ -20,6 +20,9 @@ check: setup
 	$(BIN)/ruff check daemon tests
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+demo: setup
+	$(BIN)/python -m tests.demo
 
 test: setup
 	$(BIN)/pytest
