@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,10 @@ import typer
 
 from onesync import __version__
 from onesync.control import NotRunning, StatusFile, ask
-from onesync.errors import Exit, OnesyncError
+from onesync.core import legacy
+from onesync.core.model import Kind, show
+from onesync.errors import ConfigurationError, Exit, OnesyncError
+from onesync.inspect import read_manifest, verify_folder
 from onesync.service import Service, unlock_folder
 from onesync.settings import Settings, check_directories, load
 from onesync.systemd import JournalFormatter
@@ -70,7 +74,64 @@ def flush(config: Config = None, instance: Instance = None) -> None:
 @app.command()
 def handover(config: Config = None, instance: Instance = None) -> None:
     """Flush and leave with the lock kept; the next start goes on without stage-in."""
-    _ask(load(config, instance), "handover")
+    reply = _ask(load(config, instance), "handover")
+    if not reply.get("ok"):
+        typer.echo(f"Not handed over: {reply.get('reason')}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    config: Config = None,
+    instance: Instance = None,
+    content: Annotated[
+        bool, typer.Option("--content", help="Read and compare every byte.")
+    ] = False,
+) -> None:
+    """Compare working copy, manifest and OneData; exit code 3 when they differ."""
+    findings = verify_folder(load(config, instance), content)
+    for finding in findings:
+        typer.echo(f"{finding.where}: {show(finding.path)} {finding.text}")
+    if not findings:
+        typer.echo("No differences.")
+    raise typer.Exit(3 if findings else 0)
+
+
+manifest_app = typer.Typer(no_args_is_help=True, help="Show what the newest checkpoint holds.")
+app.add_typer(manifest_app, name="manifest")
+
+
+@manifest_app.command("ls")
+def manifest_ls(config: Config = None, instance: Instance = None) -> None:
+    """List every entry: kind, mode, size, time, path."""
+    for path, entry in sorted(read_manifest(load(config, instance)).items()):
+        when = datetime.fromtimestamp(entry.mtime_ns / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        arrow = f" -> {show(entry.target)}" if entry.kind is Kind.LINK else ""
+        text = f"{entry.kind.value:4} {entry.mode:04o} {entry.size:14} {when} {show(path)}{arrow}"
+        typer.echo(text)
+
+
+@manifest_app.command("links")
+def manifest_links(config: Config = None, instance: Instance = None) -> None:
+    """List the symbolic links and their targets."""
+    for path, entry in sorted(read_manifest(load(config, instance)).items()):
+        if entry.kind is Kind.LINK:
+            typer.echo(f"{show(path)} -> {show(entry.target)}")
+
+
+@manifest_app.command("export")
+def manifest_export(
+    linklist: Annotated[bool, typer.Option("--linklist", help="In West-Life's format.")] = False,
+    config: Config = None,
+    instance: Instance = None,
+) -> None:
+    """Write the links in a format that the predecessors read."""
+    if not linklist:
+        raise ConfigurationError("Name a format: --linklist.")
+    settings = load(config, instance)
+    links = ((p, e.target) for p, e in sorted(read_manifest(settings).items()) if e.target)
+    root = os.fsencode(settings.working_dir)
+    sys.stdout.buffer.write(legacy.write_linklist(root, links))
 
 
 @app.command()

@@ -1,466 +1,592 @@
-"""The one loop that plans and commits: dirty, scan, plan, push, checkpoint, index.
+"""The one loop and its phases: deploy, sync, undeploy. Everything here runs in one thread.
 
-All methods but ``status`` run in the engine's thread. The watcher only marks paths dirty, through
-``Marks``; everything else about what changed is decided here, by a scan against the index.
+What others may ask of it meanwhile (``stop``, ``handover``, ``ask_flush``, the status' attributes)
+is safe from any thread.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import platform
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Protocol
 
-from onesync import recovery, snapshot
-from onesync.core.chain import (
-    Change,
-    Damaged,
-    Head,
-    Header,
-    Noted,
-    Position,
-    Set,
-    base_name,
-    checkpoint_name,
-    decode,
-    encode,
-    file_digest,
-    find_head,
-)
+from pathspec import PathSpec
+
+from onesync import __version__, recovery, working_copy
+from onesync.batch import Batches, Events
+from onesync.core.chain import Change, Gone, Head, Noted, Set
 from onesync.core.clock import Clock
-from onesync.core.dirty import DirtySet, Due
-from onesync.core.model import STATUS_FOLDER, Kind, Problem, RelPath, Stamp, join
-from onesync.core.ordering import database_of
-from onesync.core.plan import Difference, Move, Plan, make_plan
-from onesync.errors import MountNotThere, OnesyncError
+from onesync.core.dirty import DirtySet
+from onesync.core.model import Problem, RelPath, show
+from onesync.core.ordering import DATA, PublishOrder
+from onesync.errors import (
+    ConfigurationError,
+    Exit,
+    FlushNotFinished,
+    Halted,
+    LockLost,
+    MountNotThere,
+    OnesyncError,
+    StopRequested,
+    Suspended,
+)
+from onesync.heartbeat import Heartbeat
 from onesync.index import Index
 from onesync.lock import Lock
-from onesync.push import Outcome, Push
+from onesync.manifest import MANIFEST, Manifest, read_head
+from onesync.marks import Marks
+from onesync.mount import Mount
+from onesync.push import INTENTS
 from onesync.replica.door import Replica
 from onesync.scanner import Scanner
+from onesync.settings import Settings
+from onesync.stagein import Conflict, Staged, StageIn
+from onesync.watcher import Watcher, choose_watcher
 
 log = logging.getLogger(__name__)
 
-MANIFEST = STATUS_FOLDER + b"/manifest"
-_COMPACT_AT_LEAST = 1 << 20
-_SNAPSHOT_SECONDS = 600.0
+_BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+_FLUSH_SECONDS = 480.0
+"""How long the final flush retries on a mount that fails before it leaves with the lock kept."""
+_HANDOVER_SECONDS = 60.0
+_DRAIN_SECONDS = 30.0
+_TICK_SECONDS = 60.0
+_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-class Events(Protocol):
-    """What the engine tells the world; calls are quick and may come from the engine's thread."""
+class Observer(Events, Protocol):
+    """What the engine tells the world; called from its thread."""
+
+    def phase_changed(self, phase: str) -> None:
+        """The deployment is in this phase now."""
+
+    def rescanned(self, reason: str) -> None:
+        """The whole working copy is about to be scanned."""
+
+    def advanced(self, done: int, total: int) -> None:
+        """``done`` of ``total`` files of the phase are done."""
+
+    def alive(self) -> None:
+        """The engine goes on."""
+
+    def beaten(self) -> None:
+        """A heartbeat was tried (beat's thread)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """The answer to a flush: committed, but for the problems."""
+
+    problems: list[str]
+
+
+@dataclass(slots=True)
+class _Requests:
+    """What other threads asked for."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    handover: threading.Event = field(default_factory=threading.Event)
+    flushes: list[Future[Flushed]] = field(default_factory=list)
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Engine:
+    """One deployment's life."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        index: Index,
+        replica: Replica,
+        lock: Lock,
+        keeps_at_shutdown: Callable[[], bool],
+        observer: Observer,
+    ) -> None:
+        """Put the deployment's parts together; the mount is not touched before ``live``."""
+        self._settings = settings
+        self._clock = clock
+        self._index = index
+        self._replica = replica
+        self._keeps_at_shutdown = keeps_at_shutdown
+        self._observer = observer
+        self._root = os.fsencode(settings.working_dir.resolve())
+        self._pool = ThreadPoolExecutor(settings.push.workers, thread_name_prefix="push")
+        self._order = PublishOrder(settings.push.publish_order)
+        excluded = PathSpec.from_lines("gitignore", settings.push.exclude)
+        self._scanner = Scanner(
+            self._root, index, lambda path: excluded.match_file(os.fsdecode(path))
+        )
+        self._requests = _Requests()
+        self._watcher: Watcher | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._problems: dict[RelPath, Problem] = {}
+        self.lock = lock
+        self.mount = Mount(replica, settings.onedata_dir, settings.mount.require_fuse)
+        self.marks = Marks(
+            DirtySet(settings.batch.settle_seconds, settings.batch.max_delay_seconds),
+            clock,
+            lambda path: self._order.group_of(path, is_database=False) != DATA,
+        )
+        self.phase = "starting"
+        self.last_checkpoint: str | None = None
+
+    # -- asked by other threads -----------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Flush and undeploy."""
+        self._requests.stop.set()
+        self.marks.arrived.set()
+
+    def handover(self) -> None:
+        """Flush as far as quickly possible and leave with the lock kept."""
+        self._requests.handover.set()
+        self.stop()
+
+    def ask_flush(self) -> Future[Flushed]:
+        """Commit all that reached the working copy before this call."""
+        future: Future[Flushed] = Future()
+        with self._requests.guard:
+            self._requests.flushes.append(future)
+        self.marks.arrived.set()
+        return future
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with single paths now."""
+        merged = self._problems | self._scanner.problems
+        return sorted(merged.values(), key=lambda problem: problem.path)
+
+    # -- told by the batches --------------------------------------------------------------------
 
     def pushed(self, files: int, size: int) -> None:
-        """A batch published ``files`` files of ``size`` bytes together."""
+        """Pass it on (``batch.Events``)."""
+        self._observer.pushed(files, size)
 
     def committed(self, name: str, wall_seconds: float) -> None:
-        """A checkpoint stands, since ``wall_seconds`` (seconds since 1970)."""
+        """Remember the newest checkpoint and pass it on."""
+        self.last_checkpoint = name
+        self._observer.committed(name, wall_seconds)
 
     def failed(self, kind: str) -> None:
-        """A batch failed for a reason of this kind."""
+        """Pass it on."""
+        self._observer.failed(kind)
 
+    # -- the life -------------------------------------------------------------------------------
 
-class Marks:
-    """The dirty set, shared by the watcher's thread and the engine's."""
-
-    def __init__(self, dirty: DirtySet, clock: Clock) -> None:
-        """Guard ``dirty``; times are the clock's boottime."""
-        self._dirty = dirty
-        self._clock = clock
-        self._guard = threading.Lock()
-        self.arrived = threading.Event()
-        self.overflows = 0
-
-    def changed(self, path: RelPath) -> None:
-        """Mark one path (watcher)."""
-        with self._guard:
-            self._dirty.mark(path, self._clock.boottime())
-        self.arrived.set()
-
-    def moved(self, source: RelPath, target: RelPath) -> None:
-        """Mark both ends of a rename that the kernel told as a pair (watcher)."""
-        with self._guard:
-            self._dirty.moved(source, target, self._clock.boottime())
-        self.arrived.set()
-
-    def tree_changed(self, path: RelPath) -> None:
-        """Mark everything beneath ``path``."""
-        with self._guard:
-            self._dirty.mark_tree(path, self._clock.boottime())
-        self.arrived.set()
-
-    def overflowed(self) -> None:
-        """The kernel dropped events: only a whole scan knows (watcher)."""
-        self.overflows += 1
-        self.tree_changed(b"")
-
-    def unwatched(self, path: RelPath, reason: str) -> None:
-        """A directory cannot be watched: rescans find what changes in it (watcher)."""
-        log.warning("directory is not watched", extra={"path": path, "reason": reason})
-        self.tree_changed(path)
-
-    def take(self, everything: bool) -> Due:
-        """Take what is due."""
-        with self._guard:
-            return self._dirty.take(self._clock.boottime(), everything)
-
-    def give_back(self, due: Due) -> None:
-        """Put back what a failed batch took."""
-        with self._guard:
-            self._dirty.give_back(due, self._clock.boottime())
-
-    def again(self, paths: set[RelPath]) -> None:
-        """Mark ``paths`` once more."""
-        for path in paths:
-            self.changed(path)
-
-    def next_due(self) -> float | None:
-        """Return the seconds until something is due, or None."""
-        with self._guard:
-            return self._dirty.next_due(self._clock.boottime())
-
-    def oldest(self) -> float | None:
-        """Return when (boottime) the oldest unsynced path was marked."""
-        with self._guard:
-            return self._dirty.oldest()
-
-    def __len__(self) -> int:
-        with self._guard:
-            return len(self._dirty)
-
-
-@dataclass(slots=True)
-class _Awaited:
-    removals: frozenset[RelPath] = frozenset()
-    moves: frozenset[tuple[RelPath, RelPath]] = frozenset()
-
-    def paths(self) -> set[RelPath]:
-        return set(self.removals) | {end for pair in self.moves for end in pair}
-
-
-@dataclass(slots=True)
-class Chain:
-    """Where the manifest stands for us.
-
-    Attributes:
-        folder_id: of the folder.
-        head: name and digest of the newest checkpoint; None in a folder without one.
-        position: of the next checkpoint.
-        since_base: bytes of checkpoints since the last base.
-        base_size: bytes of the last base; 0 before the first.
-    """
-
-    folder_id: str
-    head: tuple[str, str] | None
-    position: Position
-    since_base: int = 0
-    base_size: int = 0
-
-
-@dataclass(slots=True)
-class Engine:
-    """See the module. Fields are its parts; none is changed by others while it runs."""
-
-    replica: Replica
-    root: bytes
-    spool: Path
-    index: Index
-    scanner: Scanner
-    marks: Marks
-    lock: Lock
-    clock: Clock
-    pool: ThreadPoolExecutor
-    chain: Chain
-    writer: str
-    events: Events
-    check_mount: Callable[[], None]
-    problems: dict[RelPath, Problem] = field(default_factory=dict)
-    _awaited: _Awaited = field(default_factory=_Awaited)
-    _half_done: bool = False
-    _pushing: bool = False
-    _reclaimed: set[RelPath] = field(default_factory=set)
-
-    def batch(self, *, everything: bool = False, why: str = "incremental") -> bool:
-        """Do one batch; returns whether anything was committed.
-
-        Raises OSError or OnesyncError where the mount fails as a whole: what was taken is dirty
-        again and the next call settles the replica first.
-        """
-        due = self.marks.take(everything)
+    def live(self) -> Exit:
+        """Deploy, sync, undeploy; returns the exit code or raises an OnesyncError."""
+        if self._index.get("cleaning") is not None:
+            return self._finish_cleaning()
+        self._set_phase("starting")
+        self.mount.look()
         try:
-            return self._batch(due, why)
-        except BaseException:
-            self.marks.give_back(due)
-            raise
-
-    def settle(self) -> None:
-        """Bring the replica back to the last checkpoint after a batch that died half way."""
-        self._find_commit_of_unknown_result()
-        self.take_settled(recovery.settle(self.replica, self._last_position()))
-        self._half_done = False
-
-    def _find_commit_of_unknown_result(self) -> None:
-        """A checkpoint whose write or read-back failed may stand all the same."""
-        for name in (checkpoint_name(self.chain.position), base_name(self.chain.position)):
-            path = join(MANIFEST, name.encode())
-            try:
-                data = self.replica.read(path)
-            except FileNotFoundError:
-                continue
-            try:
-                found = decode(data)
-            except Damaged as error:
-                # Torn while we wrote it: nobody can have continued it.
-                log.warning("torn checkpoint removed", extra={"file": name, "reason": str(error)})
-                self.replica.remove(path)
-                continue
-            # Without stamps its paths count as dirty: the next scan compares them.
-            changes = () if found.header.why == "base" else found.changes
-            self._record_commit(name, data, found.header.why, changes, {})
-            return
-
-    def take_settled(self, settled: recovery.Settled) -> None:
-        """Remember what a dead batch of ours published: the next one may replace it."""
-        for sentence in settled.told:
-            log.warning("half-done batch settled", extra={"what": sentence})
-        self._reclaimed |= settled.published
-
-    def clean_to(self) -> bool:
-        """Batch until nothing is awaited or dirty any more, as ``flush`` does."""
-        committed = False
-        for _ in range(3):
-            committed |= self.batch(everything=True)
-            if not self._awaited.paths() and not len(self.marks):
-                break
-        return committed
-
-    def base(self) -> None:
-        """Write the whole tree as a checkpoint of its own: the first one, or a compaction."""
-        tree: list[Change] = [
-            Set(path, known.entry) for path, known in self.index.beneath(b"") if path
-        ]
-        self._commit(tree, {}, why="base")
-
-    def final(self) -> None:
-        """Write the checkpoint that says that nothing was left unsynced."""
-        self._commit([Noted(problem) for problem in self.problems.values()], {}, why="final")
-
-    def _batch(self, due: Due, why: str) -> bool:
-        if not (due.paths or due.trees or self._awaited.paths()):
-            return False
-        self._may_write()
-        self.check_mount()
-        if self._half_done:
-            self.settle()
-        snapshots = self._snapshot(due)
-        paths = self._with_databases(due.paths) | self._awaited.paths()
-        differences = self.scanner.scan(paths, due.trees)
-        differences.pop(b"", None)
-        self._drop_sidecars(differences)
-        self._snapshot_found(differences, snapshots)
-        plan = self._plan(differences, due)
-        if plan.empty:
-            self._await(plan)
-            return False
-        return self._push(plan, snapshots, why)
-
-    def _push(self, plan: Plan, snapshots: dict[RelPath, bytes], why: str) -> bool:
-        push = Push(
-            self.replica,
-            self.root,
-            self.chain.position,
-            self.pool,
-            self._may_write,
-            frozenset(self._reclaimed),
-        )
-        self._half_done = self._pushing = True
-        try:
-            return self._push_and_commit(push, plan, snapshots, why)
+            self.mount.refuse_newer()
+            batches = self._deploy()
+        except StopRequested:
+            log.info("stopped before the folder was deployed")
+            return Exit.CLEAN
         except OSError as error:
-            self.events.failed(error.strerror or "unknown")
-            raise
+            raise _mount_failed(error) from error
+        try:
+            self._sync(batches)
+            return self._leave(batches)
         finally:
-            self._pushing = False
+            self._end_threads()
+            self._answer_flushes(OnesyncError("onesync is stopping"))
 
-    def _push_and_commit(
-        self, push: Push, plan: Plan, snapshots: dict[RelPath, bytes], why: str
-    ) -> bool:
-        outcome = push.carry_out(plan, snapshots)
-        self._take_problems(plan, outcome)
-        if outcome.changes:
-            noted = [Noted(problem) for problem in outcome.problems]
-            self._commit([*outcome.changes, *noted], outcome.stamps, why)
-        self.events.pushed(outcome.files, outcome.size)
-        self._await(plan)
-        self.marks.again(outcome.retry)
-        for move in plan.moves:
-            self.marks.tree_changed(move.target)
-        push.tidy()
-        self._reclaimed -= {difference.path for difference in plan.files}
-        self._half_done = False
-        for path in snapshots.values():
-            Path(os.fsdecode(path)).unlink(missing_ok=True)
-        return bool(outcome.changes)
+    def _end_threads(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        if self._watcher is not None:
+            self._watcher.stop()
 
-    def _take_problems(self, plan: Plan, outcome: Outcome) -> None:
-        for difference in plan.files + plan.directories:
-            self.problems.pop(difference.path, None)
-        self.problems.update({p.path: p for p in outcome.problems})
-        self.problems.update(self.scanner.problems)
+    def _set_phase(self, phase: str) -> None:
+        if phase != self.phase:
+            log.info("phase", extra={"phase": phase})
+        self.phase = phase
+        self._observer.phase_changed(phase)
 
-    def _await(self, plan: Plan) -> None:
-        self._awaited = _Awaited(plan.awaited_removals, plan.awaited_moves)
-        if self._awaited.paths():
-            self.marks.arrived.set()
+    def _pause(self, seconds: float) -> None:
+        """Wait; raises StopRequested when a stop is asked for and nothing waits to be flushed."""
+        self._observer.alive()
+        if self._index.get("staged") is not None:
+            self._clock.sleep(seconds)
+        elif self._requests.stop.wait(seconds):
+            raise StopRequested
 
-    def awaits(self) -> bool:
-        """Whether the next batch has second halves to do."""
-        return bool(self._awaited.paths())
+    # -- deploying ------------------------------------------------------------------------------
 
-    def _plan(self, differences: dict[RelPath, Difference], due: Due) -> Plan:
-        pairs = set(due.moves) | set(self._awaited.moves)
-        renames = self._renames(differences, pairs)
-        return make_plan(differences, renames, self._awaited.removals, self._awaited.moves)
+    def _deploy(self) -> Batches:
+        if not self._is_known_copy():
+            working_copy.refuse_foreign(self._root)
+        self._set_phase("locking")
+        epoch = self.lock.acquire(self._settings.lock.wait_seconds, self._pause)
+        self._heartbeat = Heartbeat(self.lock, lambda: self.last_checkpoint, self._observer.beaten)
+        self._heartbeat.start()
+        try:
+            return self._take_over(epoch)
+        except BaseException as error:
+            self._end_threads()
+            if isinstance(error, StopRequested | Halted | ConfigurationError):
+                self._withdraw()
+            raise
 
-    def _renames(
-        self, differences: dict[RelPath, Difference], pairs: set[tuple[RelPath, RelPath]]
-    ) -> list[Move]:
-        """Find renames: the kernel's pair and the inode agree, or inode and stamp do."""
-        found = []
-        for path, difference in differences.items():
-            seen = difference.seen
-            if seen is None or difference.known is not None or seen.kind is Kind.LINK:
-                continue
-            for source, known in self.index.by_inode(seen.inode):
-                gone = differences.get(source)
-                if gone is None or gone.seen is not None or known.stamp is None:
-                    continue
-                if known.entry.kind is not seen.kind:
-                    continue
-                old = (known.stamp.size, known.stamp.mtime_ns)
-                same = seen.kind is Kind.DIRECTORY or old == (seen.size, seen.mtime_ns)
-                if same and (source, path) in pairs:
-                    found.append(Move(source, path, seen.kind, seen))
-        return found
-
-    def _with_databases(self, paths: frozenset[RelPath]) -> set[RelPath]:
-        """A sidecar that changed means that its database may have."""
-        return set(paths) | {base for path in paths if (base := database_of(path))}
-
-    def _drop_sidecars(self, differences: dict[RelPath, Difference]) -> None:
-        for path in list(differences):
-            base = database_of(path)
-            if base is not None and snapshot.is_database(self._local(base)):
-                del differences[path]
-
-    def _snapshot(self, due: Due) -> dict[RelPath, bytes]:
-        """Snapshot the databases that are due, before the tree is scanned."""
-        taken: dict[RelPath, bytes] = {}
-        for path in self._with_databases(due.paths):
-            self._snapshot_one(path, taken)
-        return taken
-
-    def _snapshot_found(
-        self, differences: dict[RelPath, Difference], taken: dict[RelPath, bytes]
-    ) -> None:
-        """Snapshot databases that only the scan found (a rescan, a new directory)."""
-        for path, difference in differences.items():
-            if difference.seen is not None and difference.seen.kind is Kind.FILE:
-                self._snapshot_one(path, taken)
-
-    def _snapshot_one(self, path: RelPath, taken: dict[RelPath, bytes]) -> None:
-        source = self._local(path)
-        if path in taken or not snapshot.is_database(source):
+    def _withdraw(self) -> None:
+        """Leave the folder as it was found, unless something of ours here waits for OneData."""
+        if self._index.get("staged") == self.lock.state().deployment_id:
             return
-        target = self.spool / f"{len(taken)}.snapshot"
-        reason = snapshot.take(source, bytes(target), _SNAPSHOT_SECONDS)
-        if reason is None:
-            taken[path] = bytes(target)
+        try:
+            self.lock.release(None, "withdrawn")
+        except (OSError, OnesyncError) as error:
+            log.warning("the lock could not be released", extra={"reason": str(error)})
+
+    def _is_known_copy(self) -> bool:
+        return any(self._index.get(key) for key in ("staged", "undeployed", "staging"))
+
+    def _take_over(self, epoch: int) -> Batches:
+        self._set_phase("staging_in")
+        for path in (MANIFEST, INTENTS):
+            try:
+                self._replica.make_directory(path)
+            except FileExistsError:
+                continue
+        folder_id = self.mount.open_folder()
+        head = read_head(self._replica)
+        self._tell_of(head)
+        settled = recovery.settle(self._replica, head.position if head else None)
+        batches = self._make_batches(folder_id, head, epoch)
+        if self._index.get("staged") is not None:
+            self._resume(batches, head, settled)
         else:
-            log.warning("database is pushed as a file", extra={"path": path, "reason": reason})
+            self._stage_in(batches, head)
+        self._scanner.root_inode = int(self._index.get("root_inode") or 0) or None
+        return batches
 
-    def _local(self, path: RelPath) -> bytes:
-        return join(self.root, path)
+    def _tell_of(self, head: Head | None) -> None:
+        if head is None:
+            return
+        self.last_checkpoint = head.name
+        for sentence in head.ignored:
+            text = f"The manifest is damaged: {sentence}. The checkpoint {head.name} is used."
+            log.error(text)
+            self._problems[MANIFEST] = Problem(MANIFEST, "manifest_damaged", text)
 
-    def _commit(self, changes: list[Change], stamps: dict[RelPath, Stamp], why: str) -> None:
-        """Write, read back and record one checkpoint."""
-        self._may_write()
-        if self._half_done and not self._pushing:
-            self.settle()
-        self._half_done = True
-        position = self.chain.position
-        wall = self.clock.wall_ns() / 1e9
-        header = Header(
-            self.chain.folder_id, position, self.chain.head, self.writer, _iso(wall), why
+    def _make_batches(self, folder_id: str, head: Head | None, epoch: int) -> Batches:
+        spool = self._settings.state_dir / "spool"
+        spool.mkdir(exist_ok=True)
+        for left in spool.iterdir():
+            left.unlink()
+        writer = f"onesync {__version__} on {platform.node()}"
+        manifest = Manifest(
+            self._replica, self._clock, folder_id, head, epoch, writer, self._working_dirs()
         )
-        data = encode(header, changes)
-        name = base_name(position) if why == "base" else checkpoint_name(position)
-        path = join(MANIFEST, name.encode())
-        self.replica.write_new(path, data)
-        if self.replica.read(path) != data:
-            raise OnesyncError(
-                f"The checkpoint {name} reads back differently from OneData; nothing is lost, the"
-                " batch is done again."
-            )
-        self._record_commit(name, data, why, () if why == "base" else changes, stamps)
-        self._half_done = self._pushing
-        self.events.committed(name, wall)
-
-    def _record_commit(
-        self,
-        name: str,
-        data: bytes,
-        why: str,
-        changes: Iterable[Change],
-        stamps: dict[RelPath, Stamp],
-    ) -> None:
-        position = self.chain.position
-        self.index.commit(
-            changes,
-            stamps,
-            head_name=name,
-            head_digest=file_digest(data),
-            epoch=str(position.epoch),
-            sequence=str(position.sequence),
+        return Batches(
+            replica=self._replica,
+            root=self._root,
+            spool=spool,
+            index=self._index,
+            scanner=self._scanner,
+            marks=self.marks,
+            manifest=manifest,
+            order=self._order,
+            pool=self._pool,
+            events=self,
+            drain=self._drain,
+            may_write=self._may_write,
+            check_mount=self.mount.check,
+            problems=self._problems,
         )
-        self._advance(name, data, why)
 
-    def _advance(self, name: str, data: bytes, why: str) -> None:
-        place = self.chain.position
-        self.chain.head = (name, file_digest(data))
-        self.chain.position = Position(place.epoch, place.sequence + 1)
-        if why == "base":
-            self.chain.base_size, self.chain.since_base = len(data), 0
-        else:
-            self.chain.since_base += len(data)
-
-    def compaction_due(self) -> bool:
-        """Whether the checkpoints since the last base outweigh it."""
-        return self.chain.since_base > max(_COMPACT_AT_LEAST, self.chain.base_size)
-
-    def _last_position(self) -> Position | None:
-        place = self.chain.position
-        if self.chain.head is None:
-            return None
-        return Position(place.epoch, place.sequence - 1)
+    def _working_dirs(self) -> tuple[bytes, ...]:
+        return (os.fsencode(self._settings.working_dir), self._root)
 
     def _may_write(self) -> None:
+        if self._heartbeat is not None and self._heartbeat.lost is not None:
+            raise self._heartbeat.lost
         if not self.lock.may_write():
-            raise MountNotThere(
+            raise Suspended(
                 "The lock's heartbeat could not be confirmed for too long, so nothing is written;"
                 " local data are safe, writing goes on when the mount answers again."
             )
 
+    def _resume(self, batches: Batches, head: Head | None, settled: recovery.Settled) -> None:
+        """Go on on this node: what the chain has and the index lacks is taken over as dirty."""
+        ours = self._index.get("staged") == self.lock.state().deployment_id
+        if not ours and (head is None or head.name != self._index.get("head_name")):
+            raise Halted(
+                "The deployment of this working directory was ended elsewhere and the folder went"
+                " on without it; nothing was changed. What was not yet in OneData is still here:"
+                " move the working directory away, then start again and copy what you miss."
+            )
+        self._index.set(staged=self.lock.state().deployment_id)
+        batches.take_settled(settled)
+        if head is None:
+            batches.base()
+            return
+        known = {path: row.entry for path, row in self._index.beneath(b"") if path}
+        changes: list[Change] = [Gone(p) for p in sorted(known) if p not in head.tree]
+        changes += [Set(p, e) for p, e in head.tree.items() if known.get(p) != e]
+        if changes:
+            log.info("resumed behind the manifest", extra={"paths": len(changes)})
+            self._index.commit(changes, {})
 
-def read_head(replica: Replica) -> Head | None:
-    """Read the manifest's head from the replica; None in a folder without one."""
-    names = [item.name.decode("utf-8", "replace") for item in replica.list(MANIFEST)]
-    return find_head(names, lambda name: replica.read(join(MANIFEST, name.encode())))
+    def _stage_in(self, batches: Batches, head: Head | None) -> None:
+        tree = head.tree if head else {}
+        name = head.name if head else ""
+        if self._index.get("undeployed") is not None:
+            working_copy.reuse(self._root, self._index, self._scanner, tree)
+        elif self._index.get("staging") not in (None, name) and os.listdir(self._root):
+            raise Halted(
+                "The working directory holds half of an older state of the folder, which went on"
+                " elsewhere; nothing was changed. Empty it, then start again."
+            )
+        self._index.set(staging=name, undeployed=None)
+        try:
+            staged = StageIn(
+                self._replica, self._root, self._pool, self._on_staged, self._link_moves(head)
+            ).run(tree)
+        except Conflict as conflict:
+            raise Halted(
+                f"{conflict} stands in the working directory with another content than in OneData;"
+                " nothing was overwritten. Move it away, then start again."
+            ) from conflict
+        self._take_staged(batches, head, staged)
+
+    def _take_staged(self, batches: Batches, head: Head | None, staged: Staged) -> None:
+        tree = head.tree if head else {}
+        for problem in staged.problems:
+            self._problems[problem.path] = problem
+            log.warning(problem.text)
+        if staged.relocated:
+            log.info("links follow the working directory", extra={"links": staged.relocated})
+        self._index.replace((p, e, s) for p, (e, s) in staged.tree.items())
+        fresh: list[Change] = [
+            Set(p, e) for p, (e, _) in sorted(staged.tree.items()) if tree.get(p) != e
+        ]
+        if head is None:
+            batches.base()
+        elif fresh or staged.problems:
+            batches.commit([*fresh, *map(Noted, staged.problems)], {}, "incremental")
+        self._index.set(
+            staged=self.lock.state().deployment_id,
+            staging=None,
+            head_name=batches.manifest.head[0] if batches.manifest.head else None,
+            root_inode=str(os.stat(self._root).st_ino),
+        )
+
+    def _link_moves(self, head: Head | None) -> list[tuple[bytes, bytes]]:
+        if head is None or not self._settings.stagein.relocate_links:
+            return []
+        pairs = zip(head.working_dirs, self._working_dirs(), strict=False)
+        return [(old, new) for old, new in pairs if old != new and old != b"/"]
+
+    def _on_staged(self, done: int, total: int) -> None:
+        self._observer.advanced(done, total)
+        self._observer.alive()
+        if self._requests.stop.is_set():
+            raise StopRequested
+        self._may_write()
+
+    # -- syncing --------------------------------------------------------------------------------
+
+    def _sync(self, batches: Batches) -> None:
+        self._watcher = choose_watcher(
+            self._root, os.fsencode(self._settings.state_dir / "cookie"), self.marks
+        )
+        self._watcher.start()
+        # Watch before scan: what changed before the watches stood is found by this one.
+        self._rescan("start")
+        self._set_phase("syncing")
+        failures = 0
+        rescan = self._clock.boottime() + self._settings.batch.rescan_seconds
+        while not self._requests.stop.is_set():
+            self._wait(batches, failures)
+            if self._clock.boottime() >= rescan:
+                rescan = self._clock.boottime() + self._settings.batch.rescan_seconds
+                self._rescan("interval")
+            failures = self._step(batches, failures)
+
+    def _wait(self, batches: Batches, failures: int) -> None:
+        """Wait for work, for the next try, or for a tick."""
+        self._observer.alive()
+        if failures:
+            self._requests.stop.wait(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1])
+            return
+        if self._requests.flushes:
+            return
+        pause = self._settings.batch.min_interval_seconds
+        due = pause if batches.awaits() else self.marks.next_due()
+        tick = min(_TICK_SECONDS, self._settings.batch.rescan_seconds)
+        self.marks.arrived.wait(tick if due is None else min(tick, due))
+        self.marks.arrived.clear()
+        due = self.marks.next_due()
+        if due is not None and not self._requests.flushes:
+            self._requests.stop.wait(min(pause, max(due, 0.05)))
+
+    def _step(self, batches: Batches, failures: int) -> int:
+        """Do one batch or the flushes asked for; returns the failures in a row."""
+        try:
+            if self._requests.flushes:
+                self._flush(batches)
+            else:
+                self._may_write()
+                batches.batch()
+            if batches.manifest.compaction_due():
+                batches.base()
+        except LockLost:
+            raise
+        except (Halted, ConfigurationError) as error:
+            self._answer_flushes(error)
+            raise
+        except (OSError, OnesyncError) as error:
+            return self._failed(error, failures)
+        if failures:
+            log.info("recovered", extra={"failures": failures})
+        self.mount.up = True
+        self._set_phase("syncing")
+        return 0
+
+    def _failed(self, error: Exception, failures: int) -> int:
+        self.mount.up = isinstance(error, OnesyncError) and not isinstance(error, MountNotThere)
+        self._set_phase("suspended" if isinstance(error, Suspended) else "backing_off")
+        if failures == 0 or failures % 10 == 0:
+            log.warning("not pushed, tried again", extra={"reason": str(error), "tries": failures})
+        self._answer_flushes(error)
+        return failures + 1
+
+    def _flush(self, batches: Batches) -> None:
+        with self._requests.guard:
+            asked, self._requests.flushes = self._requests.flushes, []
+        try:
+            self._rescan("flush")
+            batches.clean()
+        except BaseException:
+            with self._requests.guard:
+                self._requests.flushes += asked
+            raise
+        left = [f"{show(path)} changes all the time." for path in sorted(batches.left)]
+        answer = Flushed([problem.text for problem in self.problems()] + left)
+        for future in asked:
+            future.set_result(answer)
+
+    def _answer_flushes(self, error: Exception) -> None:
+        with self._requests.guard:
+            asked, self._requests.flushes = self._requests.flushes, []
+        for future in asked:
+            future.set_exception(error)
+
+    def _rescan(self, reason: str) -> None:
+        self.marks.tree_changed(b"")
+        self._observer.rescanned(reason)
+
+    def _drain(self) -> None:
+        if self._watcher is not None and not self._watcher.drain(_DRAIN_SECONDS):
+            log.warning("the kernel's events did not drain, everything is scanned")
+            self._rescan("drain")
+
+    # -- leaving --------------------------------------------------------------------------------
+
+    def _leave(self, batches: Batches) -> Exit:
+        """Flush, then keep or release the deployment."""
+        handed_over = self._requests.handover.is_set()
+        keep = handed_over or self._keeps_at_shutdown()
+        self._set_phase("flushing")
+        try:
+            self._retry(lambda: self._final_flush(batches), _HANDOVER_SECONDS if keep else None)
+        except FlushNotFinished as error:
+            if not keep:
+                raise
+            log.warning(str(error))
+        if keep:
+            log.info("left with the lock kept", extra={"handover": handed_over})
+            return Exit.CLEAN
+        problems = [Noted(problem) for problem in self.problems()]
+        self._retry(lambda: batches.commit(problems, {}, "final"), None)
+        self._index.set(staged=None, undeployed=self.last_checkpoint)
+        if self._settings.undeploy.clean_working_dir:
+            self._clean()
+        self._retry(lambda: self.lock.release(self.last_checkpoint), None)
+        return self._cleaned()
+
+    def _final_flush(self, batches: Batches) -> None:
+        self._rescan("final")
+        batches.clean()
+        if batches.left:
+            raise OnesyncError(f"{show(min(batches.left))} changes all the time")
+
+    def _retry(self, act: Callable[[], object], patience: float | None) -> None:
+        patience = _FLUSH_SECONDS if patience is None else patience
+        deadline = self._clock.boottime() + patience
+        failures = 0
+        while True:
+            self._observer.alive()
+            try:
+                act()
+            except (LockLost, Halted):
+                raise
+            except (OSError, OnesyncError) as error:
+                pause = _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)]
+                if self._clock.boottime() + pause > deadline:
+                    raise FlushNotFinished(
+                        f"The final flush could not finish ({error}); the lock and all local data"
+                        " are kept. Mend the cause and start the service again on this node."
+                    ) from error
+                failures += 1
+                self._clock.sleep(pause)
+            else:
+                return
+
+    def _clean(self) -> None:
+        """Clean the working directory; durable before the first file goes."""
+        self._index.set(cleaning="yes", kept=None)
+        self._set_phase("cleaning")
+        cleaned = working_copy.clean(
+            self._root, self._index, lambda done: self._observer.advanced(done, done)
+        )
+        log.info("working directory cleaned", extra={"removed": cleaned.removed})
+        kept = ", ".join(show(path) for path in cleaned.kept[:5])
+        self._index.set(kept=kept or None)
+
+    def _cleaned(self) -> Exit:
+        """Forget the copy that was cleaned; what it kept is for a person."""
+        if self._index.get("cleaning") is None:
+            return Exit.CLEAN
+        kept = self._index.get("kept")
+        if kept is None:
+            self._index.replace(())
+            self._index.set(cleaning=None, undeployed=None, root_inode=None)
+            return Exit.CLEAN
+        self._index.set(cleaning=None)
+        raise Halted(
+            f"Everything is in OneData and the lock is released, but these are not what OneData"
+            f" holds and were kept in the working directory: {kept}. Look at them and move them"
+            " away before the next deployment."
+        )
+
+    def _finish_cleaning(self) -> Exit:
+        """A start in CLEANING only finishes it: everything was verified before it began."""
+        self._clean()
+        self.mount.look()
+        self._retry(self._release_old, None)
+        return self._cleaned()
+
+    def _release_old(self) -> None:
+        self.lock.release_earlier(self._index.get("undeployed"))
 
 
-def _iso(wall: float) -> str:
-    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds")
+def _mount_failed(error: OSError) -> OnesyncError:
+    if error.errno in _LOCAL:
+        return Halted(
+            f"The working directory's file system refuses to be written ({error.strerror});"
+            " nothing is lost, OneData is as it was. Make room there, then start again."
+        )
+    return MountNotThere(
+        f"The mount failed ({error.strerror or error}) while the folder was being deployed; nothing"
+        " is lost. It goes on where it was at the next start."
+    )

@@ -3,7 +3,8 @@
 OnesyncError (1 unexpected)
 ├── ConfigurationError (78)       refused at the door
 ├── MountNotThere (14)            the replica is not reachable; systemd tries again
-│   └── MountHung                 a call on the mount did not answer in time
+│   ├── MountHung                 a call on the mount did not answer in time
+│   └── Suspended                 no heartbeat was confirmed for too long: nothing is written
 ├── DeployedElsewhere (11)        somebody else holds the folder
 ├── LockLost (12)                 we held it and do not any more
 ├── FlushNotFinished (10)         the final flush ended early; lock and local data kept
@@ -52,6 +53,10 @@ class MountHung(MountNotThere):
     """A call on the mount did not answer within the configured time."""
 
 
+class Suspended(MountNotThere):
+    """No beat of the lock was confirmed for too long; goes on when the mount answers again."""
+
+
 class DeployedElsewhere(OnesyncError):
     """The folder is deployed by somebody else."""
 
@@ -74,3 +79,7 @@ class Halted(OnesyncError):
     """A person must decide before anything more is written."""
 
     code = Exit.HALTED
+
+
+class StopRequested(Exception):
+    """A stop was asked for before the folder was deployed: not a failure."""

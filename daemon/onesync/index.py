@@ -6,9 +6,11 @@ survives a power loss. Opened by the thread that starts, then used by the engine
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from onesync.core.chain import Change, Gone, Renamed, Set
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, parent_of
@@ -33,8 +35,12 @@ CREATE INDEX IF NOT EXISTS entry_inode ON entry (inode);
 class Index:
     """Rows by path, and a few named values (``meta``)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
         """Open or create the index. Raises Halted where a newer onesync wrote it."""
+        if readonly:
+            uri = f"file:{quote(os.fsencode(path))}?mode=ro"
+            self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
+            return
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import errno
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -66,16 +67,29 @@ class Lock:
         times: LockTimes,
         claimant: Claimant,
         remembered: Remembered | None,
+        remember: Callable[[Remembered], None] = lambda _: None,
     ) -> None:
-        """Prepare; nothing is touched before ``acquire``."""
+        """Prepare; nothing is touched before ``acquire``.
+
+        Args:
+            replica: the door, best a lane of its own so that beats never queue behind files.
+            clock: times are its boottime.
+            times: of the lock.
+            claimant: who we are.
+            remembered: what the state directory holds of our last claim.
+            remember: keeps what the state directory must hold; called before each step that others
+                can see, so that a claim of ours is always known again.
+        """
         self.times = times
         self._replica = replica
         self._clock = clock
         self._claimant = claimant
         self._remembered = remembered
+        self._remember = remember
         self._record: Record | None = None
         self._beat = 0
         self._confirmed = float("-inf")
+        self._pause: Callable[[float], None] = clock.sleep
 
     def state(self) -> Remembered:
         """Return what the state directory must remember."""
@@ -86,12 +100,14 @@ class Lock:
         """Whether this lock was taken; says nothing about whether it was lost since."""
         return self._record is not None
 
-    def acquire(self, wait_seconds: float = 0) -> int:
+    def acquire(self, wait_seconds: float = 0, pause: Callable[[float], None] | None = None) -> int:
         """Take the lock; returns the epoch.
 
-        Raises DeployedElsewhere with the whole story when somebody else holds it for longer than
+        ``pause`` waits (default: the clock's sleep) and may raise to give up. Raises
+        DeployedElsewhere with the whole story when somebody else holds it for longer than
         ``wait_seconds``, Halted when a second provider serves the folder.
         """
+        self._pause = pause or self._clock.sleep
         self._prepare()
         deadline = self._clock.boottime() + wait_seconds
         while True:
@@ -103,7 +119,7 @@ class Lock:
                     f"The folder is deployed elsewhere: {epoch.story}. Nothing was changed."
                     " Undeploy it there, or, if that node is dead for good, run 'onesync unlock'."
                 )
-            self._clock.sleep(min(self.times.beat, deadline - self._clock.boottime()))
+            self._pause(min(self.times.beat, deadline - self._clock.boottime()))
 
     def beat(self, checkpoint: str | None = None) -> None:
         """Create the next beat's name, and say so in the lock file.
@@ -113,6 +129,12 @@ class Lock:
         record = self._held()
         sent = self._clock.boottime()
         number = self._beat + 1
+        if not self.may_write():
+            # Nobody heard of us for so long that somebody may have taken over: two good looks.
+            self.check()
+            self._clock.sleep(self.times.call)
+            self.check()
+        self._remember(Remembered(record.deployment_id, record.epoch, number))
         content = encode_record(End("beat", self._now(), checkpoint))
         path = join(self._place(record.epoch), beat_name(number))
         try:
@@ -149,13 +171,24 @@ class Lock:
         """Whether the last confirmed beat is young enough to write."""
         return self.age() < self.times.suspend
 
-    def release(self, checkpoint: str | None) -> None:
+    def release(self, checkpoint: str | None, how: str = "undeployed") -> None:
         """End the claim and remove the lock file. Raises LockLost when it is not ours."""
         record = self._held()
         self.check()
         with suppress(FileExistsError):  # an earlier try of ours already wrote it
-            self._end(record.epoch, "undeployed", checkpoint)
+            self._end(record.epoch, how, checkpoint)
         self._replica.remove(LOCK)
+
+    def release_earlier(self, checkpoint: str | None) -> None:
+        """End the claim that an earlier life of ours left; nothing to end is success."""
+        remembered = self._remembered
+        for claim in self._claims():
+            ours = remembered is not None and claim.epoch == remembered.epoch and not claim.ended
+            if ours:
+                self._end(claim.epoch, "undeployed", checkpoint)
+                fields = self._lock_fields()
+                if fields is not None and fields.get("EPOCH") == str(claim.epoch):
+                    self._replica.remove(LOCK)
 
     def unlock(self, epoch: int) -> list[str]:
         """End a dead claim, after watching it for life; returns what was removed.
@@ -207,25 +240,37 @@ class Lock:
 
     def _watch_own(self, ours: Ours) -> Held | None:
         """After a reboot or in a clone: is the claim that we remember really dead?"""
-        record, remembered = ours.claim.record, self._remembered
-        assert record is not None
+        epoch, record, remembered = ours.claim.epoch, ours.claim.record, self._remembered
         assert remembered is not None
-        newest = self._newest_beat(ours.claim.epoch)
-        if newest > remembered.beat + 1:
-            return Held(f"epoch {record.epoch} is ours by name but has gone on without this node")
-        if record.boot_id != self._claimant.boot_id and self._lives(
-            ours.claim.epoch, 2 * self.times.beat + self.times.call
+        beats = remembered.beat if epoch == remembered.epoch else 0
+        if (
+            record is not None
+            and epoch == remembered.epoch
+            and self._newest_beat(epoch) > beats + 1
         ):
-            return Held(f"epoch {record.epoch} is ours by name but another machine keeps it alive")
+            return Held(f"epoch {epoch} is ours by name but has gone on without this node")
+        same_boot = record is not None and record.boot_id == self._claimant.boot_id
+        if not same_boot and self._lives(epoch, 2 * self.times.beat + self.times.call):
+            return Held(f"epoch {epoch} is ours by name but another machine keeps it alive")
         return None
 
     def _claim(self, verdict: Free | Ours) -> int | Held:
         epoch = verdict.next_epoch
+        deployment = uuid.uuid4().hex
+        if isinstance(verdict, Ours) and verdict.claim.record is not None:
+            deployment = verdict.claim.record.deployment_id
+        self._remember(Remembered(deployment, epoch, 0))
         try:
             self._replica.make_directory(self._place(epoch))
         except FileExistsError:
+            if self._remembered is not None:
+                self._remember(self._remembered)
             return Held(f"another node claimed epoch {epoch} at the same moment")
-        self._clock.sleep(self.times.settle)
+        try:
+            self._pause(self.times.settle)
+        except BaseException:
+            self._end(epoch, "withdrawn", None)
+            raise
         names = [item.name for item in self._replica.list(EPOCHS)]
         if twins := [name for name in names if b"@" in name]:
             self._end(epoch, "withdrawn", None)
@@ -235,15 +280,12 @@ class Lock:
             )
         if max(filter(None, map(parse_epoch, names)), default=epoch) > epoch:
             return Held(f"a claim newer than ours ({epoch}) stands there")
-        self._take(verdict, epoch)
+        self._take(verdict, epoch, deployment)
         return epoch
 
-    def _take(self, verdict: Free | Ours, epoch: int) -> None:
+    def _take(self, verdict: Free | Ours, epoch: int, deployment: str) -> None:
         me = self._claimant
         parent = verdict.claim.epoch if isinstance(verdict, Ours) else None
-        deployment = uuid.uuid4().hex
-        if isinstance(verdict, Ours) and verdict.claim.record is not None:
-            deployment = verdict.claim.record.deployment_id
         self._record = Record(
             deployment, epoch, me.host, me.boot_id, me.machine_id, me.user, me.working_dir,
             me.replica_dir, self._now(), me.version, parent,
@@ -258,6 +300,7 @@ class Lock:
         self._replica.write_new(
             join(self._place(epoch), b"record.json"), encode_record(self._record)
         )
+        self._confirmed = self._clock.boottime()
         self.beat()
         for claim in self._claims():
             if claim.epoch < epoch and not claim.ended:
@@ -323,7 +366,7 @@ class Lock:
         newest = self._newest_beat(epoch)
         start = self._clock.boottime()
         while self._clock.boottime() - start < seconds:
-            self._clock.sleep(min(self.times.call, seconds))
+            self._pause(min(self.times.call, seconds))
             if self._newest_beat(epoch) > newest:
                 return True
         return False

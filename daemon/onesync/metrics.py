@@ -63,10 +63,13 @@ class Metrics:
         self.pushed_bytes = counter("pushed_bytes", "Bytes of files published in the replica")
         self.push_errors = counter("push_errors", "Batches that failed", "kind")
         self.rescans = counter("rescans", "Scans of the whole working copy", "reason")
-        self.overflows = gauge("inotify_overflows", "Times the kernel dropped events")
+        self.overflows = counter("inotify_overflows", "Times the kernel dropped events")
+        self._overflows = 0
 
-    def update(self, status: dict[str, Any]) -> None:
-        """Take over what the status document says."""
+    def update(self, status: dict[str, Any], overflows: int) -> None:
+        """Take over what the status document says, and how many overflows there were so far."""
+        self.overflows.inc(overflows - self._overflows)
+        self._overflows = overflows
         self.phase.state(status["phase"])
         self.pending_paths.set(status["pending_paths"])
         self.pending_bytes.set(status["pending_bytes"])

@@ -8,7 +8,8 @@ first, names every temporary and every aside, so that any node can settle a half
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -25,10 +26,11 @@ from onesync.core.model import (
     parent_of,
     show,
 )
-from onesync.core.ordering import Stage, is_held, scope_of, stage_of
+from onesync.core.ordering import DATA, PublishOrder, scope_of
 from onesync.core.plan import Difference, Plan
 from onesync.errors import OnesyncError
 from onesync.replica.door import Copied, Replica
+from onesync.replica.folder import digest_local
 
 INTENTS = STATUS_FOLDER + b"/intent"
 
@@ -101,7 +103,9 @@ class Outcome:
     Attributes:
         changes: to be committed, in order.
         stamps: the stamps that the sources had.
-        retry: paths that stay dirty.
+        retry: paths that could not be published and stay dirty.
+        growing: paths that were published as far as they had come and stay dirty.
+        postponed: removals that wait, because databases of their run were held back.
         problems: what went wrong with single paths.
         files: how many files were published.
         size: bytes of them.
@@ -110,6 +114,8 @@ class Outcome:
     changes: list[Change] = field(default_factory=list)
     stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     retry: set[RelPath] = field(default_factory=set)
+    growing: set[RelPath] = field(default_factory=set)
+    postponed: set[RelPath] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
     files: int = 0
     size: int = 0
@@ -117,11 +123,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
+    """Content that is in the replica; ``temporary`` is None where the old content serves."""
+
     difference: Difference
-    temporary: RelPath
+    temporary: RelPath | None
     copied: Copied
     stamp: Stamp
-    stage: Stage
+    group: int
 
 
 class Push:
@@ -133,7 +141,9 @@ class Push:
         root: bytes,
         position: Position,
         pool: ThreadPoolExecutor,
+        order: PublishOrder,
         may_write: Callable[[], None],
+        known_beneath: Callable[[RelPath], Iterable[RelPath]],
         reclaimed: frozenset[RelPath] = frozenset(),
     ) -> None:
         """Prepare a batch.
@@ -143,21 +153,28 @@ class Push:
             root: absolute path of the working copy.
             position: of the checkpoint that will commit the batch.
             pool: the workers.
+            order: in which groups files are published.
             may_write: raises LockLost or MountNotThere when nothing may be written any more; asked
                 before every change of the replica.
+            known_beneath: the index's paths at and beneath a path.
             reclaimed: new files that an earlier batch of ours published and did not commit.
         """
         self._replica = replica
         self._root = root
         self._pool = pool
+        self._order = order
         self._may_write = may_write
+        self._known_beneath = known_beneath
         self._reclaimed = reclaimed
         self.intent = Intent(position)
         self.outcome = Outcome()
         self._count = 0
         self._leftover: list[RelPath] = []
+        self._asides: dict[RelPath, RelPath] = {}
+        self._removes: dict[RelPath, list[RelPath]] = {}
+        self._held: set[RelPath] = set()
 
-    def carry_out(self, plan: Plan, snapshots: dict[RelPath, bytes]) -> Outcome:
+    def carry_out(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> Outcome:
         """Push ``plan``; ``snapshots`` maps databases to their snapshots' absolute paths.
 
         Raises OSError or an OnesyncError where the mount fails as a whole; the replica then needs
@@ -167,10 +184,11 @@ class Push:
         self._may_write()
         self._replica.write_new(self.intent.path, self.intent.encode())
         # What changed its kind clears its name before the new thing takes it.
-        self._remove(d for d in plan.removals if d.seen is not None)
+        for difference in plan.removals:
+            if difference.seen is not None:
+                self._remove(difference)
         self._make_directories(plan.directories)
-        ready = self._transfer(plan.files, snapshots)
-        self._publish_all(ready, plan)
+        self._publish_all(self._transfer(plan.files, snapshots), plan)
         for difference in plan.links + plan.metadata:
             self._record(difference.path, _entry(_seen(difference)), _seen(difference))
         self._second_halves(plan)
@@ -192,11 +210,44 @@ class Push:
                 aside = self._name_beside(difference.path)
                 self.intent.replace.append((difference.path, aside))
         for difference in plan.removals:
-            if difference.known is not None and difference.known.entry.kind is not Kind.LINK:
-                aside = self._name_beside(difference.path)
-                self.intent.remove.append((difference.path, aside))
+            self._removes[difference.path] = self._to_remove(difference)
+            for path in self._removes[difference.path]:
+                self.intent.remove.append((path, self._name_beside(path)))
+        self._asides = dict(self.intent.replace + self.intent.remove)
         moves = [m for m in plan.moves if m.kind is not Kind.LINK]
         self.intent.rename.extend((m.source, m.target) for m in moves)
+
+    def _to_remove(self, difference: Difference) -> list[RelPath]:
+        """Return what a removal takes out of the replica: never what somebody put there."""
+        known = difference.known
+        if known is None or known.entry.kind is Kind.LINK:
+            return []
+        if known.entry.kind is Kind.FILE:
+            return [difference.path]
+        ours = set(self._known_beneath(difference.path))
+        return self._wholly_known(difference.path, ours)[0]
+
+    def _wholly_known(self, top: RelPath, ours: set[RelPath]) -> tuple[list[RelPath], bool]:
+        """Return the tops of what is ``ours`` beneath ``top``, and whether that is all."""
+        tops: list[RelPath] = []
+        whole = True
+        try:
+            items = self._replica.list(top)
+        except (FileNotFoundError, NotADirectoryError):
+            return [], True
+        for item in items:
+            path = join(top, item.name)
+            if path not in ours:
+                text = f"{show(path)} was put into OneData by somebody else; it is kept there."
+                self.outcome.problems.append(Problem(path, "newcomer", text))
+                whole = False
+            elif item.kind is Kind.DIRECTORY:
+                inner, complete = self._wholly_known(path, ours)
+                tops += inner
+                whole &= complete
+            else:
+                tops.append(path)
+        return ([top], True) if whole else (tops, False)
 
     def _name_beside(self, path: RelPath) -> RelPath:
         self._count += 1
@@ -216,21 +267,34 @@ class Push:
                     continue
             self._record(difference.path, _entry(_seen(difference)), _seen(difference))
 
-    def _transfer(self, files: list[Difference], snapshots: dict[RelPath, bytes]) -> list[_Ready]:
+    def _transfer(
+        self, files: list[Difference], snapshots: Mapping[RelPath, bytes]
+    ) -> list[_Ready]:
         temporaries = dict(self.intent.new)
 
         def transfer(difference: Difference) -> _Ready | None:
-            source = snapshots.get(difference.path, self._root + b"/" + difference.path)
-            return self._copy(difference, source, temporaries[difference.path])
+            path = difference.path
+            snapshot = snapshots.get(path)
+            source = join(self._root, path) if snapshot is None else snapshot
+            group = self._order.group_of(path, is_database=snapshot is not None)
+            ready = self._copy(difference, source, temporaries[path], snapshot is not None, group)
+            if ready is None and path in self.outcome.retry:
+                self._held.add(scope_of(path))
+            return ready
 
         found = self._pool.map(transfer, files)
         return [ready for ready in found if ready is not None]
 
-    def _copy(self, difference: Difference, source: bytes, temporary: RelPath) -> _Ready | None:
-        path = difference.path
+    def _copy(
+        self, difference: Difference, source: bytes, temporary: RelPath, frozen: bool, group: int
+    ) -> _Ready | None:
+        """Bring one file's content; ``frozen`` sources are snapshots, whose stamp is the plan's."""
+        path, known = difference.path, difference.known
         self._may_write()
         try:
-            copied = self._replica.put(source, temporary)
+            copied = self._same_content(difference, source)
+            transfers = copied is None
+            copied = copied or self._replica.put(source, temporary)
         except (FileNotFoundError, InterruptedError, NotADirectoryError):
             self.outcome.retry.add(path)  # gone or changed its kind since the scan: still dirty
             return None
@@ -238,39 +302,52 @@ class Push:
             text = f"{show(path)} cannot be read; everything else is pushed, mend its mode."
             self.outcome.problems.append(Problem(path, "unreadable", text))
             return None
-        snapshot = not source.endswith(path)
-        if not copied.steady:
-            self.outcome.retry.add(path)
-            if not _is_prefix(difference, copied):
+        if not copied.steady and not frozen:
+            grown = copied.size > (known.entry.size if known is not None else 0)
+            if not (copied.prefix and grown):
+                self.outcome.retry.add(path)
                 self._replica.remove(temporary)
                 return None
-        stamp = _seen(difference) if snapshot else copied.before
+            self.outcome.growing.add(path)
+        stamp = _seen(difference) if frozen else copied.before
         assert stamp is not None
-        stage = stage_of(path, size=copied.size, is_database=snapshot)
-        return _Ready(difference, temporary, copied, stamp, stage)
+        return _Ready(difference, temporary if transfers else None, copied, stamp, group)
+
+    def _same_content(self, difference: Difference, source: bytes) -> Copied | None:
+        """Return what a copy would give when the replica holds these very bytes already.
+
+        A changed mode or time, or a file written anew with the same content, is read once locally
+        instead of sent.
+        """
+        known = difference.known
+        if known is None or known.entry.kind is not Kind.FILE:
+            return None
+        if os.lstat(source).st_size != known.entry.size:
+            return None
+        copied = digest_local(source)
+        same = copied.steady and copied.digest == known.entry.digest
+        return copied if same else None
 
     def _publish_all(self, ready: list[_Ready], plan: Plan) -> None:
-        held = {scope_of(path) for path in self.outcome.retry}
-        held |= {scope_of(target) for _, target in plan.awaited_moves}
-        for stage in Stage:
-            batch = [item for item in ready if item.stage is stage]
-            list(self._pool.map(lambda item: self._publish(item, held), batch))
+        self._held |= {scope_of(target) for _, target in plan.awaited_moves}
+        for group in self._order.groups:
+            batch = [item for item in ready if item.group == group]
+            list(self._pool.map(self._publish, batch))
 
-    def _publish(self, item: _Ready, held: set[RelPath]) -> None:
-        path, known = item.difference.path, item.difference.known
+    def _publish(self, item: _Ready) -> None:
+        path = item.difference.path
+        if item.group != DATA and scope_of(path) in self._held:
+            self.outcome.retry.add(path)
+            if item.temporary is not None:
+                self._replica.remove(item.temporary)
+            return
         entry = Entry(
             Kind.FILE, item.copied.size, item.stamp.mtime_ns, item.stamp.mode, item.copied.digest
         )
-        if is_held(path, item.stage, held):
-            self.outcome.retry.add(path)
-            self._replica.remove(item.temporary)
-            return
-        same = known is not None and known.entry.kind is Kind.FILE
-        if same and known is not None and known.entry.digest == entry.digest:
-            self._replica.remove(item.temporary)
+        if item.temporary is None:
             self._record(path, entry, item.stamp)
             return
-        if self._change_names(path, item.temporary, dict(self.intent.replace).get(path)):
+        if self._change_names(path, item.temporary, self._asides.get(path)):
             self._confirm(path, item.copied.size)
             self._record(path, entry, item.stamp)
             self.outcome.files += 1
@@ -307,16 +384,21 @@ class Push:
             if move.kind is not Kind.LINK:
                 self._replica.rename(move.source, move.target)
             self.outcome.changes.append(Renamed(move.source, move.target))
-        self._remove(d for d in plan.removals if d.seen is None)
+        for difference in plan.removals:
+            if difference.seen is not None:
+                continue
+            if scope_of(difference.path) in self._held:
+                # The databases that do not name it any more were held back: so is its removal.
+                self.outcome.postponed.add(difference.path)
+            else:
+                self._remove(difference)
 
-    def _remove(self, differences: Iterable[Difference]) -> None:
-        asides = dict(self.intent.remove)
-        for difference in differences:
+    def _remove(self, difference: Difference) -> None:
+        for path in self._removes[difference.path]:
             self._may_write()
-            aside = asides.get(difference.path)
-            if aside is not None and self._replica.look(difference.path) is not None:
-                self._replica.rename(difference.path, aside)
-            self.outcome.changes.append(Gone(difference.path))
+            if self._replica.look(path) is not None:
+                self._replica.rename(path, self._asides[path])
+        self.outcome.changes.append(Gone(difference.path))
 
     def _record(self, path: RelPath, entry: Entry, stamp: Stamp) -> None:
         self.outcome.changes.append(Set(path, entry))
@@ -339,9 +421,3 @@ def _entry(stamp: Stamp) -> Entry:
     if stamp.kind is Kind.LINK:
         return Entry(Kind.LINK, target=stamp.target)
     return Entry(stamp.kind, mtime_ns=stamp.mtime_ns, mode=stamp.mode)
-
-
-def _is_prefix(difference: Difference, copied: Copied) -> bool:
-    """Whether a copy of a file in motion may be published: a first or longer version of it."""
-    known = difference.known
-    return copied.size > 0 and (known is None or copied.size > known.entry.size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from onesync.beneath import open_beneath
 from onesync.core.model import (
@@ -25,6 +26,7 @@ from onesync.core.model import (
     show,
 )
 from onesync.core.plan import Difference
+from onesync.errors import Halted
 from onesync.index import Index
 from onesync.replica.folder import stamp_of
 
@@ -40,6 +42,7 @@ class Scanner:
         self._index = index
         self._excluded = excluded
         self._fd = -1
+        self.root_inode: int | None = None
         self.problems: dict[RelPath, Problem] = {}
 
     def scan(self, paths: Iterable[RelPath], trees: Iterable[RelPath]) -> dict[RelPath, Difference]:
@@ -49,17 +52,36 @@ class Scanner:
         only the directory itself is told. Raises OSError where the root cannot be read.
         """
         found: dict[RelPath, Difference] = {}
-        self._fd = os.open(self._root, _DIRECTORY | os.O_NOFOLLOW)
-        try:
+        with self._opened():
             tops = [tree for tree in set(trees) if not self._left_out(tree)]
             for tree in tops:
                 found.update((d.path, d) for d in self._tree(tree))
             for path in set(paths):
                 if not self._left_out(path) and not any(is_beneath(path, t) for t in tops):
                     found.update((d.path, d) for d in self._path(path))
+        return found
+
+    def look(self, path: RelPath) -> Stamp | None:
+        """Look at one path alone, whatever the index holds; None where no entry stands."""
+        with self._opened():
+            return self.stamp(path)
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Hold the root open; raises Halted when it is not the directory that was deployed."""
+        self._fd = os.open(self._root, _DIRECTORY)
+        try:
+            inode = os.fstat(self._fd).st_ino
+            if self.root_inode is not None and inode != self.root_inode:
+                raise Halted(
+                    f"The working directory {show(self._root)} is not the one that was deployed (it"
+                    " was replaced, or its file system is not mounted); nothing was written or"
+                    " deleted in OneData, and the lock is kept. Bring it back and start again."
+                )
+            yield
         finally:
             os.close(self._fd)
-        return found
+            self._fd = -1
 
     def stamp(self, path: RelPath) -> Stamp | None:
         """Look at one path afresh; None where nothing (or nothing that is ours to push) stands."""
@@ -113,6 +135,7 @@ class Scanner:
             for name in map(os.fsencode, os.listdir(fd)):
                 path = join(directory, name)
                 if self._left_out(path):
+                    self._note_reserved(path)
                     continue
                 seen = self._look(fd, name, path)
                 if seen is not None and seen.kind is Kind.DIRECTORY:
@@ -124,7 +147,11 @@ class Scanner:
             os.close(fd)
         for path, row in known.items():
             if not self._left_out(path) and self.stamp(path) is None:
-                yield Difference(path, row, None)
+                yield from self._compare(path, row, None)
+
+    def _note_reserved(self, path: RelPath) -> None:
+        if is_reserved(path):
+            self._note(path, "reserved", "has a name that onesync keeps for itself: rename it")
 
     def _is_gone(self, path: RelPath) -> bool:
         """Whether the absence of ``path`` is evidence: the root must still be there."""
@@ -139,19 +166,21 @@ class Scanner:
         except (FileNotFoundError, NotADirectoryError):
             self.problems.pop(path, None)
             return None
-        if stat.S_ISDIR(status.st_mode):
-            return stamp_of(status, Kind.DIRECTORY)
-        if stat.S_ISREG(status.st_mode):
-            return stamp_of(status, Kind.FILE)
+        if stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
+            self.problems.pop(path, None)
+            is_file = stat.S_ISREG(status.st_mode)
+            return stamp_of(status, Kind.FILE if is_file else Kind.DIRECTORY)
         self._note(path, "special", "is a socket, FIFO or device and is left out")
         return None
 
     def _compare(
         self, path: RelPath, known: Known | None, seen: Stamp | None
     ) -> Iterator[Difference]:
-        if known is None and seen is None:
-            return
-        if known is None or known.stamp is None or seen is None or _differs(known.stamp, seen):
+        if seen is None:
+            # What this node never saw is not missed: only its own evidence deletes.
+            if known is not None and known.stamp is not None:
+                yield Difference(path, known, None)
+        elif known is None or known.stamp is None or _differs(known.stamp, seen):
             yield Difference(path, known, seen)
 
     def _note(self, path: RelPath, kind: str, text: str) -> None:

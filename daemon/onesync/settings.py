@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pathspec import PathSpec
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from onesync.core.claims import LockTimes
+from onesync.core.ordering import SCIPION_ORDER
 from onesync.errors import ConfigurationError
 
 CONFIGURATIONS = Path("/etc/onesync")
@@ -40,13 +51,34 @@ class PushSettings(_Section):
 
     workers: int = Field(default=16, ge=1, le=256)
     exclude: tuple[str, ...] = ()
+    publish_order: tuple[str, ...] = SCIPION_ORDER
+
+    @field_validator("exclude", "publish_order")
+    @classmethod
+    def _are_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            try:
+                PathSpec.from_lines("gitignore", [pattern])
+            except ValueError as error:
+                raise ValueError(f"expected patterns as in .gitignore: {error}") from error
+        return value
 
 
 class LockSettings(_Section):
-    """``[lock]``."""
+    """``[lock]``; every time is in seconds and follows from ``mount.io_timeout_seconds``."""
 
     settle_seconds: float | None = Field(default=None, ge=0)
     wait_seconds: float = Field(default=0.0, ge=0)
+    beat_seconds: float | None = Field(default=None, gt=0)
+    warn_seconds: float | None = Field(default=None, gt=0)
+    suspend_seconds: float | None = Field(default=None, gt=0)
+    dead_seconds: float | None = Field(default=None, gt=0)
+
+
+class StageInSettings(_Section):
+    """``[stagein]``."""
+
+    relocate_links: bool = True
 
 
 class MetricsSettings(_Section):
@@ -66,6 +98,7 @@ class MetricsSettings(_Section):
 class UndeploySettings(_Section):
     """``[undeploy]``."""
 
+    clean_working_dir: bool = False
     on_reboot: Literal["keep", "undeploy"] = "keep"
     on_poweroff: Literal["keep", "undeploy"] = "undeploy"
 
@@ -87,6 +120,7 @@ class Settings(BaseSettings):
     batch: BatchSettings = BatchSettings()
     push: PushSettings = PushSettings()
     lock: LockSettings = LockSettings()
+    stagein: StageInSettings = StageInSettings()
     metrics: MetricsSettings = MetricsSettings()
     undeploy: UndeploySettings = UndeploySettings()
 
@@ -96,6 +130,23 @@ class Settings(BaseSettings):
         if not value.is_absolute() or ".." in value.parts:
             raise ValueError("expected an absolute path without '..'")
         return value
+
+    @model_validator(mode="after")
+    def _times_rise(self) -> Self:
+        self.lock_times()
+        return self
+
+    def lock_times(self) -> LockTimes:
+        """Return the lock's times. Raises ValueError where their order is broken."""
+        lock = self.lock
+        return LockTimes.from_timeout(
+            self.mount.io_timeout_seconds,
+            lock.settle_seconds,
+            beat=lock.beat_seconds,
+            warn=lock.warn_seconds,
+            suspend=lock.suspend_seconds,
+            dead=lock.dead_seconds,
+        )
 
     @classmethod
     def settings_customise_sources(
@@ -135,10 +186,17 @@ def load(config: Path | None, instance: str | None) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
-        )
+        wrong = "; ".join(_told(item) for item in error.errors())
         raise ConfigurationError(f"{config}: {wrong}.") from error
+
+
+def _told(item: ErrorDetails) -> str:
+    key = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        return f"{key} is not a key that onesync knows"
+    if item["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key or 'lock'}: {item['msg'].removeprefix('Value error, ')}"
 
 
 def check_directories(settings: Settings) -> None:

@@ -1,23 +1,42 @@
 """Consistent copies of live SQLite databases.
 
-``python -m onesync.snapshot SOURCE TARGET`` copies in one read transaction: a stepwise backup is
-restarted by every foreign commit. It runs as a process of its own because closing any other
-descriptor of a database drops SQLite's locks on it in that process.
+``python -m onesync.snapshot`` copies each in one read transaction: a stepwise backup is restarted
+by every foreign commit. It is a process of its own because closing any other descriptor of a
+database drops SQLite's locks on it in that process.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from onesync.beneath import open_plain
 
 HEADER = b"SQLite format 3\0"
 BUSY_SECONDS = 5.0
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of one snapshot.
+
+    Attributes:
+        taken: whether the target is a whole, consistent copy.
+        is_database: False for a file that only looks like one.
+        reason: why it was not taken.
+    """
+
+    taken: bool
+    is_database: bool = True
+    reason: str = ""
 
 
 def is_database(path: bytes) -> bool:
@@ -34,21 +53,40 @@ def is_database(path: bytes) -> bool:
         os.close(fd)
 
 
-def take(source: bytes, target: bytes, timeout: float) -> str | None:
-    """Snapshot ``source`` into the new file ``target``; returns None, or why it could not be.
+def take(pairs: Sequence[tuple[bytes, bytes]], timeout: float) -> list[Taken]:
+    """Snapshot each (source, target) in this order; blocks up to ``timeout`` seconds.
 
-    Blocks up to ``timeout`` seconds. A file that only looks like a database gives a reason.
+    Targets are made anew. What could not be begun in time was not taken.
     """
-    command: list[str | bytes] = [sys.executable, "-m", "onesync.snapshot", source, target]
+    if not pairs:
+        return []
+    request = json.dumps([[os.fsdecode(path) for path in pair] for pair in pairs]).encode()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onesync.snapshot"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd="/",
+    )
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
-        )
+        out, _ = process.communicate(request, timeout)
     except subprocess.TimeoutExpired:
-        return f"its snapshot took longer than {timeout:g} s"
-    if done.returncode == 0:
-        return None
-    return done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2] or "unknown"
+        process.kill()
+        out, _ = process.communicate()
+    answers = [Taken(**json.loads(line)) for line in out.splitlines() if line.endswith(b"}")]
+    late = Taken(False, reason=f"the snapshots took longer than {timeout:g} s")
+    return answers + [late] * (len(pairs) - len(answers))
+
+
+def _take_one(source: bytes, target: bytes) -> Taken:
+    try:
+        _copy(source, target)
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "")
+        looks_only = name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT"))
+        return Taken(False, not looks_only, str(error))
+    except OSError as error:
+        return Taken(False, True, error.strerror or repr(error))
+    return Taken(True)
 
 
 def _copy(source: bytes, target: bytes) -> None:
@@ -60,7 +98,7 @@ def _copy(source: bytes, target: bytes) -> None:
 
 
 def _backup(source: bytes, target: bytes, mode: str) -> None:
-    if os.path.exists(target):
+    with suppress(FileNotFoundError):
         os.unlink(target)
     uri = f"file:{quote(source)}?mode={mode}"
     # Opened before and closed after the connection: closing any descriptor of the file drops
@@ -91,22 +129,20 @@ def _has_wal(source: bytes) -> bool:
 
 
 def _copy_bytes(fd: int, target: bytes) -> None:
-    offset, size = 0, os.fstat(fd).st_size
+    offset = 0
     with open(target, "xb") as copy:
-        while offset < size:
-            offset += os.copy_file_range(fd, copy.fileno(), size - offset, offset)
+        while chunk := os.pread(fd, _CHUNK, offset):
+            copy.write(chunk)
+            offset += len(chunk)
 
 
-def main() -> int:
-    """Copy the database named on the command line."""
-    source, target = map(os.fsencode, sys.argv[1:])
-    try:
-        _copy(source, target)
-    except sqlite3.Error as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+def main() -> None:
+    """Copy the databases that standard input names; answer each with a line of JSON."""
+    for source, target in json.load(sys.stdin):
+        taken = _take_one(os.fsencode(source), os.fsencode(target))
+        answer = {"taken": taken.taken, "is_database": taken.is_database, "reason": taken.reason}
+        print(json.dumps(answer), flush=True)  # noqa: T201 - the answer to the parent
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,8 +9,9 @@ finished.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import stat
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -33,7 +34,7 @@ from onesync.core.model import (
     show,
 )
 from onesync.replica.door import Listed, Replica
-from onesync.replica.folder import stamp_of
+from onesync.replica.folder import digest_local, stamp_of
 
 _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 
@@ -43,12 +44,22 @@ class Staged:
     """What stage-in brought.
 
     Attributes:
-        tree: every entry of the working copy with its stamp; a stamp of None makes it dirty.
+        tree: every entry with the stamp of its local copy; a stamp of None makes it dirty. A
+            damaged file keeps the entry that the manifest has of it.
         problems: what was missing, damaged or changed outside.
+        relocated: how many links followed the working directory to its new place.
     """
 
     tree: dict[RelPath, tuple[Entry, Stamp | None]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    relocated: int = 0
+
+
+class Conflict(Exception):
+    """A local file stands where another one should be staged in; nothing was overwritten."""
+
+    def __init__(self, path: RelPath) -> None:
+        super().__init__(show(path))
 
 
 class StageIn:
@@ -59,31 +70,47 @@ class StageIn:
         replica: Replica,
         root: bytes,
         pool: ThreadPoolExecutor,
-        advanced: Callable[[int, int, int], None],
+        advanced: Callable[[int, int], None],
+        moves: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
-        """Prepare; ``advanced`` is told files done, files in all, and bytes of one file."""
+        """Prepare.
+
+        Args:
+            replica: the door.
+            root: absolute path of the working copy.
+            pool: the workers.
+            advanced: told files done and files in all, in this thread; may raise to give up.
+            moves: (old, new) working directories: absolute links into the old follow to the new.
+        """
         self._replica = replica
         self._root = root
         self._pool = pool
         self._advanced = advanced
-        self._done = 0
+        self._moves = moves
 
     def run(self, tree: dict[RelPath, Entry]) -> Staged:
-        """Stage in the manifest's ``tree`` and whatever else the replica holds."""
+        """Stage in the manifest's ``tree`` and whatever else the replica holds.
+
+        Raises Conflict where a local file would have to be overwritten.
+        """
         staged = Staged()
         listed = self._list_all()
         wanted = self._join(tree, listed, staged)
         self._make_directories(wanted)
         files = [(p, e) for p, e in wanted.items() if e.kind is Kind.FILE]
         files.sort(key=lambda item: -item[1].size)
-        total = len(files)
-        results = self._pool.map(lambda item: self._fetch(*item), files)
-        for (path, _), (entry, stamp, problem) in zip(files, results, strict=True):
-            self._done += 1
-            self._advanced(self._done, total, entry.size)
-            staged.tree[path] = (entry, stamp)
-            if problem is not None:
-                staged.problems.append(problem)
+        self._advanced(0, len(files))
+        waiting = {self._pool.submit(self._fetch, *item): item[0] for item in files}
+        try:
+            for done, future in enumerate(as_completed(waiting), 1):
+                entry, stamp, problem = future.result()
+                staged.tree[waiting[future]] = (entry, stamp)
+                if problem is not None:
+                    staged.problems.append(problem)
+                self._advanced(done, len(files))
+        finally:
+            for future in waiting:
+                future.cancel()
         self._finish(wanted, staged)
         return staged
 
@@ -118,6 +145,7 @@ class StageIn:
             if entry.kind is Kind.FILE and (found is None or found.kind is not Kind.FILE):
                 text = f"{show(path)} is in the manifest but not in OneData; it was not restored."
                 staged.problems.append(Problem(path, "missing", text))
+                staged.tree[path] = (entry, None)
                 continue
             wanted[path] = entry
         for path, item in listed.items():
@@ -157,6 +185,9 @@ class StageIn:
                 try:
                     os.mkdir(name_of(path), 0o700, dir_fd=parent)
                 except FileExistsError:
+                    found = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
+                    if not stat.S_ISDIR(found.st_mode):
+                        raise Conflict(path) from None
                     os.chmod(name_of(path), 0o700, dir_fd=parent)
 
     def _fetch(self, path: RelPath, entry: Entry) -> tuple[Entry, Stamp | None, Problem | None]:
@@ -168,14 +199,27 @@ class StageIn:
             with suppress(FileNotFoundError):
                 os.unlink(name_of(temporary), dir_fd=parent)
             mtime_ns = entry.mtime_ns if entry.digest else None
-            copied = self._replica.fetch(path, self._root + b"/" + temporary, entry.mode, mtime_ns)
+            local = join(self._root, temporary)
+            copied = self._replica.fetch(path, local, entry.mode, mtime_ns)
+            self._refuse_conflict(path, copied.digest)
             os.rename(name_of(temporary), name_of(path), src_dir_fd=parent, dst_dir_fd=parent)
             status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
         stamp = stamp_of(status, Kind.FILE)
-        got = Entry(Kind.FILE, copied.size, stamp.mtime_ns, stamp.mode, copied.digest)
         if entry.digest and entry.digest != copied.digest:
-            return got, None, _damaged(path, entry, copied.size)
+            return entry, stamp, _damaged(path, entry, copied.size)
+        got = Entry(Kind.FILE, copied.size, stamp.mtime_ns, stamp.mode, copied.digest)
         return got, stamp, None
+
+    def _refuse_conflict(self, path: RelPath, digest: str) -> None:
+        """An earlier, interrupted stage-in may have left this very file; nothing else is ours."""
+        try:
+            present = digest_local(join(self._root, path))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise Conflict(path) from error
+        if present.digest != digest:
+            raise Conflict(path)
 
     def _finished(self, path: RelPath, entry: Entry) -> Stamp | None:
         """Return the stamp of a file that an earlier, interrupted stage-in finished."""
@@ -192,14 +236,24 @@ class StageIn:
     def _finish(self, wanted: dict[RelPath, Entry], staged: Staged) -> None:
         for path, entry in wanted.items():
             if entry.kind is Kind.LINK:
-                staged.tree[path] = (entry, self._link(path, entry))
+                moved = Entry(Kind.LINK, target=self._relocated(entry.target))
+                staged.relocated += moved != entry
+                staged.tree[path] = (moved, self._link(path, moved))
         directories = [(p, e) for p, e in wanted.items() if e.kind is Kind.DIRECTORY]
         for path, entry in sorted(directories, key=lambda item: -item[0].count(b"/")):
             staged.tree[path] = (entry, self._directory_times(path, entry))
 
+    def _relocated(self, target: bytes) -> bytes:
+        for old, new in self._moves:
+            if target == old or target.startswith(old + b"/"):
+                return new + target[len(old) :]
+        return target
+
     def _link(self, path: RelPath, entry: Entry) -> Stamp:
         with _Parent(self._root, path) as parent:
             with suppress(FileNotFoundError):
+                if not stat.S_ISLNK(os.lstat(name_of(path), dir_fd=parent).st_mode):
+                    raise Conflict(path)
                 os.unlink(name_of(path), dir_fd=parent)
             os.symlink(entry.target, name_of(path), dir_fd=parent)
             status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)

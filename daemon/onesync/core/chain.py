@@ -83,6 +83,8 @@ class Header:
         writer: program and host, for people.
         time: ISO 8601, for people.
         why: ``incremental``, ``base`` or ``final``.
+        working_dirs: the writer's working directory, as configured and as resolved: absolute links
+            into it follow the project to its next working directory.
     """
 
     folder_id: str
@@ -91,15 +93,17 @@ class Header:
     writer: str
     time: str
     why: str
+    working_dirs: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A decoded file; ``digest`` is what a successor names."""
+    """A decoded file of ``size`` bytes; ``digest`` is what a successor names."""
 
     header: Header
     changes: tuple[Change, ...]
     digest: str
+    size: int
 
 
 @dataclass(slots=True)
@@ -114,6 +118,9 @@ class Head:
         tree: every entry by path.
         problems: what the checkpoints noted.
         ignored: a sentence for every file that is torn, foreign or late.
+        working_dirs: of the writer of the newest checkpoint.
+        base_size: bytes of the base that the fold began with.
+        since_base: bytes of the checkpoints after it.
     """
 
     position: Position
@@ -123,6 +130,9 @@ class Head:
     tree: dict[RelPath, Entry]
     problems: list[Problem] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    working_dirs: tuple[bytes, ...] = ()
+    base_size: int = 0
+    since_base: int = 0
 
 
 def checkpoint_name(position: Position) -> str:
@@ -177,7 +187,7 @@ def decode(data: bytes, most_bytes: int = _MOST_BYTES) -> Checkpoint:
     if trailer.get("end") != len(lines) - 1:
         raise Damaged("its trailer counts other lines")
     changes = tuple(_read_change(_parse(line)) for line in lines[1:])
-    return Checkpoint(header, changes, file_digest(data))
+    return Checkpoint(header, changes, file_digest(data), len(data))
 
 
 def apply(tree: dict[RelPath, Entry], changes: Iterable[Change]) -> list[Problem]:
@@ -304,7 +314,17 @@ class _Search:
         newest = self.get(name)
         assert newest is not None
         header = newest.header
-        return Head(header.position, name, newest.digest, header.folder_id, tree, problems)
+        return Head(
+            header.position,
+            name,
+            newest.digest,
+            header.folder_id,
+            tree,
+            problems,
+            working_dirs=header.working_dirs,
+            base_size=chain[-1].size,
+            since_base=sum(checkpoint.size for checkpoint in chain[:-1]),
+        )
 
     def report(self, names: set[str], head: Head) -> list[str]:
         """Return a sentence for every file that is newer than the head or could not be used."""
@@ -354,6 +374,7 @@ def _header_fields(header: Header) -> dict[str, Any]:
         "writer": header.writer,
         "time": header.time,
         "why": header.why,
+        "working_dirs": [_text(path) for path in header.working_dirs],
     }
 
 
@@ -421,7 +442,14 @@ def _read_header(fields: dict[str, Any]) -> Header:
         _string(fields, "writer"),
         _string(fields, "time"),
         why,
+        _read_working_dirs(fields.get("working_dirs", [])),
     )
+
+
+def _read_working_dirs(found: object) -> tuple[bytes, ...]:
+    if not isinstance(found, list) or not all(isinstance(path, str) for path in found):
+        raise Damaged("its working directories are malformed")
+    return tuple(_raw(path) for path in found)
 
 
 def _read_change(fields: dict[str, Any]) -> Change:

@@ -27,11 +27,28 @@ class LockTimes:
     dead: float
 
     @classmethod
-    def from_timeout(cls, n_seconds: float, settle_seconds: float | None = None) -> LockTimes:
-        """Return the times for N; a settle of 0 is right where one provider serves the folder."""
+    def from_timeout(
+        cls,
+        n_seconds: float,
+        settle_seconds: float | None = None,
+        *,
+        beat: float | None = None,
+        warn: float | None = None,
+        suspend: float | None = None,
+        dead: float | None = None,
+    ) -> LockTimes:
+        """Return the times for N, with those that are given instead; ValueError on a broken order.
+
+        A settle of 0 is right where one provider serves the folder.
+        """
         settle = 2 * n_seconds if settle_seconds is None else settle_seconds
         times = cls(
-            n_seconds, 2 * n_seconds, 6 * n_seconds, 8 * n_seconds, settle, 10 * n_seconds + settle
+            n_seconds,
+            2 * n_seconds if beat is None else beat,
+            6 * n_seconds if warn is None else warn,
+            8 * n_seconds if suspend is None else suspend,
+            settle,
+            10 * n_seconds + settle if dead is None else dead,
         )
         times.validate()
         return times
@@ -45,6 +62,8 @@ class LockTimes:
             )
         if self.settle < 0 or self.dead < 1.25 * self.suspend:
             raise ValueError("dead must be at least 1.25 times suspend, and settle not negative")
+        if self.suspend < self.beat + 2 * self.call:
+            raise ValueError("suspend must leave time for a beat and two calls on the mount")
 
 
 def epoch_name(epoch: int) -> bytes:
@@ -157,11 +176,31 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What the state directory holds of our last deployment."""
+    """What the state directory holds of our last claim, written before others can see it.
+
+    Attributes:
+        deployment_id: of the deployment.
+        epoch: the claim; with beat 0 it may have been tried for in vain.
+        beat: the last beat that may have been sent.
+    """
 
     deployment_id: str
     epoch: int
     beat: int
+
+
+def encode_remembered(remembered: Remembered) -> str:
+    """Return the content of the state directory's ``claim.json``."""
+    return json.dumps({"format": FORMAT, **asdict(remembered)})
+
+
+def decode_remembered(content: str) -> Remembered:
+    """Read ``claim.json``. Raises BadRecord."""
+    found = _load(content.encode())
+    try:
+        return Remembered(str(found["deployment_id"]), int(found["epoch"]), int(found["beat"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRecord(f"the remembered claim lacks {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +257,15 @@ def judge(
 
 
 def _is_ours(claim: Claim, remembered: Remembered | None) -> bool:
-    return (
-        remembered is not None
-        and claim.record is not None
-        and claim.record.deployment_id == remembered.deployment_id
-        and claim.epoch == remembered.epoch
-    )
+    if remembered is None:
+        return False
+    if claim.record is None:
+        # We may have died between the claim and its record; the watch for life settles whose it is.
+        return claim.epoch == remembered.epoch
+    # With beat 0 the epoch that we remember was tried for, perhaps in vain: the one before is ours.
+    tried = remembered.beat == 0 and claim.epoch == remembered.epoch - 1
+    ours = claim.record.deployment_id == remembered.deployment_id
+    return ours and (claim.epoch == remembered.epoch or tried)
 
 
 def _story(claim: Claim, lock: Mapping[str, str] | None) -> str:

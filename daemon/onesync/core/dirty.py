@@ -6,6 +6,7 @@ All times are seconds on one monotonic clock that the caller reads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 from onesync.core.model import RelPath, is_beneath
 
@@ -33,6 +34,7 @@ class Due:
 class _Mark:
     first: float
     last: float
+    restless: bool = False
 
 
 class DirtySet:
@@ -50,15 +52,20 @@ class DirtySet:
     def __len__(self) -> int:
         return len(self._paths) + len(self._trees)
 
-    def mark(self, path: RelPath, now: float) -> None:
-        """Mark one path. Beyond the limit the whole tree is marked instead."""
+    def mark(self, path: RelPath, now: float, restless: bool = False) -> None:
+        """Mark one path. Beyond the limit the whole tree is marked instead.
+
+        A ``restless`` path (a live database) never settles: it is due after the settle time from
+        its first mark.
+        """
         mark = self._paths.get(path)
         if mark is not None:
             mark.last = now
+            mark.restless |= restless
         elif len(self._paths) >= self._limit:
             self.mark_tree(b"", now)
         elif b"" not in self._trees:
-            self._paths[path] = _Mark(now, now)
+            self._paths[path] = _Mark(now, now, restless)
 
     def mark_tree(self, path: RelPath, now: float) -> None:
         """Mark everything beneath ``path``; marks beneath it are subsumed."""
@@ -108,10 +115,16 @@ class DirtySet:
             return None
         return max(0.0, min(map(self._due, self._paths.values())) - now)
 
+    def some(self, limit: int) -> list[RelPath]:
+        """Return up to ``limit`` of the marked paths and trees."""
+        return [*islice(self._paths, limit), *islice(self._trees, limit)][:limit]
+
     def oldest(self) -> float | None:
         """Return when the oldest was first marked, or None."""
         firsts = [m.first for m in self._paths.values()] + list(self._trees.values())
         return min(firsts, default=None)
 
     def _due(self, mark: _Mark) -> float:
+        if mark.restless:
+            return mark.first + min(self._settle, self._max_delay)
         return min(mark.last + self._settle, mark.first + self._max_delay)

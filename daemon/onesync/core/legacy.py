@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
-from onesync.core.model import RelPath, is_reserved, join
+from onesync.core.model import RelPath, is_reserved, join, name_of, parent_of
 
 _LINKLIST = re.compile(rb'"(?P<dir>.*)" "(?P<name>[^"/]*)" "(?P<target>.*)"')
 
@@ -40,6 +40,20 @@ def symlink_dump(
             path = join(_longest_suffix(above, directories), name)
             if _is_fit(path):
                 yield path, target
+
+
+def write_linklist(root: bytes, links: Iterable[tuple[RelPath, bytes]]) -> bytes:
+    """Return West-Life's lines for (path, target) pairs beneath the absolute directory ``root``.
+
+    The format has no escapes: a link whose name or target holds a quote or a line break is left
+    out.
+    """
+    lines = []
+    for path, target in links:
+        fields = (join(root, parent_of(path)) if parent_of(path) else root, name_of(path), target)
+        if not any(byte in field for field in fields for byte in (b'"', b"\n")):
+            lines.append(b'"%b" "%b" "%b"\n' % fields)
+    return b"".join(lines)
 
 
 def _longest_suffix(directory: bytes, directories: Collection[RelPath]) -> RelPath:

@@ -8,44 +8,48 @@ held back, so are the markers and databases of that run.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import IntEnum
+
+from pathspec import PathSpec
 
 from onesync.core.model import RelPath, name_of
 
 SIDECARS = (b"-journal", b"-wal", b"-shm")
+DATA = 0
+"""The group of everything that no pattern of the publish order names: it is published first."""
+
+SCIPION_ORDER = (
+    "**/DONE/*",
+    "**/*.sqlite",
+    "**/steps.sqlite",
+    "**/run.db",
+    "/project.sqlite",
+)
 
 
-class Stage(IntEnum):
-    """When in a batch a path is published; lower goes first."""
+class PublishOrder:
+    """Groups of paths, published one after the other."""
 
-    DATA = 0
-    MARKER = 1
-    SET = 2
-    RUN = 3
-    PROJECT = 4
+    def __init__(self, patterns: Iterable[str]) -> None:
+        """Read patterns as in .gitignore, the earliest published first; ValueError on a bad one."""
+        self._specs = [PathSpec.from_lines("gitignore", [pattern]) for pattern in patterns]
+        self.groups = range(len(self._specs) + 1)
 
+    def group_of(self, path: RelPath, *, is_database: bool) -> int:
+        """Return the group of ``path``: that of the last pattern that matches it.
 
-def stage_of(path: RelPath, *, size: int, is_database: bool) -> Stage:
-    """Return the stage of a file: empty files under ``DONE`` are markers."""
-    name = name_of(path)
-    if is_database:
-        if name == b"project.sqlite":
-            return Stage.PROJECT
-        return Stage.RUN if name in (b"run.db", b"steps.sqlite") else Stage.SET
-    if b"DONE" in path.split(b"/")[:-1]:
-        return Stage.MARKER
-    return Stage.DATA
+        A database that no pattern matches goes with the last group, after all data.
+        """
+        text = path.decode("utf-8", "surrogateescape")
+        for number in range(len(self._specs), 0, -1):
+            if self._specs[number - 1].match_file(text):
+                return number
+        return len(self._specs) if is_database else DATA
 
 
 def scope_of(path: RelPath) -> RelPath:
     """Return the run that ``path`` belongs to (``Runs/000123_X``), or ``b""`` for the project."""
     parts = path.split(b"/")
     return b"/".join(parts[:2]) if parts[0] == b"Runs" and len(parts) > 2 else b""
-
-
-def is_held(path: RelPath, stage: Stage, held_scopes: Iterable[RelPath]) -> bool:
-    """Return whether held-back data of its run hold ``path`` back."""
-    return stage > Stage.DATA and scope_of(path) in held_scopes
 
 
 def database_of(path: RelPath) -> RelPath | None:

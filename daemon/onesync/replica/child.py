@@ -18,7 +18,6 @@ from typing import Any
 from onesync.replica.folder import FolderReplica
 
 LENGTH = struct.Struct("!I")
-PROGRESS_SECONDS = 1.0
 
 
 def receive(connection: socket.socket) -> Any:
@@ -77,9 +76,9 @@ class _Servant:
             outcome = (False, RuntimeError(f"{type(error).__name__}: {error}"))
         self._send((number, *outcome))
 
-    def _progress(self, _: int) -> None:
+    def _progress(self, size: int) -> None:
         # A long copy is alive as long as its chunks advance: the parent's patience starts anew.
-        self._send((self._current.number, None, None))
+        self._send((self._current.number, None, size))
 
     def _send(self, message: tuple[Any, ...]) -> None:
         with self._sending:

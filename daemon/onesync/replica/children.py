@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, cast
@@ -33,7 +34,8 @@ class _Call:
 class _Child:
     """One child process and the calls it has not answered yet."""
 
-    def __init__(self, root: bytes, threads: int) -> None:
+    def __init__(self, root: bytes, threads: int, advanced: Callable[[int], None]) -> None:
+        self._advanced = advanced
         ours, theirs = socket.socketpair()
         self._connection = ours
         self._sending = threading.Lock()
@@ -127,6 +129,7 @@ class _Child:
             call = self._calls.get(number) if good is None else self._calls.pop(number, None)
         if call is None:
             return
+        self._advanced(result if good is None else 0)
         if good is None:
             call.advanced = time.monotonic()
         elif good:
@@ -138,8 +141,20 @@ class _Child:
 class ChildrenReplica:
     """The replica as the daemon uses it. Safe to call from several threads."""
 
-    def __init__(self, root: bytes, processes: int, threads: int, patience: float) -> None:
-        """Use up to ``processes`` children of ``threads`` threads; ``patience`` is in seconds."""
+    def __init__(
+        self,
+        root: bytes,
+        processes: int,
+        threads: int,
+        patience: float,
+        advanced: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Use up to ``processes`` children of ``threads`` threads; ``patience`` is in seconds.
+
+        ``advanced`` is told whenever a call advances or ends, with the bytes copied since the last
+        time; it is called in threads of its own.
+        """
+        self._advanced = advanced
         self._root = root
         self._processes = processes
         self._threads = threads
@@ -165,7 +180,7 @@ class ChildrenReplica:
             full = len(self._children) >= self._processes
             if idle is not None and (full or not idle.busy()):
                 return idle
-            child = _Child(self._root, self._threads)
+            child = _Child(self._root, self._threads, self._advanced)
             self._children.append(child)
             return child
 
@@ -195,6 +210,9 @@ class ChildrenReplica:
 
     def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
         return cast(Copied, self._call("fetch", path, destination, mode, mtime_ns))
+
+    def digest(self, path: RelPath) -> tuple[str, int]:
+        return cast("tuple[str, int]", self._call("digest", path))
 
     def rename(self, source: RelPath, target: RelPath) -> None:
         try:

@@ -46,12 +46,14 @@ class Copied:
         size: how many they were.
         before: the source's stamp when it was opened (None when the source is the replica).
         steady: whether the source was still the same after the copy.
+        prefix: whether the copy is what the source begins with, also when it grew meanwhile.
     """
 
     digest: str
     size: int
     before: Stamp | None
     steady: bool
+    prefix: bool = True
 
 
 class Replica(Protocol):
@@ -82,6 +84,9 @@ class Replica(Protocol):
         The local file is created exclusively, gets ``mode`` and, unless None, ``mtime_ns``, and is
         flushed to disk.
         """
+
+    def digest(self, path: RelPath) -> tuple[str, int]:
+        """Read a file to its end; returns its blake3 digest in hex and its length."""
 
     def rename(self, source: RelPath, target: RelPath) -> None:
         """Rename a file or directory to a name where nothing stands.

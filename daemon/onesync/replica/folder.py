@@ -104,12 +104,14 @@ class FolderReplica:
             if not stat.S_ISREG(before.st_mode):
                 raise InterruptedError(4, "not a regular file any more", source)
             with self._parent(temporary) as directory:
-                digest = self._write_copy(origin, before, directory, name_of(temporary))
-            after = os.fstat(origin)
+                digest, size = self._write_copy(origin, before, directory, name_of(temporary))
+            stamp = stamp_of(before, Kind.FILE)
+            steady = stamp_of(os.fstat(origin), Kind.FILE) == stamp
+            # Read once more, nothing changed in what was copied: it is a state that the file had.
+            prefix = steady or _digest(origin, size, self._progress) == (digest, size)
         finally:
             os.close(origin)
-        stamp = stamp_of(before, Kind.FILE)
-        return Copied(digest[0], digest[1], stamp, stamp_of(after, Kind.FILE) == stamp)
+        return Copied(digest, size, stamp, steady, prefix)
 
     def _write_copy(
         self, origin: int, status: os.stat_result, directory: int, name: bytes
@@ -174,6 +176,15 @@ class FolderReplica:
             total += len(chunk)
             self._progress(len(chunk))
         return hasher.hexdigest(), total
+
+    def digest(self, path: RelPath) -> tuple[str, int]:
+        with self._parent(path) as directory:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            origin = os.open(name_of(path), flags, dir_fd=directory)
+        try:
+            return _digest(origin, None, self._progress)
+        finally:
+            os.close(origin)
 
     def rename(self, source: RelPath, target: RelPath) -> None:
         if self.look(target) is not None:
@@ -255,6 +266,38 @@ class FolderReplica:
             while len(self._held) > _HELD_DIRECTORIES:
                 self._held.popitem(last=False)
         return held
+
+
+def digest_local(source: bytes) -> Copied:
+    """Return what a copy of the local file at the absolute path ``source`` would give.
+
+    Raises as ``put`` does of its source.
+    """
+    origin = open_plain(source, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        before = os.fstat(origin)
+        if not stat.S_ISREG(before.st_mode):
+            raise InterruptedError(4, "not a regular file any more", source)
+        digest, size = _digest(origin, before.st_size, lambda _: None)
+        stamp = stamp_of(before, Kind.FILE)
+        steady = stamp_of(os.fstat(origin), Kind.FILE) == stamp
+    finally:
+        os.close(origin)
+    return Copied(digest, size, stamp, steady, steady)
+
+
+def _digest(origin: int, limit: int | None, progress: Callable[[int], None]) -> tuple[str, int]:
+    """Digest the first ``limit`` bytes (None: all); returns the digest and their number."""
+    hasher = blake3()
+    total = 0
+    while limit is None or total < limit:
+        chunk = os.pread(origin, CHUNK if limit is None else min(CHUNK, limit - total), total)
+        if not chunk:
+            break
+        hasher.update(chunk)
+        total += len(chunk)
+        progress(0)
+    return hasher.hexdigest(), total
 
 
 def _look_in(directory: int, name: bytes) -> Listed | None:

@@ -1,0 +1,54 @@
+"""The thread that keeps the lock's heartbeat going, and finds out when the lock is lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from onesync.errors import LockLost, MountNotThere
+from onesync.lock import Lock
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Beats every ``lock.times.beat`` seconds until stopped or lost."""
+
+    def __init__(
+        self, lock: Lock, last_checkpoint: Callable[[], str | None], told: Callable[[], None]
+    ) -> None:
+        """Prepare; ``told`` is called after each beat, confirmed or not, in the beat's thread."""
+        self._lock = lock
+        self._last_checkpoint = last_checkpoint
+        self._told = told
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="beat", daemon=True)
+        self.lost: LockLost | None = None
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Beat no more; does not wait for a beat that is stuck on the mount."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._lock.times.beat):
+            try:
+                self._lock.check()
+                self._lock.beat(self._last_checkpoint())
+            except LockLost as error:
+                if not self._ended.is_set():
+                    self.lost = error
+                self._told()
+                return
+            except (OSError, MountNotThere) as error:
+                late = self._lock.age() > self._lock.times.warn
+                log.log(
+                    logging.ERROR if late else logging.WARNING,
+                    "heartbeat not confirmed",
+                    extra={"reason": str(error), "seconds": round(self._lock.age())},
+                )
+            self._told()

@@ -1,0 +1,71 @@
+"""Looks into a folder from outside the daemon: its manifest, and where the three sides differ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+
+from pathspec import PathSpec
+
+from onesync.core.model import Entry, RelPath
+from onesync.errors import Halted, MountNotThere
+from onesync.index import Index
+from onesync.manifest import read_head
+from onesync.replica.children import ChildrenReplica
+from onesync.settings import Settings
+from onesync.verify import Finding, Verification
+
+
+def read_manifest(settings: Settings) -> dict[RelPath, Entry]:
+    """Return every entry of the newest checkpoint. Raises MountNotThere, or Halted without one."""
+    with _replica(settings) as replica:
+        return _tree(replica)
+
+
+def verify_folder(settings: Settings, content: bool) -> list[Finding]:
+    """Compare working copy, manifest and replica; ``content`` reads every byte.
+
+    The working copy is compared while it is deployed. What the daemon has not pushed yet counts as
+    a difference.
+    """
+    path = settings.state_dir / "index.sqlite"
+    excluded = PathSpec.from_lines("gitignore", settings.push.exclude)
+    with _replica(settings) as replica, ThreadPoolExecutor(settings.push.workers) as pool:
+        verification = Verification(replica, _tree(replica), pool, content)
+        findings = list(verification.of_replica())
+        if path.exists():
+            with closing(Index(path, readonly=True)) as index:
+                if index.get("staged") is not None or index.get("undeployed") is not None:
+                    root = os.fsencode(settings.working_dir.resolve())
+                    findings += verification.of_working_copy(
+                        root, index, lambda p: excluded.match_file(os.fsdecode(p))
+                    )
+        return findings
+
+
+def _tree(replica: ChildrenReplica) -> dict[RelPath, Entry]:
+    try:
+        head = read_head(replica)
+    except FileNotFoundError:
+        head = None
+    if head is None:
+        raise Halted("The folder has no manifest: onesync never deployed it.")
+    return head.tree
+
+
+@contextmanager
+def _replica(settings: Settings) -> Iterator[ChildrenReplica]:
+    patience = settings.mount.io_timeout_seconds
+    target = os.fsencode(settings.onedata_dir)
+    replica = ChildrenReplica(target, 2, max(1, settings.push.workers // 2), patience)
+    try:
+        yield replica
+    except OSError as error:
+        raise MountNotThere(
+            f"The OneData folder {settings.onedata_dir} cannot be read ({error.strerror}). Mount"
+            " it, then try again."
+        ) from error
+    finally:
+        replica.close()

@@ -1,0 +1,114 @@
+"""The dirty set, shared by the watcher's thread, which marks, and the engine's, which takes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+
+from onesync.core.clock import Clock
+from onesync.core.dirty import DirtySet, Due
+from onesync.core.model import RelPath
+from onesync.core.ordering import database_of
+
+log = logging.getLogger(__name__)
+
+
+class Marks:
+    """Safe in several threads. What was taken counts as pending until it is done or given back."""
+
+    def __init__(
+        self, dirty: DirtySet, clock: Clock, is_restless: Callable[[RelPath], bool]
+    ) -> None:
+        """Guard ``dirty``; times are the clock's boottime.
+
+        ``is_restless`` tells by the name which files never settle; ``databases`` adds to them.
+        """
+        self._dirty = dirty
+        self._clock = clock
+        self._is_restless = is_restless
+        self._guard = threading.Lock()
+        self._taken: list[Due] = []
+        self.databases: set[RelPath] = set()
+        self.arrived = threading.Event()
+        self.overflows = 0
+
+    def changed(self, path: RelPath) -> None:
+        """Mark one path, and the database that it is a sidecar of (watcher)."""
+        base = database_of(path)
+        with self._guard:
+            now = self._clock.boottime()
+            if base is not None and base in self.databases:
+                self._dirty.mark(base, now, restless=True)
+            restless = path in self.databases or self._is_restless(path)
+            self._dirty.mark(path, now, restless=restless)
+        self.arrived.set()
+
+    def moved(self, source: RelPath, target: RelPath) -> None:
+        """Mark both ends of a rename that the kernel told as a pair (watcher)."""
+        with self._guard:
+            self._dirty.moved(source, target, self._clock.boottime())
+        self.arrived.set()
+
+    def tree_changed(self, path: RelPath) -> None:
+        """Mark everything beneath ``path``."""
+        with self._guard:
+            self._dirty.mark_tree(path, self._clock.boottime())
+        self.arrived.set()
+
+    def overflowed(self) -> None:
+        """The kernel dropped events: only a whole scan knows (watcher)."""
+        self.overflows += 1
+        log.warning("kernel events were dropped, everything is scanned")
+        self.tree_changed(b"")
+
+    def unwatched(self, path: RelPath, reason: str) -> None:
+        """A directory cannot be watched: rescans find what changes in it (watcher)."""
+        log.warning("directory is not watched", extra={"path": path, "reason": reason})
+        self.tree_changed(path)
+
+    def again(self, paths: Iterable[RelPath]) -> None:
+        """Mark ``paths`` once more."""
+        for path in paths:
+            self.changed(path)
+
+    def take(self, everything: bool) -> Due:
+        """Take what is due, or all there is; it stays pending until ``done`` or ``give_back``."""
+        with self._guard:
+            due = self._dirty.take(self._clock.boottime(), everything)
+            self._taken.append(due)
+            return due
+
+    def done(self) -> None:
+        """Forget what was taken: it is committed, or was marked again."""
+        with self._guard:
+            self._taken.clear()
+
+    def give_back(self) -> None:
+        """Put back what a failed batch took, with its age."""
+        with self._guard:
+            for due in self._taken:
+                self._dirty.give_back(due, self._clock.boottime())
+            self._taken.clear()
+
+    def next_due(self) -> float | None:
+        """Return the seconds until something is due, or None."""
+        with self._guard:
+            return self._dirty.next_due(self._clock.boottime())
+
+    def oldest(self) -> float | None:
+        """Return when (boottime) the oldest pending path was marked."""
+        with self._guard:
+            firsts = [first for due in self._taken for _, first in due.since]
+            oldest = self._dirty.oldest()
+            return min(firsts if oldest is None else [oldest, *firsts], default=None)
+
+    def pending(self, limit: int) -> list[RelPath]:
+        """Return up to ``limit`` pending paths and trees."""
+        with self._guard:
+            found = [path for due in self._taken for path, _ in due.since[:limit]]
+            return (found + self._dirty.some(limit))[:limit]
+
+    def __len__(self) -> int:
+        with self._guard:
+            return len(self._dirty) + sum(len(due.since) for due in self._taken)

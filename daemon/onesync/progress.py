@@ -1,0 +1,88 @@
+"""Shows how far a phase is: a bar on a terminal, ``STATUS=`` under systemd, log lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from onesync.systemd import Notifier
+
+log = logging.getLogger(__name__)
+
+_STATUS_SECONDS = 1.0
+_LOG_SECONDS = 10.0
+
+
+class Progress:
+    """Safe in several threads."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        """Show on standard error when that is a terminal."""
+        self._notifier = notifier
+        self._guard = threading.Lock()
+        self._phase = "starting"
+        self._copied = 0
+        self._shown = 0.0
+        self._logged = time.monotonic()
+        self._bar: Bar | None = None
+        if sys.stderr.isatty():
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+
+    def phase(self, name: str) -> None:
+        """Begin a phase."""
+        with self._guard:
+            if name == self._phase:
+                return
+            self._phase, self._copied = name, 0
+            self._drop_bar()
+            self._notifier.status(name.replace("_", " "))
+
+    def copied(self, size: int) -> None:
+        """Count bytes that travelled."""
+        with self._guard:
+            self._copied += size
+
+    def advanced(self, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` files are done, not more often than a person can read."""
+        now = time.monotonic()
+        with self._guard:
+            if now - self._shown < _STATUS_SECONDS and done != total:
+                return
+            self._shown = now
+            size = f"{self._copied / 1e6:,.0f} MB"
+            self._notifier.status(f"{self._phase.replace('_', ' ')}: {done} of {total}, {size}")
+            if self._bar is not None:
+                self._draw(self._bar, done, total, size)
+            elif now - self._logged >= _LOG_SECONDS:
+                self._logged = now
+                log.info(self._phase, extra={"done": done, "of": total, "bytes": self._copied})
+
+    def end(self) -> None:
+        """Take the bar away."""
+        with self._guard:
+            self._drop_bar()
+
+    def _draw(self, bar: Bar, done: int, total: int, size: str) -> None:
+        if not bar.tasks:
+            bar.start()
+            bar.add_task(self._phase.replace("_", " "), total=total, rate="")
+        bar.update(bar.tasks[0].id, completed=done, total=total, rate=size)
+
+    def _drop_bar(self) -> None:
+        if self._bar is not None and self._bar.tasks:
+            self._bar.stop()
+            self._bar.remove_task(self._bar.tasks[0].id)

@@ -1,0 +1,114 @@
+"""Compares working copy, manifest and replica, and lists the differences. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from onesync.core.model import Entry, Kind, RelPath, is_reserved, join
+from onesync.index import Index
+from onesync.replica.door import Listed, Replica
+from onesync.replica.folder import digest_local
+from onesync.scanner import Scanner
+
+_SHORT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One difference; ``where`` is ``working copy`` or ``replica``, against the manifest."""
+
+    path: RelPath
+    where: str
+    text: str
+
+
+class Verification:
+    """One comparison. Reads the mount: a listing of every directory, with content every file."""
+
+    def __init__(
+        self, replica: Replica, tree: dict[RelPath, Entry], pool: ThreadPoolExecutor, content: bool
+    ) -> None:
+        """Compare with the manifest's ``tree``; ``content`` reads every byte on both sides."""
+        self._replica = replica
+        self._tree = tree
+        self._pool = pool
+        self._content = content
+
+    def of_replica(self) -> Iterator[Finding]:
+        """Yield where the replica differs from the manifest."""
+        listed = dict(self._listing())
+        files = []
+        for path, entry in sorted(self._tree.items()):
+            if entry.kind is Kind.LINK:
+                continue
+            found = listed.get(path) or self._replica.look(path)
+            if found is None or found.kind is not entry.kind:
+                yield Finding(path, "replica", "is missing")
+            elif entry.kind is Kind.FILE and found.size != entry.size:
+                yield Finding(path, "replica", f"has {found.size} of {entry.size} bytes")
+            elif entry.kind is Kind.FILE:
+                files.append(path)
+        for path in sorted(listed.keys() - self._tree.keys()):
+            yield Finding(path, "replica", "is not in the manifest")
+        if self._content:
+            yield from self._contents(files, "replica", self._replica.digest)
+
+    def of_working_copy(
+        self, root: bytes, index: Index, excluded: Callable[[RelPath], bool]
+    ) -> Iterator[Finding]:
+        """Yield where the working copy differs from the manifest.
+
+        Databases differ in their bytes and times while they live; what onesync has seen and
+        pushed is known by the index's stamps.
+        """
+        scanner = Scanner(root, index, excluded)
+        for path, difference in sorted(scanner.scan((), [b""]).items()):
+            if path and difference.seen is None:
+                yield Finding(path, "working copy", "is gone")
+            elif path:
+                is_new = difference.known is None
+                yield Finding(path, "working copy", "is new" if is_new else "has changed")
+        for problem in scanner.problems.values():
+            yield Finding(problem.path, "working copy", problem.kind)
+        if self._content:
+            files = [p for p, e in sorted(self._tree.items()) if e.kind is Kind.FILE]
+            yield from self._contents(files, "working copy", lambda p: _local(join(root, p)))
+
+    def _listing(self) -> Iterator[tuple[RelPath, Listed]]:
+        level: list[RelPath] = [b""]
+        while level:
+            below = []
+            items = self._pool.map(self._replica.list, level)
+            for directory, found in zip(level, items, strict=True):
+                for item in found:
+                    path = join(directory, item.name)
+                    if is_reserved(path):
+                        continue
+                    if item.kind is Kind.DIRECTORY:
+                        below.append(path)
+                    yield path, item
+            level = below
+
+    def _contents(
+        self, files: list[RelPath], where: str, digest: Callable[[RelPath], tuple[str, int]]
+    ) -> Iterator[Finding]:
+        def compare(path: RelPath) -> Finding | None:
+            expected = self._tree[path].digest
+            try:
+                found, _ = digest(path)
+            except OSError as error:
+                return Finding(path, where, f"cannot be read: {error.strerror}")
+            if found == expected:
+                return None
+            text = f"has other content ({found[:_SHORT]}…, expected {expected[:_SHORT]}…)"
+            return Finding(path, where, text)
+
+        yield from (found for found in self._pool.map(compare, files) if found is not None)
+
+
+def _local(path: bytes) -> tuple[str, int]:
+    copied = digest_local(os.fspath(path))
+    return copied.digest, copied.size

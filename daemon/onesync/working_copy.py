@@ -1,0 +1,127 @@
+"""The working copy as a whole: is it still the same one, may it be reused, how is it cleaned.
+
+Nothing here ever removes a file that is not, byte for byte and to the nanosecond, what the index
+says that OneData holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from onesync.beneath import open_beneath
+from onesync.core.model import Entry, Kind, Known, RelPath, name_of, parent_of, show
+from onesync.core.plan import Difference
+from onesync.errors import Halted
+from onesync.index import Index
+from onesync.replica.folder import digest_local
+from onesync.scanner import Scanner
+
+_NAMED = 5
+
+
+@dataclass(slots=True)
+class Cleaned:
+    """What ``clean`` did: how many entries went, and which stayed because they are not known."""
+
+    removed: int = 0
+    kept: list[RelPath] = field(default_factory=list)
+
+
+def refuse_foreign(root: bytes) -> None:
+    """Raise Halted unless the directory is empty."""
+    if os.listdir(root):
+        raise Halted(
+            f"The working directory {show(root)} is not empty and not onesync's; nothing was"
+            " changed. Empty it or name another one."
+        )
+
+
+def reuse(root: bytes, index: Index, scanner: Scanner, tree: Mapping[RelPath, Entry]) -> None:
+    """Make a cleanly undeployed copy ready for stage-in.
+
+    What the manifest's ``tree`` holds differently now is removed, the rest stays and is not copied
+    again. Raises Halted, before anything is removed, when files were edited after the undeploy.
+    """
+    differences = scanner.scan((), [b""])
+    edited = sorted(path for path, found in differences.items() if path and _is_edit(root, found))
+    if edited:
+        named = ", ".join(show(path) for path in edited[:_NAMED])
+        raise Halted(
+            f"{len(edited)} files in the working directory changed after the last undeploy"
+            f" ({named}{', …' if len(edited) > _NAMED else ''}); nothing was overwritten. Move them"
+            " away, then start again."
+        )
+    rows = [(path, known.entry) for path, known in index.beneath(b"") if path]
+    for path, entry in reversed(rows):
+        now = tree.get(path)
+        gone = now is None or now.kind is not entry.kind
+        if gone or (entry.kind is not Kind.DIRECTORY and now != entry):
+            _remove(root, path, entry.kind)
+
+
+def clean(root: bytes, index: Index, told: Callable[[int], None]) -> Cleaned:
+    """Remove what OneData holds, each entry compared with the index just before.
+
+    ``told`` is called with the number removed so far. May be interrupted and done again.
+    """
+    cleaned = Cleaned()
+    scanner = Scanner(root, index, lambda _: False)
+    rows = [(path, known) for path, known in index.beneath(b"") if path]
+    for path, known in reversed(rows):
+        seen = scanner.look(path)
+        if seen is None:
+            continue
+        if known.entry.kind is not Kind.DIRECTORY and seen != known.stamp:
+            cleaned.kept.append(path)
+        elif _remove(root, path, known.entry.kind):
+            cleaned.removed += 1
+            told(cleaned.removed)
+    cleaned.kept += [os.fsencode(name) for name in os.listdir(root)]
+    cleaned.kept = sorted(set(cleaned.kept))
+    return cleaned
+
+
+def _is_edit(root: bytes, difference: Difference) -> bool:
+    seen, known = difference.seen, difference.known
+    if seen is None or seen.kind is Kind.DIRECTORY:
+        return False  # removed ones come back; a directory's time is not work
+    return known is None or not _same_content(root, difference.path, known)
+
+
+def _same_content(root: bytes, path: RelPath, known: Known) -> bool:
+    """Whether only the stamp differs, as after a change of owner or a restored disk."""
+    local = os.path.join(root, path)
+    if known.entry.kind is Kind.LINK:
+        return os.path.islink(local) and os.readlink(local) == known.entry.target
+    status = os.lstat(local)
+    if (status.st_size, status.st_mtime_ns) != (known.entry.size, known.entry.mtime_ns):
+        return False
+    try:
+        return digest_local(local).digest == known.entry.digest
+    except OSError:
+        return False
+
+
+def _remove(root: bytes, path: RelPath, kind: Kind) -> bool:
+    """Remove one entry; a directory only when it is empty."""
+    top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        parent = open_beneath(top, parent_of(path), os.O_PATH | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    finally:
+        os.close(top)
+    try:
+        (os.rmdir if kind is Kind.DIRECTORY else os.unlink)(name_of(path), dir_fd=parent)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False  # something that is not ours to remove is in it
+    finally:
+        os.close(parent)
+    return True
