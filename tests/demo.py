@@ -28,7 +28,7 @@ def main() -> int:
             store = home / "project"
             store.mkdir()
             say("no FUSE on this machine: a plain folder stands for OneData")
-        options = {"require_fuse": str(has_fuse).lower()}
+        options = {"mount__require_fuse": has_fuse}
         return show(Node(home / "one", store, **options), Node(home / "two", store, **options))
 
 

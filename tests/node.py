@@ -12,39 +12,50 @@ from pathlib import Path
 from typing import Any
 
 SOON = 30.0
+DEFAULTS: dict[str, object] = {
+    "mount__require_fuse": False,
+    "mount__io_timeout_seconds": 20,
+    "batch__settle_seconds": 0.1,
+    "batch__min_interval_seconds": 0.1,
+    "lock__settle_seconds": 0,
+    "metrics__listen": "127.0.0.1:0",
+}
+
+
+def toml(options: dict[str, object]) -> str:
+    """Return a TOML file; ``section__key`` goes into its section."""
+    sections: dict[str, list[str]] = {"": []}
+    for name, value in options.items():
+        section, _, key = name.rpartition("__")
+        text = json.dumps(str(value) if isinstance(value, Path) else value)
+        sections.setdefault(section, []).append(f"{key} = {text}")
+    parts = [(f"[{name}]\n" if name else "") + "\n".join(keys) for name, keys in sections.items()]
+    return "\n".join(parts) + "\n"
 
 
 class Node:
     """One node's onesync; ``store`` is the OneData folder as this node sees it."""
 
-    def __init__(self, home: Path, store: Path, **options: str) -> None:
+    def __init__(self, home: Path, store: Path, **options: object) -> None:
+        """``options`` are configuration keys, ``section__key`` in a section, over DEFAULTS."""
         self.home = home
         self.work = home / "work"
         self.store = store
         for name in ("work", "state", "run"):
             (home / name).mkdir(parents=True, exist_ok=True)
         self.config = home / "onesync.toml"
-        self.config.write_text(self._configuration(options))
+        self.configure(**options)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def _configuration(self, options: dict[str, str]) -> str:
-        fuse = options.get("require_fuse", "false")
-        return f"""
-working_dir = "{self.work}"
-onedata_dir = "{self.store}"
-state_dir = "{self.home / "state"}"
-runtime_dir = "{self.home / "run"}"
-[mount]
-require_fuse = {fuse}
-io_timeout_seconds = {options.get("io_timeout", "20")}
-[batch]
-settle_seconds = 0.1
-min_interval_seconds = 0.1
-[lock]
-settle_seconds = 0
-[metrics]
-listen = "127.0.0.1:0"
-"""
+    def configure(self, **options: object) -> None:
+        """Write the configuration anew."""
+        places = {
+            "working_dir": self.work,
+            "onedata_dir": self.store,
+            "state_dir": self.home / "state",
+            "runtime_dir": self.home / "run",
+        }
+        self.config.write_text(toml({**places, **DEFAULTS, **options}))
 
     def start(self) -> None:
         """Start the program and return at once."""
@@ -87,6 +98,12 @@ listen = "127.0.0.1:0"
     def flush(self) -> int:
         """Return the exit code of ``onesync flush``."""
         return self.command("flush").returncode
+
+    def refusal(self) -> int:
+        """Start, and return the exit code of a program that must not go on."""
+        self.start()
+        assert self.process is not None
+        return self.process.wait(SOON)
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""

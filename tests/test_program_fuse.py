@@ -21,7 +21,7 @@ pytestmark = pytest.mark.fuse
 @pytest.fixture
 def nodes(tmp_path: Path, mounted: Mounted) -> Iterator[list[Node]]:
     store = mounted.path / "project"
-    options = {"require_fuse": "true", "io_timeout": "2"}
+    options = {"mount__require_fuse": True, "mount__io_timeout_seconds": 2}
     made = [Node(tmp_path / name, store, **options) for name in ("one", "two")]
     yield made
     for node in made:
