@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from onesync.control import NotRunning, StatusFile, ask
+
 SOON = 30.0
 DEFAULTS: dict[str, object] = {
     "mount__require_fuse": False,
@@ -79,10 +81,11 @@ class Node:
         )
 
     def status(self) -> dict[str, Any]:
-        """Return what ``onesync status --json`` prints."""
-        found = json.loads(self.command("status", "--json").stdout)
-        assert isinstance(found, dict)
-        return found
+        """Return what the daemon says of itself, or has left."""
+        try:
+            return ask(self.home / "run" / "control.sock", "status", SOON)
+        except NotRunning:
+            return StatusFile(self.home / "state").last_word()
 
     def wait_for_phase(self, phase: str) -> None:
         """Wait for a phase, or fail with the log."""

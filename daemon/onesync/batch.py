@@ -18,21 +18,35 @@ from typing import Protocol
 from onesync import recovery, snapshot
 from onesync.core.chain import Change, Noted, Set
 from onesync.core.dirty import Due
-from onesync.core.model import Kind, Problem, RelPath, Stamp, join, show
+from onesync.core.model import (
+    Entry,
+    Kind,
+    Problem,
+    RelPath,
+    Stamp,
+    is_beneath,
+    is_unconfirmed,
+    join,
+    lost_stamp,
+    show,
+)
 from onesync.core.ordering import DATA, SIDECARS, PublishOrder, database_of
 from onesync.core.plan import Difference, Move, Plan, make_plan
 from onesync.index import Index
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
+from onesync.pins import Pins
 from onesync.push import Outcome, Push
 from onesync.replica.door import Replica
 from onesync.replica.folder import digest_local
 from onesync.scanner import Scanner
+from onesync.snapshot import Snapshots
 
 log = logging.getLogger(__name__)
 
 _SNAPSHOT_SECONDS = 600.0
 _ROUNDS = 6
+_STRICT_ROUNDS = 3
 
 
 class Events(Protocol):
@@ -94,10 +108,10 @@ class Batches:
     may_write: Callable[[], None]
     check_mount: Callable[[], None]
     problems: dict[RelPath, Problem]
+    snapshots: Snapshots = field(default_factory=Snapshots)
     left: set[RelPath] = field(default_factory=set)
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
-    _reclaimed: set[RelPath] = field(default_factory=set)
     _sidecars: dict[RelPath, Stamp] = field(default_factory=dict)
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     _impostors: set[RelPath] = field(default_factory=set)
@@ -135,19 +149,25 @@ class Batches:
             checkpoint, written = unfinished
             is_base = checkpoint.header.why == "base"
             self._record(written, () if is_base else checkpoint.changes, self._stamps)
-        self.take_settled(recovery.settle(self.replica, self.manifest.committed))
+        told = recovery.settle(self.replica, self.manifest.committed, self._published)
+        for sentence in told:
+            log.warning("half-done batch settled", extra={"what": sentence})
         self._half_done = False
 
-    def take_settled(self, settled: recovery.Settled) -> None:
-        """Remember what a dead batch of ours published: the next one may replace it."""
-        for sentence in settled.told:
-            log.warning("half-done batch settled", extra={"what": sentence})
-        self._reclaimed |= settled.published
+    def _published(self, published: dict[RelPath, Kind]) -> None:
+        """Remember what a dead batch of ours published: the next one replaces or removes it."""
+        new = {p: k for p, k in published.items() if self.index.known(p) is None}
+        stamps = {path: lost_stamp(kind) for path, kind in new.items()}
+        self.index.commit([Set(path, Entry(kind)) for path, kind in new.items()], stamps)
 
     def base(self) -> None:
         """Write the whole tree as a checkpoint of its own, and let go of the oldest ones."""
-        tree = [Set(path, known.entry) for path, known in self.index.beneath(b"") if path]
-        self.commit(tree, {}, "base")
+        tree: list[Change] = [
+            Set(path, known.entry)
+            for path, known in self.index.beneath(b"")
+            if path and not is_unconfirmed(known.entry)
+        ]
+        self.commit([*tree, *map(Noted, self.problems.values())], {}, "base")
         self.manifest.remove_old()
 
     def commit(self, changes: Sequence[Change], stamps: dict[RelPath, Stamp], why: str) -> None:
@@ -170,28 +190,109 @@ class Batches:
         if self._half_done:
             self.check_mount()
             self.settle()
+        with Pins(self.root) as pins:
+            if everything or self.awaits() or self._needs_cut(due[0]):
+                due.append(self.marks.take(everything=True))
+                frozen, differences = self._cut(due, pins)
+            else:
+                frozen, differences = {}, self._look(due[0])
+            plan = self._plan(differences, due)
+            if plan.empty:
+                self._await(plan, set())
+                return False
+            self.check_mount()
+            return self._push(plan, frozen, pins)
+
+    def _cut(
+        self, due: list[Due], pins: Pins
+    ) -> tuple[dict[RelPath, _Frozen], dict[RelPath, Difference]]:
+        """Look, hold what is there, snapshot the databases, and look at what changed meanwhile.
+
+        Whatever a row of a snapshot can name was seen by the first look, or changed since and was
+        told. Should such a file have come and gone in between, everything is done once more.
+        """
+        found = self._look(_joined(due))
         frozen: dict[RelPath, _Frozen] = {}
-        if everything or self.awaits() or self._needs_cut(due[0]):
-            due.append(self.marks.take(everything=True))
-            frozen = self._freeze(_all_paths(due))
+        late = due[-1]
+        for number in range(_ROUNDS):
+            earlier = _all_paths(due)
+            databases = self._databases(_all_paths(due) | found.keys())
+            pins.add(_files(found) - databases)
+            frozen = self._freeze(databases)
             self.drain()
-            due.append(self.marks.take(everything=True))
-        differences = self._differences(due, frozen)
-        plan = self._plan(differences, due)
-        if plan.empty:
-            self._await(plan, set())
-            return False
-        self.check_mount()
-        return self._push(plan, frozen)
+            late = self.marks.take(everything=True)
+            due.append(late)
+            late_found = self._look(late)
+            found = _over(found, late, late_found)
+            pins.add(_files(late_found) - databases)
+            # What came only after the first look, and went, lived for milliseconds: after a few
+            # tries it is taken for what it nearly always is, a temporary that no row names.
+            strict = number < _STRICT_ROUNDS
+            if not self._came_and_went(late.paths if strict else late.paths & earlier, pins):
+                break
+            self._let_go_of_gone(found, pins)
+        else:
+            # Too much comes and goes: data are pushed, what promises them waits.
+            frozen = {}
+            for path in [path for path in _files(found) if self._is_marker(path)]:
+                del found[path]
+                self._defer(path)
+        self._complete(found, frozen, pins, late.paths if late.trees else None)
+        return frozen, found
+
+    def _look(self, due: Due) -> dict[RelPath, Difference]:
+        found = self.scanner.scan(due.paths | self._awaited.paths(), due.trees)
+        found.pop(b"", None)
+        return found
+
+    def _came_and_went(self, paths: Iterable[RelPath], pins: Pins) -> bool:
+        """Whether a snapshot may name one of ``paths`` and nobody holds what it was."""
+        return any(
+            path not in pins
+            and database_of(path) not in self.marks.databases
+            and self.scanner.look(path) is None
+            and self.index.known(path) is None
+            for path in paths
+        )
+
+    def _let_go_of_gone(self, found: dict[RelPath, Difference], pins: Pins) -> None:
+        """Begin a new cut: what is gone before it is not part of it."""
+        for path in list(pins):
+            if self.scanner.look(path) is None:
+                pins.release(path)
+                if (gone := found.get(path)) is not None and gone.seen is not None:
+                    del found[path]
+
+    def _complete(
+        self,
+        found: dict[RelPath, Difference],
+        frozen: dict[RelPath, _Frozen],
+        pins: Pins,
+        told: Iterable[RelPath] | None,
+    ) -> None:
+        """Turn what two looks found into what the batch is to push, in place.
+
+        ``told`` are the paths of the second look where it walked trees: a marker that only this
+        walk came upon may be younger than the walk of its data.
+        """
+        for path in pins:
+            if self.scanner.look(path) is None:
+                # Deleted since the first look: pushed as it was, removed by a later batch.
+                found[path] = Difference(path, self.index.known(path), pins.stamp(path))
+                self.marks.again([path])
+        self._sort_out(found, frozen, told)
+        for path, item in frozen.items():
+            known = self.index.known(path)
+            if known is not None and (known.entry.digest, known.stamp) == (item.digest, item.stamp):
+                found.pop(path, None)
+            elif path not in found or found[path].seen is not None:
+                found[path] = Difference(path, known, item.stamp)
 
     def _needs_cut(self, due: Due) -> bool:
         """Whether anything due promises other files: then whatever is dirty goes with it."""
         if due.trees or due.moves:
             return True
-        return any(
-            self.order.group_of(path, is_database=False) != DATA or self._is_database(path)
-            for path in due.paths
-        )
+        return any(self._is_marker(path) or self._is_database(path) for path in due.paths)
 
     def _is_database(self, path: RelPath) -> bool:
         found = path not in self._impostors and snapshot.is_database(join(self.root, path))
@@ -201,24 +302,29 @@ class Batches:
             self.marks.databases.discard(path)
         return found
 
-    def _freeze(self, paths: set[RelPath]) -> dict[RelPath, _Frozen]:
-        """Snapshot the databases among ``paths`` and those that they are sidecars of.
+    def _databases(self, paths: set[RelPath]) -> set[RelPath]:
+        """Return the databases among ``paths`` and those that they are sidecars of."""
+        candidates = paths | {base for path in paths if (base := database_of(path))}
+        self._impostors -= candidates
+        return {path for path in candidates if self._is_database(path)}
+
+    def _freeze(self, databases: set[RelPath]) -> dict[RelPath, _Frozen]:
+        """Snapshot ``databases``.
 
         The project's first and the sets last: a row must not name what its database's snapshot
         could not know yet.
         """
-        candidates = paths | {base for path in paths if (base := database_of(path))}
-        self._impostors -= candidates
-        found = [path for path in candidates if self._is_database(path)]
-        found.sort(key=lambda p: (-self.order.group_of(p, is_database=True), p))
+        found = sorted(databases, key=lambda p: (-self.order.group_of(p, is_database=True), p))
         before = [(path, self.scanner.look(path)) for path in found]
         for path in found:
             self._remember_sidecars(path)
         places = [bytes(self.spool / f"{number}.snapshot") for number in range(len(found))]
         sources = [join(self.root, path) for path in found]
-        taken = snapshot.take(list(zip(sources, places, strict=True)), _SNAPSHOT_SECONDS)
+        pairs = list(zip(sources, places, strict=True))
         frozen = {}
-        for (path, stamp), place, result in zip(before, places, taken, strict=True):
+        for (path, stamp), place, result in zip(
+            before, places, self.snapshots.take(pairs, _SNAPSHOT_SECONDS), strict=True
+        ):
             if result.taken and stamp is not None:
                 frozen[path] = _Frozen(place, stamp, digest_local(place).digest)
             elif not result.is_database:
@@ -239,26 +345,14 @@ class Batches:
             else:
                 self._sidecars[base + suffix] = stamp
 
-    def _differences(
-        self, due: list[Due], frozen: dict[RelPath, _Frozen]
-    ) -> dict[RelPath, Difference]:
-        trees = frozenset().union(*(part.trees for part in due))
-        paths = _all_paths(due) | self._awaited.paths() | frozen.keys()
-        found = self.scanner.scan(paths, trees)
-        found.pop(b"", None)
-        self._sort_out_databases(found, frozen)
-        for path, item in frozen.items():
-            known = self.index.known(path)
-            if known is not None and (known.entry.digest, known.stamp) == (item.digest, item.stamp):
-                found.pop(path, None)
-            elif path not in found or found[path].seen is not None:
-                found[path] = Difference(path, known, item.stamp)
-        return found
-
-    def _sort_out_databases(
-        self, found: dict[RelPath, Difference], frozen: dict[RelPath, _Frozen]
+    def _sort_out(
+        self,
+        found: dict[RelPath, Difference],
+        frozen: dict[RelPath, _Frozen],
+        told: Iterable[RelPath] | None,
     ) -> None:
-        """Leave sidecars out, and databases that were found too late for this batch's cut."""
+        """Leave sidecars out, and what is too late for this batch's cut."""
+        told = None if told is None else set(told)
         for path, difference in list(found.items()):
             if difference.seen is None or difference.seen.kind is not Kind.FILE:
                 continue
@@ -267,16 +361,20 @@ class Batches:
                 del found[path]
                 if self._sidecars.get(path) != difference.seen and base not in frozen:
                     self._defer(base)
-            elif path not in frozen and self._is_database(path):
-                # Its snapshot would be younger than the scan: the next batch takes it first.
+                continue
+            young = told is not None and path not in told and self._is_marker(path)
+            if young or (path not in frozen and self._is_database(path)):
                 del found[path]
                 self._defer(path)
+
+    def _is_marker(self, path: RelPath) -> bool:
+        return self.order.group_of(path, is_database=False) != DATA
 
     def _defer(self, path: RelPath) -> None:
         self.left.add(path)
         self.marks.again([path])
 
-    def _push(self, plan: Plan, frozen: dict[RelPath, _Frozen]) -> bool:
+    def _push(self, plan: Plan, frozen: dict[RelPath, _Frozen], pins: Pins) -> bool:
         push = Push(
             self.replica,
             self.root,
@@ -285,17 +383,19 @@ class Batches:
             self.order,
             self.may_write,
             lambda top: (path for path, _ in self.index.beneath(top)),
-            frozenset(self._reclaimed),
         )
         self._half_done = True
         try:
-            return self._push_and_commit(push, plan, frozen)
+            return self._push_and_commit(push, plan, frozen, pins)
         except OSError as error:
             self.events.failed(error.strerror or "unknown")
             raise
 
-    def _push_and_commit(self, push: Push, plan: Plan, frozen: dict[RelPath, _Frozen]) -> bool:
-        outcome = push.carry_out(plan, {path: item.path for path, item in frozen.items()})
+    def _push_and_commit(
+        self, push: Push, plan: Plan, frozen: dict[RelPath, _Frozen], pins: Pins
+    ) -> bool:
+        snapshots = {path: item.path for path, item in frozen.items()}
+        outcome = push.carry_out(plan, snapshots, pins.sources())
         self._take_problems(plan, outcome)
         if outcome.changes:
             noted = [Noted(problem) for problem in outcome.problems]
@@ -310,7 +410,6 @@ class Batches:
         for move in plan.moves:
             self.marks.tree_changed(move.target)
         push.tidy()
-        self._reclaimed -= {difference.path for difference in plan.files}
         self._half_done = False
         for item in frozen.values():
             Path(os.fsdecode(item.path)).unlink(missing_ok=True)
@@ -377,3 +476,29 @@ def _is_rename(gone: Difference, come: Difference) -> bool:
 
 def _all_paths(due: Iterable[Due]) -> set[RelPath]:
     return {path for part in due for path in part.paths}
+
+
+def _joined(due: list[Due]) -> Due:
+    trees = frozenset(tree for part in due for tree in part.trees)
+    moves = tuple(pair for part in due for pair in part.moves)
+    return Due(frozenset(_all_paths(due)), trees, moves, ())
+
+
+def _files(found: dict[RelPath, Difference]) -> set[RelPath]:
+    return {
+        path
+        for path, difference in found.items()
+        if difference.seen is not None and difference.seen.kind is Kind.FILE
+    }
+
+
+def _over(
+    found: dict[RelPath, Difference], late: Due, late_found: dict[RelPath, Difference]
+) -> dict[RelPath, Difference]:
+    """Return what holds after the second look, which speaks of all that ``late`` names."""
+    kept = {
+        path: difference
+        for path, difference in found.items()
+        if path not in late.paths and not any(is_beneath(path, tree) for tree in late.trees)
+    }
+    return kept | late_found

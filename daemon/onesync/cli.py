@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import Annotated, Any
 import typer
 
 from onesync import __version__
-from onesync.control import NotRunning, StatusFile, ask
+from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
 from onesync.core import legacy
 from onesync.core.model import Kind, show
 from onesync.errors import ConfigurationError, Exit, OnesyncError
 from onesync.inspect import read_manifest, verify_folder
-from onesync.service import Service, unlock_folder
+from onesync.service import STOP_SIGNALS, Service, unlock_folder
 from onesync.settings import Settings, check_directories, load
 from onesync.systemd import JournalFormatter
 
@@ -32,6 +33,8 @@ _STATUS_SECONDS = 0.8
 @app.command()
 def run(config: Config = None, instance: Instance = None) -> None:
     """Deploy, keep in sync, and on SIGTERM or SIGINT undeploy."""
+    # From here on a signal waits until the service takes it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     handler = logging.StreamHandler()
     handler.setFormatter(JournalFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -182,9 +185,10 @@ def _ask(settings: Settings, command: str) -> dict[str, Any]:
 def _status_of(settings: Settings) -> dict[str, Any]:
     try:
         return ask(_socket(settings), "status", _STATUS_SECONDS)
-    except (NotRunning, TimeoutError):
-        left = StatusFile(settings.state_dir).read()
-    return left or {"phase": "stopped", "problems": []}
+    except TimeoutError:
+        return StatusFile(settings.state_dir).read() or NEVER_RAN
+    except NotRunning:
+        return StatusFile(settings.state_dir).last_word()
 
 
 def main() -> None:

@@ -90,6 +90,21 @@ def ask(path: Path, command: str, timeout: float | None, **arguments: Any) -> di
     return reply
 
 
+NEVER_RAN: dict[str, Any] = {
+    "phase": "stopped",
+    "epoch": None,
+    "deployment_id": None,
+    "pending_paths": 0,
+    "pending_bytes": 0,
+    "oldest_unsynced_at": None,
+    "last_checkpoint": None,
+    "lock": None,
+    "mount": None,
+    "problems": [],
+}
+_LAST_PHASES = ("stopped", "halted", "fenced")
+
+
 class StatusFile:
     """The daemon's last status, for when it is down."""
 
@@ -97,16 +112,18 @@ class StatusFile:
         """Keep it in ``state_dir``."""
         self.path = state_dir / "status.json"
         self._written = ""
+        self._guard = threading.Lock()
 
     def write(self, status: dict[str, Any]) -> None:
-        """Write it when it changed; readers see the old or the new one."""
+        """Write it when it changed; readers see the old or the new one. Any thread."""
         text = json.dumps(status)
-        if text == self._written:
-            return
-        temporary = self.path.with_suffix(".new")
-        temporary.write_text(text)
-        temporary.replace(self.path)
-        self._written = text
+        with self._guard:
+            if text == self._written:
+                return
+            temporary = self.path.with_suffix(".new")
+            temporary.write_text(text)
+            temporary.replace(self.path)
+            self._written = text
 
     def read(self) -> dict[str, Any] | None:
         """Return what the daemon left, or None."""
@@ -115,6 +132,18 @@ class StatusFile:
         except (FileNotFoundError, ValueError):
             return None
         return found if isinstance(found, dict) else None
+
+    def last_word(self) -> dict[str, Any]:
+        """Return the status of a daemon that is down; one that died in mid-work says so."""
+        left = self.read() or NEVER_RAN
+        if left["phase"] in _LAST_PHASES:
+            return left
+        text = (
+            f"onesync died while it was {left['phase']}; local data are kept and the folder is"
+            " still locked for this node. Start it again."
+        )
+        died = {"path": "", "kind": "died", "text": text}
+        return {**left, "phase": "stopped", "problems": [died, *left["problems"]]}
 
 
 def _peer_uid(connection: socket.socket) -> int:

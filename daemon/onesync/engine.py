@@ -23,7 +23,7 @@ from onesync.batch import Batches, Events
 from onesync.core.chain import Change, Gone, Head, Noted, Set
 from onesync.core.clock import Clock
 from onesync.core.dirty import DirtySet
-from onesync.core.model import Problem, RelPath, show
+from onesync.core.model import Problem, RelPath, is_unconfirmed, lost_stamp, show
 from onesync.core.ordering import DATA, PublishOrder
 from onesync.errors import (
     ConfigurationError,
@@ -46,7 +46,7 @@ from onesync.push import INTENTS
 from onesync.replica.door import Replica
 from onesync.scanner import Scanner
 from onesync.settings import Settings
-from onesync.stagein import Conflict, Staged, StageIn
+from onesync.stagein import CHANGED_OUTSIDE, Conflict, Staged, StageIn
 from onesync.watcher import Watcher, choose_watcher
 
 log = logging.getLogger(__name__)
@@ -177,6 +177,11 @@ class Engine:
         """Pass it on."""
         self._observer.failed(kind)
 
+    def _beaten(self) -> None:
+        self._observer.beaten()
+        if self._heartbeat is not None and self._heartbeat.lost is not None:
+            self.marks.arrived.set()
+
     # -- the life -------------------------------------------------------------------------------
 
     def live(self) -> Exit:
@@ -227,7 +232,7 @@ class Engine:
             working_copy.refuse_foreign(self._root)
         self._set_phase("locking")
         epoch = self.lock.acquire(self._settings.lock.wait_seconds, self._pause)
-        self._heartbeat = Heartbeat(self.lock, lambda: self.last_checkpoint, self._observer.beaten)
+        self._heartbeat = Heartbeat(self.lock, lambda: self.last_checkpoint, self._beaten)
         self._heartbeat.start()
         try:
             return self._take_over(epoch)
@@ -247,7 +252,8 @@ class Engine:
             log.warning("the lock could not be released", extra={"reason": str(error)})
 
     def _is_known_copy(self) -> bool:
-        return any(self._index.get(key) for key in ("staged", "undeployed", "staging"))
+        keys = ("staged", "undeployed", "staging")
+        return any(self._index.get(key) is not None for key in keys)
 
     def _take_over(self, epoch: int) -> Batches:
         self._set_phase("staging_in")
@@ -259,11 +265,12 @@ class Engine:
         folder_id = self.mount.open_folder()
         head = read_head(self._replica)
         self._tell_of(head)
-        settled = recovery.settle(self._replica, head.position if head else None)
         batches = self._make_batches(folder_id, head, epoch)
         if self._index.get("staged") is not None:
-            self._resume(batches, head, settled)
+            self._resume(batches, head)
         else:
+            for sentence in recovery.settle(self._replica, head.position if head else None):
+                log.warning("half-done batch settled", extra={"what": sentence})
             self._stage_in(batches, head)
         self._scanner.root_inode = int(self._index.get("root_inode") or 0) or None
         return batches
@@ -315,7 +322,7 @@ class Engine:
                 " local data are safe, writing goes on when the mount answers again."
             )
 
-    def _resume(self, batches: Batches, head: Head | None, settled: recovery.Settled) -> None:
+    def _resume(self, batches: Batches, head: Head | None) -> None:
         """Go on on this node: what the chain has and the index lacks is taken over as dirty."""
         ours = self._index.get("staged") == self.lock.state().deployment_id
         if not ours and (head is None or head.name != self._index.get("head_name")):
@@ -325,16 +332,24 @@ class Engine:
                 " move the working directory away, then start again and copy what you miss."
             )
         self._index.set(staged=self.lock.state().deployment_id)
-        batches.take_settled(settled)
+        if head is not None:
+            self._catch_up(head)
+        batches.settle()
         if head is None:
             batches.base()
-            return
+
+    def _catch_up(self, head: Head) -> None:
         known = {path: row.entry for path, row in self._index.beneath(b"") if path}
-        changes: list[Change] = [Gone(p) for p in sorted(known) if p not in head.tree]
+        changes: list[Change] = [
+            Gone(p)
+            for p, e in sorted(known.items())
+            if p not in head.tree and not is_unconfirmed(e)
+        ]
         changes += [Set(p, e) for p, e in head.tree.items() if known.get(p) != e]
         if changes:
             log.info("resumed behind the manifest", extra={"paths": len(changes)})
-            self._index.commit(changes, {})
+            stamps = {p: lost_stamp(e.kind) for p, e in head.tree.items() if known.get(p) != e}
+            self._index.commit(changes, stamps)
 
     def _stage_in(self, batches: Batches, head: Head | None) -> None:
         tree = head.tree if head else {}
@@ -360,14 +375,19 @@ class Engine:
 
     def _take_staged(self, batches: Batches, head: Head | None, staged: Staged) -> None:
         tree = head.tree if head else {}
-        for problem in staged.problems:
+        marked = _still_marked(head, staged)
+        for problem in staged.problems + marked:
             self._problems[problem.path] = problem
             log.warning(problem.text)
         if staged.relocated:
             log.info("links follow the working directory", extra={"links": staged.relocated})
         self._index.replace((p, e, s) for p, (e, s) in staged.tree.items())
+        healed = (head.problems.keys() if head else set()) & staged.fetched
+        healed -= self._problems.keys()
         fresh: list[Change] = [
-            Set(p, e) for p, (e, _) in sorted(staged.tree.items()) if tree.get(p) != e
+            Set(p, e)
+            for p, (e, _) in sorted(staged.tree.items())
+            if tree.get(p) != e or p in healed
         ]
         if head is None:
             batches.base()
@@ -578,6 +598,17 @@ class Engine:
 
     def _release_old(self) -> None:
         self.lock.release_earlier(self._index.get("undeployed"))
+
+
+def _still_marked(head: Head | None, staged: Staged) -> list[Problem]:
+    """Return the problems of damaged files whose local copies were reused and so not seen again."""
+    if head is None:
+        return []
+    return [
+        problem
+        for path, problem in head.problems.items()
+        if problem.kind == CHANGED_OUTSIDE and path in staged.tree and path not in staged.fetched
+    ]
 
 
 def _mount_failed(error: OSError) -> OnesyncError:

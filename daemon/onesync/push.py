@@ -45,6 +45,7 @@ class Intent:
         replace: (target, aside) of files whose old version goes aside.
         remove: (path, aside).
         rename: (source, target).
+        make: directories.
     """
 
     position: Position
@@ -52,6 +53,7 @@ class Intent:
     replace: list[tuple[RelPath, RelPath]] = field(default_factory=list)
     remove: list[tuple[RelPath, RelPath]] = field(default_factory=list)
     rename: list[tuple[RelPath, RelPath]] = field(default_factory=list)
+    make: list[RelPath] = field(default_factory=list)
 
     _PARTS = ("new", "replace", "remove", "rename")
 
@@ -63,7 +65,8 @@ class Intent:
         }
         head = {"onesync": "intent", "format": 1}
         place = {"epoch": self.position.epoch, "sequence": self.position.sequence}
-        return json.dumps({**head, **place, **parts}).encode()
+        made = {"make": [_text(path) for path in self.make]}
+        return json.dumps({**head, **place, **parts, **made}).encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Intent:
@@ -77,6 +80,7 @@ class Intent:
         intent = cls(Position(int(found["epoch"]), int(found["sequence"])))
         for name in cls._PARTS:
             getattr(intent, name).extend((_raw(a), _raw(b)) for a, b in found[name])
+        intent.make.extend(map(_raw, found.get("make", [])))
         return intent
 
     @property
@@ -144,7 +148,6 @@ class Push:
         order: PublishOrder,
         may_write: Callable[[], None],
         known_beneath: Callable[[RelPath], Iterable[RelPath]],
-        reclaimed: frozenset[RelPath] = frozenset(),
     ) -> None:
         """Prepare a batch.
 
@@ -157,7 +160,6 @@ class Push:
             may_write: raises LockLost or MountNotThere when nothing may be written any more; asked
                 before every change of the replica.
             known_beneath: the index's paths at and beneath a path.
-            reclaimed: new files that an earlier batch of ours published and did not commit.
         """
         self._replica = replica
         self._root = root
@@ -165,7 +167,6 @@ class Push:
         self._order = order
         self._may_write = may_write
         self._known_beneath = known_beneath
-        self._reclaimed = reclaimed
         self.intent = Intent(position)
         self.outcome = Outcome()
         self._count = 0
@@ -174,11 +175,17 @@ class Push:
         self._removes: dict[RelPath, list[RelPath]] = {}
         self._held: set[RelPath] = set()
 
-    def carry_out(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> Outcome:
-        """Push ``plan``; ``snapshots`` maps databases to their snapshots' absolute paths.
+    def carry_out(
+        self,
+        plan: Plan,
+        snapshots: Mapping[RelPath, bytes],
+        pinned: Mapping[RelPath, bytes],
+    ) -> Outcome:
+        """Push ``plan``.
 
-        Raises OSError or an OnesyncError where the mount fails as a whole; the replica then needs
-        ``recovery``.
+        ``snapshots`` maps databases to their snapshots' absolute paths, ``pinned`` files to
+        absolute paths under which they can be read even when they are gone. Raises OSError or an
+        OnesyncError where the mount fails as a whole; the replica then needs ``recovery``.
         """
         self._prepare(plan)
         self._may_write()
@@ -188,7 +195,7 @@ class Push:
             if difference.seen is not None:
                 self._remove(difference)
         self._make_directories(plan.directories)
-        self._publish_all(self._transfer(plan.files, snapshots), plan)
+        self._publish_all(self._transfer(plan.files, snapshots, pinned), plan)
         for difference in plan.links + plan.metadata:
             self._record(difference.path, _entry(_seen(difference)), _seen(difference))
         self._second_halves(plan)
@@ -205,8 +212,7 @@ class Push:
         for difference in plan.files:
             self.intent.new.append((difference.path, self._name_beside(difference.path)))
             known = difference.known
-            replaces = known is not None and known.entry.kind is Kind.FILE
-            if replaces or difference.path in self._reclaimed:
+            if known is not None and known.entry.kind is Kind.FILE:
                 aside = self._name_beside(difference.path)
                 self.intent.replace.append((difference.path, aside))
         for difference in plan.removals:
@@ -214,6 +220,7 @@ class Push:
             for path in self._removes[difference.path]:
                 self.intent.remove.append((path, self._name_beside(path)))
         self._asides = dict(self.intent.replace + self.intent.remove)
+        self.intent.make.extend(difference.path for difference in plan.directories)
         moves = [m for m in plan.moves if m.kind is not Kind.LINK]
         self.intent.rename.extend((m.source, m.target) for m in moves)
 
@@ -268,17 +275,21 @@ class Push:
             self._record(difference.path, _entry(_seen(difference)), _seen(difference))
 
     def _transfer(
-        self, files: list[Difference], snapshots: Mapping[RelPath, bytes]
+        self,
+        files: list[Difference],
+        snapshots: Mapping[RelPath, bytes],
+        pinned: Mapping[RelPath, bytes],
     ) -> list[_Ready]:
         temporaries = dict(self.intent.new)
 
         def transfer(difference: Difference) -> _Ready | None:
             path = difference.path
             snapshot = snapshots.get(path)
-            source = join(self._root, path) if snapshot is None else snapshot
+            source = snapshot or pinned.get(path) or join(self._root, path)
             group = self._order.group_of(path, is_database=snapshot is not None)
             ready = self._copy(difference, source, temporaries[path], snapshot is not None, group)
-            if ready is None and path in self.outcome.retry:
+            # A version that the replica holds already keeps every promise that rows make of it.
+            if ready is None and path in self.outcome.retry and difference.known is None:
                 self._held.add(scope_of(path))
             return ready
 
@@ -303,7 +314,7 @@ class Push:
             self.outcome.problems.append(Problem(path, "unreadable", text))
             return None
         if not copied.steady and not frozen:
-            grown = copied.size > (known.entry.size if known is not None else 0)
+            grown = known is None or copied.size > known.entry.size
             if not (copied.prefix and grown):
                 self.outcome.retry.add(path)
                 self._replica.remove(temporary)

@@ -7,55 +7,54 @@ scan or stage-in meets them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 
 from onesync.core.chain import Position
-from onesync.core.model import RelPath, join, show
+from onesync.core.model import Kind, RelPath, join, show
 from onesync.push import INTENTS, Intent
 from onesync.replica.door import Replica
 
 
-@dataclass(slots=True)
-class Settled:
-    """What was found and done.
+def settle(
+    replica: Replica,
+    head: Position | None,
+    published: Callable[[dict[RelPath, Kind]], None] = lambda _: None,
+) -> list[str]:
+    """Settle every intent there is, newest first. May be interrupted and done again.
 
-    Attributes:
-        told: a sentence for each thing undone.
-        published: new files that a dead batch published without a checkpoint. The owner of that
-            batch may replace them; anybody else meets them as newcomers.
+    Args:
+        replica: the door.
+        head: the position of the newest valid checkpoint.
+        published: told, before an intent goes, the new files and directories that its batch
+            published without a checkpoint. The owner of that batch may replace or remove them;
+            anybody else meets them as newcomers.
+
+    Returns:
+        A sentence for each thing undone.
     """
-
-    told: list[str] = field(default_factory=list)
-    published: set[RelPath] = field(default_factory=set)
-
-
-def settle(replica: Replica, head: Position | None) -> Settled:
-    """Settle every intent there is, newest first.
-
-    ``head`` is the position of the newest valid checkpoint. May be interrupted and done again.
-    """
-    settled = Settled()
-    told = settled.told
+    told: list[str] = []
     for intent in sorted(_intents(replica, told), key=lambda i: i.position, reverse=True):
         if head is None or intent.position > head:
             told += _roll_back(replica, intent)
-            settled.published |= _published(replica, intent)
+            published(dict(_published(replica, intent)))
         else:
             for _, aside in intent.replace + intent.remove:
                 replica.remove(aside)
         for _, temporary in intent.new:
             replica.remove(temporary)
         replica.remove(intent.path)
-    return settled
+    return told
 
 
-def _published(replica: Replica, intent: Intent) -> set[RelPath]:
+def _published(replica: Replica, intent: Intent) -> Iterator[tuple[RelPath, Kind]]:
     replaced = dict(intent.replace)
-    return {
-        path
-        for path, temporary in intent.new
-        if path not in replaced and replica.look(temporary) is None and replica.look(path)
-    }
+    for path, temporary in intent.new:
+        if path not in replaced and replica.look(temporary) is None and replica.look(path):
+            yield path, Kind.FILE
+    for path in intent.make:
+        found = replica.look(path)
+        if found is not None and found.kind is Kind.DIRECTORY:
+            yield path, Kind.DIRECTORY
 
 
 def _intents(replica: Replica, told: list[str]) -> list[Intent]:

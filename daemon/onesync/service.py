@@ -12,6 +12,7 @@ import getpass
 import logging
 import os
 import platform
+import resource
 import signal
 import threading
 import time
@@ -48,6 +49,7 @@ from onesync.systemd import Notifier, shutdown_job
 
 log = logging.getLogger(__name__)
 
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 _PROCESSES = 2
 _TICK_SECONDS = 0.5
 _WEDGED_SECONDS = 900.0
@@ -93,8 +95,10 @@ class Service:
 
     def run(self) -> Exit:
         """Deploy, sync, undeploy; returns the exit code. Main thread."""
-        signals = {signal.SIGTERM, signal.SIGINT}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        # Descriptors keep new files readable until they are pushed (pins).
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._metrics.serve(self._settings.metrics.listen)
         control = ControlServer(
             self._settings.runtime_dir / "control.sock",
@@ -104,7 +108,7 @@ class Service:
         threading.Thread(target=self._live, name="engine", daemon=True).start()
         stopping = False
         while not self._outcome.done():
-            if signal.sigtimedwait(signals, _TICK_SECONDS) is not None:
+            if signal.sigtimedwait(STOP_SIGNALS, _TICK_SECONDS) is not None:
                 if stopping:
                     log.error("second signal: left at once, lock and local data kept")
                     self._end(Exit.FLUSH_NOT_FINISHED)
@@ -177,6 +181,7 @@ class Service:
         """Tell systemd; the first time that the folder is synced is its start."""
         self.alive()
         self._progress.phase(phase)
+        self._publish()
         if phase == "syncing":
             self._notifier.ready()
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -53,28 +56,73 @@ def is_database(path: bytes) -> bool:
         os.close(fd)
 
 
-def take(pairs: Sequence[tuple[bytes, bytes]], timeout: float) -> list[Taken]:
-    """Snapshot each (source, target) in this order; blocks up to ``timeout`` seconds.
+class Snapshots:
+    """The child process that takes them; started when first needed. One thread."""
 
-    Targets are made anew. What could not be begun in time was not taken.
-    """
-    if not pairs:
-        return []
-    request = json.dumps([[os.fsdecode(path) for path in pair] for pair in pairs]).encode()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "onesync.snapshot"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd="/",
-    )
-    try:
-        out, _ = process.communicate(request, timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, _ = process.communicate()
-    answers = [Taken(**json.loads(line)) for line in out.splitlines() if line.endswith(b"}")]
-    late = Taken(False, reason=f"the snapshots took longer than {timeout:g} s")
-    return answers + [late] * (len(pairs) - len(answers))
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def take(self, pairs: Sequence[tuple[bytes, bytes]], timeout: float) -> list[Taken]:
+        """Snapshot each (source, target) in this order; blocks up to ``timeout`` seconds.
+
+        Targets are made anew. What was not answered in time was not taken.
+        """
+        if not pairs:
+            return []
+        answers: list[Taken] = []
+        try:
+            self._ask([[os.fsdecode(path) for path in pair] for pair in pairs])
+            deadline = time.monotonic() + timeout
+            while len(answers) < len(pairs):
+                answers.append(self._answer(deadline))
+        except (OSError, EOFError) as error:
+            self.close()
+            failed = Taken(False, reason=str(error) or "the process that copies it ended")
+            answers += [failed] * (len(pairs) - len(answers))
+        return answers
+
+    def close(self) -> None:
+        """End the child."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with suppress(OSError):
+                        stream.close()
+            process.wait()
+
+    def _ask(self, pairs: list[list[str]]) -> None:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "onesync.snapshot"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+                cwd="/",
+            )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(pairs).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def _answer(self, deadline: float) -> Taken:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        # One line at a time is asked for only when it is there, or the buffer would hide the rest.
+        line = b""
+        fd = self._process.stdout.fileno()
+        ready = select.poll()
+        ready.register(fd, select.POLLIN)
+        while not line.endswith(b"\n"):
+            patience = deadline - time.monotonic()
+            if patience <= 0 or not ready.poll(1000 * patience):
+                raise TimeoutError("its copy took too long")
+            byte = os.read(fd, 1)
+            if not byte:
+                raise EOFError
+            line += byte
+        return Taken(**json.loads(line))
 
 
 def _take_one(source: bytes, target: bytes) -> Taken:
@@ -137,11 +185,20 @@ def _copy_bytes(fd: int, target: bytes) -> None:
 
 
 def main() -> None:
-    """Copy the databases that standard input names; answer each with a line of JSON."""
-    for source, target in json.load(sys.stdin):
-        taken = _take_one(os.fsencode(source), os.fsencode(target))
-        answer = {"taken": taken.taken, "is_database": taken.is_database, "reason": taken.reason}
-        print(json.dumps(answer), flush=True)  # noqa: T201 - the answer to the parent
+    """Copy the databases that each line of standard input names; answer each with a line."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    for line in sys.stdin.buffer:
+        for source, target in json.loads(line):
+            taken = _take_one(os.fsencode(source), os.fsencode(target))
+            answer = {
+                "taken": taken.taken,
+                "is_database": taken.is_database,
+                "reason": taken.reason,
+            }
+            try:
+                os.write(1, json.dumps(answer).encode() + b"\n")
+            except BrokenPipeError:
+                return  # the daemon is gone
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from onesync.core.model import (
 from onesync.replica.door import Listed, Replica
 from onesync.replica.folder import digest_local, stamp_of
 
+CHANGED_OUTSIDE = "changed_outside"
 _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 
 
@@ -47,11 +48,13 @@ class Staged:
         tree: every entry with the stamp of its local copy; a stamp of None makes it dirty. A
             damaged file keeps the entry that the manifest has of it.
         problems: what was missing, damaged or changed outside.
+        fetched: the files that were copied now; the others were here already.
         relocated: how many links followed the working directory to its new place.
     """
 
     tree: dict[RelPath, tuple[Entry, Stamp | None]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    fetched: set[RelPath] = field(default_factory=set)
     relocated: int = 0
 
 
@@ -100,7 +103,7 @@ class StageIn:
         files = [(p, e) for p, e in wanted.items() if e.kind is Kind.FILE]
         files.sort(key=lambda item: -item[1].size)
         self._advanced(0, len(files))
-        waiting = {self._pool.submit(self._fetch, *item): item[0] for item in files}
+        waiting = {self._pool.submit(self._fetch, *item, staged): item[0] for item in files}
         try:
             for done, future in enumerate(as_completed(waiting), 1):
                 entry, stamp, problem = future.result()
@@ -190,10 +193,13 @@ class StageIn:
                         raise Conflict(path) from None
                     os.chmod(name_of(path), 0o700, dir_fd=parent)
 
-    def _fetch(self, path: RelPath, entry: Entry) -> tuple[Entry, Stamp | None, Problem | None]:
+    def _fetch(
+        self, path: RelPath, entry: Entry, staged: Staged
+    ) -> tuple[Entry, Stamp | None, Problem | None]:
         present = self._finished(path, entry)
         if present is not None:
             return entry, present, None
+        staged.fetched.add(path)
         temporary = join(parent_of(path), RESERVED_PREFIX + _short_digest(path))
         with _Parent(self._root, path) as parent:
             with suppress(FileNotFoundError):
@@ -302,7 +308,7 @@ def _damaged(path: RelPath, entry: Entry, size: int) -> Problem:
     what = "is shorter than" if size < entry.size else "differs from"
     return Problem(
         path,
-        "changed_outside",
+        CHANGED_OUTSIDE,
         f"{show(path)} in OneData {what} what the manifest says ({size} of {entry.size} bytes): it"
         " was changed outside or is damaged. It was brought as it is; compare it with a backup.",
     )

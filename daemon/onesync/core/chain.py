@@ -116,7 +116,7 @@ class Head:
         digest: its file's digest.
         folder_id: of the folder.
         tree: every entry by path.
-        problems: what the checkpoints noted.
+        problems: what the checkpoints noted, until the path was written anew.
         ignored: a sentence for every file that is torn, foreign or late.
         working_dirs: of the writer of the newest checkpoint.
         base_size: bytes of the base that the fold began with.
@@ -128,7 +128,7 @@ class Head:
     digest: str
     folder_id: str
     tree: dict[RelPath, Entry]
-    problems: list[Problem] = field(default_factory=list)
+    problems: dict[RelPath, Problem] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     working_dirs: tuple[bytes, ...] = ()
     base_size: int = 0
@@ -190,16 +190,22 @@ def decode(data: bytes, most_bytes: int = _MOST_BYTES) -> Checkpoint:
     return Checkpoint(header, changes, file_digest(data), len(data))
 
 
-def apply(tree: dict[RelPath, Entry], changes: Iterable[Change]) -> list[Problem]:
-    """Fold ``changes`` into ``tree``; returns the problems that they note."""
-    problems = []
+def apply(
+    tree: dict[RelPath, Entry],
+    changes: Iterable[Change],
+    problems: dict[RelPath, Problem] | None = None,
+) -> None:
+    """Fold ``changes`` into ``tree``, and the problems that they note into ``problems``."""
+    noted = {} if problems is None else problems
     for change in changes:
         if isinstance(change, Set):
+            noted.pop(change.path, None)
             old = tree.get(change.path)
             if old is not None and old.kind is Kind.DIRECTORY is not change.entry.kind:
                 _cut(tree, change.path)
             tree[change.path] = change.entry
         elif isinstance(change, Gone):
+            noted.pop(change.path, None)
             _cut(tree, change.path)
         elif isinstance(change, Renamed):
             moved = _cut(tree, change.source)
@@ -207,8 +213,7 @@ def apply(tree: dict[RelPath, Entry], changes: Iterable[Change]) -> list[Problem
             for path, entry in moved.items():
                 tree[change.target + path[len(change.source) :]] = entry
         else:
-            problems.append(change.problem)
-    return problems
+            noted[change.problem.path] = change.problem
 
 
 def find_head(names: Iterable[str], read: Callable[[str], bytes]) -> Head | None:
@@ -308,9 +313,9 @@ class _Search:
 
     def _fold(self, name: str, chain: list[Checkpoint]) -> Head:
         tree: dict[RelPath, Entry] = {}
-        problems: list[Problem] = []
+        problems: dict[RelPath, Problem] = {}
         for checkpoint in reversed(chain):
-            problems += apply(tree, checkpoint.changes)
+            apply(tree, checkpoint.changes, problems)
         newest = self.get(name)
         assert newest is not None
         header = newest.header

@@ -67,11 +67,22 @@ class Stamp:
     target: bytes = b""
 
 
+def is_unconfirmed(entry: Entry) -> bool:
+    """Return whether a batch that died published it: the replica has it, no checkpoint does."""
+    return entry in (Entry(Kind.FILE), Entry(Kind.DIRECTORY))
+
+
+def lost_stamp(kind: Kind) -> Stamp:
+    """Return a stamp that no path has: the next scan compares it with the replica anew."""
+    return Stamp(kind, 0, -1, 0, 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """One row of the index: what the replica is known to hold, and the stamp it was taken from.
 
-    ``stamp`` is None where the source was never seen by this node (the row counts as dirty).
+    ``stamp`` is None where this node never had the path: that it is not there is no evidence that
+    anybody deleted it. ``lost_stamp`` is for a path that it had and whose stamp it does not know.
     """
 
     entry: Entry

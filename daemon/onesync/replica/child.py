@@ -39,7 +39,10 @@ def send(connection: socket.socket, message: Any) -> None:
 def _exactly(connection: socket.socket, count: int) -> bytes | None:
     parts = bytearray()
     while len(parts) < count:
-        part = connection.recv(count - len(parts))
+        try:
+            part = connection.recv(count - len(parts))
+        except ConnectionError:
+            return None
         if not part:
             return None
         parts += part

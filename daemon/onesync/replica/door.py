@@ -74,6 +74,8 @@ class Replica(Protocol):
     def put(self, source: bytes, temporary: RelPath) -> Copied:
         """Copy the local file at absolute path ``source`` to the new file ``temporary``, and fsync.
 
+        ``source`` may be ``/proc/PID/fd/N``, a descriptor that the caller holds open.
+
         Raises FileExistsError when ``temporary`` exists. After any error the temporary is gone or
         worthless. Raises InterruptedError when the source is not a regular file any more.
         """

@@ -8,6 +8,7 @@ relative to them.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from onesync.replica.door import Copied, Identity, Listed
 
 CHUNK = 1 << 20
 _HELD_DIRECTORIES = 256
+_PINNED = re.compile(rb"/proc/\d+/fd/\d+")
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 
 
@@ -98,7 +100,7 @@ class FolderReplica:
             os.mkdir(name_of(path), 0o755, dir_fd=directory)
 
     def put(self, source: bytes, temporary: RelPath) -> Copied:
-        origin = open_plain(source, os.O_RDONLY | os.O_NONBLOCK)
+        origin = _open_source(source)
         try:
             before = os.fstat(origin)
             if not stat.S_ISREG(before.st_mode):
@@ -268,12 +270,19 @@ class FolderReplica:
         return held
 
 
+def _open_source(source: bytes) -> int:
+    """Open a local file; ``/proc/PID/fd/N`` is one that our parent holds open."""
+    if _PINNED.fullmatch(source):
+        return os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return open_plain(source, os.O_RDONLY | os.O_NONBLOCK)
+
+
 def digest_local(source: bytes) -> Copied:
     """Return what a copy of the local file at the absolute path ``source`` would give.
 
     Raises as ``put`` does of its source.
     """
-    origin = open_plain(source, os.O_RDONLY | os.O_NONBLOCK)
+    origin = _open_source(source)
     try:
         before = os.fstat(origin)
         if not stat.S_ISREG(before.st_mode):
