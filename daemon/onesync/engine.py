@@ -75,9 +75,6 @@ class Observer(Events, Protocol):
     def alive(self) -> None:
         """The engine goes on."""
 
-    def beaten(self) -> None:
-        """A heartbeat was tried (beat's thread)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
@@ -178,7 +175,6 @@ class Engine:
         self._observer.failed(kind)
 
     def _beaten(self) -> None:
-        self._observer.beaten()
         if self._heartbeat is not None and self._heartbeat.lost is not None:
             self.marks.arrived.set()
 

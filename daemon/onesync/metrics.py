@@ -76,6 +76,8 @@ class Metrics:
         self.oldest_unsynced_timestamp.set(status["oldest_unsynced_at"] or 0)
         self.mount_up.set(status["mount"]["up"])
         self.epoch.set(status["epoch"] or 0)
+        if status["lock"] is not None:
+            self.lock_beat_timestamp.set(status["lock"]["confirmed_at"])
         self.problems.set(len(status["problems"]))
 
     def serve(self, listen: str) -> None:

@@ -197,10 +197,6 @@ class Service:
         """Remember that the engine goes on."""
         self._alive_at = time.monotonic()
 
-    def beaten(self) -> None:
-        """Tell when the lock's last heartbeat was confirmed (beat's thread)."""
-        self._metrics.lock_beat_timestamp.set(time.time() - self._engine.lock.age())
-
     def _on_call(self, size: int) -> None:
         self._alive_at = time.monotonic()
         self._progress.copied(size)

@@ -1,0 +1,162 @@
+"""A real Prometheus scrapes a real onesync and answers queries."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.node import SOON, Node
+from tests.test_program import fill
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    if shutil.which("prometheus") and shutil.which("promtool"):
+        return
+    reason = "needs Debian's prometheus"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    (tmp_path / "store").mkdir()
+    listen = f"127.0.0.1:{free_port()}"
+    node = Node(tmp_path / "node", tmp_path / "store", metrics__listen=listen)
+    node.deploy()
+    yield node
+    if node.running():
+        node.end(signal.SIGKILL)
+
+
+class Prometheus:
+    """A server of the test's own that scrapes one target four times a second."""
+
+    def __init__(self, home: Path, target: str) -> None:
+        home.mkdir()
+        self._address = f"127.0.0.1:{free_port()}"
+        configuration = {
+            "global": {"scrape_interval": "250ms", "scrape_timeout": "250ms"},
+            "scrape_configs": [{"job_name": "onesync", "static_configs": [{"targets": [target]}]}],
+        }
+        (home / "prometheus.yml").write_text(json.dumps(configuration))  # JSON is YAML
+        self._log = home / "log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    "prometheus",
+                    f"--config.file={home / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={home / 'data'}",
+                    f"--web.listen-address={self._address}",
+                ],
+                stdout=log,
+                stderr=log,
+            )
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def query(self, expression: str) -> list[dict[str, object]]:
+        """Return the series of an instant query; the server may not be up yet."""
+        url = f"http://{self._address}/api/v1/query?query={urllib.parse.quote(expression)}"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            found = json.load(answer)["data"]["result"]
+        assert isinstance(found, list)
+        return found
+
+    def value(self, expression: str) -> float | None:
+        """Return the value of a query's only series, or None where there is none yet."""
+        try:
+            found = self.query(expression)
+        except OSError:
+            return None
+        if not found:
+            return None
+        assert len(found) == 1, found
+        value = found[0]["value"]
+        assert isinstance(value, list)
+        return float(value[1])
+
+    def wait_for(self, expression: str, expected: float) -> None:
+        deadline = time.monotonic() + SOON
+        while (found := self.value(expression)) != expected:
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, f"{expression} is {found}, not {expected}"
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path, node: Node) -> Iterator[Prometheus]:
+    server = Prometheus(tmp_path / "prometheus", listening(node))
+    yield server
+    server.stop()
+
+
+def listening(node: Node) -> str:
+    for line in node.config.read_text().splitlines():
+        if line.startswith("listen = "):
+            address: str = json.loads(line.partition(" = ")[2])
+            return address
+    raise AssertionError("no address")
+
+
+def test_the_core_metrics_answer_queries(node: Node, prometheus: Prometheus) -> None:
+    prometheus.wait_for('up{job="onesync"}', 1)
+    fill(node.work)
+    assert node.flush() == 0, node.log()
+    prometheus.wait_for('onesync_phase{onesync_phase="syncing"}', 1)
+    prometheus.wait_for("onesync_pushed_files_total", 5)
+    prometheus.wait_for("onesync_pending_paths", 0)
+    prometheus.wait_for("onesync_pending_bytes", 0)
+    prometheus.wait_for("onesync_oldest_unsynced_timestamp_seconds", 0)
+    prometheus.wait_for("onesync_mount_up", 1)
+    prometheus.wait_for("onesync_lock_epoch", 1)
+    prometheus.wait_for('onesync_rescans_total{reason="flush"}', 1)
+    prometheus.wait_for("onesync_inotify_overflows_total", 0)
+    prometheus.wait_for("time() - onesync_last_checkpoint_timestamp_seconds < bool 60", 1)
+    prometheus.wait_for("time() - onesync_lock_beat_timestamp_seconds < bool 60", 1)
+    prometheus.wait_for("onesync_pushed_bytes_total > bool 300000", 1)
+    prometheus.wait_for('onesync_build_info{version!=""}', 1)
+    assert node.end() == 0, node.log()
+
+
+def test_what_is_not_pushed_is_seen(node: Node, prometheus: Prometheus) -> None:
+    node.store.rename(node.store.with_name("away"))
+    (node.work / "file").write_bytes(bytes(1000))
+    prometheus.wait_for('onesync_phase{onesync_phase="backing_off"}', 1)
+    prometheus.wait_for("onesync_pending_paths >= bool 1", 1)
+    prometheus.wait_for("onesync_pending_bytes >= bool 1000", 1)
+    prometheus.wait_for("time() - onesync_oldest_unsynced_timestamp_seconds < bool 60", 1)
+    prometheus.wait_for("onesync_mount_up", 0)
+    node.store.with_name("away").rename(node.store)
+    assert node.end() == 0, node.log()
+
+
+def test_promtool_finds_nothing_to_mend(node: Node) -> None:
+    with urllib.request.urlopen(f"http://{listening(node)}/metrics", timeout=5) as answer:
+        exposed = answer.read()
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=exposed, capture_output=True, check=False
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
+    assert node.end() == 0, node.log()
