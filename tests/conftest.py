@@ -10,18 +10,23 @@ from pathlib import Path
 import pytest
 
 from tests.standin.mounted import Mounted
+from tests.systemd import container
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine cannot run, with the reason; under CI that is a failure."""
-    if item.get_closest_marker("fuse") is None:
-        return
+    for mark, missing in (("fuse", _no_fuse), ("systemd", container.missing)):
+        if item.get_closest_marker(mark) is None or (reason := missing()) is None:
+            continue
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+def _no_fuse() -> str | None:
     if Path("/dev/fuse").exists() and shutil.which("fusermount3"):
-        return
-    reason = "needs /dev/fuse and fusermount3"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+        return None
+    return "needs /dev/fuse and fusermount3"
 
 
 @pytest.fixture

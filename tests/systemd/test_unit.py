@@ -1,0 +1,129 @@
+"""The unit under a real systemd, from boot to poweroff."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from onesync.core.model import STATUS_FOLDER
+from tests.systemd.container import Container
+
+pytestmark = [pytest.mark.systemd, pytest.mark.timeout(600)]
+
+UNIT = "onesync@p.service"
+STATUS = os.fsdecode(STATUS_FOLDER)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Container]:
+    with Container(tmp_path / "node") as container:
+        yield container
+
+
+def locked(node: Container) -> bool:
+    return (node.backing / "project" / STATUS / "lock").exists()
+
+
+def test_start_sync_stop_and_restart(node: Container) -> None:
+    project = node.backing / "project"
+    (project / "before").write_bytes(b"1")
+    node.systemctl("start", "oneclient@p.service")
+    node.systemctl("start", UNIT)
+    assert (node.work / "before").read_bytes() == b"1", "active means deployed"
+    assert node.show("StatusText") == "syncing"
+    (node.work / "live").write_bytes(b"2")
+    node.wait_for((project / "live").exists, "a file to be pushed")
+    (node.work / "link").symlink_to("live")
+    node.systemctl("restart", UNIT)
+    assert (node.work / "live").read_bytes() == b"2"
+    assert (node.work / "link").is_symlink()
+    (node.work / "last").write_bytes(b"3")
+    node.systemctl("stop", UNIT)
+    assert (project / "last").read_bytes() == b"3"
+    assert not locked(node)
+    assert node.show("ActiveState") == "inactive"
+    assert node.show("Result") == "success"
+
+
+def test_a_daemon_that_died_is_started_again_and_goes_on(node: Container) -> None:
+    node.systemctl("start", "oneclient@p.service")
+    node.drop_in("[Service]\nRestartSec=0.1\n")
+    node.systemctl("daemon-reload")
+    node.systemctl("start", UNIT)
+    (node.work / "file").write_bytes(b"1")
+    node.systemctl("kill", "--kill-whom=main", "--signal=SIGKILL", UNIT)
+    node.wait_for(lambda: node.show("NRestarts") == "1", "the restart")
+    node.wait_for(lambda: node.show("ActiveState") == "active", "the deployment to go on")
+    node.wait_for((node.backing / "project" / "file").exists, "the file to be pushed")
+    node.systemctl("stop", UNIT)
+    assert not locked(node)
+
+
+def test_the_restart_policy_follows_the_exit_code(node: Container) -> None:
+    node.drop_in("[Service]\nRestartSec=0.1\n")
+    node.systemctl("daemon-reload")
+    node.run("systemctl", "start", "--no-block", UNIT)
+    node.wait_for(lambda: int(node.show("NRestarts") or 0) > 2, "tries without the mount")
+    node.systemctl("start", "oneclient@p.service")
+    node.wait_for(lambda: node.show("ActiveState") == "active", "the mount to be found")
+    node.systemctl("stop", UNIT)
+    text = "HOST: elsewhere\nMOUNT: /m\nDIR: /d\nUSER: ada\nDATE: today\n"
+    (node.backing / "project" / STATUS / "lock").write_text(text)
+    assert node.run("systemctl", "start", UNIT).returncode != 0
+    assert node.show("ExecMainStatus") == "11"
+    assert node.show("ActiveState") == "failed"
+    assert "elsewhere" in node.journal()
+
+
+def test_the_watchdog_is_fed_by_a_daemon_that_lives(node: Container) -> None:
+    node.drop_in("[Service]\nWatchdogSec=2\nRestart=no\n")
+    node.systemctl("daemon-reload")
+    node.systemctl("start", "oneclient@p.service")
+    node.systemctl("start", UNIT)
+    first = int(node.show("WatchdogTimestampMonotonic"))
+    node.wait_for(
+        lambda: int(node.show("WatchdogTimestampMonotonic")) > first + 5_000_000,
+        "more than two watchdog periods",
+    )
+    assert node.show("ActiveState") == "active"
+    main = node.show("MainPID")
+    node.run("kill", "-STOP", main)
+    node.wait_for(lambda: node.show("Result") == "watchdog", "the watchdog to bite")
+
+
+def test_a_power_off_flushes_before_the_mount_goes(node: Container) -> None:
+    node.systemctl("start", "oneclient@p.service")
+    node.systemctl("start", UNIT)
+    for number in range(200):
+        (node.work / f"{number}").write_bytes(b"precious")
+    node.run("systemctl", "poweroff")
+    node.wait_for_power_off()
+    project = node.backing / "project"
+    assert all((project / f"{number}").read_bytes() == b"precious" for number in range(200))
+    assert not locked(node)
+
+
+def test_a_reboot_keeps_the_deployment_and_resumes_it(tmp_path: Path) -> None:
+    home = tmp_path / "node"
+    node = Container(home)
+    node.enable()
+    (home / "etc" / "p.toml").write_text(
+        (home / "etc" / "p.toml")
+        .read_text()
+        .replace("io_timeout_seconds = 10", "io_timeout_seconds = 0.5")
+    )
+    with node:
+        node.wait_for(lambda: node.show("ActiveState") == "active", "the deployment")
+        (node.work / "file").write_bytes(b"1")
+        node.run("systemctl", "reboot")
+        node.wait_for_reboot()
+        assert (node.backing / "project" / "file").read_bytes() == b"1"
+        assert locked(node)
+        node.wait_for(lambda: node.show("ActiveState") == "active", "the deployment to go on")
+        epochs = node.backing / "project" / STATUS / "epochs"
+        assert sorted(os.listdir(epochs)) == ["000001", "000002"], "resumed with a new claim"
+        node.systemctl("stop", UNIT)
+        assert not locked(node)
