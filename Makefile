@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := fuse3 libfuse3-3 prometheus mmdebstrap systemd-container util-linux
+PACKAGES := fuse3 prometheus mmdebstrap systemd-container
 
 .PHONY: setup check test demo
 

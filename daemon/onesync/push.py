@@ -46,6 +46,8 @@ class Intent:
         remove: (path, aside).
         rename: (source, target).
         make: directories.
+        promise: those of ``new`` that promise other entries (markers, databases): without a
+            checkpoint they must not stand.
     """
 
     position: Position
@@ -54,8 +56,10 @@ class Intent:
     remove: list[tuple[RelPath, RelPath]] = field(default_factory=list)
     rename: list[tuple[RelPath, RelPath]] = field(default_factory=list)
     make: list[RelPath] = field(default_factory=list)
+    promise: list[RelPath] = field(default_factory=list)
 
     _PARTS = ("new", "replace", "remove", "rename")
+    _SINGLE = ("make", "promise")
 
     def encode(self) -> bytes:
         """Return the intent's file content: format 1, JSON, paths without loss."""
@@ -65,8 +69,8 @@ class Intent:
         }
         head = {"onesync": "intent", "format": 1}
         place = {"epoch": self.position.epoch, "sequence": self.position.sequence}
-        made = {"make": [_text(path) for path in self.make]}
-        return json.dumps({**head, **place, **parts, **made}).encode()
+        single = {name: [_text(path) for path in getattr(self, name)] for name in self._SINGLE}
+        return json.dumps({**head, **place, **parts, **single}).encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Intent:
@@ -80,7 +84,8 @@ class Intent:
         intent = cls(Position(int(found["epoch"]), int(found["sequence"])))
         for name in cls._PARTS:
             getattr(intent, name).extend((_raw(a), _raw(b)) for a, b in found[name])
-        intent.make.extend(map(_raw, found.get("make", [])))
+        for name in cls._SINGLE:
+            getattr(intent, name).extend(map(_raw, found[name]))
         return intent
 
     @property
@@ -187,7 +192,7 @@ class Push:
         absolute paths under which they can be read even when they are gone. Raises OSError or an
         OnesyncError where the mount fails as a whole; the replica then needs ``recovery``.
         """
-        self._prepare(plan)
+        self._prepare(plan, snapshots)
         self._may_write()
         self._replica.write_new(self.intent.path, self.intent.encode())
         # What changed its kind clears its name before the new thing takes it.
@@ -208,10 +213,12 @@ class Push:
         list(self._pool.map(self._replica.remove, gone))
         self._replica.remove(self.intent.path)
 
-    def _prepare(self, plan: Plan) -> None:
+    def _prepare(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> None:
         for difference in plan.files:
-            self.intent.new.append((difference.path, self._name_beside(difference.path)))
-            known = difference.known
+            path, known = difference.path, difference.known
+            self.intent.new.append((path, self._name_beside(path)))
+            if self._order.group_of(path, is_database=path in snapshots) != DATA:
+                self.intent.promise.append(path)
             if known is not None and known.entry.kind is Kind.FILE:
                 aside = self._name_beside(difference.path)
                 self.intent.replace.append((difference.path, aside))

@@ -2,7 +2,8 @@
 
 A batch whose checkpoint stands is rolled forward (its asides go), any other one back (its asides
 return to their names). New files that were already published stay: they are additive, and the next
-scan or stage-in meets them.
+scan or stage-in meets them. Only new markers and databases are taken back, which promise more than
+what arrived.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ def settle(
     for intent in sorted(_intents(replica, told), key=lambda i: i.position, reverse=True):
         if head is None or intent.position > head:
             told += _roll_back(replica, intent)
-            published(dict(_published(replica, intent)))
+            done = dict(_published(replica, intent))
+            for path in done.keys() & set(intent.promise):
+                replica.remove(path)
+                told.append(f"{show(path)} was taken back: no checkpoint has what it promises.")
+            published({path: done[path] for path in done.keys() - set(intent.promise)})
         else:
             for _, aside in intent.replace + intent.remove:
                 replica.remove(aside)

@@ -17,10 +17,18 @@ from pathlib import Path
 from types import TracebackType
 
 REPOSITORY = Path(__file__).parents[2]
-PACKAGES = (
-    "ca-certificates", "dbus", "fuse3", "libffi8", "libsqlite3-0", "libssl3", "procps", "python3",
-    "systemd", "systemd-sysv", "zlib1g", "liblzma5", "libbz2-1.0", "libreadline8",
-)  # fmt: skip
+_PACKAGES = ("ca-certificates", "dbus", "fuse3", "procps", "python3", "systemd", "systemd-sysv")
+# What an interpreter that is not Debian's was linked with.
+_LIBRARIES = (
+    "libbz2-1.0",
+    "libffi8",
+    "liblzma5",
+    "libreadline8",
+    "libsqlite3-0",
+    "libssl3",
+    "zlib1g",
+)
+PACKAGES = _PACKAGES if sys.base_prefix == "/usr" else _PACKAGES + _LIBRARIES
 _TOOLS = ("mmdebstrap", "systemd-nspawn", "nsenter")
 _BOOT_SECONDS = 60.0
 _REBOOT = 133
