@@ -19,7 +19,7 @@ from typing import Protocol
 
 import pyinotify
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers.polling import PollingObserver
+from watchdog.observers.polling import PollingObserverVFS
 
 from onesync.beneath import open_plain
 from onesync.core.model import RelPath, is_beneath, is_reserved, join
@@ -277,7 +277,8 @@ class PollingWatcher(FileSystemEventHandler):
         self._root = os.fsdecode(root)
         self._sink = sink
         self._interval = interval
-        self._observer = PollingObserver(timeout=interval)
+        # With lstat: the plain polling observer follows links, out of the working copy too.
+        self._observer = PollingObserverVFS(os.lstat, os.scandir, polling_interval=interval)
 
     def start(self) -> None:
         self._observer.schedule(self, self._root, recursive=True)

@@ -1,0 +1,125 @@
+"""The dirty set against a naive one: nothing that was marked is ever lost."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from onesync.core.dirty import DirtySet, Due
+from onesync.core.model import RelPath, is_beneath
+
+SETTLE = 2.0
+MAX_DELAY = 5.0
+PATHS = st.lists(st.sampled_from([b"a", b"b"]), min_size=1, max_size=3).map(b"/".join)
+STEPS = st.sampled_from([0.0, 0.5, 2.0])
+
+
+def covered(path: RelPath, due: Due) -> bool:
+    return path in due.paths or any(is_beneath(path, tree) for tree in due.trees)
+
+
+class Marking(RuleBasedStateMachine):
+    """Whatever was marked and not taken must come out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dirty = DirtySet(SETTLE, MAX_DELAY, limit=6)
+        self.now = 100.0
+        self.expected: dict[RelPath, tuple[float, float]] = {}
+        self.moves: set[tuple[RelPath, RelPath]] = set()
+        self.taken: list[tuple[Due, dict[RelPath, tuple[float, float]]]] = []
+
+    @rule(seconds=STEPS)
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(path=PATHS, restless=st.booleans())
+    def mark(self, path: RelPath, restless: bool) -> None:
+        self.dirty.mark(path, self.now, restless)
+        first, _ = self.expected.get(path, (self.now, self.now))
+        self.expected[path] = (first, self.now)
+
+    @rule(path=PATHS | st.just(b""))
+    def mark_tree(self, path: RelPath) -> None:
+        self.dirty.mark_tree(path, self.now)
+
+    @rule(ends=st.tuples(PATHS, PATHS))
+    def move(self, ends: tuple[RelPath, RelPath]) -> None:
+        self.dirty.moved(*ends, self.now)
+        for path in ends:
+            first, _ = self.expected.get(path, (self.now, self.now))
+            self.expected[path] = (first, self.now)
+        self.moves.add(ends)
+
+    @rule(everything=st.booleans())
+    def take(self, everything: bool) -> None:
+        due = self.dirty.take(self.now, everything)
+        gone = {path: mark for path, mark in self.expected.items() if covered(path, due)}
+        for path, (first, last) in self.expected.items():
+            ripe = self.now >= min(last + SETTLE, first + MAX_DELAY)
+            assert not (everything or ripe) or path in gone, "due, and not taken"
+        for path in gone:
+            del self.expected[path]
+        assert set(due.moves) <= self.moves
+        self.moves -= set(due.moves)
+        self.taken.append((due, gone))
+
+    @precondition(lambda self: self.taken)
+    @rule()
+    def give_back(self) -> None:
+        due, gone = self.taken.pop()
+        self.dirty.give_back(due, self.now)
+        for path, (first, last) in gone.items():
+            old_first, old_last = self.expected.get(path, (first, last))
+            self.expected[path] = (min(first, old_first), max(last, old_last))
+        self.moves |= set(due.moves)
+
+    @invariant()
+    def its_length_and_age_are_told(self) -> None:
+        assert bool(len(self.dirty)) or not self.expected
+        oldest = self.dirty.oldest()
+        if self.expected:
+            assert oldest is not None
+            assert oldest <= min(first for first, _ in self.expected.values())
+
+    @invariant()
+    def what_is_due_next_is_told(self) -> None:
+        seconds = self.dirty.next_due(self.now)
+        assert (seconds is None) == (len(self.dirty) == 0)
+        if seconds is not None:
+            assert 0 <= seconds <= MAX_DELAY
+
+    def teardown(self) -> None:
+        due = self.dirty.take(self.now, everything=True)
+        assert all(covered(path, due) for path in self.expected)
+        assert set(due.moves) == self.moves
+        assert len(self.dirty) == 0
+
+
+TestMarking = Marking.TestCase
+
+
+def test_a_path_settles_and_is_never_too_late() -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    dirty.mark(b"a", 0)
+    assert dirty.take(1.9).paths == frozenset()
+    assert dirty.next_due(1.9) == 2.0 - 1.9
+    for now in range(1, 5):
+        dirty.mark(b"a", now)
+        assert dirty.take(now + 0.9).paths == frozenset()
+    assert dirty.take(MAX_DELAY).paths == {b"a"}
+
+
+def test_a_restless_path_does_not_wait_for_rest() -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    for tenths in range(20):
+        dirty.mark(b"project.sqlite", tenths / 10, restless=True)
+    assert dirty.take(SETTLE).paths == {b"project.sqlite"}
+
+
+def test_a_move_waits_for_both_its_ends() -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    dirty.moved(b"a", b"b", 0)
+    dirty.mark(b"b", 1.5)
+    assert dirty.take(2.0).moves == ()
+    assert dirty.take(3.5).moves == ((b"a", b"b"),)

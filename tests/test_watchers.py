@@ -1,0 +1,257 @@
+"""One contract for both watchers: whatever changes is covered by a mark."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from onesync.core.model import RelPath, is_beneath
+from onesync.watcher import InotifyWatcher, PollingWatcher, Watcher
+from tests.node import SOON
+
+
+class Told:
+    """A sink that remembers; ``gate`` can hold the watcher's thread."""
+
+    def __init__(self) -> None:
+        self.paths: set[RelPath] = set()
+        self.trees: set[RelPath] = set()
+        self.moves: set[tuple[RelPath, RelPath]] = set()
+        self.refused: dict[RelPath, str] = {}
+        self.overflows = 0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def changed(self, path: RelPath) -> None:
+        self.gate.wait()
+        self.paths.add(path)
+
+    def moved(self, source: RelPath, target: RelPath) -> None:
+        self.paths |= {source, target}
+        self.moves.add((source, target))
+
+    def tree_changed(self, path: RelPath) -> None:
+        self.trees.add(path)
+
+    def overflowed(self) -> None:
+        self.overflows += 1
+        self.trees.add(b"")
+
+    def unwatched(self, path: RelPath, reason: str) -> None:
+        self.refused[path] = reason
+
+    def covers(self, path: RelPath) -> bool:
+        return path in self.paths or any(is_beneath(path, tree) for tree in self.trees)
+
+    def forget(self) -> None:
+        self.paths.clear()
+        self.trees.clear()
+        self.moves.clear()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "root"
+    (path / "dir").mkdir(parents=True)
+    (path / "file").write_bytes(b"1")
+    (path / "dir" / "inner").write_bytes(b"1")
+    return path
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture(params=["inotify", "polling"])
+def watcher(
+    request: pytest.FixtureRequest, root: Path, tmp_path: Path, told: Told
+) -> Iterator[Watcher]:
+    made: Watcher
+    if request.param == "inotify":
+        made = InotifyWatcher(os.fsencode(root), os.fsencode(tmp_path / "cookie"), told)
+    else:
+        made = PollingWatcher(os.fsencode(root), told, 0.1)
+    made.start()
+    yield made
+    told.gate.set()
+    made.stop()
+
+
+@pytest.fixture
+def inotify(root: Path, tmp_path: Path, told: Told) -> Iterator[InotifyWatcher]:
+    made = InotifyWatcher(os.fsencode(root), os.fsencode(tmp_path / "cookie"), told)
+    made.start()
+    yield made
+    told.gate.set()
+    made.stop()
+
+
+def wait_for(condition: Callable[[], bool], told: Told) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline, (told.paths, told.trees)
+        time.sleep(0.01)
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], set[bytes]]] = {
+    "created": (lambda root: (root / "new").write_bytes(b""), {b"new"}),
+    "written": (lambda root: (root / "file").write_bytes(b"longer"), {b"file"}),
+    "deleted": (lambda root: (root / "file").unlink(), {b"file"}),
+    "renamed": (lambda root: (root / "file").rename(root / "other"), {b"file", b"other"}),
+    "moved down": (
+        lambda root: (root / "file").rename(root / "dir" / "file"),
+        {b"file", b"dir/file"},
+    ),
+    "mode": (lambda root: (root / "file").chmod(0o600), {b"file"}),
+    "time": (lambda root: os.utime(root / "file", (1, 1)), {b"file"}),
+    "directory made": (lambda root: (root / "made").mkdir(), {b"made"}),
+    "directory renamed": (lambda root: (root / "dir").rename(root / "moved"), {b"dir", b"moved"}),
+    "directory gone": (lambda root: shutil.rmtree(root / "dir"), {b"dir", b"dir/inner"}),
+    "link made": (lambda root: (root / "link").symlink_to("nowhere"), {b"link"}),
+    "odd names": (
+        lambda root: (root / os.fsdecode(b"\xff new\nline")).write_bytes(b"x"),
+        {b"\xff new\nline"},
+    ),
+}
+
+
+@pytest.mark.usefixtures("watcher")
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_covered(root: Path, told: Told, name: str) -> None:
+    change, expected = CHANGES[name]
+    change(root)
+    wait_for(lambda: all(map(told.covers, expected)), told)
+
+
+@pytest.mark.usefixtures("watcher")
+def test_what_is_made_in_a_brand_new_tree_is_covered(root: Path, told: Told) -> None:
+    made = []
+    for number in range(20):
+        path = root / f"{number}" / "b" / "c"
+        path.mkdir(parents=True)
+        (path / "file").write_bytes(b"1")
+        made.append(os.fsencode(f"{number}/b/c/file"))
+    wait_for(lambda: all(map(told.covers, made)), told)
+    told.forget()
+    for number in range(20):
+        (root / f"{number}" / "b" / "c" / "file").write_bytes(b"changed")
+    wait_for(lambda: all(map(told.covers, made)), told)
+
+
+@pytest.mark.usefixtures("watcher")
+def test_a_tree_moved_in_is_covered_and_watched(root: Path, told: Told, tmp_path: Path) -> None:
+    (tmp_path / "tree" / "deep").mkdir(parents=True)
+    (tmp_path / "tree" / "deep" / "file").write_bytes(b"1")
+    (tmp_path / "tree").rename(root / "tree")
+    wait_for(lambda: told.covers(b"tree/deep/file"), told)
+    told.forget()
+    (root / "tree" / "deep" / "file").write_bytes(b"changed")
+    wait_for(lambda: told.covers(b"tree/deep/file"), told)
+
+
+@pytest.mark.usefixtures("watcher")
+def test_a_renamed_directory_tells_by_its_new_name(root: Path, told: Told) -> None:
+    (root / "dir").rename(root / "moved")
+    wait_for(lambda: told.covers(b"moved"), told)
+    told.forget()
+    (root / "moved" / "inner").write_bytes(b"changed")
+    wait_for(lambda: told.covers(b"moved/inner"), told)
+
+
+def test_links_are_not_followed(root: Path, told: Told, watcher: Watcher, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (root / "door").symlink_to(outside)
+    wait_for(lambda: told.covers(b"door"), told)
+    told.forget()
+    (outside / "secret").write_bytes(b"x")
+    (root / "last").write_bytes(b"x")
+    wait_for(lambda: told.covers(b"last"), told)
+    assert b"door/secret" not in told.paths
+
+
+@pytest.mark.usefixtures("watcher")
+def test_our_own_names_are_not_told(root: Path, told: Told) -> None:
+    (root / ".onesync~1").write_bytes(b"x")
+    (root / "last").write_bytes(b"x")
+    wait_for(lambda: told.covers(b"last"), told)
+    assert b".onesync~1" not in told.paths
+
+
+def test_drained_means_told(root: Path, told: Told, watcher: Watcher) -> None:
+    for number in range(500):
+        (root / f"{number}").write_bytes(b"1")
+    assert watcher.drain(SOON)
+    assert all(told.covers(b"%d" % number) for number in range(500))
+
+
+def test_a_kernel_rename_is_told_as_a_pair(root: Path, told: Told, inotify: InotifyWatcher) -> None:
+    (root / "dir").rename(root / "moved")
+    (root / "file").rename(root / "moved" / "file")
+    assert inotify.drain(SOON)
+    assert told.moves == {(b"dir", b"moved"), (b"file", b"moved/file")}
+
+
+def test_what_leaves_is_told_and_watched_no_more(
+    root: Path, told: Told, inotify: InotifyWatcher, tmp_path: Path
+) -> None:
+    (root / "dir").rename(tmp_path / "away")
+    assert inotify.drain(SOON)
+    assert told.covers(b"dir")
+    told.forget()
+    (tmp_path / "away" / "inner").write_bytes(b"changed")
+    assert inotify.drain(SOON)
+    assert told.paths == set()
+
+
+def test_an_overflow_is_told_and_nothing_stays_unwatched(
+    root: Path, told: Told, inotify: InotifyWatcher
+) -> None:
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    told.gate.clear()
+    (root / "file").write_bytes(b"holds the watcher's thread")
+    # Alternating names: the kernel merges equal events that follow each other.
+    one, other = root / "dir" / "inner", root / "file"
+    script = (
+        "import os, sys\n"
+        f"for _ in range({limit + 1000}):\n"
+        "    os.utime(sys.argv[1]); os.utime(sys.argv[2])\n"
+    )
+    subprocess.run([sys.executable, "-c", script, one, other], check=True)
+    (root / "made in the dark").mkdir()
+    told.gate.set()
+    wait_for(lambda: told.overflows > 0, told)
+    assert inotify.drain(SOON)
+    told.forget()
+    (root / "made in the dark" / "file").write_bytes(b"1")
+    wait_for(lambda: told.covers(b"made in the dark/file"), told)
+
+
+def test_a_directory_that_cannot_be_watched_is_told_with_the_reason(
+    root: Path, told: Told, inotify: InotifyWatcher
+) -> None:
+    limit = Path("/proc/sys/fs/inotify/max_user_watches")
+    if not os.access(limit, os.W_OK):
+        pytest.skip("needs root to lower the limit of watches")
+    before = limit.read_text()
+    try:
+        limit.write_text("1")
+        (root / "too many").mkdir()
+        (root / "too many" / "file").write_bytes(b"1")
+        wait_for(lambda: b"too many" in told.refused, told)
+    except OSError as error:
+        pytest.skip(f"the limit of watches cannot be lowered here: {error}")
+    finally:
+        limit.write_text(before)
+    assert "No space" in told.refused[b"too many"]
+    (root / "file").write_bytes(b"the rest goes on")
+    wait_for(lambda: told.covers(b"file"), told)
