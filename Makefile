@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUN := .run/$(subst /,_,$(abspath $(WORK)))
 PACKAGES := fuse3 prometheus mmdebstrap systemd-container
 
-.PHONY: setup check test demo
+.PHONY: setup check test demo run
 
 # Debian packages where we may install them, and the virtual environment.
 setup:
@@ -20,6 +21,17 @@ check: setup
 	$(BIN)/ruff check daemon tests
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# Deploys the folder STORE into the directory WORK until Ctrl-C; what onesync remembers is in .run.
+run: setup
+	@[ -n "$(WORK)" ] && [ -n "$(STORE)" ] || { echo "Say: make run WORK=directory STORE=folder"; exit 2; }
+	@mkdir -p "$(WORK)" "$(STORE)" $(RUN)/state $(RUN)/run
+	@echo "Deploying $(STORE) into $(WORK). Ctrl-C flushes and undeploys. From another terminal:"
+	@echo "  $(BIN)/onesync status --config $(RUN)/onesync.toml"
+	@printf '%s\n' 'working_dir = "$(abspath $(WORK))"' 'onedata_dir = "$(abspath $(STORE))"' \
+	  'state_dir = "$(abspath $(RUN))/state"' 'runtime_dir = "$(abspath $(RUN))/run"' \
+	  '[mount]' 'require_fuse = false' '[lock]' 'settle_seconds = 0' > $(RUN)/onesync.toml
+	@$(BIN)/onesync run --config $(RUN)/onesync.toml
 
 demo: setup
 	$(BIN)/python -m tests.demo

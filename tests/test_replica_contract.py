@@ -1,26 +1,55 @@
-"""One contract for every replica: the folder itself, behind children, and on a FUSE mount."""
+"""One contract for every replica: in memory, a folder, behind children, on a FUSE mount."""
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
 from onesync.core.model import Kind
+from onesync.errors import OnesyncError
 from onesync.replica.children import ChildrenReplica
 from onesync.replica.door import Listed, Replica
 from onesync.replica.folder import FolderReplica
+from tests.memory import MemoryReplica
+from tests.standin.mounted import Mounted
+
+ON_FUSE = [
+    pytest.param("folder on fuse", marks=pytest.mark.fuse),
+    pytest.param("children on fuse", marks=pytest.mark.fuse),
+]
 
 
-@pytest.fixture(params=["folder", "children"])
-def replica(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Replica]:
+@pytest.fixture
+def backing(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where the replica's files are, as a folder of this machine."""
+    if request.node.callspec.params["replica"].endswith("fuse"):
+        mounted: Mounted = request.getfixturevalue("mounted")
+        return mounted.backing / "project"
     root = tmp_path / "replica"
     root.mkdir()
-    if request.param == "folder":
-        yield FolderReplica(os.fsencode(root))
+    return root
+
+
+@pytest.fixture(params=["memory", "folder", "children", *ON_FUSE])
+def replica(request: pytest.FixtureRequest, backing: Path) -> Iterator[Replica]:
+    kind: str = request.param
+    root = backing
+    if kind.endswith("fuse"):
+        root = request.getfixturevalue("mounted").path / "project"
+    if kind == "memory":
+        yield MemoryReplica()
+    elif kind.startswith("folder"):
+        folder = FolderReplica(os.fsencode(root))
+        yield folder
+        folder.forget()
     else:
         children = ChildrenReplica(os.fsencode(root), processes=2, threads=4, patience=20)
         yield children
@@ -124,14 +153,114 @@ def test_overwrite_keeps_the_name_and_needs_one(replica: Replica) -> None:
 
 
 @pytest.mark.parametrize("path", [b"../escape", b"/etc/escape", b"door/escape"])
-def test_no_call_leaves_the_root(replica: Replica, tmp_path: Path, path: bytes) -> None:
-    (tmp_path / "replica" / "door").symlink_to(tmp_path)
-    with pytest.raises(OSError, match=r"link|device|Not a directory"):
+def test_no_call_leaves_the_root(replica: Replica, backing: Path, path: bytes) -> None:
+    (backing / "door").symlink_to(backing.parent)
+    with pytest.raises(OSError, match=r"link|device|leaves|directory"):
         replica.write_new(path, b"")
-    assert not (tmp_path / "escape").exists()
+    assert not (backing.parent / "escape").exists()
 
 
-def test_identity_tells_a_plain_folder(replica: Replica, tmp_path: Path) -> None:
+def test_identity_tells_what_it_stands_on(replica: Replica, request: pytest.FixtureRequest) -> None:
     identity = replica.identify()
-    assert not identity.is_fuse
-    assert identity.device == (tmp_path / "replica").stat().st_dev
+    assert identity.is_fuse == request.node.callspec.params["replica"].endswith("fuse")
+    assert not identity.is_mount_root
+
+
+def test_a_listing_leaves_out_what_is_neither_file_nor_directory(
+    replica: Replica, backing: Path
+) -> None:
+    replica.write_new(b"file", b"1")
+    os.mkfifo(backing / "pipe")
+    assert [item.name for item in replica.list(b"")] == [b"file"]
+
+
+def test_errors_say_which(replica: Replica) -> None:
+    with pytest.raises(FileNotFoundError):
+        replica.read(b"missing")
+    with pytest.raises(FileNotFoundError):
+        replica.list(b"missing")
+    with pytest.raises(FileNotFoundError):
+        replica.rename(b"missing", b"anywhere")
+    replica.write_new(b"file", b"1")
+    with pytest.raises(NotADirectoryError) as caught:
+        replica.make_directory(b"file/inner")
+    assert caught.value.errno == errno.ENOTDIR
+    assert replica.look(b"file/inner") is None
+    assert replica.look(b"missing/inner") is None
+
+
+def test_digest_reads_it_all(replica: Replica) -> None:
+    content = os.urandom(3_000_000)
+    replica.write_new(b"stack", content)
+    assert replica.digest(b"stack") == (blake3(content).hexdigest(), len(content))
+
+
+def test_put_reads_a_file_that_lost_its_name_from_its_descriptor(
+    replica: Replica, source: Path
+) -> None:
+    fd = os.open(source, os.O_RDONLY)
+    source.unlink()
+    if isinstance(replica, MemoryReplica):
+        os.close(fd)
+        pytest.skip("opens no descriptor of another process")
+    copied = replica.put(b"/proc/%d/fd/%d" % (os.getpid(), fd), b"new")
+    os.close(fd)
+    assert (copied.size, copied.steady) == (9000, True)
+
+
+def test_a_file_that_grows_is_a_prefix(replica: Replica, tmp_path: Path) -> None:
+    path = tmp_path / "growing"
+    path.write_bytes(b"x" * 1000)
+    growing = threading.Event()
+
+    def grow() -> None:
+        with path.open("ab", buffering=0) as file:
+            while not growing.is_set():
+                file.write(b"y" * 10)
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    try:
+        seen = [replica.put(os.fsencode(path), b"%d" % n) for n in range(20)]
+    finally:
+        growing.set()
+        thread.join()
+    content = path.read_bytes()
+    for number, copied in enumerate(seen):
+        assert copied.prefix
+        assert replica.digest(b"%d" % number) == (copied.digest, copied.size)
+        assert blake3(content[: copied.size]).hexdigest() == copied.digest
+
+
+def test_many_threads_get_what_they_put(replica: Replica, tmp_path: Path) -> None:
+    for number in range(5):
+        replica.make_directory(b"%d" % number)
+
+    def put(number: int) -> bool:
+        source = tmp_path / f"source{number}"
+        source.write_bytes(b"%d" % number * 1000)
+        place = b"%d/%d" % (number % 5, number)
+        replica.put(os.fsencode(source), place + b".new")
+        replica.rename(place + b".new", place)
+        return replica.read(place) == b"%d" % number * 1000
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(put, range(200)))
+
+
+def test_a_killed_child_fails_its_call_and_the_next_one_works(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    replica = ChildrenReplica(os.fsencode(tmp_path), processes=1, threads=2, patience=20)
+    try:
+        assert replica.read(b"file") == b"1"
+        os.kill(replica._children[0]._process.pid, signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(replica.read, b"file")
+            while not replica._children[0].busy():
+                threading.Event().wait(0.01)
+            os.kill(replica._children[0]._process.pid, signal.SIGKILL)
+            with pytest.raises(OnesyncError, match="ended"):
+                call.result(20)
+        assert replica.read(b"file") == b"1"
+    finally:
+        replica.close()

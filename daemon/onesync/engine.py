@@ -528,6 +528,7 @@ class Engine:
         if self._settings.undeploy.clean_working_dir:
             self._clean()
         self._retry(lambda: self.lock.release(self.last_checkpoint), None)
+        log.info("undeployed", extra={"checkpoint": self.last_checkpoint})
         return self._cleaned()
 
     def _final_flush(self, batches: Batches) -> None:

@@ -176,6 +176,8 @@ def load(config: Path | None, instance: str | None) -> Settings:
     if config is None:
         if instance is None:
             raise ConfigurationError("Name a configuration: --config FILE or --instance NAME.")
+        if "/" in instance:
+            raise ConfigurationError(f"The instance {instance!r} is a path; give a plain name.")
         config = CONFIGURATIONS / f"{instance}.toml"
     try:
         values: dict[str, Any] = tomllib.loads(config.read_text())

@@ -1,0 +1,119 @@
+"""A replica in memory, for tests that need no file system."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from pathlib import Path
+
+from blake3 import blake3
+
+from onesync.core.model import Kind, RelPath, is_beneath, name_of, parent_of
+from onesync.replica.door import Copied, Identity, Listed
+from onesync.replica.folder import stamp_of
+
+
+class MemoryReplica:
+    """See ``replica.door``; files are bytes, directories None."""
+
+    def __init__(self) -> None:
+        self._tree: dict[RelPath, bytes | None] = {b"": None}
+        self._guard = threading.RLock()
+
+    def identify(self) -> Identity:
+        return Identity(0, is_fuse=False, is_mount_root=False)
+
+    def look(self, path: RelPath) -> Listed | None:
+        with self._guard:
+            if path not in self._tree:
+                return None
+            content = self._tree[path]
+        if content is None:
+            return Listed(name_of(path), Kind.DIRECTORY, 0)
+        return Listed(name_of(path), Kind.FILE, len(content))
+
+    def list(self, path: RelPath) -> list[Listed]:
+        with self._guard:
+            self._directory(path)
+            inner = [p for p in self._tree if p and p != path and parent_of(p) == path]
+            return [found for p in inner if (found := self.look(p)) is not None]
+
+    def make_directory(self, path: RelPath) -> None:
+        self._create(path, None)
+
+    def put(self, source: bytes, temporary: RelPath) -> Copied:
+        fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with os.fdopen(fd, "rb") as file:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise InterruptedError(errno.EINTR, "not a regular file any more")
+            content = file.read(status.st_size)
+            steady = stamp_of(os.fstat(fd), Kind.FILE) == stamp_of(status, Kind.FILE)
+            file.seek(0)
+            prefix = steady or file.read(len(content)) == content
+        self._create(temporary, content)
+        stamp = stamp_of(status, Kind.FILE)
+        return Copied(blake3(content).hexdigest(), len(content), stamp, steady, prefix)
+
+    def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
+        content = self.read(path)
+        local = Path(os.fsdecode(destination))
+        with local.open("xb") as file:
+            file.write(content)
+        local.chmod(mode)
+        if mtime_ns is not None:
+            os.utime(local, ns=(mtime_ns, mtime_ns))
+        return Copied(blake3(content).hexdigest(), len(content), None, True)
+
+    def digest(self, path: RelPath) -> tuple[str, int]:
+        content = self.read(path)
+        return blake3(content).hexdigest(), len(content)
+
+    def rename(self, source: RelPath, target: RelPath) -> None:
+        with self._guard:
+            if target in self._tree:
+                raise FileExistsError(errno.EEXIST, "something stands at the target", target)
+            if source not in self._tree:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
+            self._directory(parent_of(target))
+            for path in [p for p in self._tree if is_beneath(p, source)]:
+                self._tree[target + path[len(source) :]] = self._tree.pop(path)
+
+    def remove(self, path: RelPath) -> None:
+        with self._guard:
+            for inner in [p for p in self._tree if p and is_beneath(p, path)]:
+                del self._tree[inner]
+
+    def read(self, path: RelPath) -> bytes:
+        with self._guard:
+            content = self._tree.get(path)
+            if path not in self._tree:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            if content is None:
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            return content
+
+    def write_new(self, path: RelPath, content: bytes) -> None:
+        self._create(path, content)
+
+    def overwrite(self, path: RelPath, content: bytes) -> None:
+        with self._guard:
+            old = self.read(path)
+            self._tree[path] = content + old[len(content) :]
+
+    def _create(self, path: RelPath, content: bytes | None) -> None:
+        if path.startswith(b"/") or b".." in path.split(b"/"):
+            raise OSError(errno.EXDEV, "the path leaves the root", path)
+        with self._guard:
+            if path in self._tree:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+            self._directory(parent_of(path))
+            self._tree[path] = content
+
+    def _directory(self, path: RelPath) -> None:
+        if path not in self._tree:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if self._tree[path] is not None:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
