@@ -2,7 +2,7 @@
 
 The root is made once and cached; each boot sees it through an overlay in memory, so that nothing of
 one test is left for the next. What must survive a reboot lies in directories of the test's own. The
-interpreter and the virtual environment are the host's, at their own paths.
+interpreter and the virtual environment are the host's.
 """
 
 from __future__ import annotations
@@ -34,12 +34,23 @@ _BOOT_SECONDS = 60.0
 _REBOOT = 133
 """How nspawn ends when the node asks for a reboot and somebody else starts it again."""
 
+# Not at its own path, which may lie where the node mounts something else.
+_CHECKOUT = "/opt/checkout"
+_PYTHON = f"{sys.base_prefix}/bin/python3"
+_LIBRARY = f"python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+_PATH = f"{_CHECKOUT}/daemon:{_CHECKOUT}/.venv/lib/{_LIBRARY}"
+
+PROGRAM = f"""#!/bin/sh
+PYTHONPATH={_PATH} exec {_PYTHON} -m onesync.cli "$@"
+"""
+
 ONECLIENT = f"""
 [Unit]
 Description=stand-in for oneclient
 [Service]
-WorkingDirectory={REPOSITORY}
-ExecStart={sys.executable} -m tests.standin.onedata /srv/backing /mnt/onedata /run/standin
+WorkingDirectory={_CHECKOUT}
+Environment=PYTHONPATH={_PATH}
+ExecStart={_PYTHON} -m tests.standin.onedata /srv/backing /mnt/onedata /run/standin
 ExecStartPost=/bin/sh -c 'until mountpoint -q /mnt/onedata; do sleep 0.05; done'
 ExecStop=/bin/fusermount3 -u /mnt/onedata
 """
@@ -78,8 +89,6 @@ def root() -> Path:
         shutil.rmtree(making, ignore_errors=True)
         options = ["--variant=minbase", f"--include={','.join(PACKAGES)}"]
         subprocess.run(["mmdebstrap", *options, suite, str(making)], check=True)
-        for mounted in (REPOSITORY, Path(sys.base_prefix)):
-            (making / mounted.relative_to("/")).mkdir(parents=True, exist_ok=True)
         (making / "mnt/onedata").mkdir(parents=True)
         (making / "etc/machine-id").write_text("")
         making.rename(path)
@@ -107,6 +116,8 @@ class Container:
         shutil.copy(REPOSITORY / "systemd" / "onesync@.service", units)
         (units / "oneclient@.service").write_text(ONECLIENT)
         (home / "etc" / "p.toml").write_text(CONFIGURATION)
+        (home / "onesync").write_text(PROGRAM)
+        (home / "onesync").chmod(0o755)
         self._process: subprocess.Popen[bytes] | None = None
 
     def enable(self) -> None:
@@ -147,8 +158,8 @@ class Container:
             f"--bind={self.home / 'state'}:/var/lib/onesync",
             f"--bind-ro={self.home / 'etc'}:/etc/onesync",
             f"--bind-ro={self.home / 'units'}:/etc/systemd/system",
-            f"--bind-ro={REPOSITORY}",
-            f"--bind-ro={REPOSITORY / '.venv/bin/onesync'}:/usr/bin/onesync",
+            f"--bind-ro={REPOSITORY}:{_CHECKOUT}",
+            f"--bind-ro={self.home / 'onesync'}:/usr/bin/onesync",
             "--bind=/dev/fuse",
         ]
         if sys.base_prefix != "/usr":
