@@ -1,9 +1,4 @@
-"""One batch at a time: snapshot, scan, plan, push, checkpoint, index.
-
-A batch is a consistent cut. The databases are snapshotted first; then the watcher is drained and
-the tree scanned, so every file that a database's row names is seen; then everything is pushed in
-the publish order. Engine's thread only.
-"""
+"""One batch at a time: cut, plan, push, checkpoint, index. Engine's thread only."""
 
 from __future__ import annotations
 
@@ -15,38 +10,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from onesync import recovery, snapshot
+from onesync import recovery
 from onesync.core.chain import Change, Noted, Set
-from onesync.core.dirty import Due
 from onesync.core.model import (
     Entry,
     Kind,
     Problem,
     RelPath,
     Stamp,
-    is_beneath,
     is_unconfirmed,
-    join,
     lost_stamp,
-    show,
 )
-from onesync.core.ordering import DATA, SIDECARS, PublishOrder, database_of
+from onesync.core.ordering import PublishOrder
 from onesync.core.plan import Difference, Move, Plan, make_plan
+from onesync.cut import Cut, Cuts, Frozen
 from onesync.index import Index
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
 from onesync.pins import Pins
 from onesync.push import Outcome, Push
 from onesync.replica.door import Replica
-from onesync.replica.folder import digest_local
-from onesync.scanner import Scanner
-from onesync.snapshot import Snapshots
 
 log = logging.getLogger(__name__)
 
-_SNAPSHOT_SECONDS = 600.0
 _ROUNDS = 6
-_STRICT_ROUNDS = 3
 
 
 class Events(Protocol):
@@ -73,21 +60,11 @@ class _Awaited:
         return set(self.removals) | {end for pair in self.moves for end in pair}
 
 
-@dataclass(frozen=True, slots=True)
-class _Frozen:
-    """A database's snapshot, and what its source looked like before it was taken."""
-
-    path: bytes
-    stamp: Stamp
-    digest: str
-
-
 @dataclass(slots=True)
 class Batches:
     """See the module. The fields are its parts; none is changed by others while it runs.
 
     Attributes:
-        drain: waits until the watcher told all that happened before.
         may_write: raises LockLost or MountNotThere when nothing may be written.
         check_mount: raises MountNotThere when the replica is not the one that was deployed.
         problems: what went wrong with single paths, until they are pushed.
@@ -96,25 +73,20 @@ class Batches:
 
     replica: Replica
     root: bytes
-    spool: Path
     index: Index
-    scanner: Scanner
     marks: Marks
+    cuts: Cuts
     manifest: Manifest
     order: PublishOrder
     pool: ThreadPoolExecutor
     events: Events
-    drain: Callable[[], None]
     may_write: Callable[[], None]
     check_mount: Callable[[], None]
     problems: dict[RelPath, Problem]
-    snapshots: Snapshots = field(default_factory=Snapshots)
     left: set[RelPath] = field(default_factory=set)
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
-    _sidecars: dict[RelPath, Stamp] = field(default_factory=dict)
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
-    _impostors: set[RelPath] = field(default_factory=set)
 
     def batch(self, *, everything: bool = False) -> bool:
         """Do one batch; returns whether anything was committed.
@@ -183,198 +155,27 @@ class Batches:
         self._half_done = False
 
     def _batch(self, everything: bool) -> bool:
-        due = [self.marks.take(everything)]
-        if not (due[0].paths or due[0].trees or self.awaits()):
+        due = self.marks.take(everything)
+        if not (due.paths or due.trees or self.awaits()):
             return False
         self.may_write()
         if self._half_done:
             self.check_mount()
             self.settle()
         with Pins(self.root) as pins:
-            if everything or self.awaits() or self._needs_cut(due[0]):
-                due.append(self.marks.take(everything=True))
-                frozen, differences = self._cut(due, pins)
+            if everything or self.awaits() or self.cuts.is_needed(due):
+                cut = self.cuts.take(due, self._awaited.paths(), pins)
             else:
-                frozen, differences = {}, self._look(due[0])
-            plan = self._plan(differences, due)
+                cut = self.cuts.plain(due)
+            self.left |= cut.deferred
+            plan = self._plan(cut)
             if plan.empty:
                 self._await(plan, set())
                 return False
             self.check_mount()
-            return self._push(plan, frozen, pins)
+            return self._push(plan, cut.frozen, pins)
 
-    def _cut(
-        self, due: list[Due], pins: Pins
-    ) -> tuple[dict[RelPath, _Frozen], dict[RelPath, Difference]]:
-        """Look, hold what is there, snapshot the databases, and look at what changed meanwhile.
-
-        Whatever a row of a snapshot can name was seen by the first look, or changed since and was
-        told. Should such a file have come and gone in between, everything is done once more.
-        """
-        found = self._look(_joined(due))
-        frozen: dict[RelPath, _Frozen] = {}
-        late = due[-1]
-        for number in range(_ROUNDS):
-            earlier = _all_paths(due)
-            databases = self._databases(_all_paths(due) | found.keys())
-            pins.add(_files(found) - databases)
-            frozen = self._freeze(databases)
-            self.drain()
-            late = self.marks.take(everything=True)
-            due.append(late)
-            late_found = self._look(late)
-            found = _over(found, late, late_found)
-            pins.add(_files(late_found) - databases)
-            # What came only after the first look, and went, lived for milliseconds: after a few
-            # tries it is taken for what it nearly always is, a temporary that no row names.
-            strict = number < _STRICT_ROUNDS
-            if not self._came_and_went(late.paths if strict else late.paths & earlier, pins):
-                break
-            self._let_go_of_gone(found, pins)
-        else:
-            # Too much comes and goes: data are pushed, what promises them waits.
-            frozen = {}
-            for path in [path for path in _files(found) if self._is_marker(path)]:
-                del found[path]
-                self._defer(path)
-        self._complete(found, frozen, pins, late.paths if late.trees else None)
-        return frozen, found
-
-    def _look(self, due: Due) -> dict[RelPath, Difference]:
-        found = self.scanner.scan(due.paths | self._awaited.paths(), due.trees)
-        found.pop(b"", None)
-        return found
-
-    def _came_and_went(self, paths: Iterable[RelPath], pins: Pins) -> bool:
-        """Whether a snapshot may name one of ``paths`` and nobody holds what it was."""
-        return any(
-            path not in pins
-            and database_of(path) not in self.marks.databases
-            and self.scanner.look(path) is None
-            and self.index.known(path) is None
-            for path in paths
-        )
-
-    def _let_go_of_gone(self, found: dict[RelPath, Difference], pins: Pins) -> None:
-        """Begin a new cut: what is gone before it is not part of it."""
-        for path in list(pins):
-            if self.scanner.look(path) is None:
-                pins.release(path)
-                if (gone := found.get(path)) is not None and gone.seen is not None:
-                    del found[path]
-
-    def _complete(
-        self,
-        found: dict[RelPath, Difference],
-        frozen: dict[RelPath, _Frozen],
-        pins: Pins,
-        told: Iterable[RelPath] | None,
-    ) -> None:
-        """Turn what two looks found into what the batch is to push, in place.
-
-        ``told`` are the paths of the second look where it walked trees: a marker that only this
-        walk came upon may be younger than the walk of its data.
-        """
-        for path in pins:
-            if self.scanner.look(path) is None:
-                # Deleted since the first look: pushed as it was, removed by a later batch.
-                found[path] = Difference(path, self.index.known(path), pins.stamp(path))
-                self.marks.again([path])
-        self._sort_out(found, frozen, told)
-        for path, item in frozen.items():
-            known = self.index.known(path)
-            if known is not None and (known.entry.digest, known.stamp) == (item.digest, item.stamp):
-                found.pop(path, None)
-            elif path not in found or found[path].seen is not None:
-                found[path] = Difference(path, known, item.stamp)
-
-    def _needs_cut(self, due: Due) -> bool:
-        """Whether anything due promises other files: then whatever is dirty goes with it."""
-        if due.trees or due.moves:
-            return True
-        return any(self._is_marker(path) or self._is_database(path) for path in due.paths)
-
-    def _is_database(self, path: RelPath) -> bool:
-        found = path not in self._impostors and snapshot.is_database(join(self.root, path))
-        if found:
-            self.marks.databases.add(path)
-        else:
-            self.marks.databases.discard(path)
-        return found
-
-    def _databases(self, paths: set[RelPath]) -> set[RelPath]:
-        """Return the databases among ``paths`` and those that they are sidecars of."""
-        candidates = paths | {base for path in paths if (base := database_of(path))}
-        self._impostors -= candidates
-        return {path for path in candidates if self._is_database(path)}
-
-    def _freeze(self, databases: set[RelPath]) -> dict[RelPath, _Frozen]:
-        """Snapshot ``databases``.
-
-        The project's first and the sets last: a row must not name what its database's snapshot
-        could not know yet.
-        """
-        found = sorted(databases, key=lambda p: (-self.order.group_of(p, is_database=True), p))
-        before = [(path, self.scanner.look(path)) for path in found]
-        for path in found:
-            self._remember_sidecars(path)
-        places = [bytes(self.spool / f"{number}.snapshot") for number in range(len(found))]
-        sources = [join(self.root, path) for path in found]
-        pairs = list(zip(sources, places, strict=True))
-        frozen = {}
-        for (path, stamp), place, result in zip(
-            before, places, self.snapshots.take(pairs, _SNAPSHOT_SECONDS), strict=True
-        ):
-            if result.taken and stamp is not None:
-                frozen[path] = _Frozen(place, stamp, digest_local(place).digest)
-            elif not result.is_database:
-                self._impostors.add(path)
-            elif stamp is not None:
-                self._not_frozen(path, result.reason)
-        return frozen
-
-    def _not_frozen(self, path: RelPath, reason: str) -> None:
-        text = f"The database {show(path)} could not be copied ({reason}); it is tried again."
-        self.problems[path] = Problem(path, "database_busy", text)
-
-    def _remember_sidecars(self, base: RelPath) -> None:
-        for suffix in SIDECARS:
-            stamp = self.scanner.look(base + suffix)
-            if stamp is None:
-                self._sidecars.pop(base + suffix, None)
-            else:
-                self._sidecars[base + suffix] = stamp
-
-    def _sort_out(
-        self,
-        found: dict[RelPath, Difference],
-        frozen: dict[RelPath, _Frozen],
-        told: Iterable[RelPath] | None,
-    ) -> None:
-        """Leave sidecars out, and what is too late for this batch's cut."""
-        told = None if told is None else set(told)
-        for path, difference in list(found.items()):
-            if difference.seen is None or difference.seen.kind is not Kind.FILE:
-                continue
-            base = database_of(path)
-            if base is not None and self._is_database(base):
-                del found[path]
-                if self._sidecars.get(path) != difference.seen and base not in frozen:
-                    self._defer(base)
-                continue
-            young = told is not None and path not in told and self._is_marker(path)
-            if young or (path not in frozen and self._is_database(path)):
-                del found[path]
-                self._defer(path)
-
-    def _is_marker(self, path: RelPath) -> bool:
-        return self.order.group_of(path, is_database=False) != DATA
-
-    def _defer(self, path: RelPath) -> None:
-        self.left.add(path)
-        self.marks.again([path])
-
-    def _push(self, plan: Plan, frozen: dict[RelPath, _Frozen], pins: Pins) -> bool:
+    def _push(self, plan: Plan, frozen: dict[RelPath, Frozen], pins: Pins) -> bool:
         push = Push(
             self.replica,
             self.root,
@@ -392,7 +193,7 @@ class Batches:
             raise
 
     def _push_and_commit(
-        self, push: Push, plan: Plan, frozen: dict[RelPath, _Frozen], pins: Pins
+        self, push: Push, plan: Plan, frozen: dict[RelPath, Frozen], pins: Pins
     ) -> bool:
         snapshots = {path: item.path for path, item in frozen.items()}
         outcome = push.carry_out(plan, snapshots, pins.sources())
@@ -438,10 +239,9 @@ class Batches:
         if self.awaits():
             self.marks.arrived.set()
 
-    def _plan(self, differences: dict[RelPath, Difference], due: list[Due]) -> Plan:
-        pairs = {pair for part in due for pair in part.moves} | self._awaited.moves
-        renames = self._renames(differences, pairs)
-        return make_plan(differences, renames, self._awaited.removals, self._awaited.moves)
+    def _plan(self, cut: Cut) -> Plan:
+        renames = self._renames(cut.found, cut.moves | self._awaited.moves)
+        return make_plan(cut.found, renames, self._awaited.removals, self._awaited.moves)
 
     def _renames(
         self, differences: dict[RelPath, Difference], pairs: set[tuple[RelPath, RelPath]]
@@ -472,33 +272,3 @@ def _is_rename(gone: Difference, come: Difference) -> bool:
         return False
     same = (old.size, old.mtime_ns) == (seen.size, seen.mtime_ns)
     return seen.kind is Kind.DIRECTORY or same
-
-
-def _all_paths(due: Iterable[Due]) -> set[RelPath]:
-    return {path for part in due for path in part.paths}
-
-
-def _joined(due: list[Due]) -> Due:
-    trees = frozenset(tree for part in due for tree in part.trees)
-    moves = tuple(pair for part in due for pair in part.moves)
-    return Due(frozenset(_all_paths(due)), trees, moves, ())
-
-
-def _files(found: dict[RelPath, Difference]) -> set[RelPath]:
-    return {
-        path
-        for path, difference in found.items()
-        if difference.seen is not None and difference.seen.kind is Kind.FILE
-    }
-
-
-def _over(
-    found: dict[RelPath, Difference], late: Due, late_found: dict[RelPath, Difference]
-) -> dict[RelPath, Difference]:
-    """Return what holds after the second look, which speaks of all that ``late`` names."""
-    kept = {
-        path: difference
-        for path, difference in found.items()
-        if path not in late.paths and not any(is_beneath(path, tree) for tree in late.trees)
-    }
-    return kept | late_found

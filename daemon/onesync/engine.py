@@ -25,6 +25,7 @@ from onesync.core.clock import Clock
 from onesync.core.dirty import DirtySet
 from onesync.core.model import Problem, RelPath, is_unconfirmed, lost_stamp, show
 from onesync.core.ordering import DATA, PublishOrder
+from onesync.cut import Cuts
 from onesync.errors import (
     ConfigurationError,
     Exit,
@@ -289,18 +290,26 @@ class Engine:
         manifest = Manifest(
             self._replica, self._clock, folder_id, head, epoch, writer, self._working_dirs()
         )
-        return Batches(
-            replica=self._replica,
+        cuts = Cuts(
             root=self._root,
             spool=spool,
             index=self._index,
             scanner=self._scanner,
             marks=self.marks,
+            order=self._order,
+            drain=self._drain,
+            problems=self._problems,
+        )
+        return Batches(
+            replica=self._replica,
+            root=self._root,
+            index=self._index,
+            marks=self.marks,
+            cuts=cuts,
             manifest=manifest,
             order=self._order,
             pool=self._pool,
             events=self,
-            drain=self._drain,
             may_write=self._may_write,
             check_mount=self.mount.check,
             problems=self._problems,

@@ -1,0 +1,284 @@
+"""The consistent cut that a batch is made of.
+
+What is dirty is looked at and held open; then the databases are snapshotted; then the watcher is
+drained and what changed meanwhile is looked at too. So whatever a row or a marker of the cut
+promises was seen, and can be read even when it is deleted before it travels. Engine's thread only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onesync import snapshot
+from onesync.core.dirty import Due
+from onesync.core.model import Kind, Problem, RelPath, Stamp, is_beneath, join, show
+from onesync.core.ordering import DATA, SIDECARS, PublishOrder, database_of
+from onesync.core.plan import Difference
+from onesync.index import Index
+from onesync.marks import Marks
+from onesync.pins import Pins
+from onesync.replica.folder import digest_local
+from onesync.scanner import Scanner
+from onesync.snapshot import Snapshots
+
+_SNAPSHOT_SECONDS = 600.0
+_ROUNDS = 6
+_STRICT_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A database's snapshot.
+
+    Attributes:
+        path: absolute path of the snapshot.
+        stamp: what the database looked like before it was taken.
+        digest: of the snapshot's bytes.
+    """
+
+    path: bytes
+    stamp: Stamp
+    digest: str
+
+
+@dataclass(slots=True)
+class Cut:
+    """What a batch may push.
+
+    Attributes:
+        found: where the working copy differs from the index.
+        frozen: the databases' snapshots.
+        moves: (source, target) pairs that the kernel told as one rename.
+        deferred: paths that wait for the next cut; they are marked again.
+    """
+
+    found: dict[RelPath, Difference]
+    frozen: dict[RelPath, Frozen] = field(default_factory=dict)
+    moves: set[tuple[RelPath, RelPath]] = field(default_factory=set)
+    deferred: set[RelPath] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Cuts:
+    """Makes one cut after the other. The fields are its parts.
+
+    Attributes:
+        drain: waits until the watcher told all that happened before.
+        problems: databases that could not be copied are added.
+    """
+
+    root: bytes
+    spool: Path
+    index: Index
+    scanner: Scanner
+    marks: Marks
+    order: PublishOrder
+    drain: Callable[[], None]
+    problems: dict[RelPath, Problem]
+    snapshots: Snapshots = field(default_factory=Snapshots)
+    _deferred: set[RelPath] = field(default_factory=set)
+    _sidecars: dict[RelPath, Stamp] = field(default_factory=dict)
+    _impostors: set[RelPath] = field(default_factory=set)
+
+    def plain(self, due: Due) -> Cut:
+        """Look at what is due alone: it promises nothing."""
+        return Cut(self._look(due, set()), moves=set(due.moves))
+
+    def take(self, first: Due, awaited: set[RelPath], pins: Pins) -> Cut:
+        """Cut all that is dirty now, with what is ``first`` and ``awaited``; ``pins`` hold it."""
+        self._deferred = set()
+        due = [first, self.marks.take(everything=True)]
+        found = self._look(_joined(due), awaited)
+        frozen: dict[RelPath, Frozen] = {}
+        late = due[-1]
+        for number in range(_ROUNDS):
+            earlier = _all_paths(due)
+            databases = self._databases(_all_paths(due) | found.keys())
+            pins.add(_files(found) - databases)
+            frozen = self._freeze(databases)
+            self.drain()
+            late = self.marks.take(everything=True)
+            due.append(late)
+            late_found = self._look(late, set())
+            found = _over(found, late, late_found)
+            pins.add(_files(late_found) - databases)
+            # What came only after the first look, and went, lived for milliseconds: after a few
+            # tries it is taken for what it nearly always is, a temporary that no row names.
+            strict = number < _STRICT_ROUNDS
+            if not self._came_and_went(late.paths if strict else late.paths & earlier, pins):
+                break
+            self._let_go_of_gone(found, pins)
+        else:
+            # Too much comes and goes: data are pushed, what promises them waits.
+            frozen = {}
+            for path in [path for path in _files(found) if self._is_marker(path)]:
+                del found[path]
+                self._defer(path)
+        self._complete(found, frozen, pins, late.paths if late.trees else None)
+        return Cut(found, frozen, set(_joined(due).moves), self._deferred)
+
+    def _look(self, due: Due, awaited: set[RelPath]) -> dict[RelPath, Difference]:
+        found = self.scanner.scan(due.paths | awaited, due.trees)
+        found.pop(b"", None)
+        return found
+
+    def _came_and_went(self, paths: Iterable[RelPath], pins: Pins) -> bool:
+        """Whether a snapshot may name one of ``paths`` and nobody holds what it was."""
+        return any(
+            path not in pins
+            and database_of(path) not in self.marks.databases
+            and self.scanner.look(path) is None
+            and self.index.known(path) is None
+            for path in paths
+        )
+
+    def _let_go_of_gone(self, found: dict[RelPath, Difference], pins: Pins) -> None:
+        """Begin a new cut: what is gone before it is not part of it."""
+        for path in list(pins):
+            if self.scanner.look(path) is None:
+                pins.release(path)
+                if (gone := found.get(path)) is not None and gone.seen is not None:
+                    del found[path]
+
+    def _complete(
+        self,
+        found: dict[RelPath, Difference],
+        frozen: dict[RelPath, Frozen],
+        pins: Pins,
+        told: Iterable[RelPath] | None,
+    ) -> None:
+        """Turn what two looks found into what the batch is to push, in place.
+
+        ``told`` are the paths of the second look where it walked trees: a marker that only this
+        walk came upon may be younger than the walk of its data.
+        """
+        for path in pins:
+            if self.scanner.look(path) is None:
+                # Deleted since the first look: pushed as it was, removed by a later batch.
+                found[path] = Difference(path, self.index.known(path), pins.stamp(path))
+                self.marks.again([path])
+        self._sort_out(found, frozen, told)
+        for path, item in frozen.items():
+            known = self.index.known(path)
+            if known is not None and (known.entry.digest, known.stamp) == (item.digest, item.stamp):
+                found.pop(path, None)
+            elif path not in found or found[path].seen is not None:
+                found[path] = Difference(path, known, item.stamp)
+
+    def is_needed(self, due: Due) -> bool:
+        """Whether anything due promises other files: then whatever is dirty goes with it."""
+        if due.trees or due.moves:
+            return True
+        return any(self._is_marker(path) or self._is_database(path) for path in due.paths)
+
+    def _is_database(self, path: RelPath) -> bool:
+        found = path not in self._impostors and snapshot.is_database(join(self.root, path))
+        if found:
+            self.marks.databases.add(path)
+        else:
+            self.marks.databases.discard(path)
+        return found
+
+    def _databases(self, paths: set[RelPath]) -> set[RelPath]:
+        """Return the databases among ``paths`` and those that they are sidecars of."""
+        candidates = paths | {base for path in paths if (base := database_of(path))}
+        self._impostors -= candidates
+        return {path for path in candidates if self._is_database(path)}
+
+    def _freeze(self, databases: set[RelPath]) -> dict[RelPath, Frozen]:
+        """Snapshot ``databases``.
+
+        The project's first and the sets last: a row must not name what its database's snapshot
+        could not know yet.
+        """
+        found = sorted(databases, key=lambda p: (-self.order.group_of(p, is_database=True), p))
+        before = [(path, self.scanner.look(path)) for path in found]
+        for path in found:
+            self._remember_sidecars(path)
+        places = [bytes(self.spool / f"{number}.snapshot") for number in range(len(found))]
+        sources = [join(self.root, path) for path in found]
+        pairs = list(zip(sources, places, strict=True))
+        frozen = {}
+        for (path, stamp), place, result in zip(
+            before, places, self.snapshots.take(pairs, _SNAPSHOT_SECONDS), strict=True
+        ):
+            if result.taken and stamp is not None:
+                frozen[path] = Frozen(place, stamp, digest_local(place).digest)
+            elif not result.is_database:
+                self._impostors.add(path)
+            elif stamp is not None:
+                self._not_frozen(path, result.reason)
+        return frozen
+
+    def _not_frozen(self, path: RelPath, reason: str) -> None:
+        text = f"The database {show(path)} could not be copied ({reason}); it is tried again."
+        self.problems[path] = Problem(path, "database_busy", text)
+
+    def _remember_sidecars(self, base: RelPath) -> None:
+        for suffix in SIDECARS:
+            stamp = self.scanner.look(base + suffix)
+            if stamp is None:
+                self._sidecars.pop(base + suffix, None)
+            else:
+                self._sidecars[base + suffix] = stamp
+
+    def _sort_out(
+        self,
+        found: dict[RelPath, Difference],
+        frozen: dict[RelPath, Frozen],
+        told: Iterable[RelPath] | None,
+    ) -> None:
+        """Leave sidecars out, and what is too late for this batch's cut."""
+        told = None if told is None else set(told)
+        for path, difference in list(found.items()):
+            if difference.seen is None or difference.seen.kind is not Kind.FILE:
+                continue
+            base = database_of(path)
+            if base is not None and self._is_database(base):
+                del found[path]
+                if self._sidecars.get(path) != difference.seen and base not in frozen:
+                    self._defer(base)
+                continue
+            young = told is not None and path not in told and self._is_marker(path)
+            if young or (path not in frozen and self._is_database(path)):
+                del found[path]
+                self._defer(path)
+
+    def _is_marker(self, path: RelPath) -> bool:
+        return self.order.group_of(path, is_database=False) != DATA
+
+    def _defer(self, path: RelPath) -> None:
+        self._deferred.add(path)
+        self.marks.again([path])
+
+
+def _all_paths(due: Iterable[Due]) -> set[RelPath]:
+    return {path for part in due for path in part.paths}
+
+
+def _joined(due: list[Due]) -> Due:
+    trees = frozenset(tree for part in due for tree in part.trees)
+    moves = tuple(pair for part in due for pair in part.moves)
+    return Due(frozenset(_all_paths(due)), trees, moves, ())
+
+
+def _files(found: dict[RelPath, Difference]) -> set[RelPath]:
+    return {
+        path
+        for path, difference in found.items()
+        if difference.seen is not None and difference.seen.kind is Kind.FILE
+    }
+
+
+def _over(
+    found: dict[RelPath, Difference], late: Due, late_found: dict[RelPath, Difference]
+) -> dict[RelPath, Difference]:
+    """Return what holds after the second look, which speaks of all that ``late`` names."""
+    kept = {
+        path: difference
+        for path, difference in found.items()
+        if path not in late.paths and not any(is_beneath(path, tree) for tree in late.trees)
+    }
+    return kept | late_found
