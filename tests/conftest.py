@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.node import Node
 from tests.standin.mounted import Mounted
 from tests.systemd import container
 
@@ -35,3 +37,21 @@ def mounted(tmp_path: Path) -> Iterator[Mounted]:
     with Mounted(tmp_path / "onedata") as mount:
         (mount.backing / "project").mkdir()
         yield mount
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A plain folder that stands for OneData."""
+    path = tmp_path / "store"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, store: Path) -> Iterator[list[Node]]:
+    """Two nodes with the folder ``store``."""
+    made = [Node(tmp_path / name, store) for name in ("one", "two")]
+    yield made
+    for node in made:
+        if node.running():
+            node.end(signal.SIGKILL)

@@ -21,22 +21,6 @@ from tests.test_program import fill
 STATUS = os.fsdecode(STATUS_FOLDER)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    path = tmp_path / "store"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, store: Path) -> Iterator[list[Node]]:
-    made = [Node(tmp_path / name, store) for name in ("one", "two")]
-    yield made
-    for node in made:
-        if node.running():
-            node.end(signal.SIGKILL)
-
-
 def undeployed(node: Node) -> None:
     assert node.end() == 0, node.log()
 

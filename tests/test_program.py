@@ -5,28 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.node import Node, picture
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    path = tmp_path / "store"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, store: Path) -> Iterator[list[Node]]:
-    made = [Node(tmp_path / name, store) for name in ("one", "two")]
-    yield made
-    for node in made:
-        if node.running():
-            node.end(signal.SIGKILL)
 
 
 def fill(work: Path) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +17,14 @@ pytestmark = pytest.mark.fuse
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, mounted: Mounted) -> Iterator[list[Node]]:
-    store = mounted.path / "project"
-    options = {"mount__require_fuse": True, "mount__io_timeout_seconds": 2}
-    made = [Node(tmp_path / name, store, **options) for name in ("one", "two")]
-    yield made
-    for node in made:
-        if node.running():
-            node.end(signal.SIGKILL)
+def store(mounted: Mounted) -> Path:
+    return mounted.path / "project"
+
+
+@pytest.fixture(autouse=True)
+def _strict(nodes: list[Node]) -> None:
+    for node in nodes:
+        node.configure(mount__require_fuse=True, mount__io_timeout_seconds=2)
 
 
 def test_a_second_node_gets_the_identical_tree(nodes: list[Node], mounted: Mounted) -> None:

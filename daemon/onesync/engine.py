@@ -18,14 +18,15 @@ from typing import Protocol
 
 from pathspec import PathSpec
 
-from onesync import __version__, recovery, working_copy
+from onesync import __version__, working_copy
 from onesync.batch import Batches, Events
-from onesync.core.chain import Change, Gone, Head, Noted, Set
+from onesync.core.chain import Head, Noted
 from onesync.core.clock import Clock
 from onesync.core.dirty import DirtySet
-from onesync.core.model import Problem, RelPath, is_unconfirmed, lost_stamp, show
+from onesync.core.model import Problem, RelPath, show
 from onesync.core.ordering import DATA, PublishOrder
 from onesync.cut import Cuts
+from onesync.deploy import Deploy
 from onesync.errors import (
     ConfigurationError,
     Exit,
@@ -40,14 +41,12 @@ from onesync.errors import (
 from onesync.heartbeat import Heartbeat
 from onesync.index import Index
 from onesync.lock import Lock
-from onesync.manifest import MANIFEST, Manifest, read_head
+from onesync.manifest import Manifest
 from onesync.marks import Marks
 from onesync.mount import Mount
-from onesync.push import INTENTS
 from onesync.replica.door import Replica
 from onesync.scanner import Scanner
 from onesync.settings import Settings
-from onesync.stagein import CHANGED_OUTSIDE, Conflict, Staged, StageIn
 from onesync.watcher import Watcher, choose_watcher
 
 log = logging.getLogger(__name__)
@@ -131,6 +130,18 @@ class Engine:
             DirtySet(settings.batch.settle_seconds, settings.batch.max_delay_seconds),
             clock,
             lambda path: self._order.group_of(path, is_database=False) != DATA,
+        )
+        self._deployment = Deploy(
+            settings,
+            replica,
+            index,
+            lock,
+            self.mount,
+            self._scanner,
+            self._pool,
+            self._problems,
+            self._make_batches,
+            self._on_staged,
         )
         self.phase = "starting"
         self.last_checkpoint: str | None = None
@@ -225,14 +236,15 @@ class Engine:
     # -- deploying ------------------------------------------------------------------------------
 
     def _deploy(self) -> Batches:
-        if not self._is_known_copy():
+        if not self._deployment.is_known_copy():
             working_copy.refuse_foreign(self._root)
         self._set_phase("locking")
         epoch = self.lock.acquire(self._settings.lock.wait_seconds, self._pause)
         self._heartbeat = Heartbeat(self.lock, lambda: self.last_checkpoint, self._beaten)
         self._heartbeat.start()
         try:
-            return self._take_over(epoch)
+            self._set_phase("staging_in")
+            return self._deployment.take_over(epoch)
         except BaseException as error:
             self._end_threads()
             if isinstance(error, StopRequested | Halted | ConfigurationError):
@@ -248,40 +260,8 @@ class Engine:
         except (OSError, OnesyncError) as error:
             log.warning("the lock could not be released", extra={"reason": str(error)})
 
-    def _is_known_copy(self) -> bool:
-        keys = ("staged", "undeployed", "staging")
-        return any(self._index.get(key) is not None for key in keys)
-
-    def _take_over(self, epoch: int) -> Batches:
-        self._set_phase("staging_in")
-        for path in (MANIFEST, INTENTS):
-            try:
-                self._replica.make_directory(path)
-            except FileExistsError:
-                continue
-        folder_id = self.mount.open_folder()
-        head = read_head(self._replica)
-        self._tell_of(head)
-        batches = self._make_batches(folder_id, head, epoch)
-        if self._index.get("staged") is not None:
-            self._resume(batches, head)
-        else:
-            for sentence in recovery.settle(self._replica, head.position if head else None):
-                log.warning("half-done batch settled", extra={"what": sentence})
-            self._stage_in(batches, head)
-        self._scanner.root_inode = int(self._index.get("root_inode") or 0) or None
-        return batches
-
-    def _tell_of(self, head: Head | None) -> None:
-        if head is None:
-            return
-        self.last_checkpoint = head.name
-        for sentence in head.ignored:
-            text = f"The manifest is damaged: {sentence}. The checkpoint {head.name} is used."
-            log.error(text)
-            self._problems[MANIFEST] = Problem(MANIFEST, "manifest_damaged", text)
-
     def _make_batches(self, folder_id: str, head: Head | None, epoch: int) -> Batches:
+        self.last_checkpoint = head.name if head is not None else None
         spool = self._settings.state_dir / "spool"
         spool.mkdir(exist_ok=True)
         for left in spool.iterdir():
@@ -326,90 +306,6 @@ class Engine:
                 "The lock's heartbeat could not be confirmed for too long, so nothing is written;"
                 " local data are safe, writing goes on when the mount answers again."
             )
-
-    def _resume(self, batches: Batches, head: Head | None) -> None:
-        """Go on on this node: what the chain has and the index lacks is taken over as dirty."""
-        ours = self._index.get("staged") == self.lock.state().deployment_id
-        if not ours and (head is None or head.name != self._index.get("head_name")):
-            raise Halted(
-                "The deployment of this working directory was ended elsewhere and the folder went"
-                " on without it; nothing was changed. What was not yet in OneData is still here:"
-                " move the working directory away, then start again and copy what you miss."
-            )
-        self._index.set(staged=self.lock.state().deployment_id)
-        if head is not None:
-            self._catch_up(head)
-        batches.settle()
-        if head is None:
-            batches.base()
-
-    def _catch_up(self, head: Head) -> None:
-        known = {path: row.entry for path, row in self._index.beneath(b"") if path}
-        changes: list[Change] = [
-            Gone(p)
-            for p, e in sorted(known.items())
-            if p not in head.tree and not is_unconfirmed(e)
-        ]
-        changes += [Set(p, e) for p, e in head.tree.items() if known.get(p) != e]
-        if changes:
-            log.info("resumed behind the manifest", extra={"paths": len(changes)})
-            stamps = {p: lost_stamp(e.kind) for p, e in head.tree.items() if known.get(p) != e}
-            self._index.commit(changes, stamps)
-
-    def _stage_in(self, batches: Batches, head: Head | None) -> None:
-        tree = head.tree if head else {}
-        name = head.name if head else ""
-        if self._index.get("undeployed") is not None:
-            working_copy.reuse(self._root, self._index, self._scanner, tree)
-        elif self._index.get("staging") not in (None, name) and os.listdir(self._root):
-            raise Halted(
-                "The working directory holds half of an older state of the folder, which went on"
-                " elsewhere; nothing was changed. Empty it, then start again."
-            )
-        self._index.set(staging=name, undeployed=None)
-        try:
-            staged = StageIn(
-                self._replica, self._root, self._pool, self._on_staged, self._link_moves(head)
-            ).run(tree)
-        except Conflict as conflict:
-            raise Halted(
-                f"{conflict} stands in the working directory with another content than in OneData;"
-                " nothing was overwritten. Move it away, then start again."
-            ) from conflict
-        self._take_staged(batches, head, staged)
-
-    def _take_staged(self, batches: Batches, head: Head | None, staged: Staged) -> None:
-        tree = head.tree if head else {}
-        marked = _still_marked(head, staged)
-        for problem in staged.problems + marked:
-            self._problems[problem.path] = problem
-            log.warning(problem.text)
-        if staged.relocated:
-            log.info("links follow the working directory", extra={"links": staged.relocated})
-        self._index.replace((p, e, s) for p, (e, s) in staged.tree.items())
-        healed = (head.problems.keys() if head else set()) & staged.fetched
-        healed -= self._problems.keys()
-        fresh: list[Change] = [
-            Set(p, e)
-            for p, (e, _) in sorted(staged.tree.items())
-            if tree.get(p) != e or p in healed
-        ]
-        if head is None:
-            batches.base()
-        elif fresh or staged.problems:
-            batches.commit([*fresh, *map(Noted, staged.problems)], {}, "incremental")
-        self._index.set(
-            staged=self.lock.state().deployment_id,
-            staging=None,
-            head_name=batches.manifest.head[0] if batches.manifest.head else None,
-            root_inode=str(os.stat(self._root).st_ino),
-        )
-
-    def _link_moves(self, head: Head | None) -> list[tuple[bytes, bytes]]:
-        if head is None or not self._settings.stagein.relocate_links:
-            return []
-        pairs = zip(head.working_dirs, self._working_dirs(), strict=False)
-        return [(old, new) for old, new in pairs if old != new and old != b"/"]
 
     def _on_staged(self, done: int, total: int) -> None:
         self._observer.advanced(done, total)
@@ -604,17 +500,6 @@ class Engine:
 
     def _release_old(self) -> None:
         self.lock.release_earlier(self._index.get("undeployed"))
-
-
-def _still_marked(head: Head | None, staged: Staged) -> list[Problem]:
-    """Return the problems of damaged files whose local copies were reused and so not seen again."""
-    if head is None:
-        return []
-    return [
-        problem
-        for path, problem in head.problems.items()
-        if problem.kind == CHANGED_OUTSIDE and path in staged.tree and path not in staged.fetched
-    ]
 
 
 def _mount_failed(error: OSError) -> OnesyncError:

@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -104,13 +103,8 @@ def scipion(tmp_path: Path, environment: Path) -> Scipion:
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, mounted: Mounted) -> Iterator[list[Node]]:
-    store = mounted.path / "project"
-    made = [Node(tmp_path / name, store, mount__require_fuse=True) for name in ("one", "two")]
-    yield made
-    for node in made:
-        if node.running():
-            node.end(signal.SIGKILL)
+def store(mounted: Mounted) -> Path:
+    return mounted.path / "project"
 
 
 def restored(tmp_path: Path, backing: Path, number: int) -> Path:
@@ -142,6 +136,8 @@ def test_a_streaming_run_survives_the_node(
     tmp_path: Path, nodes: list[Node], mounted: Mounted, scipion: Scipion
 ) -> None:
     one, two = nodes
+    for node in nodes:
+        node.configure(mount__require_fuse=True)
     one.deploy()
     process = scipion.start(one.work, tmp_path / "scipion.log")
     seen = []

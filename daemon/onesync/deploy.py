@@ -1,0 +1,204 @@
+"""Makes the working copy complete: resumed where it was, or staged in.
+
+Engine's thread only, between the claim and the first batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from onesync import recovery, working_copy
+from onesync.batch import Batches
+from onesync.core.chain import Change, Gone, Head, Noted, Set
+from onesync.core.model import Problem, RelPath, is_unconfirmed, lost_stamp
+from onesync.errors import Halted
+from onesync.index import Index
+from onesync.lock import Lock
+from onesync.manifest import MANIFEST, read_head
+from onesync.mount import Mount
+from onesync.push import INTENTS
+from onesync.replica.door import Replica
+from onesync.scanner import Scanner
+from onesync.settings import Settings
+from onesync.stagein import CHANGED_OUTSIDE, Conflict, Staged, StageIn
+
+log = logging.getLogger(__name__)
+
+
+class Deploy:
+    """One deployment's beginning."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        replica: Replica,
+        index: Index,
+        lock: Lock,
+        mount: Mount,
+        scanner: Scanner,
+        pool: ThreadPoolExecutor,
+        problems: dict[RelPath, Problem],
+        make_batches: Callable[[str, Head | None, int], Batches],
+        advanced: Callable[[int, int], None],
+    ) -> None:
+        """Prepare; nothing is touched.
+
+        Args:
+            settings: the configuration.
+            replica: the door.
+            index: of this node.
+            lock: held when ``take_over`` is called.
+            mount: looked at already.
+            scanner: of the working copy.
+            pool: the workers.
+            problems: what stage-in finds is added.
+            make_batches: from the folder's id, its head and our epoch.
+            advanced: told files done and files in all; may raise to give up.
+        """
+        self._settings = settings
+        self._replica = replica
+        self._index = index
+        self._lock = lock
+        self._mount = mount
+        self._scanner = scanner
+        self._pool = pool
+        self._problems = problems
+        self._make_batches = make_batches
+        self._advanced = advanced
+        self._root = os.fsencode(settings.working_dir.resolve())
+        self._working_dirs = (os.fsencode(settings.working_dir), self._root)
+
+    def is_known_copy(self) -> bool:
+        """Return whether the working copy is one that onesync made."""
+        keys = ("staged", "undeployed", "staging")
+        return any(self._index.get(key) is not None for key in keys)
+
+    def take_over(self, epoch: int) -> Batches:
+        """Make the working copy complete, as the owner of ``epoch``.
+
+        Raises Halted where a person must decide, StopRequested where ``advanced`` gives up, OSError
+        or MountNotThere where the mount fails: it goes on at the next start.
+        """
+        for path in (MANIFEST, INTENTS):
+            try:
+                self._replica.make_directory(path)
+            except FileExistsError:
+                continue
+        folder_id = self._mount.open_folder()
+        head = read_head(self._replica)
+        self._tell_of(head)
+        batches = self._make_batches(folder_id, head, epoch)
+        if self._index.get("staged") is not None:
+            self._resume(batches, head)
+        else:
+            for sentence in recovery.settle(self._replica, head.position if head else None):
+                log.warning("half-done batch settled", extra={"what": sentence})
+            self._stage_in(batches, head)
+        self._scanner.root_inode = int(self._index.get("root_inode") or 0) or None
+        return batches
+
+    def _tell_of(self, head: Head | None) -> None:
+        if head is None:
+            return
+        for sentence in head.ignored:
+            text = f"The manifest is damaged: {sentence}. The checkpoint {head.name} is used."
+            log.error(text)
+            self._problems[MANIFEST] = Problem(MANIFEST, "manifest_damaged", text)
+
+    def _resume(self, batches: Batches, head: Head | None) -> None:
+        """Go on on this node: what the chain has and the index lacks is taken over as dirty."""
+        ours = self._index.get("staged") == self._lock.state().deployment_id
+        if not ours and (head is None or head.name != self._index.get("head_name")):
+            raise Halted(
+                "The deployment of this working directory was ended elsewhere and the folder went"
+                " on without it; nothing was changed. What was not yet in OneData is still here:"
+                " move the working directory away, then start again and copy what you miss."
+            )
+        self._index.set(staged=self._lock.state().deployment_id)
+        if head is not None:
+            self._catch_up(head)
+        batches.settle()
+        if head is None:
+            batches.base()
+
+    def _catch_up(self, head: Head) -> None:
+        known = {path: row.entry for path, row in self._index.beneath(b"") if path}
+        changes: list[Change] = [
+            Gone(p)
+            for p, e in sorted(known.items())
+            if p not in head.tree and not is_unconfirmed(e)
+        ]
+        changes += [Set(p, e) for p, e in head.tree.items() if known.get(p) != e]
+        if changes:
+            log.info("resumed behind the manifest", extra={"paths": len(changes)})
+            stamps = {p: lost_stamp(e.kind) for p, e in head.tree.items() if known.get(p) != e}
+            self._index.commit(changes, stamps)
+
+    def _stage_in(self, batches: Batches, head: Head | None) -> None:
+        tree = head.tree if head else {}
+        name = head.name if head else ""
+        if self._index.get("undeployed") is not None:
+            working_copy.reuse(self._root, self._index, self._scanner, tree)
+        elif self._index.get("staging") not in (None, name) and os.listdir(self._root):
+            raise Halted(
+                "The working directory holds half of an older state of the folder, which went on"
+                " elsewhere; nothing was changed. Empty it, then start again."
+            )
+        self._index.set(staging=name, undeployed=None)
+        try:
+            staged = StageIn(
+                self._replica, self._root, self._pool, self._advanced, self._link_moves(head)
+            ).run(tree)
+        except Conflict as conflict:
+            raise Halted(
+                f"{conflict} stands in the working directory with another content than in OneData;"
+                " nothing was overwritten. Move it away, then start again."
+            ) from conflict
+        self._take_staged(batches, head, staged)
+
+    def _take_staged(self, batches: Batches, head: Head | None, staged: Staged) -> None:
+        tree = head.tree if head else {}
+        marked = _still_marked(head, staged)
+        for problem in staged.problems + marked:
+            self._problems[problem.path] = problem
+            log.warning(problem.text)
+        if staged.relocated:
+            log.info("links follow the working directory", extra={"links": staged.relocated})
+        self._index.replace((p, e, s) for p, (e, s) in staged.tree.items())
+        healed = (head.problems.keys() if head else set()) & staged.fetched
+        healed -= self._problems.keys()
+        fresh: list[Change] = [
+            Set(p, e)
+            for p, (e, _) in sorted(staged.tree.items())
+            if tree.get(p) != e or p in healed
+        ]
+        if head is None:
+            batches.base()
+        elif fresh or staged.problems:
+            batches.commit([*fresh, *map(Noted, staged.problems)], {}, "incremental")
+        self._index.set(
+            staged=self._lock.state().deployment_id,
+            staging=None,
+            head_name=batches.manifest.head[0] if batches.manifest.head else None,
+            root_inode=str(os.stat(self._root).st_ino),
+        )
+
+    def _link_moves(self, head: Head | None) -> list[tuple[bytes, bytes]]:
+        if head is None or not self._settings.stagein.relocate_links:
+            return []
+        pairs = zip(head.working_dirs, self._working_dirs, strict=False)
+        return [(old, new) for old, new in pairs if old != new and old != b"/"]
+
+
+def _still_marked(head: Head | None, staged: Staged) -> list[Problem]:
+    """Return the problems of damaged files whose local copies were reused and so not seen again."""
+    if head is None:
+        return []
+    return [
+        problem
+        for path, problem in head.problems.items()
+        if problem.kind == CHANGED_OUTSIDE and path in staged.tree and path not in staged.fetched
+    ]
