@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import pty
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -97,3 +101,57 @@ def test_no_mount_is_exit_14_and_nothing_is_written(nodes: list[Node], mounted: 
     assert one.process is not None
     assert one.process.wait(30) == 14
     assert os.listdir(mounted.path / "project") == []
+
+
+def test_status_is_printed_within_a_second_while_the_mount_hangs(
+    nodes: list[Node], mounted: Mounted
+) -> None:
+    one, _ = nodes
+    one.deploy()
+    mounted.hang()
+    (one.work / "file").write_bytes(b"precious")
+    one.wait_for_phase("backing_off")
+    took = []
+    for _ in range(3):
+        before = time.monotonic()
+        assert json.loads(one.command("status", "--json").stdout)["pending_paths"] == 1
+        took.append(time.monotonic() - before)
+    assert min(took) < 1, took
+    mounted.release()
+    assert one.end() == 0, one.log()
+
+
+def test_without_heartbeats_writing_is_suspended_and_resumes_by_itself(
+    nodes: list[Node], mounted: Mounted
+) -> None:
+    one, _ = nodes
+    one.configure(mount__require_fuse=True, mount__io_timeout_seconds=0.3)
+    one.deploy()
+    mounted.hang()
+    (one.work / "file").write_bytes(b"precious")
+    one.wait_for_phase("suspended")
+    assert "heartbeat not confirmed" in one.log()
+    mounted.release()
+    one.wait_for_phase("syncing")
+    assert one.flush() == 0, one.log()
+    assert (mounted.backing / "project" / "file").read_bytes() == b"precious"
+    assert one.end() == 0, one.log()
+
+
+def test_a_terminal_shows_a_bar(nodes: list[Node], mounted: Mounted) -> None:
+    one, _ = nodes
+    for number in range(30):
+        (mounted.backing / "project" / f"{number}").write_bytes(b"x")
+    mounted.latency(0.01)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "onesync.cli", "run", "--config", str(one.config)]
+    one.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    one.wait_for_phase("syncing")
+    mounted.latency(0)
+    shown = os.read(ours, 1 << 20).decode("utf-8", "replace")
+    assert "staging in" in shown
+    assert "/30" in shown
+    one.process.terminate()
+    assert one.process.wait(SOON) == 0
+    os.close(ours)

@@ -204,6 +204,18 @@ class Container:
             timeout=240,
         )
 
+    def slow_down(self, seconds: float) -> None:
+        """Let every call on the node's mount take this much longer."""
+        script = (
+            "import json, socket\n"
+            "s = socket.socket(socket.AF_UNIX)\n"
+            "s.connect('/run/standin')\n"
+            f"request = {{'verb': 'latency', 'seconds': {seconds}}}\n"
+            "s.sendall(json.dumps(request).encode() + b'\\n')\n"
+            "s.recv(100)\n"
+        )
+        self.run(_PYTHON, "-c", script, check=True)
+
     def show(self, name: str, unit: str = "onesync@p.service") -> str:
         """Return a unit's property."""
         return self.run("systemctl", "show", "--value", "-p", name, unit).stdout.strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,28 @@ def test_the_watchdog_is_fed_by_a_daemon_that_lives(node: Container) -> None:
     main = node.show("MainPID")
     node.run("kill", "-STOP", main)
     node.wait_for(lambda: node.show("Result") == "watchdog", "the watchdog to bite")
+
+
+def test_systemd_is_patient_while_work_advances(node: Container) -> None:
+    project = node.backing / "project"
+    for number in range(80):
+        (project / f"{number}").write_bytes(b"x")
+    node.drop_in("[Service]\nTimeoutStartSec=2\nTimeoutStopSec=2\nRestart=no\n")
+    node.systemctl("daemon-reload")
+    node.systemctl("start", "oneclient@p.service")
+    node.slow_down(0.02)
+    before = time.monotonic()
+    node.systemctl("start", UNIT)
+    assert time.monotonic() - before > 3, "the deployment was too quick to mean anything"
+    node.slow_down(0.03)
+    for number in range(80):
+        (node.work / f"new{number}").write_bytes(b"x")
+    before = time.monotonic()
+    node.systemctl("stop", UNIT)
+    assert time.monotonic() - before > 3, "the flush was too quick to mean anything"
+    assert node.show("Result") == "success"
+    assert all((project / f"new{number}").exists() for number in range(80))
+    assert not locked(node)
 
 
 def test_a_power_off_flushes_before_the_mount_goes(node: Container) -> None:
