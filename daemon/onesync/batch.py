@@ -164,7 +164,7 @@ class Batches:
             self.settle()
         with Pins(self.root) as pins:
             if everything or self.awaits() or self.cuts.is_needed(due):
-                cut = self.cuts.take(due, self._awaited.paths(), pins)
+                cut = self.cuts.take(due, self._awaited.paths(), pins, as_is=everything)
             else:
                 cut = self.cuts.plain(due)
             self.left |= cut.deferred

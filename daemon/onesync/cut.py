@@ -24,6 +24,7 @@ from onesync.scanner import Scanner
 from onesync.snapshot import Snapshots
 
 _SNAPSHOT_SECONDS = 600.0
+_REBUILD_SECONDS = 30.0
 _ROUNDS = 6
 _STRICT_ROUNDS = 3
 
@@ -66,6 +67,7 @@ class Cuts:
 
     Attributes:
         drain: waits until the watcher told all that happened before.
+        boottime: seconds on CLOCK_BOOTTIME.
         problems: databases that could not be copied are added.
     """
 
@@ -76,18 +78,23 @@ class Cuts:
     marks: Marks
     order: PublishOrder
     drain: Callable[[], None]
+    boottime: Callable[[], float]
     problems: dict[RelPath, Problem]
     snapshots: Snapshots = field(default_factory=Snapshots)
     _deferred: set[RelPath] = field(default_factory=set)
     _sidecars: dict[RelPath, Stamp] = field(default_factory=dict)
     _impostors: set[RelPath] = field(default_factory=set)
+    _empty_since: dict[RelPath, float] = field(default_factory=dict)
 
     def plain(self, due: Due) -> Cut:
         """Look at what is due alone: it promises nothing."""
         return Cut(self._look(due, set()), moves=set(due.moves))
 
-    def take(self, first: Due, awaited: set[RelPath], pins: Pins) -> Cut:
-        """Cut all that is dirty now, with what is ``first`` and ``awaited``; ``pins`` hold it."""
+    def take(self, first: Due, awaited: set[RelPath], pins: Pins, *, as_is: bool) -> Cut:
+        """Cut all that is dirty now, with what is ``first`` and ``awaited``; ``pins`` hold it.
+
+        ``as_is`` takes a database also in the moment in which it is being rebuilt.
+        """
         self._deferred = set()
         due = [first, self.marks.take(everything=True)]
         found = self._look(_joined(due), awaited)
@@ -97,7 +104,7 @@ class Cuts:
             earlier = _all_paths(due)
             databases = self._databases(_all_paths(due) | found.keys())
             pins.add(_files(found) - databases)
-            frozen = self._freeze(databases)
+            frozen = self._freeze(databases, as_is)
             self.drain()
             late = self.marks.take(everything=True)
             due.append(late)
@@ -187,7 +194,7 @@ class Cuts:
         self._impostors -= candidates
         return {path for path in candidates if self._is_database(path)}
 
-    def _freeze(self, databases: set[RelPath]) -> dict[RelPath, Frozen]:
+    def _freeze(self, databases: set[RelPath], as_is: bool) -> dict[RelPath, Frozen]:
         """Snapshot ``databases``.
 
         The project's first and the sets last: a row must not name what its database's snapshot
@@ -204,6 +211,8 @@ class Cuts:
         for (path, stamp), place, result in zip(
             before, places, self.snapshots.take(pairs, _SNAPSHOT_SECONDS), strict=True
         ):
+            if result.taken and not as_is and self._is_being_rebuilt(path, result.has_rows):
+                continue
             if result.taken and stamp is not None:
                 frozen[path] = Frozen(place, stamp, digest_local(place).digest)
             elif not result.is_database:
@@ -211,6 +220,17 @@ class Cuts:
             elif stamp is not None:
                 self._not_frozen(path, result.reason)
         return frozen
+
+    def _is_being_rebuilt(self, path: RelPath, has_rows: bool) -> bool:
+        """Whether ``path`` lost its rows so lately that OneData keeps its last good version.
+
+        Scipion drops and fills steps.sqlite anew, and commits in between.
+        """
+        if has_rows or self.index.known(path) is None:
+            self._empty_since.pop(path, None)
+            return False
+        now = self.boottime()
+        return now - self._empty_since.setdefault(path, now) < _REBUILD_SECONDS
 
     def _not_frozen(self, path: RelPath, reason: str) -> None:
         text = f"The database {show(path)} could not be copied ({reason}); it is tried again."

@@ -278,6 +278,7 @@ class Engine:
             marks=self.marks,
             order=self._order,
             drain=self._drain,
+            boottime=self._clock.boottime,
             problems=self._problems,
         )
         return Batches(

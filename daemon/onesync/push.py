@@ -26,7 +26,7 @@ from onesync.core.model import (
     parent_of,
     show,
 )
-from onesync.core.ordering import DATA, PublishOrder, scope_of
+from onesync.core.ordering import DATA, SIDECARS, PublishOrder, scope_of
 from onesync.core.plan import Difference, Plan
 from onesync.errors import OnesyncError
 from onesync.replica.door import Copied, Replica
@@ -139,6 +139,7 @@ class _Ready:
     copied: Copied
     stamp: Stamp
     group: int
+    is_database: bool
 
 
 class Push:
@@ -329,7 +330,7 @@ class Push:
             self.outcome.growing.add(path)
         stamp = _seen(difference) if frozen else copied.before
         assert stamp is not None
-        return _Ready(difference, temporary if transfers else None, copied, stamp, group)
+        return _Ready(difference, temporary if transfers else None, copied, stamp, group, frozen)
 
     def _same_content(self, difference: Difference, source: bytes) -> Copied | None:
         """Return what a copy would give when the replica holds these very bytes already.
@@ -365,6 +366,8 @@ class Push:
         if item.temporary is None:
             self._record(path, entry, item.stamp)
             return
+        if item.is_database:
+            self._remove_strays(path)
         if self._change_names(path, item.temporary, self._asides.get(path)):
             self._confirm(path, item.copied.size)
             self._record(path, entry, item.stamp)
@@ -387,6 +390,12 @@ class Push:
             self._leftover.append(temporary)
             return False
         return True
+
+    def _remove_strays(self, path: RelPath) -> None:
+        """A journal of another version beside a database would undo what it holds."""
+        for suffix in SIDECARS:
+            self._may_write()
+            self._replica.remove(path + suffix)
 
     def _confirm(self, path: RelPath, size: int) -> None:
         found = self._replica.look(path)

@@ -17,13 +17,13 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from urllib.parse import quote
 
 from onesync.beneath import open_plain
 
 HEADER = b"SQLite format 3\0"
-BUSY_SECONDS = 5.0
+BUSY_SECONDS = 2.0
 _CHUNK = 1 << 20
 
 
@@ -35,11 +35,13 @@ class Taken:
         taken: whether the target is a whole, consistent copy.
         is_database: False for a file that only looks like one.
         reason: why it was not taken.
+        has_rows: whether any of its tables has a row.
     """
 
     taken: bool
     is_database: bool = True
     reason: str = ""
+    has_rows: bool = True
 
 
 def is_database(path: bytes) -> bool:
@@ -134,13 +136,25 @@ def _take_one(source: bytes, target: bytes) -> Taken:
         return Taken(False, not looks_only, str(error))
     except OSError as error:
         return Taken(False, True, error.strerror or repr(error))
-    return Taken(True)
+    return Taken(True, has_rows=_has_rows(target))
+
+
+def _has_rows(target: bytes) -> bool:
+    uri = f"file:{quote(target)}?mode=ro&immutable=1"
+    with closing(sqlite3.connect(uri, uri=True)) as copy:
+        names = copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        return any(
+            copy.execute('SELECT 1 FROM "{}" LIMIT 1'.format(name.replace('"', '""'))).fetchone()
+            for (name,) in names
+        )
 
 
 def _copy(source: bytes, target: bytes) -> None:
     try:
         _backup(source, target, "ro")
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+            raise
         # A hot journal or lone WAL of dead writers: SQLite rolls it back, which needs to write.
         _backup(source, target, "rw")
 
@@ -190,13 +204,8 @@ def main() -> None:
     for line in sys.stdin.buffer:
         for source, target in json.loads(line):
             taken = _take_one(os.fsencode(source), os.fsencode(target))
-            answer = {
-                "taken": taken.taken,
-                "is_database": taken.is_database,
-                "reason": taken.reason,
-            }
             try:
-                os.write(1, json.dumps(answer).encode() + b"\n")
+                os.write(1, json.dumps(asdict(taken)).encode() + b"\n")
             except BrokenPipeError:
                 return  # the daemon is gone
 

@@ -33,6 +33,7 @@ from onesync.core.model import (
     parent_of,
     show,
 )
+from onesync.core.ordering import database_of
 from onesync.replica.door import Listed, Replica
 from onesync.replica.folder import digest_local, stamp_of
 
@@ -152,7 +153,10 @@ class StageIn:
                 continue
             wanted[path] = entry
         for path, item in listed.items():
-            if path not in tree:
+            if (base := database_of(path)) in tree and path not in tree and base is not None:
+                text = f"{show(path)} is not of the {show(base)} that is restored: left in OneData."
+                staged.problems.append(Problem(path, "stray_sidecar", text))
+            elif path not in tree:
                 size = item.size if item.kind is Kind.FILE else 0
                 mode = 0o644 if item.kind is Kind.FILE else 0o755
                 wanted[path] = Entry(item.kind, size=size, mode=mode)

@@ -7,7 +7,9 @@ anything but the kernel, and its sink's calls are quick.
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import struct
 import threading
 import uuid
@@ -18,7 +20,12 @@ from pathlib import Path
 from typing import Protocol
 
 import pyinotify
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.events import (
+    EVENT_TYPE_CREATED,
+    EVENT_TYPE_MOVED,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
 from watchdog.observers.polling import PollingObserverVFS
 
 from onesync.beneath import open_plain
@@ -36,6 +43,7 @@ _MASK = (
 )
 _HEAD = struct.Struct("iIII")
 _BUFFER_BYTES = 1 << 18
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # ELOOP: a link stands there now
 _REMOTE = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "glusterfs", "beegfs", "9p", "fuse")
 
 
@@ -103,11 +111,10 @@ class InotifyWatcher:
         self._sink = sink
         self._manager = pyinotify.WatchManager()
         self._paths: dict[int, RelPath] = {}
-        self._watched: dict[RelPath, int] = {}
         self._cookie_watch = -1
         self._waiting: dict[bytes, threading.Event] = {}
         self._leaving: dict[int, tuple[RelPath, bool]] = {}
-        self._stopping = threading.Event()
+        self._wake = os.eventfd(0)
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
     def start(self) -> None:
@@ -123,24 +130,34 @@ class InotifyWatcher:
         name = uuid.uuid4().hex.encode()
         seen = self._waiting[name] = threading.Event()
         path = Path(os.fsdecode(join(self._cookies, name)))
-        path.touch()
-        arrived = seen.wait(timeout)
-        path.unlink(missing_ok=True)
-        self._waiting.pop(name, None)
-        return arrived
+        try:
+            path.touch()
+            return seen.wait(timeout)
+        except OSError:
+            return False  # such as a full disk: nothing is known to have arrived
+        finally:
+            path.unlink(missing_ok=True)
+            self._waiting.pop(name, None)
 
     def stop(self) -> None:
-        self._stopping.set()
-        self.drain(1.0)
-        self._thread.join()
+        # By a descriptor of its own: a cookie needs room on the disk.
+        os.eventfd_write(self._wake, 1)
+        if self._thread.is_alive():
+            self._thread.join()
         self._manager.close()
+        os.close(self._wake)
 
     def watches(self) -> int:
         return len(self._paths)
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._take_all(os.read(self._manager.get_fd(), _BUFFER_BYTES))
+        events = self._manager.get_fd()
+        both = select.poll()
+        both.register(events, select.POLLIN)
+        both.register(self._wake, select.POLLIN)
+        while self._wake not in (ready := [fd for fd, _ in both.poll()]):
+            if events in ready:
+                self._take_all(os.read(events, _BUFFER_BYTES))
 
     def _take_all(self, events: bytes) -> None:
         # Taken apart here: pyinotify gives up on a name that is not UTF-8, and its own map of paths
@@ -168,7 +185,7 @@ class InotifyWatcher:
             return
         directory = self._paths.get(event.watch)
         if event.mask & pyinotify.IN_IGNORED:
-            self._forget(event.watch)
+            self._paths.pop(event.watch, None)
             return
         if directory is None:
             return
@@ -204,22 +221,29 @@ class InotifyWatcher:
 
     def _renamed(self, source: RelPath, target: RelPath) -> None:
         """Kernel watches follow a renamed directory: give them its new name."""
-        for path in [p for p in self._watched if is_beneath(p, source)]:
-            watch = self._watched.pop(path)
-            fresh = target + path[len(source) :]
-            self._watched[fresh] = watch
-            self._paths[watch] = fresh
-        # A directory made inside just before the rename may not have been watched yet.
+        replaced = False
+        for watch, path in self._paths.items():
+            replaced |= path == target
+            if is_beneath(path, source):
+                self._paths[watch] = target + path[len(source) :]
+        # A directory made inside just before the rename may not have been watched yet; and where
+        # the two were exchanged, the other one stands at the source.
         self._watch_tree(target)
+        self._watch_tree(source)
+        if replaced:
+            self._sink.tree_changed(target)
 
     def _left(self, path: RelPath, is_directory: bool) -> None:
-        if is_directory:
-            for inner in [p for p in self._watched if is_beneath(p, path)]:
-                watch = self._watched.pop(inner)
-                self._paths.pop(watch, None)
-                # The kernel may have dropped it already; its refusal says nothing new.
-                self._manager._inotify_wrapper.inotify_rm_watch(self._manager.get_fd(), watch)
-        self._sink.changed(path)
+        if not is_directory:
+            self._sink.changed(path)
+            return
+        for watch in [w for w, p in self._paths.items() if is_beneath(p, path)]:
+            del self._paths[watch]
+            # The kernel may have dropped it already; its refusal says nothing new.
+            self._manager._inotify_wrapper.inotify_rm_watch(self._manager.get_fd(), watch)
+        # Another one may have taken the name meanwhile, and lost its watches just now.
+        self._watch_tree(path)
+        self._sink.tree_changed(path)
 
     def _watch_tree(self, top: RelPath) -> None:
         """Watch ``top`` and all beneath it, each before it is listed."""
@@ -230,7 +254,6 @@ class InotifyWatcher:
             if watch < 0:
                 continue
             self._paths[watch] = path
-            self._watched[path] = watch
             waiting += self._directories(path)
 
     def _directories(self, path: RelPath) -> list[RelPath]:
@@ -247,10 +270,9 @@ class InotifyWatcher:
         try:
             with _opened(join(self._root, path) if path else self._root) as fd:
                 return self._add(fd)
-        except (FileNotFoundError, NotADirectoryError):
-            return -1  # gone again: the scan tells
         except OSError as error:
-            self._sink.unwatched(path, error.strerror or "unknown")
+            if error.errno not in _GONE:  # if it is: the scan tells
+                self._sink.unwatched(path, error.strerror or "unknown")
             return -1
 
     def _add(self, fd: int) -> int:
@@ -263,11 +285,6 @@ class InotifyWatcher:
             raise OSError(number, os.strerror(number))
         return int(watch)
 
-    def _forget(self, watch: int) -> None:
-        path = self._paths.pop(watch, None)
-        if path is not None and self._watched.get(path) == watch:
-            del self._watched[path]
-
 
 class PollingWatcher(FileSystemEventHandler):
     """Compares listings at an interval, for file systems whose changes the kernel cannot tell."""
@@ -276,9 +293,7 @@ class PollingWatcher(FileSystemEventHandler):
         """Watch ``root`` every ``interval`` seconds."""
         self._root = os.fsdecode(root)
         self._sink = sink
-        self._interval = interval
-        # With lstat: the plain polling observer follows links, out of the working copy too.
-        self._observer = PollingObserverVFS(os.lstat, os.scandir, polling_interval=interval)
+        self._observer = PollingObserverVFS(_lstat, os.scandir, polling_interval=interval)
 
     def start(self) -> None:
         self._observer.schedule(self, self._root, recursive=True)
@@ -298,12 +313,24 @@ class PollingWatcher(FileSystemEventHandler):
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         """Mark both ends."""
+        is_new = event.event_type in (EVENT_TYPE_CREATED, EVENT_TYPE_MOVED)
+        # What is in a directory that was there before has events of its own.
+        mark = self._sink.tree_changed if event.is_directory and is_new else self._sink.changed
         for name in (event.src_path, event.dest_path):
             if name:
                 path = os.fsencode(os.path.relpath(os.fsdecode(name), self._root))
                 if path != b"." and not is_reserved(path):
-                    mark = self._sink.tree_changed if event.is_directory else self._sink.changed
                     mark(path)
+
+
+def _lstat(path: str) -> os.stat_result:
+    """Look at ``path`` itself, with the change time as its modification time.
+
+    Watchdog follows links unless told, and sees neither a new mode nor a rewrite that keeps the
+    modification time.
+    """
+    status = os.lstat(path)
+    return os.stat_result(tuple(status), {"st_mtime": status.st_ctime_ns})
 
 
 def choose_watcher(root: bytes, cookies: bytes, sink: Sink) -> Watcher:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 
-from onesync.core.model import RelPath, is_beneath
+from onesync.core.model import RelPath
 
 LIMIT = 200_000
 
@@ -68,11 +68,19 @@ class DirtySet:
             self._paths[path] = _Mark(now, now, restless)
 
     def mark_tree(self, path: RelPath, now: float) -> None:
-        """Mark everything beneath ``path``; marks beneath it are subsumed."""
-        first = now
-        for other in [p for p in self._paths if is_beneath(p, path)]:
-            first = min(first, self._paths.pop(other).first)
-        self._trees[path] = min(first, self._trees.get(path, now))
+        """Mark everything beneath ``path``. The whole tree subsumes all other marks.
+
+        Others subsume nothing: looking for marks beneath each new directory would cost far more
+        than looking at a path twice.
+        """
+        if b"" in self._trees:
+            return
+        if path and len(self._trees) < self._limit:
+            self._trees.setdefault(path, now)
+            return
+        oldest = self.oldest()
+        self._paths.clear()
+        self._trees = {b"": now if oldest is None else min(oldest, now)}
 
     def moved(self, source: RelPath, target: RelPath, now: float) -> None:
         """Mark both ends of a rename and remember that they are one."""

@@ -211,7 +211,8 @@ class FolderReplica:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
         try:
             for child in os.listdir(fd):
-                self._remove_in(fd, os.fsencode(child))
+                with suppress(FileNotFoundError):  # somebody else removed it: the rest remains
+                    self._remove_in(fd, os.fsencode(child))
                 self._progress(0)
         finally:
             os.close(fd)
