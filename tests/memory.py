@@ -67,6 +67,22 @@ class MemoryReplica:
             os.utime(local, ns=(mtime_ns, mtime_ns))
         return Copied(blake3(content).hexdigest(), len(content), None, True)
 
+    def append(self, source: bytes, path: RelPath, offset: int, digest: str) -> Copied | None:
+        with open(source, "rb") as file:
+            stamp = stamp_of(os.fstat(file.fileno()), Kind.FILE)
+            content = file.read()
+        with self._guard:
+            old = self.read(path)
+            same = blake3(content[:offset]).hexdigest() == digest and len(content) >= offset
+            if not same or len(old) != offset:
+                return None
+            self._tree[path] = old + content[offset:]
+        return Copied(blake3(content).hexdigest(), len(content), stamp, True)
+
+    def truncate(self, path: RelPath, length: int) -> None:
+        with self._guard:
+            self._tree[path] = self.read(path)[:length]
+
     def digest(self, path: RelPath) -> tuple[str, int]:
         content = self.read(path)
         return blake3(content).hexdigest(), len(content)

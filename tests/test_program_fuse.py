@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from onesync.core.model import STATUS_FOLDER
 from tests.node import SOON, Node, picture
 from tests.standin.mounted import Mounted
 from tests.test_program import fill, names_of_ours
@@ -155,3 +157,52 @@ def test_a_terminal_shows_a_bar(nodes: list[Node], mounted: Mounted) -> None:
     one.process.terminate()
     assert one.process.wait(SOON) == 0
     os.close(ours)
+
+
+def test_what_is_appended_to_a_large_file_is_all_that_is_written(
+    nodes: list[Node], mounted: Mounted
+) -> None:
+    one, two = nodes
+    one.deploy()
+    stack = one.work / "particles.mrcs"
+    stack.write_bytes(os.urandom(30_000_000))
+    assert one.flush() == 0, one.log()
+    mounted.reset()
+    with stack.open("ab") as file:
+        file.write(os.urandom(1_000_000))
+    assert one.flush() == 0, one.log()
+    counts = mounted.counts()
+    assert counts["bytes_written"] < 1_100_000
+    assert counts.get("read", 0) < 10, "the replica is not read again"
+    expected = picture(one.work)
+    assert one.end() == 0, one.log()
+    two.deploy()
+    assert picture(two.work) == expected
+    assert two.end() == 0, two.log()
+
+
+def test_a_death_while_appending_leaves_the_last_checkpoint(
+    nodes: list[Node], mounted: Mounted
+) -> None:
+    one, two = nodes
+    one.deploy()
+    stack = one.work / "particles.mrcs"
+    stack.write_bytes(b"old" * 1_000_000)
+    assert one.flush() == 0, one.log()
+    checkpoints = set((mounted.backing / "project").glob("*/manifest/*"))
+    mounted.fail("create", errno.EIO, times=-1, pattern="manifest/")
+    with stack.open("ab") as file:
+        file.write(b"new" * 100_000)
+    replica = mounted.backing / "project" / "particles.mrcs"
+    deadline = time.monotonic() + SOON
+    while replica.stat().st_size == 3_000_000:
+        assert time.monotonic() < deadline, one.log()
+        time.sleep(0.01)
+    one.end(signal.SIGKILL)
+    assert set((mounted.backing / "project").glob("*/manifest/*")) == checkpoints
+    mounted.clear()
+    (mounted.backing / "project" / os.fsdecode(STATUS_FOLDER) / "lock").unlink()
+    two.deploy()
+    assert (two.work / "particles.mrcs").read_bytes() == b"old" * 1_000_000
+    assert two.status()["problems"] == []
+    assert two.end() == 0, two.log()

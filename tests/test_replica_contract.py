@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from onesync.beneath import open_beneath
 from onesync.core.model import Kind
 from onesync.errors import OnesyncError
 from onesync.replica.children import ChildrenReplica
@@ -174,6 +175,37 @@ def test_a_listing_leaves_out_what_is_neither_file_nor_directory(
     assert [item.name for item in replica.list(b"")] == [b"file"]
 
 
+def test_a_listing_tells_a_link_as_one(replica: Replica, backing: Path) -> None:
+    if isinstance(replica, MemoryReplica):
+        pytest.skip("holds no links")
+    (backing / "link").symlink_to("/etc")
+    assert replica.list(b"") == [Listed(b"link", Kind.LINK, 0)]
+    assert replica.look(b"link") == Listed(b"link", Kind.LINK, 0)
+
+
+def test_a_look_at_a_directory(replica: Replica) -> None:
+    replica.make_directory(b"d")
+    assert replica.look(b"d") == Listed(b"d", Kind.DIRECTORY, 0)
+    assert replica.look(b"") == Listed(b"", Kind.DIRECTORY, 0)
+
+
+def test_rename_into_another_directory(replica: Replica) -> None:
+    replica.make_directory(b"a")
+    replica.make_directory(b"b")
+    replica.write_new(b"a/file", b"1")
+    replica.rename(b"a/file", b"b/other")
+    assert replica.look(b"a/file") is None
+    assert replica.read(b"b/other") == b"1"
+
+
+def test_an_error_without_a_class_of_its_own_carries_its_number(replica: Replica) -> None:
+    if isinstance(replica, MemoryReplica):
+        pytest.skip("knows no longest name")
+    with pytest.raises(OSError, match="too long") as caught:
+        replica.write_new(b"x" * 300, b"")
+    assert caught.value.errno == errno.ENAMETOOLONG
+
+
 def test_errors_say_which(replica: Replica) -> None:
     with pytest.raises(FileNotFoundError):
         replica.read(b"missing")
@@ -208,6 +240,31 @@ def test_put_reads_a_file_that_lost_its_name_from_its_descriptor(
     assert (copied.size, copied.steady) == (9000, True)
 
 
+def test_append_writes_only_the_tail(replica: Replica, source: Path) -> None:
+    replica.write_new(b"stack", source.read_bytes())
+    digest, length = replica.digest(b"stack")
+    with source.open("ab") as file:
+        file.write(b"more")
+    copied = replica.append(os.fsencode(source), b"stack", length, digest)
+    assert copied is not None
+    assert (copied.size, copied.steady) == (9004, True)
+    assert replica.digest(b"stack") == (copied.digest, 9004)
+    replica.truncate(b"stack", length)
+    assert replica.digest(b"stack") == (digest, length)
+
+
+def test_append_refuses_another_beginning_and_another_length(
+    replica: Replica, source: Path
+) -> None:
+    replica.write_new(b"stack", source.read_bytes())
+    digest, length = replica.digest(b"stack")
+    place = os.fsencode(source)
+    assert replica.append(place, b"stack", length, blake3(b"other").hexdigest()) is None
+    replica.truncate(b"stack", length - 1)
+    assert replica.append(place, b"stack", length, digest) is None
+    assert replica.digest(b"stack")[1] == length - 1
+
+
 def test_a_file_that_grows_is_a_prefix(replica: Replica, tmp_path: Path) -> None:
     path = tmp_path / "growing"
     path.write_bytes(b"x" * 1000)
@@ -225,11 +282,61 @@ def test_a_file_that_grows_is_a_prefix(replica: Replica, tmp_path: Path) -> None
     finally:
         growing.set()
         thread.join()
+    assert not all(copied.steady for copied in seen)
     content = path.read_bytes()
     for number, copied in enumerate(seen):
         assert copied.prefix
         assert replica.digest(b"%d" % number) == (copied.digest, copied.size)
         assert blake3(content[: copied.size]).hexdigest() == copied.digest
+
+
+def test_a_file_rewritten_while_it_is_copied_is_neither_steady_nor_a_prefix(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "rewritten"
+    path.write_bytes(b"x" * 3_000_000)
+    replica = FolderReplica(os.fsencode(tmp_path), lambda _: rewrite(path))
+    copied = replica.put(os.fsencode(path), b"new")
+    assert (copied.steady, copied.prefix) == (False, False)
+
+
+def rewrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"y")
+
+
+def test_what_two_remove_at_once_is_gone_for_both(replica: Replica) -> None:
+    replica.make_directory(b"tree")
+    for number in range(100):
+        replica.write_new(b"tree/%d" % number, b"1")
+
+    def remove(_: int) -> bool:
+        replica.remove(b"tree")
+        return replica.look(b"tree") is None
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(remove, range(8)))
+
+
+def test_a_directory_opened_before_a_rename_is_not_held_for_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = FolderReplica(os.fsencode(tmp_path))
+    replica.make_directory(b"a")
+
+    def slowly(root: int, path: bytes, flags: int) -> int:
+        fd = open_beneath(root, path, flags)
+        if path == b"a":
+            monkeypatch.undo()
+            # Meanwhile, in another thread of the same replica.
+            replica.rename(b"a", b"b")
+            replica.make_directory(b"a")
+        return fd
+
+    monkeypatch.setattr("onesync.replica.folder.open_beneath", slowly)
+    assert replica.look(b"a/late") is None
+    replica.write_new(b"a/file", b"1")
+    assert (tmp_path / "a" / "file").exists()
 
 
 def test_many_threads_get_what_they_put(replica: Replica, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,8 @@ class Told:
 def root(tmp_path: Path) -> Path:
     path = tmp_path / "root"
     (path / "dir").mkdir(parents=True)
+    (path / "empty").mkdir()
+    (path / "old link").symlink_to("nowhere")
     (path / "file").write_bytes(b"1")
     (path / "dir" / "inner").write_bytes(b"1")
     return path
@@ -102,6 +106,26 @@ def wait_for(condition: Callable[[], bool], told: Told) -> None:
         time.sleep(0.01)
 
 
+def rewrite_in_its_time(path: Path) -> None:
+    before = path.stat()
+    path.write_bytes(b"2")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def retarget(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("elsewhere")
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Rename each to the other's name in one call."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_cwd, exchange_flag = -100, 2
+    paths = (os.fsencode(one), os.fsencode(other))
+    if libc.renameat2(at_cwd, paths[0], at_cwd, paths[1], exchange_flag) != 0:
+        pytest.skip(f"cannot exchange here: {os.strerror(ctypes.get_errno())}")
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], set[bytes]]] = {
     "created": (lambda root: (root / "new").write_bytes(b""), {b"new"}),
     "written": (lambda root: (root / "file").write_bytes(b"longer"), {b"file"}),
@@ -113,10 +137,16 @@ CHANGES: dict[str, tuple[Callable[[Path], object], set[bytes]]] = {
     ),
     "mode": (lambda root: (root / "file").chmod(0o600), {b"file"}),
     "time": (lambda root: os.utime(root / "file", (1, 1)), {b"file"}),
+    "rewritten in its time": (lambda root: rewrite_in_its_time(root / "file"), {b"file"}),
     "directory made": (lambda root: (root / "made").mkdir(), {b"made"}),
     "directory renamed": (lambda root: (root / "dir").rename(root / "moved"), {b"dir", b"moved"}),
     "directory gone": (lambda root: shutil.rmtree(root / "dir"), {b"dir", b"dir/inner"}),
     "link made": (lambda root: (root / "link").symlink_to("nowhere"), {b"link"}),
+    "link retargeted": (lambda root: retarget(root / "old link"), {b"old link"}),
+    "directory put over an empty one": (
+        lambda root: (root / "dir").rename(root / "empty"),
+        {b"dir", b"empty/inner"},
+    ),
     "odd names": (
         lambda root: (root / os.fsdecode(b"\xff new\nline")).write_bytes(b"x"),
         {b"\xff new\nline"},
@@ -176,15 +206,37 @@ def test_links_are_not_followed(root: Path, told: Told, watcher: Watcher, tmp_pa
     (outside / "secret").write_bytes(b"x")
     (root / "last").write_bytes(b"x")
     wait_for(lambda: told.covers(b"last"), told)
-    assert b"door/secret" not in told.paths
+    assert not told.covers(b"door/secret")
 
 
 @pytest.mark.usefixtures("watcher")
 def test_our_own_names_are_not_told(root: Path, told: Told) -> None:
-    (root / ".onesync~1").write_bytes(b"x")
+    ours = [".onesync~1", ".onesync~tree", ".deployment_status_do_not_delete", "dir/.onesync~2"]
+    for name in ours:
+        (root / name).mkdir()
+        (root / name / "inner").write_bytes(b"x")
     (root / "last").write_bytes(b"x")
     wait_for(lambda: told.covers(b"last"), told)
-    assert b".onesync~1" not in told.paths
+    assert not any(map(told.covers, map(os.fsencode, ours)))
+
+
+@pytest.mark.usefixtures("watcher")
+def test_a_file_in_an_old_directory_marks_no_tree(root: Path, told: Told) -> None:
+    (root / "dir" / "new").write_bytes(b"x")
+    wait_for(lambda: told.covers(b"dir/new"), told)
+    assert not told.trees
+
+
+@pytest.mark.usefixtures("watcher")
+def test_exchanged_directories_tell_by_their_new_names(root: Path, told: Told) -> None:
+    (root / "empty" / "other").write_bytes(b"1")
+    wait_for(lambda: told.covers(b"empty/other"), told)
+    exchange(root / "dir", root / "empty")
+    wait_for(lambda: told.covers(b"empty") and told.covers(b"dir"), told)
+    told.forget()
+    (root / "dir" / "other").write_bytes(b"changed")
+    (root / "empty" / "inner").write_bytes(b"changed")
+    wait_for(lambda: told.covers(b"dir/other") and told.covers(b"empty/inner"), told)
 
 
 def test_drained_means_told(root: Path, told: Told, watcher: Watcher) -> None:
@@ -213,22 +265,92 @@ def test_what_leaves_is_told_and_watched_no_more(
     assert told.paths == set()
 
 
+@contextmanager
+def held(root: Path, told: Told) -> Iterator[None]:
+    """Hold the watcher's thread, so that it finds all that happens meanwhile at once."""
+    told.gate.clear()
+    (root / "file").write_bytes(b"holds the watcher's thread")
+    yield
+    told.gate.set()
+
+
+def test_a_name_taken_again_at_once_is_watched(
+    root: Path, told: Told, inotify: InotifyWatcher, tmp_path: Path
+) -> None:
+    with held(root, told):
+        (root / "dir").rename(tmp_path / "away")
+        (root / "dir").mkdir()
+    assert inotify.drain(SOON)
+    assert told.covers(b"dir/inner")
+    told.forget()
+    (root / "dir" / "new").write_bytes(b"1")
+    assert inotify.drain(SOON)
+    assert told.covers(b"dir/new")
+
+
+def test_a_directory_that_became_a_link_is_no_failure(
+    root: Path, told: Told, inotify: InotifyWatcher, tmp_path: Path
+) -> None:
+    before = inotify.watches()
+    with held(root, told):
+        (root / "made").mkdir()
+        (root / "made").rmdir()
+        (root / "made").symlink_to(tmp_path)
+    assert inotify.drain(SOON)
+    assert told.covers(b"made")
+    assert told.refused == {}
+    assert inotify.watches() == before
+
+
+def overflow(root: Path) -> None:
+    """Make more events than the kernel's queue holds."""
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    # Alternating names: the kernel merges equal events that follow each other.
+    script = (
+        "import os, sys\n"
+        f"for _ in range({limit // 2 + 1000}):\n"
+        "    os.utime(sys.argv[1]); os.utime(sys.argv[2])\n"
+    )
+    names = [root / "dir" / "inner", root / "file"]
+    subprocess.run([sys.executable, "-c", script, *names], check=True)
+
+
+def test_a_directory_renamed_during_an_overflow_keeps_its_new_name(
+    root: Path, told: Told, inotify: InotifyWatcher
+) -> None:
+    (root / "dir" / "sub").mkdir()
+    assert inotify.drain(SOON)
+    with held(root, told):
+        overflow(root)
+        (root / "dir" / "sub").rename(root / "empty" / "sub")
+    wait_for(lambda: told.overflows > 0, told)
+    (root / "dir").rename(root / "moved")
+    assert inotify.drain(SOON)
+    told.forget()
+    (root / "empty" / "sub" / "file").write_bytes(b"1")
+    assert inotify.drain(SOON)
+    assert told.covers(b"empty/sub/file")
+
+
+def test_the_end_needs_no_cookie(root: Path, told: Told, tmp_path: Path) -> None:
+    watcher = InotifyWatcher(os.fsencode(root), os.fsencode(tmp_path / "cookie"), told)
+    watcher.start()
+    shutil.rmtree(tmp_path / "cookie")
+    assert not watcher.drain(SOON)
+    watcher.stop()
+    assert not watcher._thread.is_alive()
+
+
+def test_one_that_never_began_can_be_stopped(root: Path, told: Told, tmp_path: Path) -> None:
+    InotifyWatcher(os.fsencode(root), os.fsencode(tmp_path / "cookie"), told).stop()
+
+
 def test_an_overflow_is_told_and_nothing_stays_unwatched(
     root: Path, told: Told, inotify: InotifyWatcher
 ) -> None:
-    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
-    told.gate.clear()
-    (root / "file").write_bytes(b"holds the watcher's thread")
-    # Alternating names: the kernel merges equal events that follow each other.
-    one, other = root / "dir" / "inner", root / "file"
-    script = (
-        "import os, sys\n"
-        f"for _ in range({limit + 1000}):\n"
-        "    os.utime(sys.argv[1]); os.utime(sys.argv[2])\n"
-    )
-    subprocess.run([sys.executable, "-c", script, one, other], check=True)
-    (root / "made in the dark").mkdir()
-    told.gate.set()
+    with held(root, told):
+        overflow(root)
+        (root / "made in the dark").mkdir()
     wait_for(lambda: told.overflows > 0, told)
     assert inotify.drain(SOON)
     told.forget()

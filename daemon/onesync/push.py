@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from onesync.replica.door import Copied, Replica
 from onesync.replica.folder import digest_local
 
 INTENTS = STATUS_FOLDER + b"/intent"
+_APPEND_FROM = 1 << 20
+"""Smaller files are copied whole: one more look at them costs as much as their bytes."""
 
 
 @dataclass(slots=True)
@@ -48,6 +51,7 @@ class Intent:
         make: directories.
         promise: those of ``new`` that promise other entries (markers, databases): without a
             checkpoint they must not stand.
+        append: (path, committed length) of files that may be written beyond it.
     """
 
     position: Position
@@ -57,6 +61,7 @@ class Intent:
     rename: list[tuple[RelPath, RelPath]] = field(default_factory=list)
     make: list[RelPath] = field(default_factory=list)
     promise: list[RelPath] = field(default_factory=list)
+    append: list[tuple[RelPath, int]] = field(default_factory=list)
 
     _PARTS = ("new", "replace", "remove", "rename")
     _SINGLE = ("make", "promise")
@@ -70,7 +75,8 @@ class Intent:
         head = {"onesync": "intent", "format": 1}
         place = {"epoch": self.position.epoch, "sequence": self.position.sequence}
         single = {name: [_text(path) for path in getattr(self, name)] for name in self._SINGLE}
-        return json.dumps({**head, **place, **parts, **single}).encode()
+        lengths = {"append": [[_text(path), length] for path, length in self.append]}
+        return json.dumps({**head, **place, **parts, **single, **lengths}).encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Intent:
@@ -86,6 +92,7 @@ class Intent:
             getattr(intent, name).extend((_raw(a), _raw(b)) for a, b in found[name])
         for name in cls._SINGLE:
             getattr(intent, name).extend(map(_raw, found[name]))
+        intent.append.extend((_raw(path), int(length)) for path, length in found["append"])
         return intent
 
     @property
@@ -180,6 +187,7 @@ class Push:
         self._asides: dict[RelPath, RelPath] = {}
         self._removes: dict[RelPath, list[RelPath]] = {}
         self._held: set[RelPath] = set()
+        self._guard = threading.Lock()
 
     def carry_out(
         self,
@@ -221,6 +229,8 @@ class Push:
             if self._order.group_of(path, is_database=path in snapshots) != DATA:
                 self.intent.promise.append(path)
             if known is not None and known.entry.kind is Kind.FILE:
+                if path not in snapshots and _may_append(difference):
+                    self.intent.append.append((path, known.entry.size))
                 aside = self._name_beside(difference.path)
                 self.intent.replace.append((difference.path, aside))
         for difference in plan.removals:
@@ -312,8 +322,9 @@ class Push:
         self._may_write()
         try:
             copied = self._same_content(difference, source)
-            transfers = copied is None
-            copied = copied or self._replica.put(source, temporary)
+            appended = None if copied or frozen else self._append(difference, source)
+            transfers = copied is None and appended is None
+            copied = copied or appended or self._replica.put(source, temporary)
         except (FileNotFoundError, InterruptedError, NotADirectoryError):
             self.outcome.retry.add(path)  # gone or changed its kind since the scan: still dirty
             return None
@@ -325,12 +336,27 @@ class Push:
             grown = known is None or copied.size > known.entry.size
             if not (copied.prefix and grown):
                 self.outcome.retry.add(path)
-                self._replica.remove(temporary)
+                if appended is not None and known is not None:
+                    self._replica.truncate(path, known.entry.size)
+                else:
+                    self._replica.remove(temporary)
                 return None
             self.outcome.growing.add(path)
         stamp = _seen(difference) if frozen else copied.before
         assert stamp is not None
         return _Ready(difference, temporary if transfers else None, copied, stamp, group, frozen)
+
+    def _append(self, difference: Difference, source: bytes) -> Copied | None:
+        """Write beyond the committed length of a large file that grew, where nobody reads yet."""
+        known = difference.known
+        if known is None or not _may_append(difference):
+            return None
+        entry = known.entry
+        copied = self._replica.append(source, difference.path, entry.size, entry.digest)
+        if copied is not None:
+            self._confirm(difference.path, copied.size)
+            self._tally(copied.size - entry.size)
+        return copied
 
     def _same_content(self, difference: Difference, source: bytes) -> Copied | None:
         """Return what a copy would give when the replica holds these very bytes already.
@@ -371,8 +397,7 @@ class Push:
         if self._change_names(path, item.temporary, self._asides.get(path)):
             self._confirm(path, item.copied.size)
             self._record(path, entry, item.stamp)
-            self.outcome.files += 1
-            self.outcome.size += item.copied.size
+            self._tally(item.copied.size)
 
     def _change_names(self, path: RelPath, temporary: RelPath, aside: RelPath | None) -> bool:
         self._may_write()
@@ -390,6 +415,11 @@ class Push:
             self._leftover.append(temporary)
             return False
         return True
+
+    def _tally(self, size: int) -> None:
+        with self._guard:
+            self.outcome.files += 1
+            self.outcome.size += size
 
     def _remove_strays(self, path: RelPath) -> None:
         """A journal of another version beside a database would undo what it holds."""
@@ -437,6 +467,13 @@ class Push:
             " kept, and so is the working copy's. Rename one of them."
         )
         self.outcome.problems.append(Problem(path, "occupied", text))
+
+
+def _may_append(difference: Difference) -> bool:
+    known, seen = difference.known, difference.seen
+    if known is None or seen is None or known.entry.kind is not Kind.FILE:
+        return False
+    return bool(known.entry.digest) and _APPEND_FROM <= known.entry.size < seen.size
 
 
 def _seen(difference: Difference) -> Stamp:

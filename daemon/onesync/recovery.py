@@ -84,6 +84,11 @@ def _roll_back(replica: Replica, intent: Intent) -> list[str]:
         if replica.look(aside) is not None:
             _return(replica, path, aside)
             told.append(f"{show(path)} has its version of the last checkpoint again.")
+    for path, length in intent.append:
+        found = replica.look(path)
+        if found is not None and found.kind is Kind.FILE and found.size > length:
+            replica.truncate(path, length)
+            told.append(f"{show(path)} ends again where the last checkpoint says.")
     return told
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -123,3 +124,44 @@ def test_a_move_waits_for_both_its_ends() -> None:
     dirty.mark(b"b", 1.5)
     assert dirty.take(2.0).moves == ()
     assert dirty.take(3.5).moves == ((b"a", b"b"),)
+
+
+@given(st.lists(st.tuples(STEPS, PATHS), max_size=20), STEPS)
+def test_what_is_due_is_taken_and_nothing_else(
+    marks: list[tuple[float, RelPath]], rest: float
+) -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    expected: dict[RelPath, tuple[float, float]] = {}
+    now = 0.0
+    for step, path in marks:
+        now += step
+        dirty.mark(path, now)
+        expected[path] = (expected.get(path, (now, now))[0], now)
+    now += rest
+    due = {p: min(last + SETTLE, first + MAX_DELAY) for p, (first, last) in expected.items()}
+    seconds = dirty.next_due(now)
+    assert seconds == (max(0.0, min(due.values()) - now) if due else None)
+    now += seconds or 0.0
+    taken = dirty.take(now)
+    assert taken.paths == {path for path, when in due.items() if when <= now}
+    assert bool(taken.paths) == bool(marks)
+    assert dict(taken.since) == {path: expected[path][0] for path in taken.paths}
+
+
+def test_a_new_tree_is_due_at_once_and_hurries_nothing_else() -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    dirty.mark(b"a/b", 0)
+    dirty.mark_tree(b"a", 1)
+    first = dirty.take(1)
+    assert not first.paths
+    assert first.trees == {b"a"}
+    assert dirty.take(SETTLE).paths == {b"a/b"}
+
+
+def test_beyond_the_limit_the_whole_tree_is_marked_with_the_oldest_age() -> None:
+    for mark in (DirtySet.mark, DirtySet.mark_tree):
+        dirty = DirtySet(SETTLE, MAX_DELAY, limit=3)
+        for number in range(10):
+            mark(dirty, b"%d" % number, number)
+        assert len(dirty) == 1
+        assert dirty.take(10).since == ((b"", 0),)

@@ -211,6 +211,12 @@ class ChildrenReplica:
     def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
         return cast(Copied, self._call("fetch", path, destination, mode, mtime_ns))
 
+    def append(self, source: bytes, path: RelPath, offset: int, digest: str) -> Copied | None:
+        return cast("Copied | None", self._call("append", source, path, offset, digest))
+
+    def truncate(self, path: RelPath, length: int) -> None:
+        self._call("truncate", path, length)
+
     def digest(self, path: RelPath) -> tuple[str, int]:
         return cast("tuple[str, int]", self._call("digest", path))
 

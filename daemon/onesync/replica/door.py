@@ -66,7 +66,7 @@ class Replica(Protocol):
         """Look ``path`` up afresh; None when nothing stands there."""
 
     def list(self, path: RelPath) -> list[Listed]:
-        """List a directory, in no order; links and special files are left out."""
+        """List a directory, in no order; special files are left out."""
 
     def make_directory(self, path: RelPath) -> None:
         """Create a directory. Raises FileExistsError when the name is taken by anything."""
@@ -86,6 +86,17 @@ class Replica(Protocol):
         The local file is created exclusively, gets ``mode`` and, unless None, ``mtime_ns``, and is
         flushed to disk.
         """
+
+    def append(self, source: bytes, path: RelPath, offset: int, digest: str) -> Copied | None:
+        """Write what ``source`` (as in ``put``) holds beyond ``offset`` to the end of ``path``.
+
+        Returns what a whole copy would have given, or None, with nothing written, unless ``source``
+        begins with the ``offset`` bytes that have this digest and ``path`` is exactly that long.
+        After an error, or where the result is no ``prefix``, ``path`` must be truncated.
+        """
+
+    def truncate(self, path: RelPath, length: int) -> None:
+        """Cut the file ``path`` off at ``length`` bytes."""
 
     def digest(self, path: RelPath) -> tuple[str, int]:
         """Read a file to its end; returns its blake3 digest in hex and its length."""

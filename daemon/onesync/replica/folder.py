@@ -59,11 +59,13 @@ class FolderReplica:
         self._progress = progress or (lambda _: None)
         self._held: OrderedDict[RelPath, _HeldDirectory] = OrderedDict()
         self._guard = threading.Lock()
+        self._forgotten = 0
 
     def forget(self) -> None:
         """Let go of every directory descriptor: paths may mean something else from here on."""
         with self._guard:
             self._held.clear()
+            self._forgotten += 1
 
     def identify(self) -> Identity:
         self.forget()
@@ -179,6 +181,52 @@ class FolderReplica:
             self._progress(len(chunk))
         return hasher.hexdigest(), total
 
+    def append(self, source: bytes, path: RelPath, offset: int, digest: str) -> Copied | None:
+        origin = _open_source(source)
+        try:
+            before = os.fstat(origin)
+            hasher = blake3()
+            begun = _feed(hasher, origin, 0, offset, self._progress)
+            if begun != offset or hasher.hexdigest() != digest:
+                return None
+            with self._parent(path) as directory:
+                target = os.open(name_of(path), os.O_RDWR | os.O_NOFOLLOW, dir_fd=directory)
+            try:
+                if os.fstat(target).st_size != offset:
+                    return None
+                total = self._pour_tail(origin, target, hasher, offset, before.st_size)
+                os.fsync(target)
+            finally:
+                os.close(target)
+            stamp = stamp_of(before, Kind.FILE)
+            whole = hasher.hexdigest()
+            steady = stamp_of(os.fstat(origin), Kind.FILE) == stamp
+            prefix = steady or _digest(origin, total, self._progress) == (whole, total)
+        finally:
+            os.close(origin)
+        return Copied(whole, total, stamp, steady, prefix)
+
+    def _pour_tail(self, origin: int, target: int, hasher: blake3, offset: int, end: int) -> int:
+        """Copy from ``offset`` up to ``end``, to the same place; returns where it ended."""
+        while offset < end and (chunk := os.pread(origin, min(CHUNK, end - offset), offset)):
+            hasher.update(chunk)
+            view = memoryview(chunk)
+            while view:
+                written = os.pwrite(target, view, offset)
+                view = view[written:]
+                offset += written
+            self._progress(len(chunk))
+        return offset
+
+    def truncate(self, path: RelPath, length: int) -> None:
+        with self._parent(path) as directory:
+            target = os.open(name_of(path), os.O_RDWR | os.O_NOFOLLOW, dir_fd=directory)
+        try:
+            os.ftruncate(target, length)
+            os.fsync(target)
+        finally:
+            os.close(target)
+
     def digest(self, path: RelPath) -> tuple[str, int]:
         with self._parent(path) as directory:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -259,12 +307,15 @@ class FolderReplica:
             if held is not None:
                 self._held.move_to_end(path)
                 return held
+            forgotten = self._forgotten
         root = os.open(self._root, os.O_PATH | os.O_DIRECTORY)
         try:
             held = _HeldDirectory(open_beneath(root, path, os.O_PATH | os.O_DIRECTORY))
         finally:
             os.close(root)
         with self._guard:
+            if self._forgotten != forgotten:
+                return held  # opened before a rename, maybe: good for this call alone
             self._held[path] = held
             while len(self._held) > _HELD_DIRECTORIES:
                 self._held.popitem(last=False)
@@ -299,15 +350,22 @@ def digest_local(source: bytes) -> Copied:
 def _digest(origin: int, limit: int | None, progress: Callable[[int], None]) -> tuple[str, int]:
     """Digest the first ``limit`` bytes (None: all); returns the digest and their number."""
     hasher = blake3()
-    total = 0
-    while limit is None or total < limit:
-        chunk = os.pread(origin, CHUNK if limit is None else min(CHUNK, limit - total), total)
+    total = _feed(hasher, origin, 0, limit, progress)
+    return hasher.hexdigest(), total
+
+
+def _feed(
+    hasher: blake3, origin: int, offset: int, end: int | None, progress: Callable[[int], None]
+) -> int:
+    """Feed the bytes from ``offset`` up to ``end`` (None: all); returns where they ended."""
+    while end is None or offset < end:
+        chunk = os.pread(origin, CHUNK if end is None else min(CHUNK, end - offset), offset)
         if not chunk:
             break
         hasher.update(chunk)
-        total += len(chunk)
+        offset += len(chunk)
         progress(0)
-    return hasher.hexdigest(), total
+    return offset
 
 
 def _look_in(directory: int, name: bytes) -> Listed | None:
