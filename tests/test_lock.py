@@ -183,3 +183,56 @@ def test_unlock_of_a_live_claim_is_refused(replica: FolderReplica) -> None:
 def test_times_that_break_the_order_are_refused() -> None:
     with pytest.raises(ValueError, match="rise"):
         LockTimes(10, 20, 10, 80, 0, 100).validate()
+
+
+class Dies(Exception):
+    """The node loses power."""
+
+
+def test_a_claim_that_died_before_its_record_is_taken_up_again(replica: FolderReplica) -> None:
+    kept: list[Remembered] = []
+
+    def die(_: float) -> None:
+        raise Dies
+
+    claimant = Claimant("one", "boot-one", "machine-one", "me", "/work", "/data", "0")
+    first = Lock(replica, FakeClock(), TIMES, claimant, None, kept.append)
+    first._end = lambda *_: None  # type: ignore[method-assign]  # dead: withdraws nothing
+    with pytest.raises(Dies):
+        first.acquire(pause=die)
+    assert replica.look(EPOCHS + b"/000001") is not None
+    with pytest.raises(DeployedElsewhere, match="no readable record"):
+        lock_of(replica, "two").acquire()
+    assert lock_of(replica, "one", kept[-1]).acquire() == 2
+
+
+def test_a_deployment_of_many_beats_is_known_again(replica: FolderReplica) -> None:
+    kept: list[Remembered] = []
+    claimant = Claimant("one", "boot-one", "machine-one", "me", "/work", "/data", "0")
+    first = Lock(replica, FakeClock(), TIMES, claimant, None, kept.append)
+    first.acquire()
+    for _ in range(20):
+        first.beat()
+    assert lock_of(replica, "one", kept[-1]).acquire() == 2
+
+
+def test_a_claim_that_another_node_won_at_the_same_moment_is_not_ours(
+    replica: FolderReplica,
+) -> None:
+    kept: list[Remembered] = []
+    claimant = Claimant("one", "boot-one", "machine-one", "me", "/work", "/data", "0")
+    first = Lock(replica, FakeClock(), TIMES, claimant, None, kept.append)
+    first.acquire()
+    mine = kept[-1]
+    again = Lock(replica, FakeClock(), TIMES, claimant, mine, kept.append)
+    make = replica.make_directory
+
+    def overtaken(path: bytes) -> None:
+        if path == EPOCHS + b"/000002":
+            make(path)
+        make(path)
+
+    replica.make_directory = overtaken  # type: ignore[method-assign]
+    with pytest.raises(DeployedElsewhere, match="at the same moment"):
+        again.acquire()
+    assert kept[-1] == mine, "the epoch tried for in vain is not remembered"

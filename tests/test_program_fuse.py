@@ -206,3 +206,23 @@ def test_a_death_while_appending_leaves_the_last_checkpoint(
     assert (two.work / "particles.mrcs").read_bytes() == b"old" * 1_000_000
     assert two.status()["problems"] == []
     assert two.end() == 0, two.log()
+
+
+def test_a_flush_that_cannot_finish_keeps_the_lock_and_says_so(
+    nodes: list[Node], mounted: Mounted
+) -> None:
+    one, _ = nodes
+    one.configure(
+        mount__require_fuse=True, mount__io_timeout_seconds=2, undeploy__flush_retry_seconds=2
+    )
+    one.deploy()
+    mounted.fail("write", errno.EDQUOT, times=-1)
+    (one.work / "file").write_bytes(b"precious")
+    assert one.end() == 10
+    assert "The final flush could not finish" in one.log()
+    assert "the lock and all local data are kept" in one.log()
+    assert (mounted.backing / "project" / os.fsdecode(STATUS_FOLDER) / "lock").exists()
+    mounted.clear()
+    one.deploy()
+    assert one.end() == 0, one.log()
+    assert (mounted.backing / "project" / "file").read_bytes() == b"precious"

@@ -148,6 +148,7 @@ def test_what_is_not_pushed_is_seen(node: Node, prometheus: Prometheus) -> None:
     prometheus.wait_for("onesync_pending_bytes >= bool 1000", 1)
     prometheus.wait_for("time() - onesync_oldest_unsynced_timestamp_seconds < bool 60", 1)
     prometheus.wait_for("onesync_mount_up", 0)
+    prometheus.wait_for('onesync_push_errors_total{kind="MountNotThere"} > bool 0', 1)
     node.store.with_name("away").rename(node.store)
     assert node.end() == 0, node.log()
 

@@ -45,9 +45,6 @@ class Events(Protocol):
     def committed(self, name: str, wall_seconds: float) -> None:
         """A checkpoint stands, since ``wall_seconds`` (seconds since 1970)."""
 
-    def failed(self, kind: str) -> None:
-        """A batch failed for a reason of this kind."""
-
 
 @dataclass(slots=True)
 class _Awaited:
@@ -186,11 +183,7 @@ class Batches:
             lambda top: (path for path, _ in self.index.beneath(top)),
         )
         self._half_done = True
-        try:
-            return self._push_and_commit(push, plan, frozen, pins)
-        except OSError as error:
-            self.events.failed(error.strerror or "unknown")
-            raise
+        return self._push_and_commit(push, plan, frozen, pins)
 
     def _push_and_commit(
         self, push: Push, plan: Plan, frozen: dict[RelPath, Frozen], pins: Pins

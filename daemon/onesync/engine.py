@@ -52,8 +52,6 @@ from onesync.watcher import Watcher, choose_watcher
 log = logging.getLogger(__name__)
 
 _BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-_FLUSH_SECONDS = 480.0
-"""How long the final flush retries on a mount that fails before it leaves with the lock kept."""
 _HANDOVER_SECONDS = 60.0
 _DRAIN_SECONDS = 30.0
 _TICK_SECONDS = 60.0
@@ -65,6 +63,9 @@ class Observer(Events, Protocol):
 
     def phase_changed(self, phase: str) -> None:
         """The deployment is in this phase now."""
+
+    def failed(self, kind: str) -> None:
+        """A batch failed for a reason of this kind: an errno's name or an error's."""
 
     def rescanned(self, reason: str) -> None:
         """The whole working copy is about to be scanned."""
@@ -181,10 +182,6 @@ class Engine:
         """Remember the newest checkpoint and pass it on."""
         self.last_checkpoint = name
         self._observer.committed(name, wall_seconds)
-
-    def failed(self, kind: str) -> None:
-        """Pass it on."""
-        self._observer.failed(kind)
 
     def _beaten(self) -> None:
         if self._heartbeat is not None and self._heartbeat.lost is not None:
@@ -375,6 +372,7 @@ class Engine:
         return 0
 
     def _failed(self, error: Exception, failures: int) -> int:
+        self._observer.failed(_kind_of(error))
         self.mount.up = isinstance(error, OnesyncError) and not isinstance(error, MountNotThere)
         self._set_phase("suspended" if isinstance(error, Suspended) else "backing_off")
         if failures == 0 or failures % 10 == 0:
@@ -444,7 +442,7 @@ class Engine:
             raise OnesyncError(f"{show(min(batches.left))} changes all the time")
 
     def _retry(self, act: Callable[[], object], patience: float | None) -> None:
-        patience = _FLUSH_SECONDS if patience is None else patience
+        patience = patience or self._settings.undeploy.flush_retry_seconds
         deadline = self._clock.boottime() + patience
         failures = 0
         while True:
@@ -501,6 +499,13 @@ class Engine:
 
     def _release_old(self) -> None:
         self.lock.release_earlier(self._index.get("undeployed"))
+
+
+def _kind_of(error: Exception) -> str:
+    """Return a short stable word for a metric's label."""
+    if isinstance(error, OSError):
+        return errno.errorcode.get(error.errno or 0, "unknown")
+    return type(error).__name__
 
 
 def _mount_failed(error: OSError) -> OnesyncError:

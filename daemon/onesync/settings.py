@@ -99,6 +99,7 @@ class UndeploySettings(_Section):
     """``[undeploy]``."""
 
     clean_working_dir: bool = False
+    flush_retry_seconds: float = Field(default=480.0, gt=0)
     on_reboot: Literal["keep", "undeploy"] = "keep"
     on_poweroff: Literal["keep", "undeploy"] = "undeploy"
 

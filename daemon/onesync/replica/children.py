@@ -24,6 +24,8 @@ from onesync.errors import MountHung, MountNotThere
 from onesync.replica.child import receive, send
 from onesync.replica.door import Copied, Identity, Listed
 
+_ENDED = "The process that talks to the mount ended; nothing is lost, the call is made again."
+
 
 class _Call:
     def __init__(self) -> None:
@@ -71,7 +73,7 @@ class _Child:
             with self._sending:
                 send(self._connection, (number, generation, method, arguments))
         except OSError as error:
-            self.abandon(MountNotThere(f"the process that talks to the mount is gone ({error})"))
+            self.abandon(MountNotThere(f"{_ENDED} ({error})"))
         while True:
             try:
                 return call.future.result(max(0.01, call.advanced + patience - time.monotonic()))
@@ -121,7 +123,7 @@ class _Child:
             if answer is None:
                 break
             self._take(*answer)
-        self.abandon(MountNotThere("The process that talks to the mount ended; nothing is lost."))
+        self.abandon(MountNotThere(_ENDED))
         self._connection.close()
 
     def _take(self, number: int, good: bool | None, result: Any) -> None:
