@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onesync import snapshot
 from onesync.core.dirty import Due
-from onesync.core.model import Kind, Problem, RelPath, Stamp, is_beneath, join, show
+from onesync.core.model import Kind, Problem, RelPath, Stamp, join, lies_in, show
 from onesync.core.ordering import DATA, SIDECARS, PublishOrder, database_of
 from onesync.core.plan import Difference
 from onesync.index import Index
@@ -299,6 +299,6 @@ def _over(
     kept = {
         path: difference
         for path, difference in found.items()
-        if path not in late.paths and not any(is_beneath(path, tree) for tree in late.trees)
+        if path not in late.paths and not lies_in(path, late.trees)
     }
     return kept | late_found

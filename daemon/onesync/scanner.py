@@ -18,9 +18,9 @@ from onesync.core.model import (
     Problem,
     RelPath,
     Stamp,
-    is_beneath,
     is_reserved,
     join,
+    lies_in,
     name_of,
     parent_of,
     show,
@@ -53,11 +53,12 @@ class Scanner:
         """
         found: dict[RelPath, Difference] = {}
         with self._opened():
-            tops = [tree for tree in set(trees) if not self._left_out(tree)]
+            tops = {tree for tree in trees if not self._left_out(tree)}
             for tree in tops:
-                found.update((d.path, d) for d in self._tree(tree))
+                if not tree or not lies_in(parent_of(tree), tops):
+                    found.update((d.path, d) for d in self._tree(tree))
             for path in set(paths):
-                if not self._left_out(path) and not any(is_beneath(path, t) for t in tops):
+                if not self._left_out(path) and not lies_in(path, tops):
                     found.update((d.path, d) for d in self._path(path))
         return found
 

@@ -6,6 +6,7 @@ parts and none at either end; ``b""`` is the root itself.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -122,6 +123,15 @@ def join(parent: RelPath, name: bytes) -> RelPath:
 def is_beneath(path: RelPath, top: RelPath) -> bool:
     """Return whether ``path`` is ``top`` or lies below it."""
     return not top or path == top or path.startswith(top + b"/")
+
+
+def lies_in(path: RelPath, tops: Set[RelPath]) -> bool:
+    """Return whether ``path`` is one of ``tops`` or lies below one; costs its depth alone."""
+    while path not in tops:
+        if not path:
+            return False
+        path = parent_of(path)
+    return True
 
 
 def is_reserved(path: RelPath) -> bool:

@@ -102,9 +102,8 @@ def make_plan(
             _place(plan, difference, gone)
     tops = _tops(gone)
     # A path that changed its kind must go before the new thing takes its name: not awaited.
-    ripe = [d for d in tops if d.seen is not None or d.path in awaited_removals]
-    plan.removals.extend(ripe)
-    waiting = frozenset(d.path for d in tops if d not in ripe)
+    waiting = frozenset(d.path for d in tops if d.seen is None and d.path not in awaited_removals)
+    plan.removals.extend(d for d in tops if d.path not in waiting)
     return _with_awaited(plan, waiting)
 
 
