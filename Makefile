@@ -10,7 +10,8 @@ PACKAGES := fuse3 prometheus mmdebstrap systemd-container
 # Debian packages where we may install them, and the virtual environment.
 setup:
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-	  missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	  missing=; $(PYTHON) -c 'import ensurepip' 2>/dev/null || missing=python3-venv; \
+	  for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	  if [ -n "$$missing" ]; then echo "installing$$missing"; apt-get update -qq; \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi; fi
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)

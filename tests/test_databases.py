@@ -150,3 +150,21 @@ def test_a_locked_database_is_said_and_pushed_when_it_is_free(node: Node) -> Non
         db.execute("COMMIT")
     assert node.flush() == 0, node.log()
     assert count(node.store / "set.sqlite") == 2
+
+
+def test_the_journal_of_a_database_with_any_name_stays_here(node: Node) -> None:
+    path = node.work / "anything.dat"
+    make(path, 1)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("INSERT INTO Steps VALUES (7)")
+        assert (node.work / "anything.dat-journal").exists()
+        deadline = time.monotonic() + SOON
+        while not (node.store / "anything.dat").exists():
+            assert time.monotonic() < deadline, node.log()
+            time.sleep(0.05)
+        assert node.flush() == 0
+        assert not (node.store / "anything.dat-journal").exists()
+        db.execute("COMMIT")
+    assert node.flush() == 0
+    assert count(node.store / "anything.dat") == 2

@@ -178,7 +178,12 @@ class Cuts:
         """Whether anything due promises other files: then whatever is dirty goes with it."""
         if due.trees or due.moves:
             return True
-        return any(self._is_marker(path) or self._is_database(path) for path in due.paths)
+        return any(map(self._is_promise, due.paths))
+
+    def _is_promise(self, path: RelPath) -> bool:
+        base = database_of(path)
+        is_sidecar = base is not None and self._is_database(base)
+        return is_sidecar or self._is_marker(path) or self._is_database(path)
 
     def _is_database(self, path: RelPath) -> bool:
         found = path not in self._impostors and snapshot.is_database(join(self.root, path))
