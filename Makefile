@@ -3,17 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := .run/$(subst /,_,$(abspath $(WORK)))
-PACKAGES := fuse3 prometheus mmdebstrap systemd-container
+PACKAGES := fuse3
+TEST_PACKAGES := prometheus mmdebstrap systemd-container
 
 .PHONY: setup check test demo run
 
 # Debian packages where we may install them, and the virtual environment.
 setup:
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-	  missing=; $(PYTHON) -c 'import ensurepip' 2>/dev/null || missing=python3-venv; \
+	  missing=; $(PYTHON) -c 'import ensurepip' 2>/dev/null || missing=' python3-venv'; \
 	  for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	  if [ -n "$$missing" ]; then echo "installing$$missing"; apt-get update -qq; \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi; fi
+	    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi; fi
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 
@@ -37,5 +38,6 @@ run: setup
 demo: setup
 	$(BIN)/python -m tests.demo
 
+test: PACKAGES += $(TEST_PACKAGES)
 test: setup
 	$(BIN)/pytest
