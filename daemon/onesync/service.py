@@ -54,7 +54,7 @@ _PROCESSES = 2
 _TICK_SECONDS = 0.5
 _WEDGED_SECONDS = 900.0
 """An engine that neither ticks nor sees a call advance for so long will never go on."""
-_PATIENT_PHASES = ("starting", "locking", "staging_in", "flushing", "cleaning")
+_STARTING = ("starting", "locking", "staging_in", "cleaning")
 _PATIENCE_SECONDS = 120.0
 _MEASURED_PATHS = 10_000
 
@@ -115,7 +115,7 @@ class Service:
                 stopping = True
                 self._notifier.stopping()
                 self._engine.stop()
-            self._tick()
+            self._tick(stopping)
         code = self._outcome.result()
         self._leave_word(code)
         control.stop()
@@ -124,13 +124,14 @@ class Service:
         self._lock_lane.close()
         return code
 
-    def _tick(self) -> None:
+    def _tick(self, stopping: bool) -> None:
         silent = time.monotonic() - self._alive_at
         if silent < _WEDGED_SECONDS:
             self._notifier.watchdog()
-        # Every bounded wait is shorter than this, and work that advances starts it anew.
+        # Every bounded wait is shorter than this, and work that advances starts it anew. A stop
+        # counts from the signal on: the batch under way must end before the final flush begins.
         patience = _PATIENCE_SECONDS + 2 * self._settings.mount.io_timeout_seconds
-        if self._engine.phase in _PATIENT_PHASES and silent < patience:
+        if (stopping or self._engine.phase in _STARTING) and silent < patience:
             self._notifier.extend(patience)
         self._publish()
 

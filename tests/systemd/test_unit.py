@@ -107,13 +107,13 @@ def test_systemd_is_patient_while_work_advances(node: Container) -> None:
     node.systemctl("start", UNIT)
     assert time.monotonic() - before > 3, "the deployment was too quick to mean anything"
     node.slow_down(0.03)
-    for number in range(240):
+    for number in range(80):
         (node.work / f"new{number}").write_bytes(b"x")
     before = time.monotonic()
     node.systemctl("stop", UNIT)
-    assert time.monotonic() - before > 3, "the flush was too quick to mean anything"
+    assert time.monotonic() - before > 3, node.journal()
     assert node.show("Result") == "success"
-    assert all((project / f"new{number}").exists() for number in range(240))
+    assert all((project / f"new{number}").exists() for number in range(80))
     assert not locked(node)
 
 
