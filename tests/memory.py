@@ -10,8 +10,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
 from onesync.core.model import Kind, RelPath, is_beneath, name_of, parent_of
-from onesync.replica.door import Copied, Identity, Listed
+from onesync.replica.door import Compared, Copied, Identity, Listed
 from onesync.replica.folder import stamp_of
 
 
@@ -43,7 +44,7 @@ class MemoryReplica:
     def make_directory(self, path: RelPath) -> None:
         self._create(path, None)
 
-    def put(self, source: bytes, temporary: RelPath) -> Copied:
+    def put(self, source: bytes, temporary: RelPath, seconds: float | None = None) -> Copied:
         fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         with os.fdopen(fd, "rb") as file:
             status = os.fstat(fd)
@@ -55,7 +56,8 @@ class MemoryReplica:
             prefix = steady or file.read(len(content)) == content
         self._create(temporary, content)
         stamp = stamp_of(status, Kind.FILE)
-        return Copied(blake3(content).hexdigest(), len(content), stamp, steady, prefix)
+        digest = blake3(content).hexdigest()
+        return Copied(digest, len(content), stamp, steady, prefix, _blocks(content))
 
     def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
         content = self.read(path)
@@ -65,9 +67,12 @@ class MemoryReplica:
         local.chmod(mode)
         if mtime_ns is not None:
             os.utime(local, ns=(mtime_ns, mtime_ns))
-        return Copied(blake3(content).hexdigest(), len(content), None, True)
+        digest = blake3(content).hexdigest()
+        return Copied(digest, len(content), None, True, blocks=_blocks(content))
 
-    def append(self, source: bytes, path: RelPath, offset: int, digest: str) -> Copied | None:
+    def append(
+        self, source: bytes, path: RelPath, offset: int, digest: str, seconds: float | None = None
+    ) -> Copied | None:
         with open(source, "rb") as file:
             stamp = stamp_of(os.fstat(file.fileno()), Kind.FILE)
             content = file.read()
@@ -77,7 +82,54 @@ class MemoryReplica:
             if not same or len(old) != offset:
                 return None
             self._tree[path] = old + content[offset:]
-        return Copied(blake3(content).hexdigest(), len(content), stamp, True)
+        whole = blake3(content).hexdigest()
+        return Copied(whole, len(content), stamp, True, blocks=_blocks(content))
+
+    def compare(self, source: bytes, length: int, blocks: Blocks) -> Compared:
+        with open(source, "rb") as file:
+            stamp = stamp_of(os.fstat(file.fileno()), Kind.FILE)
+            content = file.read()
+        starts = range(0, length, blocks.size)
+        changed = [
+            number
+            for number, start in enumerate(starts)
+            if _digest_of(content[start : min(start + blocks.size, length)])
+            != blocks.digest(number)
+        ]
+        digest = blake3(content).hexdigest()
+        new = _hashed(content, blocks.size)
+        return Compared(Copied(digest, len(content), stamp, True, blocks=new), tuple(changed))
+
+    def write_undo(
+        self, path: RelPath, undo: RelPath, length: int, blocks: Blocks, numbers: tuple[int, ...]
+    ) -> bool:
+        with self._guard:
+            old = self.read(path)
+            starts = [number * blocks.size for number in numbers]
+            now = [_digest_of(old[start : start + blocks.size]) for start in starts]
+            if len(old) != length or now != [blocks.digest(number) for number in numbers]:
+                return False
+            self._create(undo, old)
+        return True
+
+    def patch(
+        self, source: bytes, path: RelPath, blocks: Blocks, numbers: tuple[int, ...], end: int
+    ) -> bool:
+        content = Path(os.fsdecode(source)).read_bytes()[:end]
+        with self._guard:
+            for number in numbers:
+                start = number * blocks.size
+                piece = content[start : start + blocks.size]
+                if _digest_of(piece) != blocks.digest(number):
+                    return False
+                old = self.read(path).ljust(start, b"\0")
+                self._tree[path] = old[:start] + piece + old[start + len(piece) :]
+        return True
+
+    def undo(self, path: RelPath, undo: RelPath) -> bool:
+        with self._guard:
+            self._tree[path] = self.read(undo)
+        return True
 
     def truncate(self, path: RelPath, length: int) -> None:
         with self._guard:
@@ -133,3 +185,17 @@ class MemoryReplica:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         if self._tree[path] is not None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+
+
+def _hashed(content: bytes, size: int) -> Blocks:
+    hasher = BlockHasher(size)
+    hasher.update(content)
+    return hasher.blocks()
+
+
+def _blocks(content: bytes) -> Blocks | None:
+    return _hashed(content, block_size(len(content))) if len(content) >= PATCH_FROM else None
+
+
+def _digest_of(piece: bytes) -> bytes:
+    return blake3(piece).digest(length=16)

@@ -15,11 +15,12 @@ import pytest
 from blake3 import blake3
 
 from onesync.beneath import open_beneath
+from onesync.core.blocks import DIGEST_BYTES
 from onesync.core.model import Kind
 from onesync.errors import OnesyncError
 from onesync.replica.children import ChildrenReplica
-from onesync.replica.door import Copied, Listed, Replica
-from onesync.replica.folder import FolderReplica
+from onesync.replica.door import Compared, Copied, Listed, Replica
+from onesync.replica.folder import CHUNK, FolderReplica
 from tests.memory import MemoryReplica
 from tests.standin.mounted import Mounted
 
@@ -264,6 +265,125 @@ def test_append_refuses_another_beginning_and_another_length(
     replica.truncate(b"stack", length - 1)
     assert replica.append(place, b"stack", length, digest) is None
     assert replica.digest(b"stack")[1] == length - 1
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    path = tmp_path / "stack"
+    path.write_bytes(os.urandom(2_500_000))
+    return path
+
+
+def changed_inside(path: Path, replica: Replica) -> tuple[Copied, Compared]:
+    """Put ``path`` as ``stack``, change it in two places and let it grow."""
+    old = replica.put(os.fsencode(path), b"stack")
+    assert old.blocks is not None
+    with path.open("r+b") as file:
+        file.seek(70_000)
+        file.write(b"changed")
+        file.seek(2_499_999)
+        file.write(b"and more" * 10_000)
+    return old, replica.compare(os.fsencode(path), old.size, old.blocks)
+
+
+def patched_numbers(old: Copied, compared: Compared) -> tuple[int, ...]:
+    assert old.blocks is not None
+    assert compared.copied.blocks is not None
+    last = old.size // old.blocks.size
+    count = len(compared.copied.blocks.digests) // DIGEST_BYTES
+    return (*sorted({*compared.changed, last}), *range(last + 1, count))
+
+
+def test_a_patch_writes_only_the_blocks_that_changed(replica: Replica, stack: Path) -> None:
+    old, compared = changed_inside(stack, replica)
+    assert old.blocks is not None
+    assert compared.copied.blocks is not None
+    assert compared.changed == (1, 38)
+    numbers = patched_numbers(old, compared)
+    assert replica.write_undo(b"stack", b"undo", old.size, old.blocks, compared.changed)
+    end = compared.copied.size
+    assert replica.patch(os.fsencode(stack), b"stack", compared.copied.blocks, numbers, end)
+    assert replica.digest(b"stack") == (compared.copied.digest, end)
+    assert replica.undo(b"stack", b"undo")
+    assert replica.digest(b"stack") == (old.digest, old.size)
+
+
+def test_an_undo_refuses_a_file_that_is_not_what_was_known(replica: Replica, stack: Path) -> None:
+    old, compared = changed_inside(stack, replica)
+    assert old.blocks is not None
+    replica.overwrite(b"stack", b"x" * 70_100)
+    assert not replica.write_undo(b"stack", b"undo", old.size, old.blocks, compared.changed)
+    assert replica.look(b"undo") is None
+
+
+def test_a_patch_refuses_a_source_that_changed_again(replica: Replica, stack: Path) -> None:
+    old, compared = changed_inside(stack, replica)
+    blocks = compared.copied.blocks
+    assert old.blocks is not None
+    assert blocks is not None
+    assert replica.write_undo(b"stack", b"undo", old.size, old.blocks, compared.changed)
+    with stack.open("r+b") as file:
+        file.seek(2_499_000)
+        file.write(b"again")
+    numbers = patched_numbers(old, compared)
+    assert not replica.patch(os.fsencode(stack), b"stack", blocks, numbers, compared.copied.size)
+    assert replica.undo(b"stack", b"undo")
+    assert replica.digest(b"stack") == (old.digest, old.size)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 19, 20, 65_000, -1])
+def test_a_torn_undo_is_no_undo(tmp_path: Path, stack: Path, kept: int) -> None:
+    replica = FolderReplica(os.fsencode(tmp_path / "replica"))
+    (tmp_path / "replica").mkdir()
+    old, compared = changed_inside(stack, replica)
+    assert old.blocks is not None
+    assert replica.write_undo(b"stack", b"undo", old.size, old.blocks, compared.changed)
+    undo = tmp_path / "replica" / "undo"
+    undo.write_bytes(undo.read_bytes()[:kept])
+    assert not replica.undo(b"stack", b"undo")
+    assert replica.digest(b"stack") == (old.digest, old.size)
+
+
+def test_a_last_block_that_only_grew_has_not_changed(replica: Replica, stack: Path) -> None:
+    old = replica.put(os.fsencode(stack), b"stack")
+    assert old.blocks is not None
+    with stack.open("ab") as file:
+        file.write(b"more" * 30_000)
+    assert replica.compare(os.fsencode(stack), old.size, old.blocks).changed == ()
+
+
+def test_a_copy_whose_time_is_up_goes_on_later(tmp_path: Path, stack: Path) -> None:
+    (tmp_path / "replica").mkdir()
+    replica = FolderReplica(os.fsencode(tmp_path / "replica"))
+    content = stack.read_bytes()
+    first = replica.put(os.fsencode(stack), b"stack", seconds=0)
+    assert (first.size, first.steady, first.prefix) == (CHUNK, True, True)
+    assert first.digest == blake3(content[:CHUNK]).hexdigest()
+    second = replica.append(os.fsencode(stack), b"stack", first.size, first.digest, seconds=0)
+    assert second is not None
+    assert second.size == 2 * CHUNK
+    last = replica.append(os.fsencode(stack), b"stack", second.size, second.digest)
+    assert last is not None
+    assert (last.digest, last.size) == (blake3(content).hexdigest(), len(content))
+    assert last.blocks == replica.put(os.fsencode(stack), b"again").blocks
+    assert replica.digest(b"stack") == (last.digest, last.size)
+
+
+def test_holes_stay_holes_in_both_directions(tmp_path: Path) -> None:
+    (tmp_path / "replica").mkdir()
+    sparse = tmp_path / "sparse"
+    with sparse.open("wb") as file:
+        file.truncate(5_000_000)
+        file.seek(2_000_000)
+        file.write(b"island")
+    replica = FolderReplica(os.fsencode(tmp_path / "replica"))
+    put = replica.put(os.fsencode(sparse), b"sparse")
+    back = tmp_path / "back"
+    replica.fetch(b"sparse", os.fsencode(back), 0o644, None)
+    assert back.read_bytes() == sparse.read_bytes()
+    assert put.digest == blake3(sparse.read_bytes()).hexdigest()
+    for copy in (tmp_path / "replica" / "sparse", back):
+        assert copy.stat().st_blocks * 512 < 200_000
 
 
 def test_a_file_that_grows_is_a_prefix(replica: Replica, tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from onesync import recovery
+from onesync.core.blocks import Blocks
 from onesync.core.chain import Change, Noted, Set
 from onesync.core.model import (
     Entry,
@@ -34,6 +36,8 @@ from onesync.replica.door import Replica
 log = logging.getLogger(__name__)
 
 _ROUNDS = 6
+_PACE = 4.0
+"""A growing file rests for so many times as long as its last push took: it eats a fifth at most."""
 
 
 class Events(Protocol):
@@ -138,6 +142,7 @@ class Batches:
         ]
         self.commit([*tree, *map(Noted, self.problems.values())], {}, "base")
         self.manifest.remove_old()
+        self.index.remember_blocks({})
 
     def commit(self, changes: Sequence[Change], stamps: dict[RelPath, Stamp], why: str) -> None:
         """Write one checkpoint that needs no push, and record it."""
@@ -152,7 +157,7 @@ class Batches:
         self._half_done = False
 
     def _batch(self, everything: bool) -> bool:
-        due = self.marks.take(everything)
+        due = self.marks.take(everything, resting=everything)
         if not (due.paths or due.trees or self.awaits()):
             return False
         self.may_write()
@@ -170,9 +175,11 @@ class Batches:
                 self._await(plan, set())
                 return False
             self.check_mount()
-            return self._push(plan, cut.frozen, pins)
+            return self._push(plan, cut.frozen, pins, everything)
 
-    def _push(self, plan: Plan, frozen: dict[RelPath, Frozen], pins: Pins) -> bool:
+    def _push(
+        self, plan: Plan, frozen: dict[RelPath, Frozen], pins: Pins, everything: bool
+    ) -> bool:
         push = Push(
             self.replica,
             self.root,
@@ -181,6 +188,8 @@ class Batches:
             self.order,
             self.may_write,
             lambda top: (path for path, _ in self.index.beneath(top)),
+            self.index.blocks,
+            whole=everything,
         )
         self._half_done = True
         return self._push_and_commit(push, plan, frozen, pins)
@@ -196,11 +205,13 @@ class Batches:
             self.may_write()
             self._stamps = outcome.stamps
             written = self.manifest.write([*outcome.changes, *noted], "incremental")
-            self._record(written, outcome.changes, outcome.stamps)
+            self._record(written, outcome.changes, outcome.stamps, outcome.blocks)
         self.events.pushed(outcome.files, outcome.size)
         self._await(plan, outcome.postponed)
         self.left |= outcome.retry | outcome.postponed
-        self.marks.again(outcome.retry | outcome.growing)
+        self.marks.again(outcome.retry)
+        for path, seconds in outcome.growing.items():
+            self.marks.growing(path, _PACE * seconds)
         for move in plan.moves:
             self.marks.tree_changed(move.target)
         push.tidy()
@@ -210,11 +221,16 @@ class Batches:
         return bool(outcome.changes)
 
     def _record(
-        self, written: Written, changes: Iterable[Change], stamps: dict[RelPath, Stamp]
+        self,
+        written: Written,
+        changes: Iterable[Change],
+        stamps: dict[RelPath, Stamp],
+        blocks: Mapping[str, Blocks] = MappingProxyType({}),
     ) -> None:
         self.index.commit(
             changes,
             stamps,
+            blocks,
             head_name=written.name,
             head_digest=written.digest,
             epoch=str(written.position.epoch),

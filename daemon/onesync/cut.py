@@ -96,7 +96,7 @@ class Cuts:
         ``as_is`` takes a database also in the moment in which it is being rebuilt.
         """
         self._deferred = set()
-        due = [first, self.marks.take(everything=True)]
+        due = [first, self.marks.take(everything=True, resting=as_is)]
         found = self._look(_joined(due), awaited)
         frozen: dict[RelPath, Frozen] = {}
         late = due[-1]
@@ -106,7 +106,7 @@ class Cuts:
             pins.add(_files(found) - databases)
             frozen = self._freeze(databases, as_is)
             self.drain()
-            late = self.marks.take(everything=True)
+            late = self.marks.take(everything=True, resting=as_is)
             due.append(late)
             late_found = self._look(late, set())
             found = _over(found, late, late_found)

@@ -16,10 +16,10 @@ from onesync.core.chain import Change, Gone, Head, Noted, Set
 from onesync.core.model import Problem, RelPath, is_unconfirmed, lost_stamp
 from onesync.errors import Halted
 from onesync.index import Index
+from onesync.intent import INTENTS
 from onesync.lock import Lock
 from onesync.manifest import MANIFEST, read_head
 from onesync.mount import Mount
-from onesync.push import INTENTS
 from onesync.replica.door import Replica
 from onesync.scanner import Scanner
 from onesync.settings import Settings
@@ -168,6 +168,7 @@ class Deploy:
         if staged.relocated:
             log.info("links follow the working directory", extra={"links": staged.relocated})
         self._index.replace((p, e, s) for p, (e, s) in staged.tree.items())
+        self._index.remember_blocks(staged.blocks)
         healed = (head.problems.keys() if head else set()) & staged.fetched
         healed -= self._problems.keys()
         fresh: list[Change] = [

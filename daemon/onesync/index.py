@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
+from onesync.core.blocks import Blocks
 from onesync.core.chain import Change, Gone, Renamed, Set
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, parent_of
 from onesync.errors import Halted
@@ -26,6 +28,9 @@ CREATE TABLE IF NOT EXISTS entry (
     path BLOB PRIMARY KEY, parent BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, mode INTEGER NOT NULL, digest TEXT NOT NULL, target BLOB NOT NULL,
     inode INTEGER, s_size INTEGER, s_mtime INTEGER, s_ctime INTEGER, s_mode INTEGER
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blocks (
+    digest TEXT PRIMARY KEY, size INTEGER NOT NULL, digests BLOB NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS entry_parent ON entry (parent);
 CREATE INDEX IF NOT EXISTS entry_inode ON entry (inode);
@@ -100,6 +105,7 @@ class Index:
         self,
         changes: Iterable[Change],
         stamps: dict[RelPath, Stamp],
+        blocks: Mapping[str, Blocks] = MappingProxyType({}),
         **values: str | None,
     ) -> None:
         """Apply a checkpoint's changes, in one durable transaction.
@@ -107,12 +113,32 @@ class Index:
         Args:
             changes: as written into the checkpoint, in its order.
             stamps: stamps of the sources of the paths that were set.
+            blocks: as for ``remember_blocks``.
             **values: named values that belong to the same moment.
         """
         with self._transaction():
             for change in changes:
                 self._apply(change, stamps)
+            self._put_blocks(blocks)
             self._set(values)
+
+    def blocks(self, digest: str) -> Blocks | None:
+        """Return the blocks of the large file with this digest, where they are known."""
+        query = "SELECT size, digests FROM blocks WHERE digest = ?"
+        row = self._db.execute(query, (digest,)).fetchone()
+        return None if row is None else Blocks(*row)
+
+    def remember_blocks(self, blocks: Mapping[str, Blocks]) -> None:
+        """Remember blocks by their files' digests, and forget those that no row has."""
+        with self._transaction():
+            self._db.execute("DELETE FROM blocks WHERE digest NOT IN (SELECT digest FROM entry)")
+            self._put_blocks(blocks)
+
+    def _put_blocks(self, blocks: Mapping[str, Blocks]) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO blocks VALUES (?,?,?)",
+            [(digest, item.size, item.digests) for digest, item in blocks.items()],
+        )
 
     def replace(self, tree: Iterable[tuple[RelPath, Entry, Stamp | None]], **meta: str) -> None:
         """Replace all rows, as after stage-in."""

@@ -72,10 +72,21 @@ class Marks:
         for path in paths:
             self.changed(path)
 
-    def take(self, everything: bool) -> Due:
-        """Take what is due, or all there is; it stays pending until ``done`` or ``give_back``."""
+    def growing(self, path: RelPath, rest_seconds: float) -> None:
+        """Mark a growing file that was pushed as far as it came; let it rest before the next."""
         with self._guard:
-            due = self._dirty.take(self._clock.boottime(), everything)
+            now = self._clock.boottime()
+            self._dirty.mark(path, now)
+            self._dirty.rest(path, now + rest_seconds)
+        self.arrived.set()
+
+    def take(self, everything: bool, *, resting: bool = False) -> Due:
+        """Take what is due, or all there is; it stays pending until ``done`` or ``give_back``.
+
+        Growing files that rest are taken only when they are asked for too.
+        """
+        with self._guard:
+            due = self._dirty.take(self._clock.boottime(), everything, resting)
             self._taken.append(due)
             return due
 

@@ -7,17 +7,16 @@ first, names every temporary and every aside, so that any node can settle a half
 
 from __future__ import annotations
 
-import json
-import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from onesync.core.blocks import Blocks
 from onesync.core.chain import Change, Gone, Position, Renamed, Set
 from onesync.core.model import (
     RESERVED_PREFIX,
-    STATUS_FOLDER,
     Entry,
     Kind,
     Problem,
@@ -30,86 +29,13 @@ from onesync.core.model import (
 from onesync.core.ordering import DATA, SIDECARS, PublishOrder, scope_of
 from onesync.core.plan import Difference, Plan
 from onesync.errors import OnesyncError
-from onesync.replica.door import Copied, Replica
-from onesync.replica.folder import digest_local
+from onesync.intent import Intent
+from onesync.replica.door import Replica
+from onesync.transfer import Brought, Source, may_patch, transfer
 
-INTENTS = STATUS_FOLDER + b"/intent"
-_APPEND_FROM = 1 << 20
-"""Smaller files are copied whole: one more look at them costs as much as their bytes."""
-
-
-@dataclass(slots=True)
-class Intent:
-    """What a batch is about to do, in pairs of paths.
-
-    Attributes:
-        position: the checkpoint that will commit it.
-        new: (target, temporary) of every file whose content travels.
-        replace: (target, aside) of files whose old version goes aside.
-        remove: (path, aside).
-        rename: (source, target).
-        make: directories.
-        promise: those of ``new`` that promise other entries (markers, databases): without a
-            checkpoint they must not stand.
-        append: (path, committed length) of files that may be written beyond it.
-    """
-
-    position: Position
-    new: list[tuple[RelPath, RelPath]] = field(default_factory=list)
-    replace: list[tuple[RelPath, RelPath]] = field(default_factory=list)
-    remove: list[tuple[RelPath, RelPath]] = field(default_factory=list)
-    rename: list[tuple[RelPath, RelPath]] = field(default_factory=list)
-    make: list[RelPath] = field(default_factory=list)
-    promise: list[RelPath] = field(default_factory=list)
-    append: list[tuple[RelPath, int]] = field(default_factory=list)
-
-    _PARTS = ("new", "replace", "remove", "rename")
-    _SINGLE = ("make", "promise")
-
-    def encode(self) -> bytes:
-        """Return the intent's file content: format 1, JSON, paths without loss."""
-        parts = {
-            name: [[_text(path) for path in pair] for pair in getattr(self, name)]
-            for name in self._PARTS
-        }
-        head = {"onesync": "intent", "format": 1}
-        place = {"epoch": self.position.epoch, "sequence": self.position.sequence}
-        single = {name: [_text(path) for path in getattr(self, name)] for name in self._SINGLE}
-        lengths = {"append": [[_text(path), length] for path, length in self.append]}
-        return json.dumps({**head, **place, **parts, **single, **lengths}).encode()
-
-    @classmethod
-    def decode(cls, content: bytes) -> Intent:
-        """Read an intent. Raises ValueError on anything else."""
-        found = json.loads(content)
-        if not isinstance(found, dict) or (found.get("onesync"), found.get("format")) != (
-            "intent",
-            1,
-        ):
-            raise ValueError("not an intent of format 1")
-        intent = cls(Position(int(found["epoch"]), int(found["sequence"])))
-        for name in cls._PARTS:
-            getattr(intent, name).extend((_raw(a), _raw(b)) for a, b in found[name])
-        for name in cls._SINGLE:
-            getattr(intent, name).extend(map(_raw, found[name]))
-        intent.append.extend((_raw(path), int(length)) for path, length in found["append"])
-        return intent
-
-    @property
-    def path(self) -> RelPath:
-        """Where on the replica it stands."""
-        return join(INTENTS, b"E%06d-%06d.json" % (self.position.epoch, self.position.sequence))
-
-
-def _text(path: RelPath) -> str:
-    return path.decode("utf-8", "surrogateescape")
-
-
-def _raw(text: str) -> RelPath:
-    path = text.encode("utf-8", "surrogateescape")
-    if path.startswith(b"/") or b".." in path.split(b"/") or b"\0" in path or not path:
-        raise ValueError("a path leaves the folder")
-    return path
+BEHIND = "behind"
+_ROUND_SECONDS = 5.0
+"""A large file that takes longer travels on in the next batches: it holds back nobody."""
 
 
 @dataclass(slots=True)
@@ -120,7 +46,9 @@ class Outcome:
         changes: to be committed, in order.
         stamps: the stamps that the sources had.
         retry: paths that could not be published and stay dirty.
-        growing: paths that were published as far as they had come and stay dirty.
+        growing: paths that were published as far as they had come and stay dirty, with the
+            seconds that this took.
+        blocks: digests of the blocks of large files, by the files' digests.
         postponed: removals that wait, because databases of their run were held back.
         problems: what went wrong with single paths.
         files: how many files were published.
@@ -130,7 +58,8 @@ class Outcome:
     changes: list[Change] = field(default_factory=list)
     stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     retry: set[RelPath] = field(default_factory=set)
-    growing: set[RelPath] = field(default_factory=set)
+    growing: dict[RelPath, float] = field(default_factory=dict)
+    blocks: dict[str, Blocks] = field(default_factory=dict)
     postponed: set[RelPath] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
     files: int = 0
@@ -139,11 +68,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """Content that is in the replica; ``temporary`` is None where the old content serves."""
+    """Content that waits to be published."""
 
     difference: Difference
-    temporary: RelPath | None
-    copied: Copied
+    brought: Brought
     stamp: Stamp
     group: int
     is_database: bool
@@ -161,6 +89,9 @@ class Push:
         order: PublishOrder,
         may_write: Callable[[], None],
         known_beneath: Callable[[RelPath], Iterable[RelPath]],
+        blocks_of: Callable[[str], Blocks | None],
+        *,
+        whole: bool,
     ) -> None:
         """Prepare a batch.
 
@@ -173,6 +104,8 @@ class Push:
             may_write: raises LockLost or MountNotThere when nothing may be written any more; asked
                 before every change of the replica.
             known_beneath: the index's paths at and beneath a path.
+            blocks_of: the digests of a large file's blocks, by the file's digest.
+            whole: large files are brought to their end, however long that takes.
         """
         self._replica = replica
         self._root = root
@@ -180,10 +113,13 @@ class Push:
         self._order = order
         self._may_write = may_write
         self._known_beneath = known_beneath
+        self._blocks_of = blocks_of
+        self._seconds = None if whole else _ROUND_SECONDS
         self.intent = Intent(position)
         self.outcome = Outcome()
         self._count = 0
         self._leftover: list[RelPath] = []
+        self._sources: dict[RelPath, Source] = {}
         self._asides: dict[RelPath, RelPath] = {}
         self._removes: dict[RelPath, list[RelPath]] = {}
         self._held: set[RelPath] = set()
@@ -201,7 +137,7 @@ class Push:
         absolute paths under which they can be read even when they are gone. Raises OSError or an
         OnesyncError where the mount fails as a whole; the replica then needs ``recovery``.
         """
-        self._prepare(plan, snapshots)
+        self._prepare(plan, snapshots, pinned)
         self._may_write()
         self._replica.write_new(self.intent.path, self.intent.encode())
         # What changed its kind clears its name before the new thing takes it.
@@ -209,7 +145,7 @@ class Push:
             if difference.seen is not None:
                 self._remove(difference)
         self._make_directories(plan.directories)
-        self._publish_all(self._transfer(plan.files, snapshots, pinned), plan)
+        self._publish_all(self._transfer(plan.files, snapshots), plan)
         for difference in plan.links + plan.metadata:
             self._record(difference.path, _entry(_seen(difference)), _seen(difference))
         self._second_halves(plan)
@@ -222,17 +158,24 @@ class Push:
         list(self._pool.map(self._replica.remove, gone))
         self._replica.remove(self.intent.path)
 
-    def _prepare(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> None:
+    def _prepare(
+        self, plan: Plan, snapshots: Mapping[RelPath, bytes], pinned: Mapping[RelPath, bytes]
+    ) -> None:
         for difference in plan.files:
             path, known = difference.path, difference.known
-            self.intent.new.append((path, self._name_beside(path)))
+            temporary, undo = self._name_beside(path), None
+            self.intent.new.append((path, temporary))
             if self._order.group_of(path, is_database=path in snapshots) != DATA:
                 self.intent.promise.append(path)
             if known is not None and known.entry.kind is Kind.FILE:
-                if path not in snapshots and _may_append(difference):
+                self.intent.replace.append((path, self._name_beside(path)))
+                if may_patch(known.entry):
+                    undo = self._name_beside(path)
                     self.intent.append.append((path, known.entry.size))
-                aside = self._name_beside(difference.path)
-                self.intent.replace.append((difference.path, aside))
+                    self.intent.patch.append((path, undo))
+            local = snapshots.get(path) or pinned.get(path) or join(self._root, path)
+            blocks = self._blocks_of(known.entry.digest) if undo and known else None
+            self._sources[path] = Source(local, path in snapshots, temporary, undo, blocks)
         for difference in plan.removals:
             self._removes[difference.path] = self._to_remove(difference)
             for path in self._removes[difference.path]:
@@ -293,38 +236,26 @@ class Push:
             self._record(difference.path, _entry(_seen(difference)), _seen(difference))
 
     def _transfer(
-        self,
-        files: list[Difference],
-        snapshots: Mapping[RelPath, bytes],
-        pinned: Mapping[RelPath, bytes],
+        self, files: list[Difference], snapshots: Mapping[RelPath, bytes]
     ) -> list[_Ready]:
-        temporaries = dict(self.intent.new)
-
-        def transfer(difference: Difference) -> _Ready | None:
+        def bring(difference: Difference) -> _Ready | None:
             path = difference.path
-            snapshot = snapshots.get(path)
-            source = snapshot or pinned.get(path) or join(self._root, path)
-            group = self._order.group_of(path, is_database=snapshot is not None)
-            ready = self._copy(difference, source, temporaries[path], snapshot is not None, group)
+            self._may_write()
+            ready = self._bring(difference, self._sources[path])
             # A version that the replica holds already keeps every promise that rows make of it.
             if ready is None and path in self.outcome.retry and difference.known is None:
                 self._held.add(scope_of(path))
             return ready
 
-        found = self._pool.map(transfer, files)
+        found = self._pool.map(bring, files)
         return [ready for ready in found if ready is not None]
 
-    def _copy(
-        self, difference: Difference, source: bytes, temporary: RelPath, frozen: bool, group: int
-    ) -> _Ready | None:
-        """Bring one file's content; ``frozen`` sources are snapshots, whose stamp is the plan's."""
-        path, known = difference.path, difference.known
-        self._may_write()
+    def _bring(self, difference: Difference, source: Source) -> _Ready | None:
+        """Bring one file's content."""
+        path = difference.path
+        began = time.monotonic()
         try:
-            copied = self._same_content(difference, source)
-            appended = None if copied or frozen else self._append(difference, source)
-            transfers = copied is None and appended is None
-            copied = copied or appended or self._replica.put(source, temporary)
+            brought = transfer(self._replica, difference, source, self._seconds)
         except (FileNotFoundError, InterruptedError, NotADirectoryError):
             self.outcome.retry.add(path)  # gone or changed its kind since the scan: still dirty
             return None
@@ -332,46 +263,32 @@ class Push:
             text = f"{show(path)} cannot be read; everything else is pushed, mend its mode."
             self.outcome.problems.append(Problem(path, "unreadable", text))
             return None
-        if not copied.steady and not frozen:
-            grown = known is None or copied.size > known.entry.size
-            if not (copied.prefix and grown):
-                self.outcome.retry.add(path)
-                if appended is not None and known is not None:
-                    self._replica.truncate(path, known.entry.size)
-                else:
-                    self._replica.remove(temporary)
-                return None
-            self.outcome.growing.add(path)
-        stamp = _seen(difference) if frozen else copied.before
+        if brought is None:
+            self.outcome.retry.add(path)
+            return None
+        if brought.undo is not None:
+            self._leftover.append(brought.undo)
+        if brought.in_place:
+            self._confirm(path, brought.copied.size)
+            self._tally(brought.sent)
+        stamp = _seen(difference) if source.frozen else brought.copied.before
         assert stamp is not None
-        return _Ready(difference, temporary if transfers else None, copied, stamp, group, frozen)
+        group = self._order.group_of(path, is_database=source.frozen)
+        if not source.frozen and (brought.is_behind or not brought.copied.steady):
+            stamp = self._note_growing(path, brought, stamp, time.monotonic() - began)
+        return _Ready(difference, brought, stamp, group, source.frozen)
 
-    def _append(self, difference: Difference, source: bytes) -> Copied | None:
-        """Write beyond the committed length of a large file that grew, where nobody reads yet."""
-        known = difference.known
-        if known is None or not _may_append(difference):
-            return None
-        entry = known.entry
-        copied = self._replica.append(source, difference.path, entry.size, entry.digest)
-        if copied is not None:
-            self._confirm(difference.path, copied.size)
-            self._tally(copied.size - entry.size)
-        return copied
-
-    def _same_content(self, difference: Difference, source: bytes) -> Copied | None:
-        """Return what a copy would give when the replica holds these very bytes already.
-
-        A changed mode or time, or a file written anew with the same content, is read once locally
-        instead of sent.
-        """
-        known = difference.known
-        if known is None or known.entry.kind is not Kind.FILE:
-            return None
-        if os.lstat(source).st_size != known.entry.size:
-            return None
-        copied = digest_local(source)
-        same = copied.steady and copied.digest == known.entry.digest
-        return copied if same else None
+    def _note_growing(self, path: RelPath, brought: Brought, stamp: Stamp, seconds: float) -> Stamp:
+        """Keep a file dirty that is published as far as it came; returns the stamp to remember."""
+        if not brought.is_behind:
+            self.outcome.growing[path] = seconds
+            return stamp
+        self.outcome.growing[path] = 0.0
+        size = brought.copied.size
+        so_far = f"OneData has {size} of its {stamp.size} bytes so far"
+        text = f"{show(path)} is still travelling: {so_far}."
+        self.outcome.problems.append(Problem(path, BEHIND, text))
+        return replace(stamp, size=size)
 
     def _publish_all(self, ready: list[_Ready], plan: Plan) -> None:
         self._held |= {scope_of(target) for _, target in plan.awaited_moves}
@@ -380,24 +297,43 @@ class Push:
             list(self._pool.map(self._publish, batch))
 
     def _publish(self, item: _Ready) -> None:
-        path = item.difference.path
+        path, brought = item.difference.path, item.brought
+        copied = brought.copied
         if item.group != DATA and scope_of(path) in self._held:
             self.outcome.retry.add(path)
-            if item.temporary is not None:
-                self._replica.remove(item.temporary)
+            if brought.temporary is not None:
+                self._replica.remove(brought.temporary)
             return
-        entry = Entry(
-            Kind.FILE, item.copied.size, item.stamp.mtime_ns, item.stamp.mode, item.copied.digest
-        )
-        if item.temporary is None:
-            self._record(path, entry, item.stamp)
+        if not (brought.in_place or self._put_in_place(item)):
             return
+        entry = Entry(Kind.FILE, copied.size, item.stamp.mtime_ns, item.stamp.mode, copied.digest)
+        self._record(path, entry, item.stamp)
+        if copied.blocks is not None:
+            with self._guard:
+                self.outcome.blocks[copied.digest] = copied.blocks
+
+    def _put_in_place(self, item: _Ready) -> bool:
+        """Give what was transferred its name, or patch what has it; returns False if occupied."""
+        path, brought = item.difference.path, item.brought
         if item.is_database:
             self._remove_strays(path)
-        if self._change_names(path, item.temporary, self._asides.get(path)):
-            self._confirm(path, item.copied.size)
-            self._record(path, entry, item.stamp)
-            self._tally(item.copied.size)
+        if brought.temporary is None:
+            self._may_write()
+            self._patch(path, brought)
+        elif not self._change_names(path, brought.temporary, self._asides.get(path)):
+            return False
+        self._confirm(path, brought.copied.size)
+        self._tally(brought.sent)
+        return True
+
+    def _patch(self, path: RelPath, brought: Brought) -> None:
+        source, copied = self._sources[path], brought.copied
+        assert copied.blocks is not None
+        if not self._replica.patch(source.local, path, copied.blocks, brought.numbers, copied.size):
+            raise OnesyncError(
+                f"The snapshot of {show(path)} changed while it was pushed; OneData gets its last"
+                " version back, the batch is done again."
+            )
 
     def _change_names(self, path: RelPath, temporary: RelPath, aside: RelPath | None) -> bool:
         self._may_write()
@@ -467,13 +403,6 @@ class Push:
             " kept, and so is the working copy's. Rename one of them."
         )
         self.outcome.problems.append(Problem(path, "occupied", text))
-
-
-def _may_append(difference: Difference) -> bool:
-    known, seen = difference.known, difference.seen
-    if known is None or seen is None or known.entry.kind is not Kind.FILE:
-        return False
-    return bool(known.entry.digest) and _APPEND_FROM <= known.entry.size < seen.size
 
 
 def _seen(difference: Difference) -> Stamp:

@@ -9,10 +9,11 @@ what arrived.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from onesync.core.chain import Position
 from onesync.core.model import Kind, RelPath, join, show
-from onesync.push import INTENTS, Intent
+from onesync.intent import INTENTS, Intent
 from onesync.replica.door import Replica
 
 
@@ -45,7 +46,7 @@ def settle(
         else:
             for _, aside in intent.replace + intent.remove:
                 replica.remove(aside)
-        for _, temporary in intent.new:
+        for _, temporary in intent.new + intent.patch:
             replica.remove(temporary)
         replica.remove(intent.path)
     return told
@@ -84,6 +85,10 @@ def _roll_back(replica: Replica, intent: Intent) -> list[str]:
         if replica.look(aside) is not None:
             _return(replica, path, aside)
             told.append(f"{show(path)} has its version of the last checkpoint again.")
+    for path, undo in intent.patch:
+        with suppress(FileNotFoundError):
+            if replica.undo(path, undo):
+                told.append(f"{show(path)} has its blocks of the last checkpoint again.")
     for path, length in intent.append:
         found = replica.look(path)
         if found is not None and found.kind is Kind.FILE and found.size > length:

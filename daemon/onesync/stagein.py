@@ -19,6 +19,7 @@ from blake3 import blake3
 
 from onesync.beneath import open_beneath
 from onesync.core import legacy
+from onesync.core.blocks import Blocks
 from onesync.core.model import (
     RESERVED_PREFIX,
     STATUS_FOLDER,
@@ -51,12 +52,14 @@ class Staged:
         problems: what was missing, damaged or changed outside.
         fetched: the files that were copied now; the others were here already.
         relocated: how many links followed the working directory to its new place.
+        blocks: digests of the blocks of large files, by the files' digests.
     """
 
     tree: dict[RelPath, tuple[Entry, Stamp | None]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     fetched: set[RelPath] = field(default_factory=set)
     relocated: int = 0
+    blocks: dict[str, Blocks] = field(default_factory=dict)
 
 
 class Conflict(Exception):
@@ -212,6 +215,8 @@ class StageIn:
             local = join(self._root, temporary)
             copied = self._replica.fetch(path, local, entry.mode, mtime_ns)
             self._refuse_conflict(path, copied.digest)
+            if copied.blocks is not None:
+                staged.blocks[copied.digest] = copied.blocks
             os.rename(name_of(temporary), name_of(path), src_dir_fd=parent, dst_dir_fd=parent)
             status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
         stamp = stamp_of(status, Kind.FILE)

@@ -48,6 +48,7 @@ class DirtySet:
         self._paths: dict[RelPath, _Mark] = {}
         self._trees: dict[RelPath, float] = {}
         self._moves: dict[tuple[RelPath, RelPath], None] = {}
+        self._resting: dict[RelPath, float] = {}
 
     def __len__(self) -> int:
         return len(self._paths) + len(self._trees)
@@ -88,9 +89,24 @@ class DirtySet:
         self.mark(target, now)
         self._moves[source, target] = None
 
-    def take(self, now: float, everything: bool = False) -> Due:
-        """Remove and return what is due; with ``everything`` all there is."""
-        paths = {p: m for p, m in self._paths.items() if everything or self._due(m) <= now}
+    def rest(self, path: RelPath, until: float) -> None:
+        """Let ``path`` be due no earlier than ``until``."""
+        self._resting[path] = until
+
+    def take(self, now: float, everything: bool = False, resting: bool = True) -> Due:
+        """Remove and return what is due; with ``everything`` all there is.
+
+        Without ``resting`` what still rests stays.
+        """
+        if resting:
+            self._resting.clear()
+        else:
+            self._resting = {p: until for p, until in self._resting.items() if until > now}
+        paths = {
+            p: m
+            for p, m in self._paths.items()
+            if p not in self._resting and (everything or self._due(p, m) <= now)
+        }
         trees, self._trees = self._trees, {}
         for path in paths:
             del self._paths[path]
@@ -121,7 +137,7 @@ class DirtySet:
             return 0.0
         if not self._paths:
             return None
-        return max(0.0, min(map(self._due, self._paths.values())) - now)
+        return max(0.0, min(self._due(*item) for item in self._paths.items()) - now)
 
     def some(self, limit: int) -> list[RelPath]:
         """Return up to ``limit`` of the marked paths and trees."""
@@ -132,7 +148,8 @@ class DirtySet:
         firsts = [m.first for m in self._paths.values()] + list(self._trees.values())
         return min(firsts, default=None)
 
-    def _due(self, mark: _Mark) -> float:
+    def _due(self, path: RelPath, mark: _Mark) -> float:
         if mark.restless:
             return mark.first + min(self._settle, self._max_delay)
-        return min(mark.last + self._settle, mark.first + self._max_delay)
+        settled = min(mark.last + self._settle, mark.first + self._max_delay)
+        return max(settled, self._resting.get(path, settled))

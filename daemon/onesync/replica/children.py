@@ -19,10 +19,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, cast
 
+from onesync.core.blocks import Blocks
 from onesync.core.model import RelPath
 from onesync.errors import MountHung, MountNotThere
 from onesync.replica.child import receive, send
-from onesync.replica.door import Copied, Identity, Listed
+from onesync.replica.door import Compared, Copied, Identity, Listed
 
 _ENDED = "The process that talks to the mount ended; nothing is lost, the call is made again."
 
@@ -207,14 +208,32 @@ class ChildrenReplica:
     def make_directory(self, path: RelPath) -> None:
         self._call("make_directory", path)
 
-    def put(self, source: bytes, temporary: RelPath) -> Copied:
-        return cast(Copied, self._call("put", source, temporary))
+    def put(self, source: bytes, temporary: RelPath, seconds: float | None = None) -> Copied:
+        return cast(Copied, self._call("put", source, temporary, seconds))
 
     def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
         return cast(Copied, self._call("fetch", path, destination, mode, mtime_ns))
 
-    def append(self, source: bytes, path: RelPath, offset: int, digest: str) -> Copied | None:
-        return cast("Copied | None", self._call("append", source, path, offset, digest))
+    def append(
+        self, source: bytes, path: RelPath, offset: int, digest: str, seconds: float | None = None
+    ) -> Copied | None:
+        return cast("Copied | None", self._call("append", source, path, offset, digest, seconds))
+
+    def compare(self, source: bytes, length: int, blocks: Blocks) -> Compared:
+        return cast(Compared, self._call("compare", source, length, blocks))
+
+    def write_undo(
+        self, path: RelPath, undo: RelPath, length: int, blocks: Blocks, numbers: tuple[int, ...]
+    ) -> bool:
+        return cast(bool, self._call("write_undo", path, undo, length, blocks, numbers))
+
+    def patch(
+        self, source: bytes, path: RelPath, blocks: Blocks, numbers: tuple[int, ...], end: int
+    ) -> bool:
+        return cast(bool, self._call("patch", source, path, blocks, numbers, end))
+
+    def undo(self, path: RelPath, undo: RelPath) -> bool:
+        return cast(bool, self._call("undo", path, undo))
 
     def truncate(self, path: RelPath, length: int) -> None:
         self._call("truncate", path, length)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from onesync.core.blocks import Blocks
 from onesync.core.model import Kind, RelPath, Stamp
 
 
@@ -43,10 +44,11 @@ class Copied:
 
     Attributes:
         digest: blake3 of the bytes written, hex.
-        size: how many they were.
+        size: how many they were; fewer than ``before`` says where the time was up.
         before: the source's stamp when it was opened (None when the source is the replica).
         steady: whether the source was still the same after the copy.
         prefix: whether the copy is what the source begins with, also when it grew meanwhile.
+        blocks: digests of the copy's blocks, of a large file.
     """
 
     digest: str
@@ -54,6 +56,20 @@ class Copied:
     before: Stamp | None
     steady: bool
     prefix: bool = True
+    blocks: Blocks | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """How a local file differs from the version whose blocks are known.
+
+    Attributes:
+        copied: what a whole copy would give.
+        changed: the blocks of the known version whose bytes changed.
+    """
+
+    copied: Copied
+    changed: tuple[int, ...]
 
 
 class Replica(Protocol):
@@ -71,10 +87,11 @@ class Replica(Protocol):
     def make_directory(self, path: RelPath) -> None:
         """Create a directory. Raises FileExistsError when the name is taken by anything."""
 
-    def put(self, source: bytes, temporary: RelPath) -> Copied:
+    def put(self, source: bytes, temporary: RelPath, seconds: float | None = None) -> Copied:
         """Copy the local file at absolute path ``source`` to the new file ``temporary``, and fsync.
 
-        ``source`` may be ``/proc/PID/fd/N``, a descriptor that the caller holds open.
+        After ``seconds`` it ends with as much as was copied. ``source`` may be ``/proc/PID/fd/N``,
+        a descriptor that the caller holds open.
 
         Raises FileExistsError when ``temporary`` exists. After any error the temporary is gone or
         worthless. Raises InterruptedError when the source is not a regular file any more.
@@ -87,12 +104,42 @@ class Replica(Protocol):
         flushed to disk.
         """
 
-    def append(self, source: bytes, path: RelPath, offset: int, digest: str) -> Copied | None:
+    def append(
+        self, source: bytes, path: RelPath, offset: int, digest: str, seconds: float | None = None
+    ) -> Copied | None:
         """Write what ``source`` (as in ``put``) holds beyond ``offset`` to the end of ``path``.
 
         Returns what a whole copy would have given, or None, with nothing written, unless ``source``
         begins with the ``offset`` bytes that have this digest and ``path`` is exactly that long.
         After an error, or where the result is no ``prefix``, ``path`` must be truncated.
+        """
+
+    def compare(self, source: bytes, length: int, blocks: Blocks) -> Compared:
+        """Compare ``source`` (as in ``put``) with a version of ``length`` bytes. Reads only it."""
+
+    def write_undo(
+        self, path: RelPath, undo: RelPath, length: int, blocks: Blocks, numbers: tuple[int, ...]
+    ) -> bool:
+        """Save the blocks ``numbers`` of ``path`` in the new file ``undo``, and fsync.
+
+        Returns False, and leaves no ``undo``, unless ``path`` is ``length`` bytes long and these
+        blocks are what ``blocks`` says.
+        """
+
+    def patch(
+        self, source: bytes, path: RelPath, blocks: Blocks, numbers: tuple[int, ...], end: int
+    ) -> bool:
+        """Write the blocks ``numbers`` of ``source``, a file of ``end`` bytes, into ``path``.
+
+        Returns False where ``source`` is not what ``blocks`` says any more. After that, and after
+        any error, ``path`` needs ``undo``.
+        """
+
+    def undo(self, path: RelPath, undo: RelPath) -> bool:
+        """Bring ``path`` back to what it was before the patch that the file ``undo`` prepared.
+
+        Returns False, with nothing changed, where ``undo`` is torn: then no patch was begun. May be
+        done again. Raises FileNotFoundError where either is not there.
         """
 
     def truncate(self, path: RelPath, length: int) -> None:

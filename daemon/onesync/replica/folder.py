@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,11 +19,15 @@ from contextlib import contextmanager, suppress
 from blake3 import blake3
 
 from onesync.beneath import open_beneath, open_plain
+from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
 from onesync.core.model import Kind, RelPath, Stamp, name_of, parent_of
-from onesync.replica.door import Copied, Identity, Listed
+from onesync.replica import inplace
+from onesync.replica.door import Compared, Copied, Identity, Listed
 
 CHUNK = 1 << 20
 _HELD_DIRECTORIES = 256
+_PIECE_OF_ZEROS = bytes(32 << 10)
+"""What is left out of a sparse copy; no smaller, or holes would cost more than they save."""
 _PINNED = re.compile(rb"/proc/\d+/fd/\d+")
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 
@@ -50,6 +55,65 @@ class _HeldDirectory:
         os.close(self.fd)
 
 
+class _Pour:
+    """A copy that digests what it copies, and may go on later from where its time was up."""
+
+    def __init__(self, length: int, seconds: float | None, progress: Callable[[int], None]) -> None:
+        """Begin at 0 of a file of about ``length`` bytes."""
+        self.hasher = blake3()
+        self.offset = 0
+        self._blocks = BlockHasher(block_size(length)) if length >= PATCH_FROM else None
+        self._progress = progress
+        self._deadline = 0.0
+        self.begin(seconds)
+
+    def begin(self, seconds: float | None) -> None:
+        """Allow ``seconds`` (None: for ever) from now on."""
+        self._deadline = float("inf") if seconds is None else time.monotonic() + seconds
+
+    def run(
+        self, origin: int, target: int | None, end: int | None, *, sparse: bool = False
+    ) -> None:
+        """Copy up to ``end`` (None: all) to the same place in ``target`` (None: digest alone).
+
+        Where ``sparse``, runs of zeros become holes.
+        """
+        hole = False
+        while end is None or self.offset < end:
+            wanted = CHUNK if end is None else min(CHUNK, end - self.offset)
+            chunk = os.pread(origin, wanted, self.offset)
+            if not chunk:
+                break
+            self.hasher.update(chunk)
+            if self._blocks is not None:
+                self._blocks.update(chunk)
+            if target is not None:
+                hole = self._write(target, chunk, sparse=sparse)
+            self.offset += len(chunk)
+            self._progress(len(chunk) if target is not None else 0)
+            if time.monotonic() >= self._deadline:
+                break
+        if hole and target is not None:
+            os.ftruncate(target, self.offset)
+
+    def _write(self, target: int, chunk: bytes, *, sparse: bool) -> bool:
+        """Write one chunk; returns whether it ends with a hole."""
+        if not sparse or _PIECE_OF_ZEROS not in chunk:
+            inplace.write_at(target, chunk, self.offset)
+            return False
+        hole = False
+        for start in range(0, len(chunk), len(_PIECE_OF_ZEROS)):
+            piece = chunk[start : start + len(_PIECE_OF_ZEROS)]
+            hole = piece == _PIECE_OF_ZEROS[: len(piece)]
+            if not hole:
+                inplace.write_at(target, piece, self.offset + start)
+        return hole
+
+    def blocks(self) -> Blocks | None:
+        """Return the digests of the blocks so far; None of a small file."""
+        return None if self._blocks is None else self._blocks.blocks()
+
+
 class FolderReplica:
     """A replica in a folder of this machine, on a mount or not. Safe in several threads."""
 
@@ -60,6 +124,7 @@ class FolderReplica:
         self._held: OrderedDict[RelPath, _HeldDirectory] = OrderedDict()
         self._guard = threading.Lock()
         self._forgotten = 0
+        self._travelling: dict[tuple[int, int], tuple[Stamp, _Pour]] = {}
 
     def forget(self) -> None:
         """Let go of every directory descriptor: paths may mean something else from here on."""
@@ -101,30 +166,38 @@ class FolderReplica:
         with self._parent(path) as directory:
             os.mkdir(name_of(path), 0o755, dir_fd=directory)
 
-    def put(self, source: bytes, temporary: RelPath) -> Copied:
+    def put(self, source: bytes, temporary: RelPath, seconds: float | None = None) -> Copied:
         origin = _open_source(source)
         try:
             before = os.fstat(origin)
             if not stat.S_ISREG(before.st_mode):
                 raise InterruptedError(4, "not a regular file any more", source)
+            pour = _Pour(before.st_size, seconds, self._progress)
             with self._parent(temporary) as directory:
-                digest, size = self._write_copy(origin, before, directory, name_of(temporary))
-            stamp = stamp_of(before, Kind.FILE)
-            steady = stamp_of(os.fstat(origin), Kind.FILE) == stamp
-            # Read once more, nothing changed in what was copied: it is a state that the file had.
-            prefix = steady or _digest(origin, size, self._progress) == (digest, size)
+                self._write_copy(origin, before, directory, name_of(temporary), pour)
+            return self._poured(origin, before, pour)
         finally:
             os.close(origin)
-        return Copied(digest, size, stamp, steady, prefix)
+
+    def _poured(self, origin: int, before: os.stat_result, pour: _Pour) -> Copied:
+        """Return the result of a copy from ``origin``, after another look at it."""
+        digest, size = pour.hasher.hexdigest(), pour.offset
+        stamp = stamp_of(before, Kind.FILE)
+        steady = stamp_of(os.fstat(origin), Kind.FILE) == stamp
+        if steady and size < before.st_size:
+            self._travelling[_identity(before)] = (stamp, pour)
+        # Read once more, nothing changed in what was copied: it is a state that the file had.
+        prefix = steady or _digest(origin, size, self._progress) == (digest, size)
+        return Copied(digest, size, stamp, steady, prefix, pour.blocks())
 
     def _write_copy(
-        self, origin: int, status: os.stat_result, directory: int, name: bytes
-    ) -> tuple[str, int]:
+        self, origin: int, status: os.stat_result, directory: int, name: bytes, pour: _Pour
+    ) -> None:
         # Created writable whatever the mode: some storages refuse to make a read-only file.
         target = os.open(name, _NEW, (status.st_mode & 0o777) | 0o600, dir_fd=directory)
         try:
             try:
-                copied = self._pour(origin, target, status.st_size)
+                pour.run(origin, target, status.st_size, sparse=_is_sparse(status))
                 os.fsync(target)
             finally:
                 os.close(target)
@@ -133,12 +206,9 @@ class FolderReplica:
             with suppress(OSError):
                 os.unlink(name, dir_fd=directory)
             raise
-        return copied
 
     def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
-        with self._parent(path) as directory:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            origin = os.open(name_of(path), flags, dir_fd=directory)
+        origin = self._open(path, os.O_RDONLY)
         try:
             if not stat.S_ISREG(os.fstat(origin).st_mode):
                 raise InterruptedError(4, "not a regular file", path)
@@ -156,71 +226,120 @@ class FolderReplica:
         finally:
             os.close(folder)
         try:
-            digest, size = self._pour(origin, target, None)
+            pour = _Pour(os.fstat(origin).st_size, None, self._progress)
+            pour.run(origin, target, None, sparse=True)
             os.fchmod(target, mode & 0o777)
             if mtime_ns is not None:
                 os.utime(target, ns=(mtime_ns, mtime_ns))
             os.fsync(target)
         finally:
             os.close(target)
-        return Copied(digest, size, None, True)
+        return Copied(pour.hasher.hexdigest(), pour.offset, None, True, blocks=pour.blocks())
 
-    def _pour(self, origin: int, target: int, limit: int | None) -> tuple[str, int]:
-        """Copy up to ``limit`` bytes (None: to the end); returns the digest and the length."""
-        hasher = blake3()
-        total = 0
-        while limit is None or total < limit:
-            chunk = os.read(origin, CHUNK if limit is None else min(CHUNK, limit - total))
-            if not chunk:
-                break
-            hasher.update(chunk)
-            view = memoryview(chunk)
-            while view:
-                view = view[os.write(target, view) :]
-            total += len(chunk)
-            self._progress(len(chunk))
-        return hasher.hexdigest(), total
-
-    def append(self, source: bytes, path: RelPath, offset: int, digest: str) -> Copied | None:
+    def append(
+        self, source: bytes, path: RelPath, offset: int, digest: str, seconds: float | None = None
+    ) -> Copied | None:
         origin = _open_source(source)
         try:
             before = os.fstat(origin)
-            hasher = blake3()
-            begun = _feed(hasher, origin, 0, offset, self._progress)
-            if begun != offset or hasher.hexdigest() != digest:
+            pour = self._continued(origin, before, offset, seconds)
+            if pour.offset != offset or pour.hasher.hexdigest() != digest:
                 return None
-            with self._parent(path) as directory:
-                target = os.open(name_of(path), os.O_RDWR | os.O_NOFOLLOW, dir_fd=directory)
+            target = self._open(path, os.O_RDWR)
             try:
                 if os.fstat(target).st_size != offset:
                     return None
-                total = self._pour_tail(origin, target, hasher, offset, before.st_size)
+                pour.run(origin, target, before.st_size)
                 os.fsync(target)
             finally:
                 os.close(target)
-            stamp = stamp_of(before, Kind.FILE)
-            whole = hasher.hexdigest()
-            steady = stamp_of(os.fstat(origin), Kind.FILE) == stamp
-            prefix = steady or _digest(origin, total, self._progress) == (whole, total)
+            return self._poured(origin, before, pour)
         finally:
             os.close(origin)
-        return Copied(whole, total, stamp, steady, prefix)
 
-    def _pour_tail(self, origin: int, target: int, hasher: blake3, offset: int, end: int) -> int:
-        """Copy from ``offset`` up to ``end``, to the same place; returns where it ended."""
-        while offset < end and (chunk := os.pread(origin, min(CHUNK, end - offset), offset)):
-            hasher.update(chunk)
-            view = memoryview(chunk)
-            while view:
-                written = os.pwrite(target, view, offset)
-                view = view[written:]
-                offset += written
-            self._progress(len(chunk))
-        return offset
+    def _continued(
+        self, origin: int, status: os.stat_result, offset: int, seconds: float | None
+    ) -> _Pour:
+        """Return the pour that was interrupted at ``offset``, or one that has read so far."""
+        stamp, pour = self._travelling.pop(_identity(status), (None, None))
+        if pour is None or stamp != stamp_of(status, Kind.FILE) or pour.offset != offset:
+            pour = _Pour(status.st_size, None, self._progress)
+            pour.run(origin, None, offset)
+        pour.begin(seconds)
+        return pour
+
+    def compare(self, source: bytes, length: int, blocks: Blocks) -> Compared:
+        origin = _open_source(source)
+        try:
+            before = os.fstat(origin)
+            hasher = BlockHasher(blocks.size)
+            digest, size = inplace.hash_file(origin, before.st_size, hasher, self._progress)
+            changed = inplace.changed_blocks(origin, length, blocks, hasher.blocks())
+            stamp = stamp_of(before, Kind.FILE)
+            steady = stamp_of(os.fstat(origin), Kind.FILE) == stamp
+            prefix = steady or _digest(origin, size, self._progress) == (digest, size)
+        finally:
+            os.close(origin)
+        copied = Copied(digest, size, stamp, steady, prefix, hasher.blocks())
+        return Compared(copied, tuple(changed))
+
+    def write_undo(
+        self, path: RelPath, undo: RelPath, length: int, blocks: Blocks, numbers: tuple[int, ...]
+    ) -> bool:
+        saved = False
+        target = self._open(path, os.O_RDONLY)
+        try:
+            with self._parent(undo) as directory:
+                fd = os.open(name_of(undo), _NEW, 0o644, dir_fd=directory)
+            try:
+                saved = inplace.write_undo(target, fd, length, blocks, numbers, self._progress)
+            finally:
+                os.close(fd)
+        finally:
+            os.close(target)
+        if not saved:
+            self.remove(undo)
+        return saved
+
+    def patch(
+        self, source: bytes, path: RelPath, blocks: Blocks, numbers: tuple[int, ...], end: int
+    ) -> bool:
+        origin = _open_source(source)
+        try:
+            target = self._open(path, os.O_WRONLY)
+            try:
+                return inplace.write_blocks(origin, target, blocks, numbers, end, self._progress)
+            finally:
+                os.close(target)
+        finally:
+            os.close(origin)
+
+    def undo(self, path: RelPath, undo: RelPath) -> bool:
+        fd = self._open(undo, os.O_RDONLY)
+        try:
+            found = inplace.read_undo(fd, self._progress)
+        finally:
+            os.close(fd)
+        if found is None:
+            return False
+        length, old = found
+        target = self._open(path, os.O_RDWR)
+        try:
+            for offset, content in old:
+                inplace.write_at(target, content, offset)
+                self._progress(0)
+            os.ftruncate(target, length)
+            os.fsync(target)
+        finally:
+            os.close(target)
+        return True
+
+    def _open(self, path: RelPath, flags: int) -> int:
+        with self._parent(path) as directory:
+            return os.open(name_of(path), flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
 
     def truncate(self, path: RelPath, length: int) -> None:
-        with self._parent(path) as directory:
-            target = os.open(name_of(path), os.O_RDWR | os.O_NOFOLLOW, dir_fd=directory)
+        target = self._open(path, os.O_RDWR)
         try:
             os.ftruncate(target, length)
             os.fsync(target)
@@ -228,9 +347,7 @@ class FolderReplica:
             os.close(target)
 
     def digest(self, path: RelPath) -> tuple[str, int]:
-        with self._parent(path) as directory:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            origin = os.open(name_of(path), flags, dir_fd=directory)
+        origin = self._open(path, os.O_RDONLY)
         try:
             return _digest(origin, None, self._progress)
         finally:
@@ -329,6 +446,15 @@ def _open_source(source: bytes) -> int:
     return open_plain(source, os.O_RDONLY | os.O_NONBLOCK)
 
 
+def local_size(source: bytes) -> int:
+    """Return the length of the local file at the absolute path ``source``; see ``put``."""
+    origin = _open_source(source)
+    try:
+        return os.fstat(origin).st_size
+    finally:
+        os.close(origin)
+
+
 def digest_local(source: bytes) -> Copied:
     """Return what a copy of the local file at the absolute path ``source`` would give.
 
@@ -349,23 +475,15 @@ def digest_local(source: bytes) -> Copied:
 
 def _digest(origin: int, limit: int | None, progress: Callable[[int], None]) -> tuple[str, int]:
     """Digest the first ``limit`` bytes (None: all); returns the digest and their number."""
-    hasher = blake3()
-    total = _feed(hasher, origin, 0, limit, progress)
-    return hasher.hexdigest(), total
+    return inplace.hash_file(origin, limit, None, progress)
 
 
-def _feed(
-    hasher: blake3, origin: int, offset: int, end: int | None, progress: Callable[[int], None]
-) -> int:
-    """Feed the bytes from ``offset`` up to ``end`` (None: all); returns where they ended."""
-    while end is None or offset < end:
-        chunk = os.pread(origin, CHUNK if end is None else min(CHUNK, end - offset), offset)
-        if not chunk:
-            break
-        hasher.update(chunk)
-        offset += len(chunk)
-        progress(0)
-    return offset
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _is_sparse(status: os.stat_result) -> bool:
+    return status.st_blocks * 512 < status.st_size
 
 
 def _look_in(directory: int, name: bytes) -> Listed | None:

@@ -1,0 +1,87 @@
+"""What a batch is about to do to the replica, written before it does: any node can settle it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from onesync.core.chain import Position
+from onesync.core.model import STATUS_FOLDER, RelPath, join
+
+INTENTS = STATUS_FOLDER + b"/intent"
+
+
+@dataclass(slots=True)
+class Intent:
+    """What a batch is about to do, in pairs of paths.
+
+    Attributes:
+        position: the checkpoint that will commit it.
+        new: (target, temporary) of every file whose content travels.
+        replace: (target, aside) of files whose old version goes aside.
+        remove: (path, aside).
+        rename: (source, target).
+        make: directories.
+        promise: those of ``new`` that promise other entries (markers, databases): without a
+            checkpoint they must not stand.
+        append: (path, committed length) of files that may be written beyond it.
+        patch: (path, undo file) of files whose blocks may be changed in place.
+    """
+
+    position: Position
+    new: list[tuple[RelPath, RelPath]] = field(default_factory=list)
+    replace: list[tuple[RelPath, RelPath]] = field(default_factory=list)
+    remove: list[tuple[RelPath, RelPath]] = field(default_factory=list)
+    rename: list[tuple[RelPath, RelPath]] = field(default_factory=list)
+    make: list[RelPath] = field(default_factory=list)
+    promise: list[RelPath] = field(default_factory=list)
+    append: list[tuple[RelPath, int]] = field(default_factory=list)
+    patch: list[tuple[RelPath, RelPath]] = field(default_factory=list)
+
+    _PARTS = ("new", "replace", "remove", "rename", "patch")
+    _SINGLE = ("make", "promise")
+
+    def encode(self) -> bytes:
+        """Return the intent's file content: format 1, JSON, paths without loss."""
+        parts = {
+            name: [[_text(path) for path in pair] for pair in getattr(self, name)]
+            for name in self._PARTS
+        }
+        head = {"onesync": "intent", "format": 1}
+        place = {"epoch": self.position.epoch, "sequence": self.position.sequence}
+        single = {name: [_text(path) for path in getattr(self, name)] for name in self._SINGLE}
+        lengths = {"append": [[_text(path), length] for path, length in self.append]}
+        return json.dumps({**head, **place, **parts, **single, **lengths}).encode()
+
+    @classmethod
+    def decode(cls, content: bytes) -> Intent:
+        """Read an intent. Raises ValueError on anything else."""
+        found = json.loads(content)
+        if not isinstance(found, dict) or (found.get("onesync"), found.get("format")) != (
+            "intent",
+            1,
+        ):
+            raise ValueError("not an intent of format 1")
+        intent = cls(Position(int(found["epoch"]), int(found["sequence"])))
+        for name in cls._PARTS:
+            getattr(intent, name).extend((_raw(a), _raw(b)) for a, b in found[name])
+        for name in cls._SINGLE:
+            getattr(intent, name).extend(map(_raw, found[name]))
+        intent.append.extend((_raw(path), int(length)) for path, length in found["append"])
+        return intent
+
+    @property
+    def path(self) -> RelPath:
+        """Where on the replica it stands."""
+        return join(INTENTS, b"E%06d-%06d.json" % (self.position.epoch, self.position.sequence))
+
+
+def _text(path: RelPath) -> str:
+    return path.decode("utf-8", "surrogateescape")
+
+
+def _raw(text: str) -> RelPath:
+    path = text.encode("utf-8", "surrogateescape")
+    if path.startswith(b"/") or b".." in path.split(b"/") or b"\0" in path or not path:
+        raise ValueError("a path leaves the folder")
+    return path

@@ -1,0 +1,180 @@
+"""Brings one file's content to the replica, with as few bytes as can be.
+
+What the replica has already is not sent; a large file is appended to, or only its changed blocks
+are written; everything else travels whole into a temporary. Called in the push's workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from onesync.core.blocks import DIGEST_BYTES, PATCH_FROM, Blocks
+from onesync.core.model import Entry, Kind, Known, RelPath, Stamp
+from onesync.core.plan import Difference
+from onesync.replica.door import Compared, Copied, Replica
+from onesync.replica.folder import digest_local, local_size
+
+_TAIL = 256 << 20
+"""A longer growth travels in rounds, as a new file does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a file's content comes from, and the names that the intent keeps for it.
+
+    Attributes:
+        local: absolute path of the file, its snapshot or its descriptor.
+        frozen: whether it is a snapshot, which nobody changes.
+        temporary: the name for a whole copy.
+        undo: the name for the old blocks; None where it is not patched.
+        blocks: of the version in the replica, where they are known.
+    """
+
+    local: bytes
+    frozen: bool
+    temporary: RelPath
+    undo: RelPath | None
+    blocks: Blocks | None
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """Content that is in the replica, or ready to be patched into it.
+
+    Attributes:
+        copied: what a whole copy gives.
+        sent: bytes that travelled, or will.
+        in_place: nothing remains to be done to the file.
+        temporary: where the whole copy is.
+        numbers: the blocks to be patched in when it is published.
+        undo: the undo file that was made.
+    """
+
+    copied: Copied
+    sent: int
+    in_place: bool = True
+    temporary: RelPath | None = None
+    numbers: tuple[int, ...] = ()
+    undo: RelPath | None = None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the time was up before the end of the file."""
+        before = self.copied.before
+        return before is not None and self.copied.steady and self.copied.size < before.size
+
+
+def may_patch(entry: Entry) -> bool:
+    """Return whether a file of the replica is large enough to be changed in place."""
+    return entry.kind is Kind.FILE and bool(entry.digest) and entry.size >= PATCH_FROM
+
+
+def transfer(
+    replica: Replica, difference: Difference, source: Source, seconds: float | None
+) -> Brought | None:
+    """Bring the content of ``difference``; None where it changed meanwhile and must wait.
+
+    A new or growing file ends after ``seconds`` with as much as came. Raises as ``Replica.put``.
+    """
+    known = difference.known
+    if known is None or known.entry.kind is not Kind.FILE:
+        return _whole(replica, source, known, None if source.frozen else seconds)
+    assert difference.seen is not None
+    if source.undo is not None and _travels(known, difference.seen, source):
+        entry = known.entry
+        copied = replica.append(source.local, difference.path, entry.size, entry.digest, seconds)
+        if copied is not None:
+            if copied.prefix:
+                return Brought(copied, copied.size - entry.size)
+            replica.truncate(difference.path, entry.size)
+            return None
+    if source.undo is None or source.blocks is None:
+        return _same(source, known) or _whole(replica, source, known, None)
+    compared = replica.compare(source.local, known.entry.size, source.blocks)
+    if compared.copied.digest == known.entry.digest and compared.copied.steady:
+        return Brought(compared.copied, 0)
+    if not (compared.copied.steady or source.frozen or compared.copied.prefix):
+        return None
+    numbers = _to_write(compared, known.entry.size, source.blocks.size)
+    if not _is_worth_it(compared, numbers, known.entry.size, source.blocks.size):
+        return _whole(replica, source, known, None)
+    return _patched(replica, difference.path, source, known.entry.size, compared, numbers)
+
+
+def _travels(known: Known, seen: Stamp, source: Source) -> bool:
+    """Whether the file only goes on where its last round ended, or grew without known blocks."""
+    stamp, grown = known.stamp, seen.size - known.entry.size
+    if source.frozen or stamp is None or grown <= 0:
+        return False
+    unchanged = replace(stamp, size=seen.size) == seen
+    return unchanged or source.blocks is None or grown > _TAIL
+
+
+def _same(source: Source, known: Known) -> Brought | None:
+    """Return what a copy would give when the replica holds these very bytes already.
+
+    A changed mode or time, or a file written anew with the same content, is read once locally
+    instead of sent.
+    """
+    if local_size(source.local) != known.entry.size:
+        return None
+    copied = digest_local(source.local)
+    same = copied.steady and copied.digest == known.entry.digest
+    return Brought(copied, 0) if same else None
+
+
+def _whole(
+    replica: Replica, source: Source, known: Known | None, seconds: float | None
+) -> Brought | None:
+    copied = replica.put(source.local, source.temporary, seconds)
+    grown = known is None or copied.size > known.entry.size
+    if copied.steady or source.frozen or (copied.prefix and grown):
+        return Brought(copied, copied.size, in_place=False, temporary=source.temporary)
+    replica.remove(source.temporary)
+    return None
+
+
+def _to_write(compared: Compared, length: int, size: int) -> tuple[int, ...]:
+    """Return the blocks that changed and those beyond the old length."""
+    assert compared.copied.blocks is not None
+    count = len(compared.copied.blocks.digests) // DIGEST_BYTES
+    beyond = range(length // size, count) if compared.copied.size > length else ()
+    return tuple(sorted({*compared.changed, *beyond}))
+
+
+def _is_worth_it(compared: Compared, numbers: tuple[int, ...], length: int, size: int) -> bool:
+    """Whether a patch moves fewer bytes than a whole copy; old blocks are read and written too."""
+    moved = (2 * len(compared.changed) + len(numbers)) * size
+    return compared.copied.size >= length and moved < compared.copied.size
+
+
+def _patched(
+    replica: Replica,
+    path: RelPath,
+    source: Source,
+    length: int,
+    compared: Compared,
+    numbers: tuple[int, ...],
+) -> Brought | None:
+    blocks = compared.copied.blocks
+    assert source.undo is not None
+    assert source.blocks is not None
+    assert blocks is not None
+    undo = source.undo if compared.changed else None
+    if undo is not None and not replica.write_undo(
+        path, undo, length, source.blocks, compared.changed
+    ):
+        # The replica's file is not what it was: the whole new version takes its place.
+        return _whole(replica, source, None, None)
+    sent = (len(compared.changed) + len(numbers)) * blocks.size
+    brought = Brought(compared.copied, sent, numbers=numbers, undo=undo)
+    if source.frozen:
+        return replace(brought, in_place=False)
+    if replica.patch(source.local, path, blocks, numbers, compared.copied.size):
+        return brought
+    if undo is None:
+        replica.truncate(path, length)
+    else:
+        replica.undo(path, undo)
+        replica.remove(undo)
+    return None
