@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from onesync import recovery, working_copy
 from onesync.batch import Batches
 from onesync.core.chain import Change, Gone, Head, Noted, Set
-from onesync.core.model import Problem, RelPath, is_unconfirmed, lost_stamp
+from onesync.core.model import Problem, RelPath, is_unconfirmed, lost_stamp, show
 from onesync.errors import Halted
 from onesync.index import Index
 from onesync.intent import INTENTS
 from onesync.lock import Lock
 from onesync.manifest import MANIFEST, read_head
 from onesync.mount import Mount
+from onesync.push import BEHIND
 from onesync.replica.door import Replica
 from onesync.scanner import Scanner
 from onesync.settings import Settings
@@ -195,11 +196,21 @@ class Deploy:
 
 
 def _still_marked(head: Head | None, staged: Staged) -> list[Problem]:
-    """Return the problems of damaged files whose local copies were reused and so not seen again."""
+    """Return the problems of the head that hold on.
+
+    Of damaged files whose local copies were reused and so not seen again, and of files that were
+    travelling when their node ended.
+    """
     if head is None:
         return []
-    return [
-        problem
-        for path, problem in head.problems.items()
-        if problem.kind == CHANGED_OUTSIDE and path in staged.tree and path not in staged.fetched
-    ]
+    found = []
+    for path, problem in head.problems.items():
+        if path in staged.tree and problem.kind == BEHIND:
+            text = (
+                f"{show(path)} was still travelling when its node ended: the first"
+                f" {head.tree[path].size} bytes are here, the rest never reached OneData."
+            )
+            found.append(Problem(path, BEHIND, text))
+        elif problem.kind == CHANGED_OUTSIDE and path in staged.tree and path not in staged.fetched:
+            found.append(problem)
+    return found
