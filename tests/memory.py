@@ -12,8 +12,8 @@ from blake3 import blake3
 
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
 from onesync.core.model import Kind, RelPath, is_beneath, name_of, parent_of
+from onesync.local import stamp_of
 from onesync.replica.door import Compared, Copied, Identity, Listed
-from onesync.replica.folder import stamp_of
 
 
 class MemoryReplica:

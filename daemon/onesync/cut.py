@@ -17,9 +17,9 @@ from onesync.core.model import Kind, Problem, RelPath, Stamp, join, lies_in, sho
 from onesync.core.ordering import DATA, SIDECARS, PublishOrder, database_of
 from onesync.core.plan import Difference
 from onesync.index import Index
+from onesync.local import digest_local
 from onesync.marks import Marks
 from onesync.pins import Pins
-from onesync.replica.folder import digest_local
 from onesync.scanner import Scanner
 from onesync.snapshot import Snapshots
 

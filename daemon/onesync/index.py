@@ -6,6 +6,7 @@ survives a power loss. Opened by the thread that starts, then used by the engine
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,22 +19,30 @@ from onesync.core.chain import Change, Gone, Renamed, Set
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, parent_of
 from onesync.errors import Halted
 
-FORMAT = 1
+FORMAT = 2
 _COLUMNS = (
-    "path, kind, size, mtime_ns, mode, digest, target, inode, s_size, s_mtime, s_ctime, s_mode"
+    "path, kind, size, mtime_ns, mode, digest, target, link_group, xattrs,"
+    " inode, s_size, s_mtime, s_ctime, s_mode, s_linked"
 )
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS entry (
     path BLOB PRIMARY KEY, parent BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, mode INTEGER NOT NULL, digest TEXT NOT NULL, target BLOB NOT NULL,
-    inode INTEGER, s_size INTEGER, s_mtime INTEGER, s_ctime INTEGER, s_mode INTEGER
+    inode INTEGER, s_size INTEGER, s_mtime INTEGER, s_ctime INTEGER, s_mode INTEGER,
+    link_group INTEGER NOT NULL DEFAULT 0, xattrs TEXT NOT NULL DEFAULT '', s_linked INTEGER
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS blocks (
     digest TEXT PRIMARY KEY, size INTEGER NOT NULL, digests BLOB NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS entry_parent ON entry (parent);
 CREATE INDEX IF NOT EXISTS entry_inode ON entry (inode);
+"""
+
+_FROM_1 = """
+ALTER TABLE entry ADD COLUMN link_group INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE entry ADD COLUMN xattrs TEXT NOT NULL DEFAULT '';
+ALTER TABLE entry ADD COLUMN s_linked INTEGER;
 """
 
 
@@ -51,7 +60,9 @@ class Index:
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(_SCHEMA)
         found = self.get("format")
-        if found is None:
+        if found == "1":
+            self._db.executescript(_FROM_1)
+        if found in (None, "1"):
             self.set(format=str(FORMAT))
         elif int(found) > FORMAT:
             raise Halted(
@@ -171,12 +182,15 @@ class Index:
 
     def _put(self, path: RelPath, entry: Entry, stamp: Stamp | None) -> None:
         known = (entry.kind, entry.size, entry.mtime_ns, entry.mode, entry.digest, entry.target)
-        seen: tuple[int | None, ...] = (None,) * 5
+        more = (entry.group, _xattrs_text(entry.xattrs))
+        seen: tuple[int | None, ...] = (None,) * 6
         if stamp is not None:
-            seen = (stamp.inode, stamp.size, stamp.mtime_ns, stamp.ctime_ns, stamp.mode)
+            times = (stamp.mtime_ns, stamp.ctime_ns)
+            seen = (stamp.inode, stamp.size, *times, stamp.mode, stamp.linked)
         self._db.execute(
-            "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            (path, parent_of(path), *known, *seen),
+            f"INSERT OR REPLACE INTO entry ({_COLUMNS}, parent)"
+            " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (path, *known, *more, *seen, parent_of(path)),
         )
 
     def _delete(self, path: RelPath) -> None:
@@ -212,11 +226,22 @@ def _range(path: RelPath) -> tuple[str, tuple[bytes, ...]]:
 
 
 def _known(row: tuple[object, ...]) -> Known:
-    _, kind_text, size, mtime_ns, mode, digest, target, *seen = row
+    _, kind_text, size, mtime_ns, mode, digest, target, group, xattrs, *seen = row
     kind = Kind(str(kind_text))
-    entry = Entry(kind, size, mtime_ns, mode, digest, target)  # type: ignore[arg-type]
-    if seen[0] is None:
+    more = (group, _xattrs_of(str(xattrs)))
+    entry = Entry(kind, size, mtime_ns, mode, digest, target, *more)  # type: ignore[arg-type]
+    *stamped, linked = seen
+    if stamped[0] is None:
         return Known(entry, None)
-    inode, s_size, s_mtime, s_ctime, s_mode = seen
-    stamp = Stamp(kind, inode, s_size, s_mtime, s_ctime, s_mode, entry.target)  # type: ignore[arg-type]
+    inode, s_size, s_mtime, s_ctime, s_mode = stamped
+    stamp = Stamp(kind, inode, s_size, s_mtime, s_ctime, s_mode, entry.target, bool(linked))  # type: ignore[arg-type]
     return Known(entry, stamp)
+
+
+def _xattrs_text(xattrs: tuple[tuple[bytes, bytes], ...]) -> str:
+    return json.dumps([(n.hex(), v.hex()) for n, v in xattrs]) if xattrs else ""
+
+
+def _xattrs_of(text: str) -> tuple[tuple[bytes, bytes], ...]:
+    pairs = json.loads(text) if text else ()
+    return tuple((bytes.fromhex(name), bytes.fromhex(value)) for name, value in pairs)

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from onesync.beneath import open_beneath
 from onesync.core.model import Kind, RelPath, Stamp
-from onesync.replica.folder import stamp_of
+from onesync.local import stamp_of
 
 _SPARE = 512
 """Descriptors left to everything else."""

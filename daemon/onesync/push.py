@@ -7,6 +7,7 @@ first, names every temporary and every aside, so that any node can settle a half
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -30,6 +31,7 @@ from onesync.core.ordering import DATA, SIDECARS, PublishOrder, scope_of
 from onesync.core.plan import Difference, Plan
 from onesync.errors import OnesyncError
 from onesync.intent import Intent
+from onesync.local import open_source, read_xattrs
 from onesync.replica.door import Replica
 from onesync.transfer import Brought, Source, may_patch, transfer
 
@@ -75,6 +77,7 @@ class _Ready:
     stamp: Stamp
     group: int
     is_database: bool
+    xattrs: tuple[tuple[bytes, bytes], ...]
 
 
 class Push:
@@ -120,7 +123,9 @@ class Push:
         self._count = 0
         self._leftover: list[RelPath] = []
         self._sources: dict[RelPath, Source] = {}
-        self._asides: dict[RelPath, RelPath] = {}
+        self._pinned: Mapping[RelPath, bytes] = {}
+        self._replaced: dict[RelPath, RelPath] = {}
+        self._removed: dict[RelPath, RelPath] = {}
         self._removes: dict[RelPath, list[RelPath]] = {}
         self._held: set[RelPath] = set()
         self._guard = threading.Lock()
@@ -137,6 +142,7 @@ class Push:
         absolute paths under which they can be read even when they are gone. Raises OSError or an
         OnesyncError where the mount fails as a whole; the replica then needs ``recovery``.
         """
+        self._pinned = pinned
         self._prepare(plan, snapshots, pinned)
         self._may_write()
         self._replica.write_new(self.intent.path, self.intent.encode())
@@ -147,7 +153,7 @@ class Push:
         self._make_directories(plan.directories)
         self._publish_all(self._transfer(plan.files, snapshots), plan)
         for difference in plan.links + plan.metadata:
-            self._record(difference.path, _entry(_seen(difference)), _seen(difference))
+            self._record_seen(difference)
         self._second_halves(plan)
         return self.outcome
 
@@ -180,7 +186,7 @@ class Push:
             self._removes[difference.path] = self._to_remove(difference)
             for path in self._removes[difference.path]:
                 self.intent.remove.append((path, self._name_beside(path)))
-        self._asides = dict(self.intent.replace + self.intent.remove)
+        self._replaced, self._removed = dict(self.intent.replace), dict(self.intent.remove)
         self.intent.make.extend(difference.path for difference in plan.directories)
         moves = [m for m in plan.moves if m.kind is not Kind.LINK]
         self.intent.rename.extend((m.source, m.target) for m in moves)
@@ -233,7 +239,7 @@ class Push:
                 if found is None or found.kind is not Kind.DIRECTORY:
                     self._occupied(difference.path)
                     continue
-            self._record(difference.path, _entry(_seen(difference)), _seen(difference))
+            self._record_seen(difference)
 
     def _transfer(
         self, files: list[Difference], snapshots: Mapping[RelPath, bytes]
@@ -276,7 +282,18 @@ class Push:
         group = self._order.group_of(path, is_database=source.frozen)
         if not source.frozen and (brought.is_behind or not brought.copied.steady):
             stamp = self._note_growing(path, brought, stamp, time.monotonic() - began)
-        return _Ready(difference, brought, stamp, group, source.frozen)
+        return _Ready(difference, brought, stamp, group, source.frozen, self._xattrs(path))
+
+    def _xattrs(self, path: RelPath) -> tuple[tuple[bytes, bytes], ...]:
+        """Return what ``path`` has now; none where it is gone, which its removal tells."""
+        try:
+            fd = open_source(self._pinned.get(path) or join(self._root, path))
+        except OSError:
+            return ()
+        try:
+            return read_xattrs(fd)
+        finally:
+            os.close(fd)
 
     def _note_growing(self, path: RelPath, brought: Brought, stamp: Stamp, seconds: float) -> Stamp:
         """Keep a file dirty that is published as far as it came; returns the stamp to remember."""
@@ -306,8 +323,17 @@ class Push:
             return
         if not (brought.in_place or self._put_in_place(item)):
             return
-        entry = Entry(Kind.FILE, copied.size, item.stamp.mtime_ns, item.stamp.mode, copied.digest)
-        self._record(path, entry, item.stamp)
+        stamp = item.stamp
+        entry = Entry(
+            Kind.FILE,
+            copied.size,
+            stamp.mtime_ns,
+            stamp.mode,
+            copied.digest,
+            group=stamp.inode if stamp.linked else 0,
+            xattrs=item.xattrs,
+        )
+        self._record(path, entry, stamp)
         if copied.blocks is not None:
             with self._guard:
                 self.outcome.blocks[copied.digest] = copied.blocks
@@ -320,7 +346,7 @@ class Push:
         if brought.temporary is None:
             self._may_write()
             self._patch(path, brought)
-        elif not self._change_names(path, brought.temporary, self._asides.get(path)):
+        elif not self._change_names(path, brought.temporary, self._replaced.get(path)):
             return False
         self._confirm(path, brought.copied.size)
         self._tally(brought.sent)
@@ -390,8 +416,19 @@ class Push:
         for path in self._removes[difference.path]:
             self._may_write()
             if self._replica.look(path) is not None:
-                self._replica.rename(path, self._asides[path])
+                self._replica.rename(path, self._removed[path])
         self.outcome.changes.append(Gone(difference.path))
+
+    def _record_seen(self, difference: Difference) -> None:
+        """Record a link or directory, which has no content."""
+        path, stamp = difference.path, _seen(difference)
+        if stamp.kind is Kind.LINK:
+            entry = Entry(Kind.LINK, target=stamp.target)
+        else:
+            entry = Entry(
+                stamp.kind, mtime_ns=stamp.mtime_ns, mode=stamp.mode, xattrs=self._xattrs(path)
+            )
+        self._record(path, entry, stamp)
 
     def _record(self, path: RelPath, entry: Entry, stamp: Stamp) -> None:
         self.outcome.changes.append(Set(path, entry))
@@ -408,9 +445,3 @@ class Push:
 def _seen(difference: Difference) -> Stamp:
     assert difference.seen is not None
     return difference.seen
-
-
-def _entry(stamp: Stamp) -> Entry:
-    if stamp.kind is Kind.LINK:
-        return Entry(Kind.LINK, target=stamp.target)
-    return Entry(stamp.kind, mtime_ns=stamp.mtime_ns, mode=stamp.mode)

@@ -28,7 +28,7 @@ from onesync.core.model import (
 from onesync.core.plan import Difference
 from onesync.errors import Halted
 from onesync.index import Index
-from onesync.replica.folder import stamp_of
+from onesync.local import stamp_of
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
@@ -60,7 +60,20 @@ class Scanner:
             for path in set(paths):
                 if not self._left_out(path) and not lies_in(path, tops):
                     found.update((d.path, d) for d in self._path(path))
+            for path in self._other_names(found.values()):
+                found.update((d.path, d) for d in self._path(path))
         return found
+
+    def _other_names(self, found: Iterable[Difference]) -> set[RelPath]:
+        """Return the other names of hard-linked files: the kernel told of one of them alone."""
+        inodes = {
+            stamp.inode
+            for d in found
+            for stamp in (d.seen, d.known.stamp if d.known else None)
+            if stamp is not None and stamp.linked
+        }
+        names = {path for inode in inodes for path, _ in self._index.by_inode(inode)}
+        return names - {d.path for d in found}
 
     def look(self, path: RelPath) -> Stamp | None:
         """Look at one path alone, whatever the index holds; None where no entry stands."""

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
@@ -35,10 +35,11 @@ from onesync.core.model import (
     show,
 )
 from onesync.core.ordering import database_of
+from onesync.local import digest_local, open_source, stamp_of, write_xattrs
 from onesync.replica.door import Listed, Replica
-from onesync.replica.folder import digest_local, stamp_of
 
 CHANGED_OUTSIDE = "changed_outside"
+ATTRIBUTES = "attributes"
 _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 
 
@@ -104,7 +105,8 @@ class StageIn:
         listed = self._list_all()
         wanted = self._join(tree, listed, staged)
         self._make_directories(wanted)
-        files = [(p, e) for p, e in wanted.items() if e.kind is Kind.FILE]
+        names = _other_names(wanted)
+        files = [(p, e) for p, e in wanted.items() if e.kind is Kind.FILE and p not in names]
         files.sort(key=lambda item: -item[1].size)
         self._advanced(0, len(files))
         waiting = {self._pool.submit(self._fetch, *item, staged): item[0] for item in files}
@@ -118,8 +120,41 @@ class StageIn:
         finally:
             for future in waiting:
                 future.cancel()
+        self._tie(names, wanted, staged)
         self._finish(wanted, staged)
         return staged
+
+    def _tie(
+        self, names: dict[RelPath, RelPath], wanted: dict[RelPath, Entry], staged: Staged
+    ) -> None:
+        """Make the other names of hard-linked files."""
+        damaged = {p.path for p in staged.problems if p.kind != ATTRIBUTES}
+        for path, first in names.items():
+            if first in damaged:
+                entry, stamp, problem = self._fetch(path, wanted[path], staged)
+                staged.tree[path] = (entry, stamp)
+                staged.problems += [problem] if problem else []
+                continue
+            self._make_name(path, first)
+            staged.tree[path] = (staged.tree[first][0], None)
+        for path in [p for p, (e, _) in staged.tree.items() if e.group and p not in damaged]:
+            with _Parent(self._root, path) as parent:
+                status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
+            stamp = stamp_of(status, Kind.FILE)
+            # Groups are told apart by inodes, and this node has its own.
+            group = stamp.inode if stamp.linked else 0
+            staged.tree[path] = (replace(staged.tree[path][0], group=group), stamp)
+
+    def _make_name(self, path: RelPath, first: RelPath) -> None:
+        with _Parent(self._root, path) as parent, _Parent(self._root, first) as origin:
+            with suppress(FileNotFoundError):
+                found = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
+                original = os.stat(name_of(first), dir_fd=origin, follow_symlinks=False)
+                if os.path.samestat(found, original):
+                    return
+                self._refuse_conflict(path, digest_local(join(self._root, first)).digest)
+                os.unlink(name_of(path), dir_fd=parent)
+            os.link(name_of(first), name_of(path), src_dir_fd=origin, dst_dir_fd=parent)
 
     def _list_all(self) -> dict[RelPath, Listed]:
         found: dict[RelPath, Listed] = {}
@@ -214,6 +249,7 @@ class StageIn:
             mtime_ns = entry.mtime_ns if entry.digest else None
             local = join(self._root, temporary)
             copied = self._replica.fetch(path, local, entry.mode, mtime_ns)
+            self._restore_xattrs(path, local, entry, staged)
             self._refuse_conflict(path, copied.digest)
             if copied.blocks is not None:
                 staged.blocks[copied.digest] = copied.blocks
@@ -222,8 +258,28 @@ class StageIn:
         stamp = stamp_of(status, Kind.FILE)
         if entry.digest and entry.digest != copied.digest:
             return entry, stamp, _damaged(path, entry, copied.size)
-        got = Entry(Kind.FILE, copied.size, stamp.mtime_ns, stamp.mode, copied.digest)
+        got = replace(
+            entry,
+            size=copied.size,
+            mtime_ns=stamp.mtime_ns,
+            mode=stamp.mode,
+            digest=copied.digest,
+        )
         return got, stamp, None
+
+    def _restore_xattrs(self, path: RelPath, local: bytes, entry: Entry, staged: Staged) -> None:
+        if not entry.xattrs:
+            return
+        # A file of mode 0 is opened by nobody but root, not even by its owner.
+        os.chmod(local, entry.mode | 0o400)
+        fd = open_source(local)
+        try:
+            write_xattrs(fd, entry.xattrs)
+        except OSError as error:
+            staged.problems.append(_without_xattrs(path, error))
+        finally:
+            os.fchmod(fd, entry.mode)
+            os.close(fd)
 
     def _refuse_conflict(self, path: RelPath, digest: str) -> None:
         """An earlier, interrupted stage-in may have left this very file; nothing else is ours."""
@@ -256,7 +312,7 @@ class StageIn:
                 staged.tree[path] = (moved, self._link(path, moved))
         directories = [(p, e) for p, e in wanted.items() if e.kind is Kind.DIRECTORY]
         for path, entry in sorted(directories, key=lambda item: -item[0].count(b"/")):
-            staged.tree[path] = (entry, self._directory_times(path, entry))
+            staged.tree[path] = (entry, self._directory_times(path, entry, staged))
 
     def _relocated(self, target: bytes) -> bytes:
         for old, new in self._moves:
@@ -274,13 +330,17 @@ class StageIn:
             status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
         return stamp_of(status, Kind.LINK, entry.target)
 
-    def _directory_times(self, path: RelPath, entry: Entry) -> Stamp | None:
+    def _directory_times(self, path: RelPath, entry: Entry, staged: Staged) -> Stamp | None:
         root = os.open(self._root, _O_DIRECTORY)
         try:
             fd = open_beneath(root, path, os.O_RDONLY | os.O_DIRECTORY)
         finally:
             os.close(root)
         try:
+            try:
+                write_xattrs(fd, entry.xattrs)
+            except OSError as error:
+                staged.problems.append(_without_xattrs(path, error))
             os.fchmod(fd, entry.mode or 0o755)
             if entry.mtime_ns:
                 os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
@@ -307,6 +367,27 @@ class _Parent:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
+
+
+def _other_names(wanted: dict[RelPath, Entry]) -> dict[RelPath, RelPath]:
+    """Return the names of hard-linked files beside the first of each, with that first one."""
+    firsts: dict[tuple[int, str], RelPath] = {}
+    names = {}
+    for path in sorted(wanted):
+        entry = wanted[path]
+        if entry.group and entry.digest:
+            first = firsts.setdefault((entry.group, entry.digest), path)
+            if first != path:
+                names[path] = first
+    return names
+
+
+def _without_xattrs(path: RelPath, error: OSError) -> Problem:
+    text = (
+        f"The extended attributes of {show(path)} could not be restored ({error.strerror}); the"
+        " file system of the working directory may know none. All else of it is here."
+    )
+    return Problem(path, ATTRIBUTES, text)
 
 
 def _short_digest(path: RelPath) -> bytes:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from onesync.core.blocks import DIGEST_BYTES, PATCH_FROM, Blocks
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp
 from onesync.core.plan import Difference
+from onesync.local import digest_local, local_size
 from onesync.replica.door import Compared, Copied, Replica
-from onesync.replica.folder import digest_local, local_size
 
 _TAIL = 256 << 20
 """A longer growth travels in rounds, as a new file does."""
@@ -118,9 +118,10 @@ def _same(source: Source, known: Known) -> Brought | None:
     """
     if local_size(source.local) != known.entry.size:
         return None
-    copied = digest_local(source.local)
-    same = copied.steady and copied.digest == known.entry.digest
-    return Brought(copied, 0) if same else None
+    found = digest_local(source.local)
+    if not found.steady or found.digest != known.entry.digest:
+        return None
+    return Brought(Copied(found.digest, found.size, found.before, True), 0)
 
 
 def _whole(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from onesync.core.model import Entry, Kind, RelPath, is_reserved, join
 from onesync.index import Index
+from onesync.local import digest_local
 from onesync.replica.door import Listed, Replica
-from onesync.replica.folder import digest_local
 from onesync.scanner import Scanner
 
 _SHORT = 12

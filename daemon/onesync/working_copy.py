@@ -16,7 +16,7 @@ from onesync.core.model import Entry, Kind, Known, RelPath, name_of, parent_of, 
 from onesync.core.plan import Difference
 from onesync.errors import Halted
 from onesync.index import Index
-from onesync.replica.folder import digest_local
+from onesync.local import digest_local
 from onesync.scanner import Scanner
 
 _NAMED = 5

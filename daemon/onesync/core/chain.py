@@ -398,6 +398,10 @@ def _change_fields(change: Change) -> dict[str, Any]:
     fields |= {"mtime_ns": entry.mtime_ns, "mode": entry.mode}
     if entry.kind is Kind.FILE:
         fields |= {"size": entry.size, "digest": entry.digest}
+    if entry.group:
+        fields["group"] = entry.group
+    if entry.xattrs:
+        fields["xattrs"] = {_text(name): _text(value) for name, value in entry.xattrs}
     return fields
 
 
@@ -484,9 +488,22 @@ def _read_entry(fields: dict[str, Any]) -> Entry:
     mtime_ns = fields.get("mtime_ns")
     if type(mtime_ns) is not int:
         raise Damaged("an entry has no time")
+    xattrs = _xattrs(fields)
     if kind is Kind.DIRECTORY:
-        return Entry(kind, mtime_ns=mtime_ns, mode=mode)
-    return Entry(kind, _number(fields, "size"), mtime_ns, mode, _string(fields, "digest"))
+        return Entry(kind, mtime_ns=mtime_ns, mode=mode, xattrs=xattrs)
+    size, digest = _number(fields, "size"), _string(fields, "digest")
+    group = _number(fields, "group") if "group" in fields else 0
+    return Entry(kind, size, mtime_ns, mode, digest, group=group, xattrs=xattrs)
+
+
+def _xattrs(fields: dict[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
+    found = fields.get("xattrs", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise Damaged("an entry has no such attributes")
+    xattrs = tuple(sorted((_raw(name), _raw(value)) for name, value in found.items()))
+    if not all(name.startswith(b"user.") and b"\0" not in name for name, _ in xattrs):
+        raise Damaged("an attribute is one that is never restored")
+    return xattrs
 
 
 def _path(fields: dict[str, Any], key: str) -> RelPath:

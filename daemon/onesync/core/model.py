@@ -35,6 +35,8 @@ class Entry:
         mode: permission bits (never setuid, setgid or sticky); 0 for links.
         digest: blake3 of a file's content in hex; empty otherwise.
         target: target of a link, verbatim; empty otherwise.
+        group: the same for all names of one hard-linked file, and of no other; 0 for a single name.
+        xattrs: (name, value) of the extended attributes of the ``user.`` namespace, by name.
     """
 
     kind: Kind
@@ -43,6 +45,8 @@ class Entry:
     mode: int = 0
     digest: str = ""
     target: bytes = b""
+    group: int = 0
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class Stamp:
         ctime_ns: change time, nanoseconds.
         mode: permission bits, masked to 0o777.
         target: target of a link, verbatim.
+        linked: whether a file has more than one name.
     """
 
     kind: Kind
@@ -66,6 +71,7 @@ class Stamp:
     ctime_ns: int
     mode: int
     target: bytes = b""
+    linked: bool = False
 
 
 def is_unconfirmed(entry: Entry) -> bool:

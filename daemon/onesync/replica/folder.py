@@ -8,7 +8,6 @@ relative to them.
 from __future__ import annotations
 
 import os
-import re
 import stat
 import threading
 import time
@@ -21,6 +20,7 @@ from blake3 import blake3
 from onesync.beneath import open_beneath, open_plain
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
 from onesync.core.model import Kind, RelPath, Stamp, name_of, parent_of
+from onesync.local import open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed
 
@@ -28,21 +28,7 @@ CHUNK = 1 << 20
 _HELD_DIRECTORIES = 256
 _PIECE_OF_ZEROS = bytes(32 << 10)
 """What is left out of a sparse copy; no smaller, or holes would cost more than they save."""
-_PINNED = re.compile(rb"/proc/\d+/fd/\d+")
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-
-
-def stamp_of(status: os.stat_result, kind: Kind, target: bytes = b"") -> Stamp:
-    """Return the stamp of a path of the working copy from its lstat or fstat result."""
-    return Stamp(
-        kind,
-        status.st_ino,
-        status.st_size if kind is Kind.FILE else 0,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-        status.st_mode & 0o777,
-        target,
-    )
 
 
 class _HeldDirectory:
@@ -167,7 +153,7 @@ class FolderReplica:
             os.mkdir(name_of(path), 0o755, dir_fd=directory)
 
     def put(self, source: bytes, temporary: RelPath, seconds: float | None = None) -> Copied:
-        origin = _open_source(source)
+        origin = open_source(source)
         try:
             before = os.fstat(origin)
             if not stat.S_ISREG(before.st_mode):
@@ -239,7 +225,7 @@ class FolderReplica:
     def append(
         self, source: bytes, path: RelPath, offset: int, digest: str, seconds: float | None = None
     ) -> Copied | None:
-        origin = _open_source(source)
+        origin = open_source(source)
         try:
             before = os.fstat(origin)
             pour = self._continued(origin, before, offset, seconds)
@@ -269,7 +255,7 @@ class FolderReplica:
         return pour
 
     def compare(self, source: bytes, length: int, blocks: Blocks) -> Compared:
-        origin = _open_source(source)
+        origin = open_source(source)
         try:
             before = os.fstat(origin)
             hasher = BlockHasher(blocks.size)
@@ -304,7 +290,7 @@ class FolderReplica:
     def patch(
         self, source: bytes, path: RelPath, blocks: Blocks, numbers: tuple[int, ...], end: int
     ) -> bool:
-        origin = _open_source(source)
+        origin = open_source(source)
         try:
             target = self._open(path, os.O_WRONLY)
             try:
@@ -437,40 +423,6 @@ class FolderReplica:
             while len(self._held) > _HELD_DIRECTORIES:
                 self._held.popitem(last=False)
         return held
-
-
-def _open_source(source: bytes) -> int:
-    """Open a local file; ``/proc/PID/fd/N`` is one that our parent holds open."""
-    if _PINNED.fullmatch(source):
-        return os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    return open_plain(source, os.O_RDONLY | os.O_NONBLOCK)
-
-
-def local_size(source: bytes) -> int:
-    """Return the length of the local file at the absolute path ``source``; see ``put``."""
-    origin = _open_source(source)
-    try:
-        return os.fstat(origin).st_size
-    finally:
-        os.close(origin)
-
-
-def digest_local(source: bytes) -> Copied:
-    """Return what a copy of the local file at the absolute path ``source`` would give.
-
-    Raises as ``put`` does of its source.
-    """
-    origin = _open_source(source)
-    try:
-        before = os.fstat(origin)
-        if not stat.S_ISREG(before.st_mode):
-            raise InterruptedError(4, "not a regular file any more", source)
-        digest, size = _digest(origin, before.st_size, lambda _: None)
-        stamp = stamp_of(before, Kind.FILE)
-        steady = stamp_of(os.fstat(origin), Kind.FILE) == stamp
-    finally:
-        os.close(origin)
-    return Copied(digest, size, stamp, steady, steady)
 
 
 def _digest(origin: int, limit: int | None, progress: Callable[[int], None]) -> tuple[str, int]:

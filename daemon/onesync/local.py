@@ -1,0 +1,113 @@
+"""Files of this machine, whatever their paths mean meanwhile: stamps, digests, attributes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from onesync.beneath import open_plain
+from onesync.core.model import Kind, Stamp
+
+_CHUNK = 1 << 20
+_PINNED = re.compile(rb"/proc/\d+/fd/\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Digested:
+    """blake3 (hex) and length of a file, its stamp before it was read, and whether it kept it."""
+
+    digest: str
+    size: int
+    before: Stamp
+    steady: bool
+
+
+def stamp_of(status: os.stat_result, kind: Kind, target: bytes = b"") -> Stamp:
+    """Return the stamp of a path of the working copy from its lstat or fstat result."""
+    return Stamp(
+        kind,
+        status.st_ino,
+        status.st_size if kind is Kind.FILE else 0,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_mode & 0o777,
+        target,
+        kind is Kind.FILE and status.st_nlink > 1,
+    )
+
+
+def open_source(source: bytes) -> int:
+    """Open a local file; ``/proc/PID/fd/N`` is one that our parent holds open."""
+    if _PINNED.fullmatch(source):
+        return os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return open_plain(source, os.O_RDONLY | os.O_NONBLOCK)
+
+
+def local_size(source: bytes) -> int:
+    """Return the length of the local file at the absolute path ``source``; see ``put``."""
+    origin = open_source(source)
+    try:
+        return os.fstat(origin).st_size
+    finally:
+        os.close(origin)
+
+
+def digest_local(source: bytes) -> Digested:
+    """Read the local file at the absolute path ``source`` to its end.
+
+    Raises as ``put`` does of its source.
+    """
+    origin = open_source(source)
+    try:
+        before = os.fstat(origin)
+        if not stat.S_ISREG(before.st_mode):
+            raise InterruptedError(4, "not a regular file any more", source)
+        digest, size = _digest(origin, before.st_size)
+        stamp = stamp_of(before, Kind.FILE)
+        steady = stamp_of(os.fstat(origin), Kind.FILE) == stamp
+    finally:
+        os.close(origin)
+    return Digested(digest, size, stamp, steady)
+
+
+def _digest(origin: int, limit: int) -> tuple[str, int]:
+    hasher = blake3()
+    offset = 0
+    while offset < limit and (chunk := os.pread(origin, min(_CHUNK, limit - offset), offset)):
+        hasher.update(chunk)
+        offset += len(chunk)
+    return hasher.hexdigest(), offset
+
+
+def read_xattrs(fd: int) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the ``user.`` attributes of an open file or directory, sorted by name.
+
+    There are none where the file system knows none.
+    """
+    try:
+        names = sorted(os.fsencode(name) for name in os.listxattr(fd) if name.startswith("user."))
+        return tuple((name, os.getxattr(fd, name)) for name in names)
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.ENODATA):
+            return ()
+        raise
+
+
+def write_xattrs(fd: int, xattrs: Iterable[tuple[bytes, bytes]]) -> None:
+    """Give an open file or directory these attributes; it may be read-only for others."""
+    mode = os.fstat(fd).st_mode & 0o777
+    wanted = tuple(xattrs)
+    if not wanted:
+        return
+    os.fchmod(fd, mode | 0o200)
+    try:
+        for name, value in wanted:
+            os.setxattr(fd, name, value)
+    finally:
+        os.fchmod(fd, mode)
