@@ -18,7 +18,7 @@ from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
 from onesync.core import legacy
 from onesync.core.model import Kind, show
 from onesync.errors import ConfigurationError, Exit, OnesyncError
-from onesync.inspect import read_manifest, verify_folder
+from onesync.inspect import find_damage, read_manifest, verify_folder
 from onesync.service import STOP_SIGNALS, Service, unlock_folder
 from onesync.settings import Settings, check_directories, load
 from onesync.systemd import JournalFormatter
@@ -100,6 +100,32 @@ def verify(
     raise typer.Exit(3 if findings else 0)
 
 
+@app.command()
+def scrub(config: Config = None, instance: Instance = None) -> None:
+    """Read everything in OneData and send anew what is damaged there; exit code 3 if some remains.
+
+    The daemon must be running; it goes on syncing meanwhile.
+    """
+    settings = load(config, instance)
+    _ask(settings, "status")
+    mendable, lost = find_damage(settings)
+    for finding in mendable:
+        _ask(settings, "doubt", path=finding.path.decode("utf-8", "surrogateescape"))
+        typer.echo(f"{show(finding.path)} {finding.text}: sent anew")
+    for finding in lost:
+        typer.echo(
+            f"{show(finding.path)} {finding.text}, and the working copy has no good one: restore it"
+            " from a backup",
+            err=True,
+        )
+    if mendable and not (reply := _ask(settings, "flush")).get("ok"):
+        typer.echo(f"Not sent: {reply.get('reason')}; it is sent with the next flush.", err=True)
+        raise typer.Exit(1)
+    if not mendable and not lost:
+        typer.echo("No damage.")
+    raise typer.Exit(3 if lost else 0)
+
+
 manifest_app = typer.Typer(no_args_is_help=True, help="Show what the newest checkpoint holds.")
 app.add_typer(manifest_app, name="manifest")
 
@@ -175,9 +201,9 @@ def _socket(settings: Settings) -> Path:
     return settings.runtime_dir / "control.sock"
 
 
-def _ask(settings: Settings, command: str) -> dict[str, Any]:
+def _ask(settings: Settings, command: str, **arguments: Any) -> dict[str, Any]:
     try:
-        return ask(_socket(settings), command, None)
+        return ask(_socket(settings), command, None, **arguments)
     except NotRunning as error:
         raise OnesyncError(f"onesync is not running here ({error}); nothing was done.") from error
 

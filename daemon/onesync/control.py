@@ -69,7 +69,7 @@ class ControlServer:
         return handler(request)
 
 
-def ask(path: Path, command: str, timeout: float | None, **arguments: Any) -> dict[str, Any]:
+def ask(socket_path: Path, command: str, timeout: float | None, **arguments: Any) -> dict[str, Any]:
     """Ask the daemon; blocks up to ``timeout`` seconds.
 
     Raises NotRunning when nobody listens, TimeoutError when no answer came in time.
@@ -77,7 +77,7 @@ def ask(path: Path, command: str, timeout: float | None, **arguments: Any) -> di
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         try:
-            connection.connect(str(path))
+            connection.connect(str(socket_path))
             connection.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
             with connection.makefile("rb") as stream:
                 line = stream.readline()

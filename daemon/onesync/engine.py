@@ -90,6 +90,7 @@ class _Requests:
 
     stop: threading.Event = field(default_factory=threading.Event)
     handover: threading.Event = field(default_factory=threading.Event)
+    doubted: set[RelPath] = field(default_factory=set)
     flushes: list[Future[Flushed]] = field(default_factory=list)
     guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -166,6 +167,11 @@ class Engine:
             self._requests.flushes.append(future)
         self.marks.arrived.set()
         return future
+
+    def doubt(self, path: RelPath) -> None:
+        """Let the next flush send ``path`` anew: OneData's copy was found damaged."""
+        with self._requests.guard:
+            self._requests.doubted.add(path)
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with single paths now."""
@@ -383,7 +389,10 @@ class Engine:
     def _flush(self, batches: Batches) -> None:
         with self._requests.guard:
             asked, self._requests.flushes = self._requests.flushes, []
+            doubted, self._requests.doubted = self._requests.doubted, set()
         try:
+            for path in doubted:
+                self._index.doubt(path)
             self._rescan("flush")
             batches.clean()
         except BaseException:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from onesync.core.blocks import Blocks
 from onesync.core.chain import Change, Gone, Renamed, Set
-from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, parent_of
+from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, doubted_stamp, parent_of
 from onesync.errors import Halted
 
 FORMAT = 2
@@ -132,6 +132,17 @@ class Index:
                 self._apply(change, stamps)
             self._put_blocks(blocks)
             self._set(values)
+
+    def doubt(self, path: RelPath) -> None:
+        """Remember that the replica does not hold what the row of ``path`` says."""
+        known = self.known(path)
+        if known is None or known.entry.kind is Kind.LINK:
+            return
+        with self._transaction():
+            if known.entry.kind is Kind.DIRECTORY:
+                self._db.execute("DELETE FROM entry WHERE path = ?", (path,))
+            else:
+                self._put(path, known.entry, doubted_stamp(Kind.FILE))
 
     def blocks(self, digest: str) -> Blocks | None:
         """Return the blocks of the large file with this digest, where they are known."""

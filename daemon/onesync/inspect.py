@@ -9,12 +9,14 @@ from contextlib import closing, contextmanager
 
 from pathspec import PathSpec
 
-from onesync.core.model import Entry, RelPath
+from onesync.core.model import Entry, Kind, RelPath
 from onesync.errors import Halted, MountNotThere
 from onesync.index import Index
+from onesync.local import digest_local
 from onesync.manifest import read_head
 from onesync.replica.children import ChildrenReplica
 from onesync.settings import Settings
+from onesync.snapshot import is_database
 from onesync.verify import Finding, Verification
 
 
@@ -43,6 +45,39 @@ def verify_folder(settings: Settings, content: bool) -> list[Finding]:
                         root, index, lambda p: excluded.match_file(os.fsdecode(p))
                     )
         return findings
+
+
+def find_damage(settings: Settings) -> tuple[list[Finding], list[Finding]]:
+    """Read everything in OneData and return what is damaged there.
+
+    Returns two lists: what the working copy has as the manifest says, or has changed since, and so
+    can mend; and what is as bad in the working copy.
+    """
+    root = os.fsencode(settings.working_dir.resolve())
+    with (
+        _replica(settings) as replica,
+        ThreadPoolExecutor(settings.push.workers) as pool,
+        closing(Index(settings.state_dir / "index.sqlite", readonly=True)) as index,
+    ):
+        tree = _tree(replica)
+        damaged = [f for f in Verification(replica, tree, pool, True).of_replica() if f.is_damage]
+        mendable = [f for f in damaged if _has_good_copy(root, f.path, tree[f.path], index)]
+    return mendable, [finding for finding in damaged if finding not in mendable]
+
+
+def _has_good_copy(root: bytes, path: RelPath, entry: Entry, index: Index) -> bool:
+    if entry.kind is Kind.DIRECTORY:
+        return os.path.isdir(os.path.join(root, path))
+    if is_database(os.path.join(root, path)):
+        return True  # its snapshot is what travels, whose bytes may differ
+    try:
+        found = digest_local(os.path.join(root, path))
+    except OSError:
+        return False
+    known = index.known(path)
+    # What was written here since the last push is newer than both, and not what was staged in.
+    is_newer = known is None or known.stamp is None or known.stamp != found.before
+    return is_newer or found.digest == entry.digest
 
 
 def _tree(replica: ChildrenReplica) -> dict[RelPath, Entry]:

@@ -102,7 +102,12 @@ class Service:
         self._metrics.serve(self._settings.metrics.listen)
         control = ControlServer(
             self._settings.runtime_dir / "control.sock",
-            {"status": self._on_status, "flush": self._on_flush, "handover": self._on_handover},
+            {
+                "status": self._on_status,
+                "flush": self._on_flush,
+                "doubt": self._on_doubt,
+                "handover": self._on_handover,
+            },
         )
         control.start()
         threading.Thread(target=self._live, name="engine", daemon=True).start()
@@ -219,6 +224,10 @@ class Service:
         except (OSError, OnesyncError) as error:
             return {"ok": False, "reason": str(error)}
         return {"ok": True, "problems": flushed.problems}
+
+    def _on_doubt(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._engine.doubt(str(request.get("path", "")).encode("utf-8", "surrogateescape"))
+        return {"ok": True}
 
     def _on_handover(self, _: dict[str, Any]) -> dict[str, Any]:
         self._engine.handover()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from onesync.core.blocks import DIGEST_BYTES, PATCH_FROM, Blocks
-from onesync.core.model import Entry, Kind, Known, RelPath, Stamp
+from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, is_doubted
 from onesync.core.plan import Difference
 from onesync.local import digest_local, local_size
 from onesync.replica.door import Compared, Copied, Replica
@@ -79,6 +79,8 @@ def transfer(
     known = difference.known
     if known is None or known.entry.kind is not Kind.FILE:
         return _whole(replica, source, known, None if source.frozen else seconds)
+    if is_doubted(known.stamp):
+        return _whole(replica, source, known, None)
     assert difference.seen is not None
     if source.undo is not None and _travels(known, difference.seen, source):
         entry = known.entry

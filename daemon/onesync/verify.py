@@ -18,11 +18,15 @@ _SHORT = 12
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One difference; ``where`` is ``working copy`` or ``replica``, against the manifest."""
+    """One difference; ``where`` is ``working copy`` or ``replica``, against the manifest.
+
+    Damage is where the replica does not hold what the manifest says.
+    """
 
     path: RelPath
     where: str
     text: str
+    is_damage: bool = False
 
 
 class Verification:
@@ -46,9 +50,10 @@ class Verification:
                 continue
             found = listed.get(path) or self._replica.look(path)
             if found is None or found.kind is not entry.kind:
-                yield Finding(path, "replica", "is missing")
+                yield Finding(path, "replica", "is missing", is_damage=True)
             elif entry.kind is Kind.FILE and found.size != entry.size:
-                yield Finding(path, "replica", f"has {found.size} of {entry.size} bytes")
+                text = f"has {found.size} of {entry.size} bytes"
+                yield Finding(path, "replica", text, is_damage=True)
             elif entry.kind is Kind.FILE:
                 files.append(path)
         for path in sorted(listed.keys() - self._tree.keys()):
@@ -104,7 +109,7 @@ class Verification:
             if found == expected:
                 return None
             text = f"has other content ({found[:_SHORT]}…, expected {expected[:_SHORT]}…)"
-            return Finding(path, where, text)
+            return Finding(path, where, text, is_damage=where == "replica")
 
         yield from (found for found in self._pool.map(compare, files) if found is not None)
 

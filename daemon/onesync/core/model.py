@@ -84,6 +84,16 @@ def lost_stamp(kind: Kind) -> Stamp:
     return Stamp(kind, 0, -1, 0, 0, 0)
 
 
+def doubted_stamp(kind: Kind) -> Stamp:
+    """Return the stamp of a path whose content in the replica is not what the index says."""
+    return Stamp(kind, -1, -1, 0, 0, 0)
+
+
+def is_doubted(stamp: Stamp | None) -> bool:
+    """Return whether the replica's content must be sent anew, whatever the index says of it."""
+    return stamp is not None and stamp.inode == -1
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """One row of the index: what the replica is known to hold, and the stamp it was taken from.
