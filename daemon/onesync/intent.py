@@ -40,6 +40,8 @@ class Intent:
 
     _PARTS = ("new", "replace", "remove", "rename", "patch")
     _SINGLE = ("make", "promise")
+    _FIRST = ("new", "replace", "remove", "rename")
+    """What every intent has; the others came later."""
 
     def encode(self) -> bytes:
         """Return the intent's file content: format 1, JSON, paths without loss."""
@@ -64,10 +66,11 @@ class Intent:
             raise ValueError("not an intent of format 1")
         intent = cls(Position(int(found["epoch"]), int(found["sequence"])))
         for name in cls._PARTS:
-            getattr(intent, name).extend((_raw(a), _raw(b)) for a, b in found[name])
+            pairs = found[name] if name in cls._FIRST else found.get(name, [])
+            getattr(intent, name).extend((_raw(a), _raw(b)) for a, b in pairs)
         for name in cls._SINGLE:
-            getattr(intent, name).extend(map(_raw, found[name]))
-        intent.append.extend((_raw(path), int(length)) for path, length in found["append"])
+            getattr(intent, name).extend(map(_raw, found.get(name, [])))
+        intent.append.extend((_raw(path), int(length)) for path, length in found.get("append", []))
         return intent
 
     @property

@@ -1,0 +1,52 @@
+"""The intent's file: what is written is read again, also by its older shape."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from onesync.core.chain import Position
+from onesync.intent import Intent
+
+
+def full() -> Intent:
+    return Intent(
+        Position(7, 124),
+        new=[(b"a/\xff", b"a/.onesync~1")],
+        replace=[(b"a/\xff", b"a/.onesync~2")],
+        remove=[(b"gone", b".onesync~3")],
+        rename=[(b"old", b"new")],
+        make=[b"made"],
+        promise=[b"a/\xff"],
+        append=[(b"stack", 5)],
+        patch=[(b"stack", b".onesync~4")],
+    )
+
+
+def test_what_is_written_is_read_again() -> None:
+    assert Intent.decode(full().encode()) == full()
+
+
+def test_an_intent_without_the_later_parts_is_read() -> None:
+    fields = json.loads(full().encode())
+    for name in ("make", "promise", "append", "patch"):
+        del fields[name]
+    found = Intent.decode(json.dumps(fields).encode())
+    assert (found.new, found.patch, found.append) == (full().new, [], [])
+
+
+@pytest.mark.parametrize("name", ["new", "replace", "remove", "rename"])
+def test_an_intent_without_its_first_parts_is_none(name: str) -> None:
+    fields = json.loads(full().encode())
+    del fields[name]
+    with pytest.raises(KeyError):
+        Intent.decode(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../out", "a/../../out", "", "nul\0"])
+def test_a_path_that_leaves_the_folder_is_refused(path: str) -> None:
+    fields = json.loads(full().encode())
+    fields["patch"] = [[path, "undo"]]
+    with pytest.raises(ValueError, match="leaves"):
+        Intent.decode(json.dumps(fields).encode())
