@@ -40,9 +40,12 @@ CREATE INDEX IF NOT EXISTS entry_inode ON entry (inode);
 """
 
 _FROM_1 = """
+BEGIN IMMEDIATE;
 ALTER TABLE entry ADD COLUMN link_group INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE entry ADD COLUMN xattrs TEXT NOT NULL DEFAULT '';
 ALTER TABLE entry ADD COLUMN s_linked INTEGER;
+UPDATE meta SET value = '2' WHERE key = 'format';
+COMMIT;
 """
 
 
@@ -60,10 +63,10 @@ class Index:
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(_SCHEMA)
         found = self.get("format")
-        if found == "1":
-            self._db.executescript(_FROM_1)
-        if found in (None, "1"):
+        if found is None:
             self.set(format=str(FORMAT))
+        elif found == "1":
+            self._db.executescript(_FROM_1)
         elif int(found) > FORMAT:
             raise Halted(
                 f"The index {path} has format {found}, newer than this onesync's {FORMAT}; nothing"

@@ -15,6 +15,8 @@ from onesync.beneath import open_plain
 from onesync.core.model import Kind, Stamp
 
 _CHUNK = 1 << 20
+_MOST_INODE = (1 << 63) - 1
+"""Inode numbers have 64 bits; SQLite's integers keep 63 of them and a sign."""
 _PINNED = re.compile(rb"/proc/\d+/fd/\d+")
 
 
@@ -32,7 +34,7 @@ def stamp_of(status: os.stat_result, kind: Kind, target: bytes = b"") -> Stamp:
     """Return the stamp of a path of the working copy from its lstat or fstat result."""
     return Stamp(
         kind,
-        status.st_ino,
+        status.st_ino & _MOST_INODE,
         status.st_size if kind is Kind.FILE else 0,
         status.st_mtime_ns,
         status.st_ctime_ns,

@@ -16,6 +16,7 @@ from onesync.core.chain import (
     Position,
     Renamed,
     Set,
+    _read_change,
     apply,
     base_name,
     checkpoint_name,
@@ -38,6 +39,10 @@ FILE = st.builds(
     st.integers(-(2**40), 2**62),
     st.integers(0, 0o777),
     st.just("ab" * 32),
+    group=st.integers(0, 2**63),
+    xattrs=st.dictionaries(NAME.map(b"user.".__add__), st.binary(max_size=9), max_size=2).map(
+        lambda found: tuple(sorted(found.items()))
+    ),
 )
 CHANGE: st.SearchStrategy[Change] = st.one_of(
     st.builds(Set, PATH, FILE),
@@ -190,3 +195,12 @@ def test_nothing_whole_is_damaged_never_empty() -> None:
     manifest.files[name] = b"zeros"
     with pytest.raises(Damaged):
         find_head(manifest.files, manifest.read)
+
+
+@pytest.mark.parametrize(
+    "xattrs", [{"security.selinux": "x"}, {"user.a": 1}, ["user.a"], {"user.nul\0": "x"}]
+)
+def test_attributes_that_are_never_restored_are_refused(xattrs: object) -> None:
+    line = {"path": "a", "kind": "file", "size": 1, "mtime_ns": 1, "mode": 0, "digest": "x"}
+    with pytest.raises(Damaged):
+        _read_change({**line, "xattrs": xattrs})

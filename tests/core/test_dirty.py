@@ -118,6 +118,25 @@ def test_a_restless_path_does_not_wait_for_rest() -> None:
     assert dirty.take(SETTLE).paths == {b"project.sqlite"}
 
 
+def test_a_growing_file_rests_and_others_do_not_wait_for_it() -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    for path in (b"growing", b"other"):
+        dirty.mark(path, 0)
+    dirty.rest(b"growing", 20)
+    assert dirty.next_due(0) == SETTLE
+    assert dirty.take(9, everything=True, resting=False).paths == {b"other"}
+    assert dirty.next_due(9) == 11
+    assert dirty.take(19.9, resting=False).paths == frozenset()
+    assert dirty.take(20, resting=False).paths == {b"growing"}
+
+
+def test_a_flush_takes_what_rests_too() -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    dirty.mark(b"growing", 0)
+    dirty.rest(b"growing", 20)
+    assert dirty.take(1, everything=True).paths == {b"growing"}
+
+
 def test_a_move_waits_for_both_its_ends() -> None:
     dirty = DirtySet(SETTLE, MAX_DELAY)
     dirty.moved(b"a", b"b", 0)

@@ -1,0 +1,60 @@
+"""The index: what older versions wrote is read, and what is remembered comes back."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from onesync.core.blocks import Blocks
+from onesync.core.chain import Set
+from onesync.core.model import Entry, Kind, Known, Stamp
+from onesync.errors import Halted
+from onesync.index import Index
+
+FORMAT_1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE entry (
+    path BLOB PRIMARY KEY, parent BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL, mode INTEGER NOT NULL, digest TEXT NOT NULL, target BLOB NOT NULL,
+    inode INTEGER, s_size INTEGER, s_mtime INTEGER, s_ctime INTEGER, s_mode INTEGER
+) WITHOUT ROWID;
+INSERT INTO meta VALUES ('format', '1'), ('staged', 'abc');
+INSERT INTO entry VALUES (x'61', x'', 'file', 5, 6, 420, 'cd', x'', 7, 5, 6, 8, 420);
+INSERT INTO entry VALUES (x'62', x'', 'link', 0, 0, 0, '', x'61', NULL, NULL, NULL, NULL, NULL);
+"""
+OLD = Known(Entry(Kind.FILE, 5, 6, 0o644, "cd"), Stamp(Kind.FILE, 7, 5, 6, 8, 0o644))
+
+
+def test_an_index_of_format_1_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(FORMAT_1)
+    for _ in range(2):  # once more: it is of format 2 now
+        with closing(Index(path)) as index:
+            assert index.get("format") == "2"
+            assert index.get("staged") == "abc"
+            assert index.known(b"a") == OLD
+            assert index.known(b"b") == Known(Entry(Kind.LINK, target=b"a"), None)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    with closing(Index(tmp_path / "index.sqlite")) as index:
+        index.set(format="99")
+    with pytest.raises(Halted, match="format 99"):
+        Index(tmp_path / "index.sqlite")
+
+
+def test_what_is_remembered_comes_back(tmp_path: Path) -> None:
+    entry = Entry(Kind.FILE, 5, 6, 0o644, "cd", group=7, xattrs=((b"user.\xff", b"\0"),))
+    stamp = Stamp(Kind.FILE, 7, 5, 6, 8, 0o644, linked=True)
+    blocks = Blocks(65_536, b"digests of blocks")
+    with closing(Index(tmp_path / "index.sqlite")) as index:
+        index.commit([Set(b"a", entry)], {b"a": stamp}, {"cd": blocks})
+        assert index.known(b"a") == Known(entry, stamp)
+        assert index.blocks("cd") == blocks
+        index.commit([Set(b"a", Entry(Kind.FILE, digest="ef"))], {})
+        index.remember_blocks({})
+        assert index.blocks("cd") is None, "no row has that content any more"
