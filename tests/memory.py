@@ -139,7 +139,7 @@ class MemoryReplica:
         content = self.read(path)
         return blake3(content).hexdigest(), len(content)
 
-    def rename(self, source: RelPath, target: RelPath) -> None:
+    def rename(self, source: RelPath, target: RelPath, *, is_file: bool = False) -> None:
         with self._guard:
             if target in self._tree:
                 raise FileExistsError(errno.EEXIST, "something stands at the target", target)
@@ -149,10 +149,12 @@ class MemoryReplica:
             for path in [p for p in self._tree if is_beneath(p, source)]:
                 self._tree[target + path[len(source) :]] = self._tree.pop(path)
 
-    def remove(self, path: RelPath) -> None:
+    def remove(self, path: RelPath) -> bool:
         with self._guard:
+            was_directory = path in self._tree and self._tree[path] is None
             for inner in [p for p in self._tree if p and is_beneath(p, path)]:
                 del self._tree[inner]
+        return was_directory
 
     def read(self, path: RelPath) -> bytes:
         with self._guard:

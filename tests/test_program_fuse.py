@@ -226,3 +226,68 @@ def test_a_flush_that_cannot_finish_keeps_the_lock_and_says_so(
     one.deploy()
     assert one.end() == 0, one.log()
     assert (mounted.backing / "project" / "file").read_bytes() == b"precious"
+
+
+def test_a_new_small_file_costs_a_known_number_of_calls(
+    nodes: list[Node], mounted: Mounted
+) -> None:
+    one, _ = nodes
+    one.deploy()
+    folders = [one.work / "Runs" / f"{number:06}_X" / "extra" for number in range(4)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert one.flush() == 0, one.log()
+    mounted.reset()
+    for number in range(200):
+        (folders[number % 4] / f"mic_{number}").write_bytes(b"x" * 4096)
+    assert one.flush() == 0, one.log()
+    counts = mounted.counts()
+    written = counts.pop("bytes_written")
+    assert written < 200 * 4096 * 1.2
+    of_the_batches = 150
+    assert sum(counts.values()) < 200 * 14 + of_the_batches, counts
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_death_while_a_link_changes_its_kind_leaves_the_link(
+    nodes: list[Node], mounted: Mounted, kind: str
+) -> None:
+    one, two = nodes
+    one.deploy()
+    (one.work / "thing").symlink_to("somewhere")
+    assert one.flush() == 0, one.log()
+    mounted.fail("create", errno.EIO, times=-1, pattern="manifest/")
+    (one.work / "thing").unlink()
+    if kind == "file":
+        (one.work / "thing").write_bytes(b"x")
+    else:
+        (one.work / "thing").mkdir()
+        (one.work / "thing" / "inner").write_bytes(b"x")
+    one.wait_for_phase("backing_off")
+    one.end(signal.SIGKILL)
+    project = mounted.backing / "project"
+    assert (project / "thing").exists()
+    mounted.clear()
+    (project / os.fsdecode(STATUS_FOLDER) / "lock").unlink()
+    two.deploy()
+    assert os.readlink(two.work / "thing") == "somewhere"
+    assert two.status()["problems"] == []
+    assert not (project / "thing").exists()
+    assert two.end() == 0, two.log()
+
+
+def test_what_was_uploaded_beneath_a_link_is_left_and_told(
+    nodes: list[Node], mounted: Mounted
+) -> None:
+    one, two = nodes
+    one.deploy()
+    (one.work / "thing").symlink_to("somewhere")
+    assert one.end() == 0, one.log()
+    uploaded = mounted.backing / "project" / "thing"
+    uploaded.mkdir()
+    (uploaded / "new").write_bytes(b"by somebody")
+    two.deploy()
+    assert os.readlink(two.work / "thing") == "somewhere"
+    assert [p["kind"] for p in two.status()["problems"]] == ["newcomer"]
+    assert two.end() == 0, two.log()
+    assert (uploaded / "new").read_bytes() == b"by somebody"

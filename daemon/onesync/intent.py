@@ -22,8 +22,8 @@ class Intent:
         remove: (path, aside).
         rename: (source, target).
         make: directories.
-        promise: those of ``new`` that promise other entries (markers, databases): without a
-            checkpoint they must not stand.
+        promise: those of ``new`` and ``make`` that must not stand without a checkpoint: markers and
+            databases, which promise other entries, and what takes a link's name.
         append: (path, committed length) of files that may be written beyond it.
         patch: (path, undo file) of files whose blocks may be changed in place.
     """

@@ -27,7 +27,7 @@ from onesync.core.model import (
     parent_of,
     show,
 )
-from onesync.core.ordering import DATA, SIDECARS, PublishOrder, scope_of
+from onesync.core.ordering import DATA, SIDECARS, PublishOrder, scope_of, spread
 from onesync.core.plan import Difference, Plan
 from onesync.errors import OnesyncError
 from onesync.intent import Intent
@@ -171,7 +171,8 @@ class Push:
             path, known = difference.path, difference.known
             temporary, undo = self._name_beside(path), None
             self.intent.new.append((path, temporary))
-            if self._order.group_of(path, is_database=path in snapshots) != DATA:
+            is_data = self._order.group_of(path, is_database=path in snapshots) == DATA
+            if not is_data or _was_link(difference):
                 self.intent.promise.append(path)
             if known is not None and known.entry.kind is Kind.FILE:
                 self.intent.replace.append((path, self._name_beside(path)))
@@ -188,6 +189,7 @@ class Push:
                 self.intent.remove.append((path, self._name_beside(path)))
         self._replaced, self._removed = dict(self.intent.replace), dict(self.intent.remove)
         self.intent.make.extend(difference.path for difference in plan.directories)
+        self.intent.promise.extend(d.path for d in plan.directories if _was_link(d))
         moves = [m for m in plan.moves if m.kind is not Kind.LINK]
         self.intent.rename.extend((m.source, m.target) for m in moves)
 
@@ -253,7 +255,7 @@ class Push:
                 self._held.add(scope_of(path))
             return ready
 
-        found = self._pool.map(bring, files)
+        found = self._pool.map(bring, spread(files, lambda difference: difference.path))
         return [ready for ready in found if ready is not None]
 
     def _bring(self, difference: Difference, source: Source) -> _Ready | None:
@@ -311,7 +313,7 @@ class Push:
         self._held |= {scope_of(target) for _, target in plan.awaited_moves}
         for group in self._order.groups:
             batch = [item for item in ready if item.group == group]
-            list(self._pool.map(self._publish, batch))
+            list(self._pool.map(self._publish, spread(batch, lambda item: item.difference.path)))
 
     def _publish(self, item: _Ready) -> None:
         path, brought = item.difference.path, item.brought
@@ -365,11 +367,11 @@ class Push:
         self._may_write()
         try:
             if aside is not None:
-                self._replica.rename(path, aside)
+                self._replica.rename(path, aside, is_file=True)
         except FileNotFoundError:
             pass  # somebody removed it in the replica: the new version takes its place
         try:
-            self._replica.rename(temporary, path)
+            self._replica.rename(temporary, path, is_file=True)
         except FileExistsError:
             # The temporary stays until the batch is tidied: that it is there tells recovery that
             # what stands at the target is not ours.
@@ -445,3 +447,8 @@ class Push:
 def _seen(difference: Difference) -> Stamp:
     assert difference.seen is not None
     return difference.seen
+
+
+def _was_link(difference: Difference) -> bool:
+    """Whether the last checkpoint has a link there, where nothing else may stand in OneData."""
+    return difference.known is not None and difference.known.entry.kind is Kind.LINK

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from onesync.core.chain import Position
-from onesync.core.model import Kind, RelPath, join, show
+from onesync.core.model import Kind, RelPath, join, lies_in, show
 from onesync.intent import INTENTS, Intent
 from onesync.replica.door import Replica
 
@@ -39,10 +39,11 @@ def settle(
         if head is None or intent.position > head:
             told += _roll_back(replica, intent)
             done = dict(_published(replica, intent))
-            for path in done.keys() & set(intent.promise):
+            taken_back = done.keys() & set(intent.promise)
+            for path in taken_back:
                 replica.remove(path)
-                told.append(f"{show(path)} was taken back: no checkpoint has what it promises.")
-            published({path: done[path] for path in done.keys() - set(intent.promise)})
+                told.append(f"{show(path)} was taken back: no checkpoint has it.")
+            published({p: kind for p, kind in done.items() if not lies_in(p, taken_back)})
         else:
             for _, aside in intent.replace + intent.remove:
                 replica.remove(aside)

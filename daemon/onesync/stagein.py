@@ -194,6 +194,9 @@ class StageIn:
             if (base := database_of(path)) in tree and path not in tree and base is not None:
                 text = f"{show(path)} is not of the {show(base)} that is restored: left in OneData."
                 staged.problems.append(Problem(path, "stray_sidecar", text))
+            elif (above := _not_a_directory(tree, path)) is not None:
+                text = f"{show(path)} is left in OneData: {show(above)} is no directory here."
+                staged.problems.append(Problem(path, "newcomer", text))
             elif path not in tree:
                 size = item.size if item.kind is Kind.FILE else 0
                 mode = 0o644 if item.kind is Kind.FILE else 0o755
@@ -380,6 +383,16 @@ def _other_names(wanted: dict[RelPath, Entry]) -> dict[RelPath, RelPath]:
             if first != path:
                 names[path] = first
     return names
+
+
+def _not_a_directory(tree: dict[RelPath, Entry], path: RelPath) -> RelPath | None:
+    """Return what lies above ``path`` and has another kind than a directory's, if anything."""
+    above = parent_of(path)
+    while above:
+        if above in tree:
+            return None if tree[above].kind is Kind.DIRECTORY else above
+        above = parent_of(above)
+    return None
 
 
 def _without_xattrs(path: RelPath, error: OSError) -> Problem:

@@ -7,11 +7,15 @@ held back, so are the markers and databases of that run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from pathspec import PathSpec
 
-from onesync.core.model import RelPath, name_of
+from onesync.core.model import RelPath, name_of, parent_of
+
+T = TypeVar("T")
 
 SIDECARS = (b"-journal", b"-wal", b"-shm")
 DATA = 0
@@ -50,6 +54,25 @@ def scope_of(path: RelPath) -> RelPath:
     """Return the run that ``path`` belongs to (``Runs/000123_X``), or ``b""`` for the project."""
     parts = path.split(b"/")
     return b"/".join(parts[:2]) if parts[0] == b"Runs" and len(parts) > 2 else b""
+
+
+def spread(items: Iterable[T], path_of: Callable[[T], RelPath]) -> list[T]:
+    """Return ``items`` in turns over their directories.
+
+    The kernel serialises creates and renames within one directory, so workers that follow each
+    other into the same one only wait.
+    """
+    lanes: dict[RelPath, deque[T]] = {}
+    for item in items:
+        lanes.setdefault(parent_of(path_of(item)), deque()).append(item)
+    waiting = deque(lanes.values())
+    ordered = []
+    while waiting:
+        lane = waiting.popleft()
+        ordered.append(lane.popleft())
+        if lane:
+            waiting.append(lane)
+    return ordered
 
 
 def database_of(path: RelPath) -> RelPath | None:

@@ -241,17 +241,23 @@ class ChildrenReplica:
     def digest(self, path: RelPath) -> tuple[str, int]:
         return cast("tuple[str, int]", self._call("digest", path))
 
-    def rename(self, source: RelPath, target: RelPath) -> None:
+    def rename(self, source: RelPath, target: RelPath, *, is_file: bool = False) -> None:
+        if is_file:
+            self._call("rename_file", source, target)
+            return
         try:
             self._call("rename", source, target)
         finally:
             self._changed()
 
-    def remove(self, path: RelPath) -> None:
+    def remove(self, path: RelPath) -> bool:
+        was_directory = True  # unless a child says otherwise
         try:
-            self._call("remove", path)
+            was_directory = cast(bool, self._call("remove", path))
         finally:
-            self._changed()
+            if was_directory:
+                self._changed()
+        return was_directory
 
     def read(self, path: RelPath) -> bytes:
         return cast(bytes, self._call("read", path))

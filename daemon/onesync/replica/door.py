@@ -148,14 +148,18 @@ class Replica(Protocol):
     def digest(self, path: RelPath) -> tuple[str, int]:
         """Read a file to its end; returns its blake3 digest in hex and its length."""
 
-    def rename(self, source: RelPath, target: RelPath) -> None:
+    def rename(self, source: RelPath, target: RelPath, *, is_file: bool = False) -> None:
         """Rename a file or directory to a name where nothing stands.
 
-        Raises FileExistsError when something stands at ``target``.
+        ``is_file`` promises that it is no directory: then nobody's descriptors of directories need
+        to be opened anew. Raises FileExistsError when something stands at ``target``.
         """
 
-    def remove(self, path: RelPath) -> None:
-        """Remove a file, or a directory with all that is in it; nothing there is success."""
+    def remove(self, path: RelPath) -> bool:
+        """Remove a file, or a directory with all that is in it; nothing there is success.
+
+        Returns whether a directory was removed.
+        """
 
     def read(self, path: RelPath) -> bytes:
         """Return the content of a small file (status folder). Raises FileNotFoundError."""

@@ -339,26 +339,31 @@ class FolderReplica:
         finally:
             os.close(origin)
 
-    def rename(self, source: RelPath, target: RelPath) -> None:
+    def rename(self, source: RelPath, target: RelPath, *, is_file: bool = False) -> None:
         if self.look(target) is not None:
             raise FileExistsError(17, "something stands at the target", target)
         with self._parent(source) as origin, self._parent(target) as destination:
             os.rename(name_of(source), name_of(target), src_dir_fd=origin, dst_dir_fd=destination)
-        # Descriptors held under a renamed directory's old paths now mean the new ones.
-        self.forget()
+        if not is_file:
+            # Descriptors held under a renamed directory's old paths now mean the new ones.
+            self.forget()
 
-    def remove(self, path: RelPath) -> None:
+    def rename_file(self, source: RelPath, target: RelPath) -> None:
+        """Rename what is no directory."""
+        self.rename(source, target, is_file=True)
+
+    def remove(self, path: RelPath) -> bool:
         try:
             with self._parent(path) as directory:
-                self._remove_in(directory, name_of(path))
+                return self._remove_in(directory, name_of(path))
         except (FileNotFoundError, NotADirectoryError):
-            return
+            return False
 
-    def _remove_in(self, directory: int, name: bytes) -> None:
+    def _remove_in(self, directory: int, name: bytes) -> bool:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if not stat.S_ISDIR(status.st_mode):
             os.unlink(name, dir_fd=directory)
-            return
+            return False
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
         try:
             for child in os.listdir(fd):
@@ -369,6 +374,7 @@ class FolderReplica:
             os.close(fd)
         os.rmdir(name, dir_fd=directory)
         self.forget()
+        return True
 
     def read(self, path: RelPath) -> bytes:
         with self._parent(path) as directory:
