@@ -6,7 +6,7 @@ RUN := .run/$(subst /,_,$(abspath $(WORK)))
 PACKAGES := fuse3
 TEST_PACKAGES := prometheus mmdebstrap systemd-container
 
-.PHONY: setup check test demo run
+.PHONY: setup check test soak demo run
 
 # Debian packages where we may install them, and the virtual environment.
 setup:
@@ -41,3 +41,9 @@ demo: setup
 test: PACKAGES += $(TEST_PACKAGES)
 test: setup
 	$(BIN)/pytest
+
+# A live session of every actor of a Scipion project, SECONDS long, and what it measured.
+soak: SECONDS ?= 1200
+soak: PACKAGES += $(TEST_PACKAGES)
+soak: setup
+	ONESYNC_SESSION_SECONDS=$(SECONDS) $(BIN)/pytest -s -m soak

@@ -1,0 +1,330 @@
+"""What must hold of OneData at any instant, and at the end.
+
+An instant is a copy of the folder as it stood while no call on the mount returned. It is restored
+by the program itself, on a node of its own, and judged by what its files and rows say of
+themselves: nothing is asked of the session that is still going on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blake3 import blake3
+
+from onesync.core.model import RESERVED_PREFIX, STATUS_FOLDER
+from onesync.core.ordering import SIDECARS, database_of
+from tests.node import Node
+from tests.workload import content, databases
+from tests.workload.content import BLOCK, Verdict
+from tests.workload.live import PATCHED_BLOCKS, STACK_PARTICLE, STRIDE
+
+PATIENCE = 300.0
+_MAGIC = b"SQLite format 3\0"
+_GROWING_KINDS = {"missing", "changed_outside", "manifest_damaged"}
+
+
+@dataclass
+class Seen:
+    """What the instants have shown so far.
+
+    Attributes:
+        counters: the newest (life, transactions) of each database.
+        rows: rows with their files, in the last instant.
+        markers: markers with their files, in the last instant.
+        files: files that were judged, in all.
+        notes: what was behind but not wrong.
+    """
+
+    counters: dict[str, tuple[int, int]] = field(default_factory=dict)
+    rows: int = 0
+    markers: int = 0
+    files: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def deploy_patiently(node: Node, patience: float = PATIENCE) -> None:
+    """Start a node, and wait longer than the small tests do until it syncs."""
+    node.start()
+    deadline = time.monotonic() + patience
+    while node.status()["phase"] != "syncing" or not node.running():
+        assert node.running(), node.log()
+        assert time.monotonic() < deadline, node.log()
+        time.sleep(0.1)
+
+
+def take_instant(
+    folder: Path, target: Path, hold: AbstractContextManager[object] | None = None
+) -> None:
+    """Copy ``folder``; nothing changes it while ``hold`` is entered."""
+    with hold or nullcontext():
+        # A file that is removed during the copy exits with 1 where nothing is held.
+        done = subprocess.run(
+            ["cp", "-a", str(folder), str(target)], check=False, capture_output=True, text=True
+        )
+    assert hold is None or done.returncode == 0, done.stderr
+    (target / os.fsdecode(STATUS_FOLDER) / "lock").unlink(missing_ok=True)
+
+
+def check_instant(
+    folder: Path,
+    home: Path,
+    seen: Seen,
+    hold: AbstractContextManager[object] | None = None,
+) -> list[str]:
+    """Copy the folder as it is, restore the copy, and return a sentence for all that is wrong.
+
+    ``home`` is made for it, and removed again where nothing is wrong.
+    """
+    home.mkdir()
+    copy = home / "copy"
+    take_instant(folder, copy, hold)
+    node = Node(home / "node", copy)
+    try:
+        deploy_patiently(node)
+        problems = node.status()["problems"]
+    finally:
+        if node.running():
+            node.end(signal.SIGKILL)
+    wrong = [p["text"] for p in problems if p["kind"] in _GROWING_KINDS]
+    wrong += [f"{name} is a temporary" for name in _temporaries(copy, node.work)]
+    wrong += [f"{name} stands beside its database in OneData" for name in _sidecars(copy)]
+    wrong += check_tree(node.work, seen)
+    if not wrong:
+        shutil.rmtree(home)
+    return wrong
+
+
+def check_tree(work: Path, seen: Seen) -> list[str]:
+    """Return a sentence for each invariant that a restored project breaks."""
+    judged = {name: judge(work / name) for name in _files(work)}
+    wrong = [f"{name}: {text}" for name, text in judged.items() if text]
+    whole = _Whole(work, seen)
+    wrong += _check_markers(work, whole, seen)
+    wrong += _check_databases(work, list(judged), whole, seen)
+    wrong += [f"{name} stands beside its database" for name in _sidecars(work)]
+    seen.files += len(judged)
+    return wrong
+
+
+def judge(path: Path) -> str:
+    """Return what is wrong with one file by itself; nothing where all is well."""
+    if path.name == "run.stdout":
+        return _judge_lines(path)
+    found = content.content_of(path)
+    if found.verdict in (Verdict.FOREIGN, Verdict.WHOLE, Verdict.PREFIX):
+        return ""
+    if path.name == "particles.mrcs":
+        return _judge_stack(found)
+    if path.name == "patched.mrcs":
+        return _judge_patches(found)
+    if path.name == "mapped.mrcs" and found.verdict in (Verdict.MIXED, Verdict.TORN):
+        return ""  # no stamp and no event tells of a write through a map
+    if path.name.startswith("sparse_") and found.verdict is Verdict.ZERO:
+        return ""  # is being filled
+    return f"{found.verdict} {found.where}"
+
+
+def _judge_stack(found: content.Content) -> str:
+    """The header counts as many images as there are, or the one more that is being written."""
+    if found.verdict is not Verdict.MIXED:
+        return f"{found.verdict} {found.where}"
+    header, images = found.generations[0], found.generations[1:]
+    blocks = STACK_PARTICLE // BLOCK
+    expected = [number // blocks + 1 for number in range(len(images))]
+    if list(images) != expected or not (header - 1) * blocks <= len(images) <= header * blocks:
+        return f"a header of {header} images before {len(images) / blocks} images"
+    return ""
+
+
+def _judge_patches(found: content.Content) -> str:
+    """Each block holds the newest patch of it, as of the newest patch of all."""
+    if found.verdict is not Verdict.MIXED:
+        return f"{found.verdict} {found.where}"
+    newest = max(found.generations)
+    expected = [0] * PATCHED_BLOCKS
+    for patch in range(max(1, newest - PATCHED_BLOCKS + 1), newest + 1):
+        expected[patch * STRIDE % PATCHED_BLOCKS] = patch
+    size = len(found.generations)
+    if list(found.generations) == expected[:size]:
+        return ""
+    different = sum(a != b for a, b in zip(found.generations, expected, strict=False))
+    return f"mixed: {different} blocks are not those of the time of patch {newest}"
+
+
+def _judge_lines(path: Path) -> str:
+    """Lines are numbered; only the last one may be cut."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    numbers = [line.partition(b" ")[0] for line in lines]
+    wanted = [b"%d" % number for number in range(1, len(lines) + 1)]
+    return "" if numbers == wanted else "lines are missing or doubled"
+
+
+class _Whole:
+    """Tells whether a file is there, whole and new enough; reads each file once."""
+
+    def __init__(self, work: Path, seen: Seen) -> None:
+        self._work = work
+        self._seen = seen
+        self._known: dict[str, tuple[str, int]] = {}
+
+    def lacks(self, name: str, generation: int) -> str:
+        """Return what is wrong with the file that a row or marker promises."""
+        if not name:
+            return ""
+        if name not in self._known:
+            self._known[name] = self._look(name)
+        text, found = self._known[name]
+        if not text and found < generation:
+            return f"it is of generation {found}, {generation} was promised"
+        if not text and found > generation:
+            self._seen.notes.append(f"a promise of {name} is behind: {generation} of {found}")
+        return text
+
+    def _look(self, name: str) -> tuple[str, int]:
+        path = self._work / name
+        if path.is_symlink():
+            return "", 1
+        if not path.is_file():
+            return "it is not there", 0
+        found = content.content_of(path)
+        generation = max(found.generations, default=0)
+        return (
+            "" if found.verdict is Verdict.WHOLE else f"{found.verdict} {found.where}"
+        ), generation
+
+
+def _check_markers(work: Path, whole: _Whole, seen: Seen) -> list[str]:
+    wrong = []
+    seen.markers = 0
+    for marker in work.glob("Runs/*/extra/DONE/*"):
+        name = os.path.relpath(marker.parents[1] / f"{marker.stem}.mrc", work)
+        seen.markers += 1
+        if text := whole.lacks(name, 1):
+            wrong.append(f"the marker {marker.relative_to(work)} stands, but {name}: {text}")
+    return wrong
+
+
+def _check_databases(work: Path, names: list[str], whole: _Whole, seen: Seen) -> list[str]:
+    wrong = []
+    seen.rows = 0
+    for name in names:
+        if _is_database(work / name):
+            wrong += _check_database(work, name, whole, seen)
+    # A name whose database turned into something else lost what it said.
+    for name, counter in seen.counters.items():
+        if (work / name).exists() and not _is_database(work / name):
+            wrong.append(f"{name} was a database at {counter} and is none now")
+    return wrong
+
+
+def _check_database(work: Path, name: str, whole: _Whole, seen: Seen) -> list[str]:
+    try:
+        state = databases.read(work / name)
+    except (sqlite3.Error, AssertionError) as error:
+        return [f"{name}: {error}"]
+    wrong = []
+    older = seen.counters.get(name, (0, 0))
+    if state.counter < older:
+        wrong.append(f"{name} went back from {older} to {state.counter}")
+    seen.counters[name] = max(older, state.counter)
+    if state.size is not None and state.size != len(state.rows):
+        wrong.append(f"{name} has {len(state.rows)} rows and says {state.size}")
+    for _, path, generation in set(state.rows):
+        if text := whole.lacks(path, generation):
+            wrong.append(f"a row of {name} names {path}: {text}")
+    seen.rows += len(state.rows)
+    return wrong
+
+
+def check_end(work: Path, restored: Path) -> list[str]:
+    """Return a sentence for each path in which two projects differ.
+
+    Bytes, modes, nanosecond times, links and empty directories count; absolute links into the
+    project follow it to its new place. What SQLite keeps beside a database stays behind.
+    """
+    one, two = dict(_picture(work)), dict(_picture(restored))
+    for path in [path for path in one if database_of(path) in one]:
+        del one[path]
+    wrong = []
+    for path in sorted(one.keys() | two.keys()):
+        expected = _relocated(one.get(path), work, restored)
+        if expected != two.get(path):
+            wrong.append(f"{path!r}: {expected} became {two.get(path)}")
+    return wrong
+
+
+def _picture(root: Path) -> Iterator[tuple[bytes, tuple[object, ...]]]:
+    top = os.fsencode(root)
+    for directory, directories, files in os.walk(top):
+        for name in directories + files:
+            path = os.path.join(directory, name)
+            status = os.lstat(path)
+            look = oct(stat.S_IMODE(status.st_mode)), status.st_mtime_ns
+            key = os.path.relpath(path, top)
+            if stat.S_ISLNK(status.st_mode):
+                yield key, ("link", os.readlink(path))
+            elif stat.S_ISDIR(status.st_mode):
+                yield key, ("dir", *look)
+            elif stat.S_ISREG(status.st_mode):
+                yield key, ("file", status.st_size, _digest(path), *look)
+
+
+def _relocated(entry: tuple[object, ...] | None, old: Path, new: Path) -> tuple[object, ...] | None:
+    if entry is None or entry[0] != "link":
+        return entry
+    target = entry[1]
+    assert isinstance(target, bytes)
+    start = os.fsencode(old)
+    if target == start or target.startswith(start + b"/"):
+        return ("link", os.fsencode(new) + target[len(start) :])
+    return entry
+
+
+def _digest(path: bytes) -> str:
+    digest = blake3()
+    with open(path, "rb") as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest(8)
+
+
+def _files(work: Path) -> Iterator[str]:
+    for directory, _, names in os.walk(work):
+        for name in names:
+            path = os.path.join(directory, name)
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                yield os.path.relpath(path, work)
+
+
+def _is_database(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+
+
+def _sidecars(root: Path) -> list[str]:
+    found = []
+    for name in _files(root):
+        base = database_of(os.fsencode(name))
+        if name.endswith(tuple(map(os.fsdecode, SIDECARS))) and base is not None:
+            path = root / os.fsdecode(base)
+            if not os.fsencode(name).startswith(STATUS_FOLDER) and _is_database(path):
+                found.append(name)
+    return found
+
+
+def _temporaries(*roots: Path) -> list[str]:
+    prefix = os.fsdecode(RESERVED_PREFIX)
+    return [name for root in roots for name in _files(root) if prefix in name]

@@ -1,0 +1,205 @@
+"""What a session cost: staleness, bytes on the mount, locks, the writers' pace, memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tests.workload import content, databases
+from tests.workload.record import Reader, Record
+
+
+@dataclass
+class Report:
+    """The numbers of one session; times in seconds, sizes in bytes, None where not measured."""
+
+    seconds: float = 0.0
+    staleness_p50: float | None = None
+    staleness_p99: float | None = None
+    arrived: int = 0
+    never_arrived: int = 0
+    bytes_changed: int = 0
+    bytes_written: int = 0
+    written_per_changed: float | None = None
+    longest_lock: float | None = None
+    longest_lock_alone: float | None = None
+    pace: float | None = None
+    pace_alone: float | None = None
+    slowdown: float | None = None
+    peak_memory: int = 0
+    longest_flush: float | None = None
+    instants: int = 0
+    deaths: int = 0
+    files_judged: int = 0
+    calls: dict[str, int] = field(default_factory=dict)
+
+    def table(self) -> str:
+        """Return the numbers for people."""
+        rows = [(k, v) for k, v in asdict(self).items() if k != "calls"]
+        rows += [(f"calls: {name}", count) for name, count in sorted(self.calls.items())]
+        return "\n".join(f"{name:22} {_shown(name, value)}" for name, value in rows)
+
+    def write(self, path: Path) -> None:
+        """Write the numbers as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def _shown(name: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if name.startswith(("bytes", "peak")) and isinstance(value, int):
+        return f"{value / 1e6:,.1f} MB"
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
+
+
+def quantile(values: Iterable[float], part: float) -> float | None:
+    """Return the value below which ``part`` of all lie; None of none."""
+    found = sorted(values)
+    return found[min(len(found) - 1, int(part * len(found)))] if found else None
+
+
+class Staleness(threading.Thread):
+    """Looks at the folder behind the mount for what the actors finished, and keeps the ages."""
+
+    def __init__(self, record: Path, folder: Path, interval: float = 0.2) -> None:
+        super().__init__(daemon=True)
+        self._reader = Reader(record)
+        self._folder = folder
+        self._interval = interval
+        self._ended = threading.Event()
+        self._pending: dict[str, list[Record]] = {}
+        self.records: list[Record] = []
+        self.ages: list[float] = []
+
+    def run(self) -> None:
+        """Look until ``finish``."""
+        while not self._ended.wait(self._interval):
+            self.look()
+
+    def finish(self) -> int:
+        """End after a last look; returns how many are missing still."""
+        self._ended.set()
+        self.join()
+        self.look()
+        return sum(map(len, self._pending.values()))
+
+    def look(self) -> None:
+        """Take in new records and see which of the pending ones are there now."""
+        for record in self._reader.more():
+            self._take(record)
+        for path in list(self._pending):
+            now = time.monotonic()
+            there = self._is_there(path)
+            if there is None:
+                continue
+            waiting = self._pending[path]
+            self.ages += [now - r.time for r in waiting if r.generation <= there]
+            waiting[:] = [r for r in waiting if r.generation > there]
+            if not waiting:
+                del self._pending[path]
+
+    def _take(self, record: Record) -> None:
+        self.records.append(record)
+        if record.deed == "removed":
+            for path in [p for p in self._pending if f"{p}/".startswith(f"{record.path}/")]:
+                del self._pending[path]
+        elif record.deed in ("closed", "committed", "probed"):
+            self._pending.setdefault(record.path, []).append(record)
+
+    def _is_there(self, path: str) -> int | None:
+        """Return the generation that stands in the folder."""
+        place = self._folder / path
+        newest = self._pending[path][-1]
+        try:
+            if newest.deed != "closed":
+                life, counted = databases.count_in_header(place)
+                return (life << 32) + counted
+            if newest.size == 0:
+                return newest.generation if place.exists() else None
+            found = content.first_generation(place)
+            if found is None:
+                return None
+            generation, total = found
+            return generation if not total or place.stat().st_size == total else None
+        except OSError:
+            return None
+
+
+class Memory(threading.Thread):
+    """The most memory that a process and all its children held, shared pages divided."""
+
+    def __init__(self, current: Callable[[], int | None], interval: float = 1.0) -> None:
+        """``current`` returns the process that is looked at now."""
+        super().__init__(daemon=True)
+        self._current = current
+        self._interval = interval
+        self._ended = threading.Event()
+        self.peak = 0
+
+    def run(self) -> None:
+        """Look until ``finish``."""
+        while not self._ended.wait(self._interval):
+            top = self._current()
+            if top is not None:
+                self.peak = max(self.peak, sum(map(memory_of, family_of(top))))
+
+    def finish(self) -> int:
+        """End; returns the peak in bytes."""
+        self._ended.set()
+        self.join()
+        return self.peak
+
+
+def family_of(top: int) -> list[int]:
+    """Return a process and all that descend from it."""
+    parents: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                stat = Path("/proc", name, "stat").read_text()
+            except OSError:
+                continue
+            parents.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(name))
+    family = [top]
+    for member in family:
+        family += parents.get(member, [])
+    return family
+
+
+def memory_of(process: int) -> int:
+    """Return the proportional set size in bytes; 0 for a process that is gone."""
+    try:
+        lines = Path("/proc", str(process), "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def fill(report: Report, records: list[Record], alone: list[Record], ages: list[float]) -> None:
+    """Compute what the records tell; ``alone`` are those of a session without onesync."""
+    report.arrived = len(ages)
+    report.staleness_p50 = quantile(ages, 0.5)
+    report.staleness_p99 = quantile(ages, 0.99)
+    report.bytes_changed = sum(record.size for record in records)
+    if report.bytes_changed:
+        report.written_per_changed = report.bytes_written / report.bytes_changed
+    report.longest_lock = _longest(records)
+    report.longest_lock_alone = _longest(alone)
+    report.pace, report.pace_alone = _pace(records), _pace(alone)
+    if report.pace and report.pace_alone:
+        report.slowdown = report.pace / report.pace_alone - 1
+
+
+def _longest(records: list[Record]) -> float | None:
+    return max((r.took for r in records if r.deed == "probed"), default=None)
+
+
+def _pace(records: list[Record]) -> float | None:
+    took = [record.took for record in records if record.deed == "paced"]
+    return statistics.median(took) if took else None

@@ -1,0 +1,174 @@
+"""A live session on a slow mount: what OneData holds is consistent at any instant, and at the end.
+
+ONESYNC_SESSION_SECONDS and ONESYNC_SESSION_FACTOR set length and speed, ONESYNC_SESSION_REPORT a
+file for the numbers. No time is asserted.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.node import Node
+from tests.standin.mounted import Mounted
+from tests.workload.oracle import PATIENCE, Seen, check_end, check_instant, deploy_patiently
+from tests.workload.record import Reader, Record
+from tests.workload.report import Memory, Report, Staleness, fill
+
+SECONDS = float(os.environ.get("ONESYNC_SESSION_SECONDS", "120"))
+FACTOR = os.environ.get("ONESYNC_SESSION_FACTOR", "2")
+SEED = os.environ.get("ONESYNC_SESSION_SEED", "1")
+LATENCY = 0.002
+EVERY = 5.0
+ALONE = 10.0
+_REPOSITORY = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.fuse,
+    pytest.mark.soak,
+    pytest.mark.timeout(int(4 * SECONDS + 4 * PATIENCE)),
+]
+
+
+class Session:
+    """The actors as a process of their own."""
+
+    def __init__(self, root: Path, home: Path, seconds: float) -> None:
+        home.mkdir()
+        self.record = home / "record.jsonl"
+        words = ["--seconds", str(seconds), "--factor", FACTOR, "--seed", SEED]
+        places = ["--outside", str(home), "--record", str(self.record)]
+        self._log = home / "log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.workload.live", str(root), *words, *places],
+                cwd=_REPOSITORY,
+                stderr=log,
+            )
+
+    def goes_on(self) -> bool:
+        return self.process.poll() is None
+
+    def end(self) -> None:
+        """Wait for the end; every actor must have played to it."""
+        assert self.process.wait(PATIENCE) == 0, self._log.read_text()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def held(mounted: Mounted) -> Iterator[None]:
+    """Let no call on the mount go through, and wait for those that are on their way."""
+    mounted.hang()
+    time.sleep(0.1)
+    try:
+        yield
+    finally:
+        mounted.release()
+
+
+@pytest.fixture
+def one(tmp_path: Path, mounted: Mounted) -> Iterator[Node]:
+    node = Node(tmp_path / "one", mounted.path / "project", mount__require_fuse=True)
+    yield node
+    if node.running():
+        node.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def two(tmp_path: Path, mounted: Mounted) -> Iterator[Node]:
+    node = Node(tmp_path / "two", mounted.path / "project", mount__require_fuse=True)
+    yield node
+    if node.running():
+        node.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> list[Record]:
+    """What the actors do where no onesync runs."""
+    session = Session(tmp_path / "alone", tmp_path / "alone-outside", min(ALONE, SECONDS))
+    session.end()
+    return Reader(session.record).more()
+
+
+def test_a_live_session(
+    tmp_path: Path, mounted: Mounted, one: Node, two: Node, alone: list[Record]
+) -> None:
+    folder = mounted.backing / "project"
+    mounted.latency(LATENCY)
+    deploy_patiently(one)
+    mounted.reset()
+    report = Report(seconds=SECONDS)
+    session = Session(one.work, tmp_path / "outside", SECONDS)
+    staleness = Staleness(session.record, folder)
+    memory = Memory(lambda: one.process.pid if one.process else None)
+    staleness.start()
+    memory.start()
+    try:
+        wrong = watch(session, mounted, one, tmp_path, report)
+        session.end()
+    finally:
+        session.kill()
+    undeploy(one, report)
+    report.never_arrived = staleness.finish()
+    report.peak_memory = memory.finish()
+    counts = mounted.counts()
+    report.bytes_written = counts.pop("bytes_written", 0)
+    report.calls = counts
+    fill(report, staleness.records, alone, staleness.ages)
+    tell(report)
+    deploy_patiently(two)
+    wrong += [f"at the end: {sentence}" for sentence in check_end(one.work, two.work)]
+    assert two.status()["problems"] == [], two.log()
+    assert not wrong, "\n".join(wrong)
+
+
+def watch(session: Session, mounted: Mounted, node: Node, home: Path, report: Report) -> list[str]:
+    """Check an instant every few seconds; the daemon dies once on the way."""
+    seen, wrong = Seen(), []
+    death = time.monotonic() + SECONDS * random.Random(SEED).uniform(0.3, 0.6)
+    while session.goes_on():
+        began = time.monotonic()
+        if not report.deaths and began > death:
+            node.end(signal.SIGKILL)
+            report.deaths += 1
+        report.instants += 1
+        place = home / f"instant{report.instants}"
+        found = check_instant(mounted.backing / "project", place, seen, held(mounted))
+        wrong += [f"instant {report.instants}: {sentence}" for sentence in found]
+        if not node.running():
+            assert report.deaths, node.log()
+            deploy_patiently(node)
+        time.sleep(max(0.0, began + EVERY - time.monotonic()))
+    report.files_judged = seen.files
+    assert seen.rows > 0
+    assert seen.markers > 0
+    return wrong
+
+
+def undeploy(node: Node, report: Report) -> None:
+    """End the daemon as systemd does, and wait for its last flush."""
+    assert node.process is not None
+    assert node.running(), node.log()
+    began = time.monotonic()
+    node.process.send_signal(signal.SIGTERM)
+    assert node.process.wait(PATIENCE) == 0, node.log()
+    report.longest_flush = time.monotonic() - began
+
+
+def tell(report: Report) -> None:
+    """Print the numbers, and write them where asked."""
+    sys.stdout.write("\n" + report.table() + "\n")
+    if place := os.environ.get("ONESYNC_SESSION_REPORT"):
+        report.write(Path(place))
