@@ -20,7 +20,14 @@ import pytest
 
 from tests.node import Node
 from tests.standin.mounted import Mounted
-from tests.workload.oracle import PATIENCE, Seen, check_end, check_instant, deploy_patiently
+from tests.workload.oracle import (
+    PATIENCE,
+    Seen,
+    check_end,
+    check_instant,
+    check_tree,
+    deploy_patiently,
+)
 from tests.workload.record import Reader, Record
 from tests.workload.report import Memory, Report, Staleness, fill
 
@@ -46,6 +53,7 @@ class Session:
         home.mkdir()
         self.record = home / "record.jsonl"
         words = ["--seconds", str(seconds), "--factor", FACTOR, "--seed", SEED]
+        words += ["--many", str(max(50, int(5 * SECONDS)))]
         places = ["--outside", str(home), "--record", str(self.record)]
         self._log = home / "log"
         with self._log.open("wb") as log:
@@ -109,14 +117,14 @@ def test_a_live_session(
     mounted.latency(LATENCY)
     deploy_patiently(one)
     mounted.reset()
-    report = Report(seconds=SECONDS)
+    report, seen = Report(seconds=SECONDS), Seen()
     session = Session(one.work, tmp_path / "outside", SECONDS)
     staleness = Staleness(session.record, folder)
     memory = Memory(lambda: one.process.pid if one.process else None)
     staleness.start()
     memory.start()
     try:
-        wrong = watch(session, mounted, one, tmp_path, report)
+        wrong = watch(session, mounted, one, tmp_path, report, seen)
         session.end()
     finally:
         session.kill()
@@ -127,16 +135,22 @@ def test_a_live_session(
     report.bytes_written = counts.pop("bytes_written", 0)
     report.calls = counts
     fill(report, staleness.records, alone, staleness.ages)
+    report.files_judged = seen.files
     tell(report)
     deploy_patiently(two)
-    wrong += [f"at the end: {sentence}" for sentence in check_end(one.work, two.work)]
+    last = check_tree(two.work, seen) + check_end(one.work, two.work)
+    wrong += [f"at the end: {sentence}" for sentence in last]
+    assert seen.rows > 0
+    assert seen.markers > 0
     assert two.status()["problems"] == [], two.log()
     assert not wrong, "\n".join(wrong)
 
 
-def watch(session: Session, mounted: Mounted, node: Node, home: Path, report: Report) -> list[str]:
+def watch(
+    session: Session, mounted: Mounted, node: Node, home: Path, report: Report, seen: Seen
+) -> list[str]:
     """Check an instant every few seconds; the daemon dies once on the way."""
-    seen, wrong = Seen(), []
+    wrong = []
     death = time.monotonic() + SECONDS * random.Random(SEED).uniform(0.3, 0.6)
     while session.goes_on():
         began = time.monotonic()
@@ -151,9 +165,6 @@ def watch(session: Session, mounted: Mounted, node: Node, home: Path, report: Re
             assert report.deaths, node.log()
             deploy_patiently(node)
         time.sleep(max(0.0, began + EVERY - time.monotonic()))
-    report.files_judged = seen.files
-    assert seen.rows > 0
-    assert seen.markers > 0
     return wrong
 
 
