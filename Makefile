@@ -40,7 +40,7 @@ demo: setup
 
 test: PACKAGES += $(TEST_PACKAGES)
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 4 --dist worksteal
 
 # A live session of every actor of a Scipion project, SECONDS long, and what it measured.
 soak: SECONDS ?= 1200
