@@ -7,7 +7,7 @@ import json
 import pytest
 
 from onesync.core.chain import Position
-from onesync.intent import Intent
+from onesync.intent import Intent, NewerFormat
 
 
 def full() -> Intent:
@@ -19,6 +19,7 @@ def full() -> Intent:
         rename=[(b"old", b"new")],
         make=[b"made"],
         promise=[b"a/\xff"],
+        create=[(b"a/\xff", 3, "ab")],
         append=[(b"stack", 5)],
         patch=[(b"stack", b".onesync~4")],
     )
@@ -28,9 +29,24 @@ def test_what_is_written_is_read_again() -> None:
     assert Intent.decode(full().encode()) == full()
 
 
+def test_a_newer_intent_is_told_from_a_torn_one() -> None:
+    fields = json.loads(full().encode())
+    fields["format"] = 99
+    with pytest.raises(NewerFormat, match="99"):
+        Intent.decode(json.dumps(fields).encode())
+
+
+def test_an_intent_of_format_1_is_read() -> None:
+    fields = json.loads(full().encode())
+    fields["format"] = 1
+    del fields["create"]
+    found = Intent.decode(json.dumps(fields).encode())
+    assert (found.new, found.create) == (full().new, [])
+
+
 def test_an_intent_without_the_later_parts_is_read() -> None:
     fields = json.loads(full().encode())
-    for name in ("make", "promise", "append", "patch"):
+    for name in ("make", "promise", "create", "append", "patch"):
         del fields[name]
     found = Intent.decode(json.dumps(fields).encode())
     assert (found.new, found.patch, found.append) == (full().new, [], [])

@@ -122,7 +122,7 @@ class Batches:
             checkpoint, written = unfinished
             is_base = checkpoint.header.why == "base"
             self._record(written, () if is_base else checkpoint.changes, self._stamps)
-        told = recovery.settle(self.replica, self.manifest.committed, self._published)
+        told = recovery.settle(self.replica, self.manifest.committed, self.pool, self._published)
         for sentence in told:
             log.warning("half-done batch settled", extra={"what": sentence})
         self._half_done = False
@@ -141,7 +141,9 @@ class Batches:
             if path and not is_unconfirmed(known.entry)
         ]
         self.commit([*tree, *map(Noted, self.problems.values())], {}, "base")
-        self.manifest.remove_old()
+        oldest = self.manifest.remove_old()
+        if oldest is not None:
+            recovery.remove_torn(self.replica, oldest)
         self.index.remember_blocks({})
 
     def commit(self, changes: Sequence[Change], stamps: dict[RelPath, Stamp], why: str) -> None:

@@ -95,7 +95,9 @@ class Deploy:
         if self._index.get("staged") is not None:
             self._resume(batches, head)
         else:
-            for sentence in recovery.settle(self._replica, head.position if head else None):
+            for sentence in recovery.settle(
+                self._replica, head.position if head else None, self._pool
+            ):
                 log.warning("half-done batch settled", extra={"what": sentence})
             self._stage_in(batches, head)
         self._scanner.root_inode = int(self._index.get("root_inode") or 0) or None

@@ -146,8 +146,11 @@ class Manifest:
         """Whether the checkpoints since the last base outweigh it."""
         return self._since_base > max(_COMPACT_AT_LEAST, self._base_size)
 
-    def remove_old(self) -> None:
-        """Remove what is older than the last three bases: no fold needs it."""
+    def remove_old(self) -> Position | None:
+        """Remove what is older than the last three bases: no fold needs it.
+
+        Returns the oldest base that is kept; None where there are fewer.
+        """
         found = {
             item.name: parsed
             for item in self._replica.list(MANIFEST)
@@ -155,10 +158,11 @@ class Manifest:
         }
         bases = sorted(position for position, is_base in found.values() if is_base)
         if len(bases) < _KEPT_BASES:
-            return
+            return None
         for name, (position, _) in found.items():
             if position < bases[-_KEPT_BASES]:
                 self._replica.remove(join(MANIFEST, name))
+        return bases[-_KEPT_BASES]
 
     def _advance(self, name: str, data: bytes, why: str, wall: float) -> Written:
         place = self.position

@@ -31,13 +31,16 @@ from onesync.core.ordering import DATA, SIDECARS, PublishOrder, scope_of, spread
 from onesync.core.plan import Difference, Plan
 from onesync.errors import OnesyncError
 from onesync.intent import Intent
-from onesync.local import open_source, read_xattrs
+from onesync.local import digest_local, local_size, open_source, read_xattrs
 from onesync.replica.door import Replica
-from onesync.transfer import Brought, Source, may_patch, transfer
+from onesync.transfer import Brought, NameTaken, Source, may_patch, transfer
 
 BEHIND = "behind"
 _ROUND_SECONDS = 5.0
 """A large file that takes longer travels on in the next batches: it holds back nobody."""
+
+_CREATED_AT_MOST = 1 << 20
+"""Larger new files get their names when they are whole."""
 
 
 @dataclass(slots=True)
@@ -151,7 +154,7 @@ class Push:
             if difference.seen is not None:
                 self._remove(difference)
         self._make_directories(plan.directories)
-        self._publish_all(self._transfer(plan.files, snapshots), plan)
+        self._publish_all(self._transfer(plan.files, snapshots), plan, snapshots)
         for difference in plan.links + plan.metadata:
             self._record_seen(difference)
         self._second_halves(plan)
@@ -167,6 +170,11 @@ class Push:
     def _prepare(
         self, plan: Plan, snapshots: Mapping[RelPath, bytes], pinned: Mapping[RelPath, bytes]
     ) -> None:
+        new = [d for d in plan.files if _is_new(d) and d.path not in snapshots]
+        places = [pinned.get(d.path) or join(self._root, d.path) for d in new]
+        digests = dict(
+            zip((d.path for d in new), self._pool.map(_digest_of_small, places), strict=True)
+        )
         for difference in plan.files:
             path, known = difference.path, difference.known
             temporary, undo = self._name_beside(path), None
@@ -182,7 +190,11 @@ class Push:
                     self.intent.patch.append((path, undo))
             local = snapshots.get(path) or pinned.get(path) or join(self._root, path)
             blocks = self._blocks_of(known.entry.digest) if undo and known else None
-            self._sources[path] = Source(local, path in snapshots, temporary, undo, blocks)
+            digested = digests.get(path)
+            if digested is not None:
+                self.intent.create.append((path, *digested))
+            digest = digested[1] if digested is not None else None
+            self._sources[path] = Source(local, path in snapshots, temporary, undo, blocks, digest)
         for difference in plan.removals:
             self._removes[difference.path] = self._to_remove(difference)
             for path in self._removes[difference.path]:
@@ -246,26 +258,37 @@ class Push:
     def _transfer(
         self, files: list[Difference], snapshots: Mapping[RelPath, bytes]
     ) -> list[_Ready]:
-        def bring(difference: Difference) -> _Ready | None:
-            path = difference.path
-            self._may_write()
-            ready = self._bring(difference, self._sources[path])
-            # A version that the replica holds already keeps every promise that rows make of it.
-            if ready is None and path in self.outcome.retry and difference.known is None:
-                self._held.add(scope_of(path))
-            return ready
-
-        found = self._pool.map(bring, spread(files, lambda difference: difference.path))
+        now = [d for d in files if not self._is_created_late(d, snapshots)]
+        found = self._pool.map(self._bring, spread(now, lambda difference: difference.path))
         return [ready for ready in found if ready is not None]
 
-    def _bring(self, difference: Difference, source: Source) -> _Ready | None:
-        """Bring one file's content."""
+    def _is_created_late(self, difference: Difference, snapshots: Mapping[RelPath, bytes]) -> bool:
+        """Whether a file is created under its own name, but after the data that it promises."""
+        path = difference.path
+        if self._sources[path].digest is None or path in snapshots:
+            return False
+        return self._order.group_of(path, is_database=False) != DATA
+
+    def _bring(self, difference: Difference) -> _Ready | None:
+        """Bring one file's content; what does not come holds back the databases of its run."""
+        path = difference.path
+        self._may_write()
+        ready = self._try_to_bring(difference, self._sources[path])
+        # A version that the replica holds already keeps every promise that rows make of it.
+        if ready is None and path in self.outcome.retry and difference.known is None:
+            self._held.add(scope_of(path))
+        return ready
+
+    def _try_to_bring(self, difference: Difference, source: Source) -> _Ready | None:
         path = difference.path
         began = time.monotonic()
         try:
             brought = transfer(self._replica, difference, source, self._seconds)
         except (FileNotFoundError, InterruptedError, NotADirectoryError):
             self.outcome.retry.add(path)  # gone or changed its kind since the scan: still dirty
+            return None
+        except NameTaken:
+            self._note_occupied(path)
             return None
         except PermissionError:
             text = f"{show(path)} cannot be read; everything else is pushed, mend its mode."
@@ -309,11 +332,28 @@ class Push:
         self.outcome.problems.append(Problem(path, BEHIND, text))
         return replace(stamp, size=size)
 
-    def _publish_all(self, ready: list[_Ready], plan: Plan) -> None:
+    def _publish_all(
+        self, ready: list[_Ready], plan: Plan, snapshots: Mapping[RelPath, bytes]
+    ) -> None:
         self._held |= {scope_of(target) for _, target in plan.awaited_moves}
+        late: dict[int, list[Difference]] = {}
+        for difference in plan.files:
+            if self._is_created_late(difference, snapshots):
+                group = self._order.group_of(difference.path, is_database=False)
+                late.setdefault(group, []).append(difference)
         for group in self._order.groups:
             batch = [item for item in ready if item.group == group]
             list(self._pool.map(self._publish, spread(batch, lambda item: item.difference.path)))
+            new = spread(late.get(group, []), lambda difference: difference.path)
+            list(self._pool.map(self._create_late, new))
+
+    def _create_late(self, difference: Difference) -> None:
+        if scope_of(difference.path) in self._held:
+            self.outcome.retry.add(difference.path)
+            return
+        ready = self._bring(difference)
+        if ready is not None:
+            self._publish(ready)
 
     def _publish(self, item: _Ready) -> None:
         path, brought = item.difference.path, item.brought
@@ -436,12 +476,38 @@ class Push:
         self.outcome.changes.append(Set(path, entry))
         self.outcome.stamps[path] = stamp
 
+    def _note_occupied(self, path: RelPath) -> None:
+        """Tell whoever may have to settle this batch that what stands at ``path`` is not ours."""
+        with self._guard:
+            self._count += 1
+            note = self.intent.note_of(self._count)
+        self._replica.write_new(note, path)
+        self._leftover.append(note)
+        self._occupied(path)
+
     def _occupied(self, path: RelPath) -> None:
         text = (
             f"Something that onesync did not put there stands at {show(path)} in OneData; it is"
             " kept, and so is the working copy's. Rename one of them."
         )
         self.outcome.problems.append(Problem(path, "occupied", text))
+
+
+def _is_new(difference: Difference) -> bool:
+    """Whether the last checkpoint has nothing at this path that OneData holds."""
+    known = difference.known
+    return known is None or known.entry.kind is Kind.LINK
+
+
+def _digest_of_small(local: bytes) -> tuple[int, str] | None:
+    """Return size and digest; None of what is large, cannot be read or is no file any more."""
+    try:
+        if local_size(local) > _CREATED_AT_MOST:
+            return None
+        found = digest_local(local)
+    except OSError:
+        return None  # the transfer meets it again, and says so
+    return (found.size, found.digest) if found.steady else None
 
 
 def _seen(difference: Difference) -> Stamp:

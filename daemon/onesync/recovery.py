@@ -1,25 +1,32 @@
 """Settles what a dead batch left half done in the replica, by its intent.
 
 A batch whose checkpoint stands is rolled forward (its asides go), any other one back (its asides
-return to their names). New files that were already published stay: they are additive, and the next
-scan or stage-in meets them. Only new markers and databases are taken back, which promise more than
-what arrived.
+return to their names). New files that arrived whole stay: they are additive, and the next scan or
+stage-in meets them. New markers and databases are taken back, which promise more than what arrived,
+and so are files that came in part. What holds bytes is never removed but kept in the status folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from onesync.core.chain import Position
-from onesync.core.model import Kind, RelPath, join, lies_in, show
-from onesync.intent import INTENTS, Intent
+from onesync.core.model import STATUS_FOLDER, Kind, RelPath, join, lies_in, name_of, show
+from onesync.errors import Halted
+from onesync.intent import INTENTS, Intent, NewerFormat, noted_by
 from onesync.replica.door import Replica
+
+TORN = STATUS_FOLDER + b"/torn"
+_LONGEST = 150
+"""So much of a torn file's name is kept in its new one."""
 
 
 def settle(
     replica: Replica,
     head: Position | None,
+    pool: ThreadPoolExecutor,
     published: Callable[[dict[RelPath, Kind]], None] = lambda _: None,
 ) -> list[str]:
     """Settle every intent there is, newest first. May be interrupted and done again.
@@ -27,53 +34,83 @@ def settle(
     Args:
         replica: the door.
         head: the position of the newest valid checkpoint.
+        pool: the workers.
         published: told, before an intent goes, the new files and directories that its batch
             published without a checkpoint. The owner of that batch may replace or remove them;
             anybody else meets them as newcomers.
 
     Returns:
-        A sentence for each thing undone.
+        A sentence for each thing undone. Raises Halted where a newer onesync wrote an intent.
     """
     told: list[str] = []
-    for intent in sorted(_intents(replica, told), key=lambda i: i.position, reverse=True):
+    intents, foreign = _intents(replica, told)
+    for intent in sorted(intents, key=lambda i: i.position, reverse=True):
+        notes = foreign.get(name_of(intent.path), {})
         if head is None or intent.position > head:
             told += _roll_back(replica, intent)
-            done = dict(_published(replica, intent))
-            taken_back = done.keys() & set(intent.promise)
-            for path in taken_back:
-                replica.remove(path)
-                told.append(f"{show(path)} was taken back: no checkpoint has it.")
-            published({p: kind for p, kind in done.items() if not lies_in(p, taken_back)})
+            told += _take_back(replica, intent, set(notes.values()), pool)
+            published(dict(_published(replica, intent, set(notes.values()), pool)))
         else:
-            for _, aside in intent.replace + intent.remove:
-                replica.remove(aside)
-        for _, temporary in intent.new + intent.patch:
-            replica.remove(temporary)
+            list(pool.map(replica.remove, (a for _, a in intent.replace + intent.remove)))
+        list(pool.map(replica.remove, (name for _, name in intent.new + intent.patch)))
         replica.remove(intent.path)
+        list(map(replica.remove, notes))
+    for intent_name in foreign.keys() - {name_of(intent.path) for intent in intents}:
+        list(map(replica.remove, foreign[intent_name]))
     return told
 
 
-def _published(replica: Replica, intent: Intent) -> Iterator[tuple[RelPath, Kind]]:
-    replaced = dict(intent.replace)
-    for path, temporary in intent.new:
-        if path not in replaced and replica.look(temporary) is None and replica.look(path):
+def remove_torn(replica: Replica, before: Position) -> None:
+    """Remove what was kept of batches earlier than ``before``."""
+    with suppress(FileNotFoundError):
+        for item in replica.list(TORN):
+            place, _, _ = item.name.partition(b"~")
+            if place < b"E%06d-%06d" % (before.epoch, before.sequence):
+                replica.remove(join(TORN, item.name))
+
+
+def _published(
+    replica: Replica, intent: Intent, foreign: set[RelPath], pool: ThreadPoolExecutor
+) -> Iterator[tuple[RelPath, Kind]]:
+    """Yield what the batch published and was not taken back."""
+    created = {path for path, _, _ in intent.create} - foreign
+    replaced = {path for path, _ in intent.replace} | foreign | created
+    renamed = [(path, name) for path, name in intent.new if path not in replaced]
+    waiting = pool.map(replica.look, [name for _, name in renamed])
+    arrived = [path for (path, _), there in zip(renamed, waiting, strict=True) if there is None]
+    files = [path for path in [*arrived, *created] if not lies_in(path, foreign)]
+    for path, found in zip(files, pool.map(replica.look, files), strict=True):
+        if found is not None and found.kind is Kind.FILE:
             yield path, Kind.FILE
-    for path in intent.make:
-        found = replica.look(path)
+    for path, found in zip(intent.make, pool.map(replica.look, intent.make), strict=True):
         if found is not None and found.kind is Kind.DIRECTORY:
             yield path, Kind.DIRECTORY
 
 
-def _intents(replica: Replica, told: list[str]) -> list[Intent]:
-    found = []
+def _intents(
+    replica: Replica, told: list[str]
+) -> tuple[list[Intent], dict[bytes, dict[RelPath, RelPath]]]:
+    """Return the intents, and by their names the notes: of each its path and what it tells of."""
+    found: list[Intent] = []
+    foreign: dict[bytes, dict[RelPath, RelPath]] = {}
     for item in replica.list(INTENTS):
+        path = join(INTENTS, item.name)
+        intent_name = noted_by(item.name)
+        if intent_name is not None:
+            foreign.setdefault(intent_name, {})[path] = replica.read(path)
+            continue
         try:
-            found.append(Intent.decode(replica.read(join(INTENTS, item.name))))
+            found.append(Intent.decode(replica.read(path)))
+        except NewerFormat as error:
+            raise Halted(
+                f"A newer onesync ({error}) left a batch half done; nothing was changed. Install"
+                " the newer onesync."
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             # Torn while it was written: nothing that it would have named was begun.
             told.append(f"The intent {show(item.name)} is torn ({error}); removed.")
-            replica.remove(join(INTENTS, item.name))
-    return found
+            replica.remove(path)
+    return found, foreign
 
 
 def _roll_back(replica: Replica, intent: Intent) -> list[str]:
@@ -101,3 +138,52 @@ def _roll_back(replica: Replica, intent: Intent) -> list[str]:
 def _return(replica: Replica, path: RelPath, aside: RelPath) -> None:
     replica.remove(path)
     replica.rename(aside, path)
+
+
+def _take_back(
+    replica: Replica, intent: Intent, foreign: set[RelPath], pool: ThreadPoolExecutor
+) -> list[str]:
+    """Take back what promises more than what arrived, and what arrived in part."""
+    promised = set(intent.promise)
+    ours = {p: k for p, k in _published(replica, intent, foreign, pool) if p in promised}
+    told = [_take_away(replica, intent, path, kind) for path, kind in ours.items()]
+
+    def judge(item: tuple[RelPath, int, str]) -> RelPath | None:
+        path, size, digest = item
+        if path in ours or path in foreign or _is_good(replica, path, size, digest):
+            return None
+        return path
+
+    torn = [path for path in pool.map(judge, intent.create) if path is not None]
+    return told + [_take_away(replica, intent, path, Kind.FILE) for path in torn]
+
+
+def _is_good(replica: Replica, path: RelPath, size: int, digest: str) -> bool:
+    """Whether nothing has to be done about a file that was to be created."""
+    found = replica.look(path)
+    # What is longer than anything that we wrote is not ours.
+    if found is None or found.kind is not Kind.FILE or found.size > size:
+        return True
+    return found.size == size and replica.digest(path) == (digest, size)
+
+
+def _take_away(replica: Replica, intent: Intent, path: RelPath, kind: Kind) -> str:
+    """Take ``path`` out of the folder; what holds bytes is kept, for it might be somebody's."""
+    found = replica.look(path)
+    if kind is Kind.DIRECTORY or found is None or found.size == 0:
+        replica.remove(path)
+        return f"{show(path)} was taken back: no checkpoint has it."
+    with suppress(FileExistsError):
+        replica.make_directory(TORN)
+    kept = _free_name(replica, intent.position, name_of(path)[:_LONGEST])
+    replica.rename(path, kept, is_file=True)
+    return f"{show(path)} was taken back: no checkpoint has it. It is kept as {show(kept)}."
+
+
+def _free_name(replica: Replica, place: Position, name: bytes) -> RelPath:
+    number = 1
+    while True:
+        tag = b"E%06d-%06d~%d~" % (place.epoch, place.sequence, number)
+        if replica.look(join(TORN, tag + name)) is None:
+            return join(TORN, tag + name)
+        number += 1

@@ -28,6 +28,7 @@ class Source:
         temporary: the name for a whole copy.
         undo: the name for the old blocks; None where it is not patched.
         blocks: of the version in the replica, where they are known.
+        digest: of a small new file, which is created under its own name; None of all others.
     """
 
     local: bytes
@@ -35,6 +36,11 @@ class Source:
     temporary: RelPath
     undo: RelPath | None
     blocks: Blocks | None
+    digest: str | None = None
+
+
+class NameTaken(Exception):
+    """Something stands where a new file was to be created; it was not touched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +80,23 @@ def transfer(
 ) -> Brought | None:
     """Bring the content of ``difference``; None where it changed meanwhile and must wait.
 
-    A new or growing file ends after ``seconds`` with as much as came. Raises as ``Replica.put``.
+    A new or growing file ends after ``seconds`` with as much as came. Raises NameTaken, and as
+    ``Replica.put``.
     """
+    if source.digest is not None:
+        return _created(replica, difference.path, source)
     known = difference.known
     if known is None or known.entry.kind is not Kind.FILE:
         return _whole(replica, source, known, None if source.frozen else seconds)
     if is_doubted(known.stamp):
         return _whole(replica, source, known, None)
+    return _changed(replica, difference, known, source, seconds)
+
+
+def _changed(
+    replica: Replica, difference: Difference, known: Known, source: Source, seconds: float | None
+) -> Brought | None:
+    """Bring what differs from the version that the replica has."""
     assert difference.seen is not None
     if source.undo is not None and _travels(known, difference.seen, source):
         entry = known.entry
@@ -101,6 +117,19 @@ def transfer(
     if not _is_worth_it(compared, numbers, known.entry.size, source.blocks.size):
         return _whole(replica, source, known, None)
     return _patched(replica, difference.path, source, known.entry.size, compared, numbers)
+
+
+def _created(replica: Replica, path: RelPath, source: Source) -> Brought | None:
+    """Create a small new file under its own name: a third of the calls of a temporary's way."""
+    try:
+        copied = replica.put(source.local, path)
+    except FileExistsError as error:
+        raise NameTaken from error
+    if copied.digest == source.digest:
+        return Brought(copied, copied.size)
+    # It changed since the intent told its digest: nobody could judge what stands there.
+    replica.remove(path)
+    return _whole(replica, source, None, None)
 
 
 def _travels(known: Known, seen: Stamp, source: Source) -> bool:

@@ -7,6 +7,7 @@ relative to them.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -189,8 +190,7 @@ class FolderReplica:
                 os.close(target)
         except BaseException:
             # Any error on a handle condemns this copy; nobody may take it for a whole one.
-            with suppress(OSError):
-                os.unlink(name, dir_fd=directory)
+            _discard(name, directory)
             raise
 
     def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
@@ -360,9 +360,12 @@ class FolderReplica:
             return False
 
     def _remove_in(self, directory: int, name: bytes) -> bool:
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        if not stat.S_ISDIR(status.st_mode):
+        # The kernel refuses a directory by itself: no look is needed first.
+        try:
             os.unlink(name, dir_fd=directory)
+        except IsADirectoryError:
+            pass
+        else:
             return False
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
         try:
@@ -434,6 +437,16 @@ class FolderReplica:
 def _digest(origin: int, limit: int | None, progress: Callable[[int], None]) -> tuple[str, int]:
     """Digest the first ``limit`` bytes (None: all); returns the digest and their number."""
     return inplace.hash_file(origin, limit, None, progress)
+
+
+def _discard(name: bytes, directory: int) -> None:
+    """Remove a copy that failed. Raises EIO where it remains: the batch is settled then."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OSError(errno.EIO, f"a half-made copy remains ({error.strerror})", name) from error
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

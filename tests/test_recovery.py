@@ -1,0 +1,156 @@
+"""A batch that creates small files under their own names, and what becomes of it when it dies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from blake3 import blake3
+
+from onesync.core.chain import Position
+from onesync.core.model import STATUS_FOLDER, Kind, RelPath
+from onesync.errors import Halted
+from onesync.intent import INTENTS, Intent
+from onesync.recovery import TORN, remove_torn, settle
+from tests.memory import MemoryReplica
+
+PLACE = Position(3, 7)
+WHOLE = b"all of it"
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as made:
+        yield made
+
+
+@pytest.fixture
+def replica() -> MemoryReplica:
+    made = MemoryReplica()
+    for path in (STATUS_FOLDER, INTENTS, b"extra"):
+        made.make_directory(path)
+    return made
+
+
+def write_intent(replica: MemoryReplica, *paths: RelPath, promise: bool = False) -> Intent:
+    intent = Intent(PLACE)
+    for path in paths:
+        intent.new.append((path, path + b".temporary"))
+        intent.create.append((path, len(WHOLE), blake3(WHOLE).hexdigest()))
+    intent.promise.extend(paths if promise else ())
+    replica.write_new(intent.path, intent.encode())
+    return intent
+
+
+def kept(replica: MemoryReplica) -> list[bytes]:
+    """What the status folder keeps of files that were taken back."""
+    try:
+        return [replica.read(TORN + b"/" + item.name) for item in replica.list(TORN)]
+    except FileNotFoundError:
+        return []
+
+
+def settled(replica: MemoryReplica, pool: ThreadPoolExecutor, head: Position | None) -> set[bytes]:
+    """Settle, and return what was told as published."""
+    told: dict[RelPath, Kind] = {}
+    settle(replica, head, pool, told.update)
+    assert replica.list(INTENTS) == []
+    return set(told)
+
+
+def test_a_whole_file_stays(replica: MemoryReplica, pool: ThreadPoolExecutor) -> None:
+    write_intent(replica, b"extra/a")
+    replica.write_new(b"extra/a", WHOLE)
+    assert settled(replica, pool, None) == {b"extra/a"}
+    assert replica.read(b"extra/a") == WHOLE
+
+
+@pytest.mark.parametrize("torn", [WHOLE[:4], bytes(len(WHOLE)), b"all of IT"])
+def test_a_torn_file_is_taken_back_and_kept(
+    replica: MemoryReplica, pool: ThreadPoolExecutor, torn: bytes
+) -> None:
+    write_intent(replica, b"extra/a")
+    replica.write_new(b"extra/a", torn)
+    assert settled(replica, pool, None) == set()
+    assert replica.look(b"extra/a") is None
+    assert kept(replica) == [torn]
+
+
+def test_an_empty_one_only_goes(replica: MemoryReplica, pool: ThreadPoolExecutor) -> None:
+    write_intent(replica, b"extra/a")
+    replica.write_new(b"extra/a", b"")
+    settled(replica, pool, None)
+    assert replica.look(b"extra/a") is None
+    assert kept(replica) == []
+
+
+def test_what_is_longer_than_anything_we_wrote_is_somebody_elses(
+    replica: MemoryReplica, pool: ThreadPoolExecutor
+) -> None:
+    write_intent(replica, b"extra/a")
+    replica.write_new(b"extra/a", WHOLE + b" and more")
+    settled(replica, pool, None)
+    assert replica.read(b"extra/a") == WHOLE + b" and more"
+
+
+def test_what_a_note_tells_of_is_not_touched(
+    replica: MemoryReplica, pool: ThreadPoolExecutor
+) -> None:
+    intent = write_intent(replica, b"extra/a", promise=True)
+    replica.write_new(b"extra/a", b"theirs")
+    replica.write_new(intent.note_of(12), b"extra/a")
+    assert settled(replica, pool, None) == set()
+    assert replica.read(b"extra/a") == b"theirs"
+
+
+def test_a_marker_is_taken_back_even_when_it_is_whole(
+    replica: MemoryReplica, pool: ThreadPoolExecutor
+) -> None:
+    write_intent(replica, b"extra/a", promise=True)
+    replica.write_new(b"extra/a", WHOLE)
+    assert settled(replica, pool, None) == set()
+    assert replica.look(b"extra/a") is None
+    assert kept(replica) == [WHOLE]
+
+
+def test_files_of_one_name_are_all_kept(replica: MemoryReplica, pool: ThreadPoolExecutor) -> None:
+    replica.make_directory(b"other")
+    write_intent(replica, b"extra/a", b"other/a")
+    replica.write_new(b"extra/a", b"one")
+    replica.write_new(b"other/a", b"two")
+    settled(replica, pool, None)
+    assert sorted(kept(replica)) == [b"one", b"two"]
+
+
+def test_a_committed_batch_keeps_all(replica: MemoryReplica, pool: ThreadPoolExecutor) -> None:
+    write_intent(replica, b"extra/a")
+    replica.write_new(b"extra/a", WHOLE[:4])
+    settled(replica, pool, PLACE)
+    assert replica.read(b"extra/a") == WHOLE[:4]
+
+
+def test_notes_without_their_intent_go(replica: MemoryReplica, pool: ThreadPoolExecutor) -> None:
+    replica.write_new(Intent(PLACE).note_of(1), b"extra/a")
+    settled(replica, pool, None)
+
+
+def test_a_newer_intent_halts_and_stays(replica: MemoryReplica, pool: ThreadPoolExecutor) -> None:
+    intent = write_intent(replica, b"extra/a")
+    newer = intent.encode().replace(b'"format": 2', b'"format": 3')
+    replica.overwrite(intent.path, newer)
+    replica.write_new(b"extra/a", WHOLE[:4])
+    with pytest.raises(Halted, match="newer"):
+        settle(replica, None, pool)
+    assert replica.read(intent.path) == newer
+    assert replica.read(b"extra/a") == WHOLE[:4]
+
+
+def test_what_is_kept_goes_with_its_bases(replica: MemoryReplica, pool: ThreadPoolExecutor) -> None:
+    write_intent(replica, b"extra/a")
+    replica.write_new(b"extra/a", WHOLE[:4])
+    settled(replica, pool, None)
+    remove_torn(replica, PLACE)
+    assert kept(replica) == [WHOLE[:4]]
+    remove_torn(replica, Position(4, 1))
+    assert kept(replica) == []
