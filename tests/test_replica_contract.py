@@ -270,7 +270,7 @@ def test_append_refuses_another_beginning_and_another_length(
 @pytest.fixture
 def stack(tmp_path: Path) -> Path:
     path = tmp_path / "stack"
-    path.write_bytes(os.urandom(2_500_000))
+    path.write_bytes(os.urandom(2_499_999) + b"\0")
     return path
 
 

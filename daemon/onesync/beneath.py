@@ -16,6 +16,11 @@ _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 
+_RENAME_NOREPLACE = 1
+_REFUSED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+"""What a file system answers that does not know the flags of renameat2."""
+
+_renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
 
@@ -62,6 +67,20 @@ def open_plain(path: bytes, flags: int) -> int:
         return _walk(root, path.strip(b"/"), flags, 0)
     finally:
         os.close(root)
+
+
+def rename_new(origin: int, source: bytes, destination: int, target: bytes) -> None:
+    """Rename a name in the directory ``origin`` to one in ``destination`` where nothing stands.
+
+    The kernel looks the target up for the rename anyway, so this costs no look of its own. Raises
+    FileExistsError where something stands there, NotImplementedError where the file system cannot.
+    """
+    if _renameat2(origin, source, destination, target, _RENAME_NOREPLACE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number in _REFUSED:
+        raise NotImplementedError("renameat2 without replacing")
+    raise OSError(number, os.strerror(number), source, None, target)
 
 
 def _walk(root: int, path: bytes, flags: int, mode: int) -> int:

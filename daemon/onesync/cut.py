@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onesync import snapshot
 from onesync.core.dirty import Due
-from onesync.core.model import Kind, Problem, RelPath, Stamp, join, lies_in, show
+from onesync.core.model import Kind, Problem, RelPath, Stamp, join, lies_in, parent_of, show
 from onesync.core.ordering import DATA, SIDECARS, PublishOrder, database_of
 from onesync.core.plan import Difference
 from onesync.index import Index
@@ -108,7 +108,8 @@ class Cuts:
             self.drain()
             late = self.marks.take(everything=True, resting=as_is)
             due.append(late)
-            late_found = self._look(late, set())
+            # A snapshot itself may make and remove sidecars, which dates their directory anew.
+            late_found = self._look(late, {parent_of(path) for path in late.paths})
             found = _over(found, late, late_found)
             pins.add(_files(late_found) - databases)
             # What came only after the first look, and went, lived for milliseconds: after a few

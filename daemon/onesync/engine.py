@@ -147,6 +147,7 @@ class Engine:
         )
         self.phase = "starting"
         self.last_checkpoint: str | None = None
+        self._ended = 0.0
 
     # -- asked by other threads -----------------------------------------------------------------
 
@@ -329,6 +330,7 @@ class Engine:
         self._rescan("start")
         self._set_phase("syncing")
         failures = 0
+        self._ended = -self._settings.batch.min_interval_seconds
         rescan = self._clock.boottime() + self._settings.batch.rescan_seconds
         while not self._requests.stop.is_set():
             self._wait(batches, failures)
@@ -336,6 +338,7 @@ class Engine:
                 rescan = self._clock.boottime() + self._settings.batch.rescan_seconds
                 self._rescan("interval")
             failures = self._step(batches, failures)
+            self._ended = self._clock.boottime()
 
     def _wait(self, batches: Batches, failures: int) -> None:
         """Wait for work, for the next try, or for a tick."""
@@ -346,13 +349,15 @@ class Engine:
         if self._requests.flushes:
             return
         pause = self._settings.batch.min_interval_seconds
-        due = pause if batches.awaits() else self.marks.next_due()
+        rest = max(0.0, self._ended + pause - self._clock.boottime())
+        due = rest if batches.awaits() else self.marks.next_due()
         tick = min(_TICK_SECONDS, self._settings.batch.rescan_seconds)
-        self.marks.arrived.wait(tick if due is None else min(tick, due))
+        self.marks.arrived.wait(tick if due is None else min(tick, max(due, rest)))
         self.marks.arrived.clear()
         due = self.marks.next_due()
         if due is not None and not self._requests.flushes:
-            self._requests.stop.wait(min(pause, max(due, 0.05)))
+            rest = max(0.0, self._ended + pause - self._clock.boottime())
+            self._requests.stop.wait(max(rest, min(pause, due), 0.05))
 
     def _step(self, batches: Batches, failures: int) -> int:
         """Do one batch or the flushes asked for; returns the failures in a row."""

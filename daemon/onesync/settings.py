@@ -42,7 +42,7 @@ class BatchSettings(_Section):
 
     settle_seconds: float = Field(default=2.0, ge=0)
     max_delay_seconds: float = Field(default=30.0, gt=0)
-    min_interval_seconds: float = Field(default=5.0, ge=0)
+    min_interval_seconds: float = Field(default=1.0, ge=0)
     rescan_seconds: float = Field(default=900.0, gt=0)
 
 

@@ -63,10 +63,10 @@ def transact(db: sqlite3.Connection, change: Change, life: int = 1) -> tuple[int
         counted = int(db.execute("PRAGMA user_version").fetchone()[0]) + 1
         db.execute(f"PRAGMA user_version = {counted}")
         db.execute(f"PRAGMA application_id = {life}")
+        db.execute("COMMIT")
     except BaseException:
         db.execute("ROLLBACK")
         raise
-    db.execute("COMMIT")
     return counted, waited
 
 

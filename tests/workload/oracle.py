@@ -253,8 +253,10 @@ def check_end(work: Path, restored: Path) -> list[str]:
     project follow it to its new place. What SQLite keeps beside a database stays behind.
     """
     one, two = dict(_picture(work)), dict(_picture(restored))
-    for path in [path for path in one if database_of(path) in one]:
-        del one[path]
+    for path in list(one):
+        base = database_of(path)
+        if base in one and _is_database(work / os.fsdecode(base)):
+            del one[path]
     wrong = []
     for path in sorted(one.keys() | two.keys()):
         expected = _relocated(one.get(path), work, restored)

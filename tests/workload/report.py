@@ -14,6 +14,9 @@ from pathlib import Path
 from tests.workload import content, databases
 from tests.workload.record import Reader, Record
 
+SMALL = 1_000_000
+Span = tuple[float, float]
+
 
 @dataclass
 class Report:
@@ -22,6 +25,9 @@ class Report:
     seconds: float = 0.0
     staleness_p50: float | None = None
     staleness_p99: float | None = None
+    staleness_large_p99: float | None = None
+    staleness_databases_p99: float | None = None
+    staleness_over_death: float | None = None
     arrived: int = 0
     never_arrived: int = 0
     bytes_changed: int = 0
@@ -64,6 +70,19 @@ def quantile(values: Iterable[float], part: float) -> float | None:
     return found[min(len(found) - 1, int(part * len(found)))] if found else None
 
 
+@dataclass(frozen=True, slots=True)
+class Age:
+    """When what a record tells of was seen in the folder."""
+
+    record: Record
+    seen: float
+
+    def overlap(self, spans: Iterable[Span]) -> float:
+        """Return how much of the time in between lies in ``spans``."""
+        begin, end = self.record.time, self.seen
+        return sum(max(0.0, min(end, b) - max(begin, a)) for a, b in spans)
+
+
 class Staleness(threading.Thread):
     """Looks at the folder behind the mount for what the actors finished, and keeps the ages."""
 
@@ -75,7 +94,7 @@ class Staleness(threading.Thread):
         self._ended = threading.Event()
         self._pending: dict[str, list[Record]] = {}
         self.records: list[Record] = []
-        self.ages: list[float] = []
+        self.ages: list[Age] = []
 
     def run(self) -> None:
         """Look until ``finish``."""
@@ -99,7 +118,7 @@ class Staleness(threading.Thread):
             if there is None:
                 continue
             waiting = self._pending[path]
-            self.ages += [now - r.time for r in waiting if r.generation <= there]
+            self.ages += [Age(r, now) for r in waiting if r.generation <= there]
             waiting[:] = [r for r in waiting if r.generation > there]
             if not waiting:
                 del self._pending[path]
@@ -181,11 +200,29 @@ def memory_of(process: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
-def fill(report: Report, records: list[Record], alone: list[Record], ages: list[float]) -> None:
-    """Compute what the records tell; ``alone`` are those of a session without onesync."""
+def fill_staleness(report: Report, ages: list[Age], holds: list[Span], outages: list[Span]) -> None:
+    """Compute the ages.
+
+    The time in which this test held the mount (``holds``) does not count; what waited while the
+    daemon was dead and deploying again (``outages``) is told apart.
+    """
     report.arrived = len(ages)
-    report.staleness_p50 = quantile(ages, 0.5)
-    report.staleness_p99 = quantile(ages, 0.99)
+    calm = [age for age in ages if not age.overlap(outages)]
+    counted = [(age.record, age.seen - age.record.time - age.overlap(holds)) for age in calm]
+    files = [(r.size, seconds) for r, seconds in counted if r.deed == "closed"]
+    small = [seconds for size, seconds in files if size <= SMALL]
+    report.staleness_p50, report.staleness_p99 = quantile(small, 0.5), quantile(small, 0.99)
+    report.staleness_large_p99 = quantile((s for size, s in files if size > SMALL), 0.99)
+    report.staleness_databases_p99 = quantile(
+        (seconds for record, seconds in counted if record.deed != "closed"), 0.99
+    )
+    report.staleness_over_death = max(
+        (age.seen - age.record.time for age in ages if age.overlap(outages)), default=None
+    )
+
+
+def fill(report: Report, records: list[Record], alone: list[Record]) -> None:
+    """Compute what the records tell; ``alone`` are those of a session without onesync."""
     report.bytes_changed = sum(record.size for record in records)
     if report.bytes_changed:
         report.written_per_changed = report.bytes_written / report.bytes_changed

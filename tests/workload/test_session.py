@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,10 @@ from tests.workload.oracle import (
     deploy_patiently,
 )
 from tests.workload.record import Reader, Record
-from tests.workload.report import Memory, Report, Staleness, fill
+from tests.workload.report import Memory, Report, Span, Staleness, fill, fill_staleness
 
 SECONDS = float(os.environ.get("ONESYNC_SESSION_SECONDS", "120"))
-FACTOR = os.environ.get("ONESYNC_SESSION_FACTOR", "2")
+FACTOR = os.environ.get("ONESYNC_SESSION_FACTOR", "1")
 SEED = os.environ.get("ONESYNC_SESSION_SEED", "1")
 LATENCY = 0.002
 EVERY = 5.0
@@ -75,15 +76,25 @@ class Session:
         self.process.wait()
 
 
+@dataclass
+class Times:
+    """When this test disturbed the daemon (monotonic, begin and end)."""
+
+    holds: list[Span] = field(default_factory=list)
+    outages: list[Span] = field(default_factory=list)
+
+
 @contextmanager
-def held(mounted: Mounted) -> Iterator[None]:
+def held(mounted: Mounted, times: Times) -> Iterator[None]:
     """Let no call on the mount go through, and wait for those that are on their way."""
+    began = time.monotonic()
     mounted.hang()
     time.sleep(0.1)
     try:
         yield
     finally:
         mounted.release()
+        times.holds.append((began, time.monotonic()))
 
 
 @pytest.fixture
@@ -117,14 +128,14 @@ def test_a_live_session(
     mounted.latency(LATENCY)
     deploy_patiently(one)
     mounted.reset()
-    report, seen = Report(seconds=SECONDS), Seen()
+    report, seen, times = Report(seconds=SECONDS), Seen(), Times()
     session = Session(one.work, tmp_path / "outside", SECONDS)
     staleness = Staleness(session.record, folder)
     memory = Memory(lambda: one.process.pid if one.process else None)
     staleness.start()
     memory.start()
     try:
-        wrong = watch(session, mounted, one, tmp_path, report, seen)
+        wrong = watch(session, mounted, one, tmp_path, report, seen, times)
         session.end()
     finally:
         session.kill()
@@ -134,7 +145,8 @@ def test_a_live_session(
     counts = mounted.counts()
     report.bytes_written = counts.pop("bytes_written", 0)
     report.calls = counts
-    fill(report, staleness.records, alone, staleness.ages)
+    fill(report, staleness.records, alone)
+    fill_staleness(report, staleness.ages, times.holds, times.outages)
     report.files_judged = seen.files
     tell(report)
     deploy_patiently(two)
@@ -147,7 +159,13 @@ def test_a_live_session(
 
 
 def watch(
-    session: Session, mounted: Mounted, node: Node, home: Path, report: Report, seen: Seen
+    session: Session,
+    mounted: Mounted,
+    node: Node,
+    home: Path,
+    report: Report,
+    seen: Seen,
+    times: Times,
 ) -> list[str]:
     """Check an instant every few seconds; the daemon dies once on the way."""
     wrong = []
@@ -159,11 +177,12 @@ def watch(
             report.deaths += 1
         report.instants += 1
         place = home / f"instant{report.instants}"
-        found = check_instant(mounted.backing / "project", place, seen, held(mounted))
+        found = check_instant(mounted.backing / "project", place, seen, held(mounted, times))
         wrong += [f"instant {report.instants}: {sentence}" for sentence in found]
         if not node.running():
             assert report.deaths, node.log()
             deploy_patiently(node)
+            times.outages.append((began, time.monotonic()))
         time.sleep(max(0.0, began + EVERY - time.monotonic()))
     return wrong
 

@@ -54,23 +54,20 @@ class _Servant:
         self._connection = connection
         self._sending = threading.Lock()
         self._current = threading.local()
-        self._generation = 0
         self._replica = FolderReplica(root, self._progress)
 
     def serve(self, threads: int) -> None:
         """Answer until the parent goes."""
         with ThreadPoolExecutor(threads) as pool:
             while (request := receive(self._connection)) is not None:
-                pool.submit(self._answer, *request)
+                number, forgotten, method, arguments = request
+                for top in forgotten:
+                    self._replica.forget(top)
+                pool.submit(self._answer, number, method, arguments)
         os._exit(0)
 
-    def _answer(
-        self, number: int, generation: int, method: str, arguments: tuple[Any, ...]
-    ) -> None:
+    def _answer(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
         self._current.number = number
-        if generation != self._generation:
-            self._generation = generation
-            self._replica.forget()
         try:
             outcome: tuple[bool, Any] = (True, getattr(self._replica, method)(*arguments))
         except OSError as error:

@@ -7,6 +7,7 @@ next call gets a fresh one. The parent never waits for an abandoned child to die
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -14,9 +15,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from itertools import islice
 from typing import Any, cast
 
 from onesync.core.blocks import Blocks
@@ -28,17 +31,50 @@ from onesync.replica.door import Compared, Copied, Identity, Listed
 _ENDED = "The process that talks to the mount ended; nothing is lost, the call is made again."
 
 
+_REMEMBERED = 1000
+_HELD_SECONDS = 30.0
+_ORDINARY = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINTR)
+"""Errors that say nothing about the mount as a whole."""
+
+
 class _Call:
     def __init__(self) -> None:
         self.future: Future[Any] = Future()
         self.advanced = time.monotonic()
 
 
+class _Forgotten:
+    """Directories whose descriptors mean something else from here on; told to each child once."""
+
+    def __init__(self) -> None:
+        self._newest: deque[RelPath] = deque(maxlen=_REMEMBERED)
+        self._guard = threading.Lock()
+        self.count = 0
+
+    def add(self, *tops: RelPath) -> None:
+        """Add directories; ``b""`` is all."""
+        with self._guard:
+            self._newest.extend(tops)
+            self.count += len(tops)
+
+    def since(self, told: int) -> tuple[int, tuple[RelPath, ...]]:
+        """Return the count and what came after the first ``told``."""
+        with self._guard:
+            news = self.count - told
+            if news > len(self._newest):
+                return self.count, (b"",)
+            return self.count, tuple(islice(self._newest, len(self._newest) - news, None))
+
+
 class _Child:
     """One child process and the calls it has not answered yet."""
 
-    def __init__(self, root: bytes, threads: int, advanced: Callable[[int], None]) -> None:
+    def __init__(
+        self, root: bytes, threads: int, advanced: Callable[[int], None], forgotten: _Forgotten
+    ) -> None:
         self._advanced = advanced
+        self._forgotten = forgotten
+        self._told = forgotten.count
         ours, theirs = socket.socketpair()
         self._connection = ours
         self._sending = threading.Lock()
@@ -66,13 +102,12 @@ class _Child:
     def busy(self) -> int:
         return len(self._calls)
 
-    def call(
-        self, generation: int, method: str, arguments: tuple[Any, ...], patience: float
-    ) -> Any:
+    def call(self, method: str, arguments: tuple[Any, ...], patience: float) -> Any:
         number, call = self._register()
         try:
             with self._sending:
-                send(self._connection, (number, generation, method, arguments))
+                self._told, forgotten = self._forgotten.since(self._told)
+                send(self._connection, (number, forgotten, method, arguments))
         except OSError as error:
             self.abandon(MountNotThere(f"{_ENDED} ({error})"))
         while True:
@@ -165,7 +200,8 @@ class ChildrenReplica:
         self._children: list[_Child] = []
         self._abandoned: list[_Child] = []
         self._guard = threading.Lock()
-        self._generation = 0
+        self._forgotten = _Forgotten()
+        self._identified: tuple[Identity, float] | None = None
 
     def close(self) -> None:
         """Let every child go."""
@@ -183,21 +219,27 @@ class ChildrenReplica:
             full = len(self._children) >= self._processes
             if idle is not None and (full or not idle.busy()):
                 return idle
-            child = _Child(self._root, self._threads, self._advanced)
+            child = _Child(self._root, self._threads, self._advanced, self._forgotten)
             self._children.append(child)
             return child
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        return self._child().call(self._generation, method, arguments, self._patience)
-
-    def _changed(self) -> None:
-        """Make every child forget its directory descriptors before its next call."""
-        with self._guard:
-            self._generation += 1
+        try:
+            return self._child().call(method, arguments, self._patience)
+        except OSError as error:
+            if error.errno not in _ORDINARY:
+                self._forgotten.add(b"")  # the mount may be another one when it answers again
+            raise
 
     def identify(self) -> Identity:
-        self._changed()
-        return cast(Identity, self._call("identify"))
+        found = cast(Identity, self._call("identify"))
+        before, when = self._identified or (None, 0.0)
+        now = time.monotonic()
+        # Somebody else may rename a directory, though he should not: descriptors go after a while.
+        if found != before or now - when > _HELD_SECONDS:
+            self._forgotten.add(b"")
+            self._identified = found, now
+        return found
 
     def look(self, path: RelPath) -> Listed | None:
         return cast("Listed | None", self._call("look", path))
@@ -248,7 +290,7 @@ class ChildrenReplica:
         try:
             self._call("rename", source, target)
         finally:
-            self._changed()
+            self._forgotten.add(source, target)
 
     def remove(self, path: RelPath) -> bool:
         was_directory = True  # unless a child says otherwise
@@ -256,7 +298,7 @@ class ChildrenReplica:
             was_directory = cast(bool, self._call("remove", path))
         finally:
             if was_directory:
-                self._changed()
+                self._forgotten.add(path)
         return was_directory
 
     def read(self, path: RelPath) -> bytes:

@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 
 from blake3 import blake3
 
-from onesync.beneath import open_beneath, open_plain
+from onesync.beneath import open_beneath, open_plain, rename_new
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
-from onesync.core.model import Kind, RelPath, Stamp, name_of, parent_of
+from onesync.core.model import Kind, RelPath, Stamp, is_beneath, name_of, parent_of
 from onesync.local import open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed
@@ -113,14 +113,14 @@ class FolderReplica:
         self._forgotten = 0
         self._travelling: dict[tuple[int, int], tuple[Stamp, _Pour]] = {}
 
-    def forget(self) -> None:
-        """Let go of every directory descriptor: paths may mean something else from here on."""
+    def forget(self, top: RelPath = b"") -> None:
+        """Let go of the descriptors of ``top`` and all beneath: paths may mean something else."""
         with self._guard:
-            self._held.clear()
+            for path in [path for path in self._held if is_beneath(path, top)]:
+                del self._held[path]
             self._forgotten += 1
 
     def identify(self) -> Identity:
-        self.forget()
         status = os.stat(self._root)
         if not stat.S_ISDIR(status.st_mode):
             raise NotADirectoryError(20, "Not a directory", self._root)
@@ -340,13 +340,21 @@ class FolderReplica:
             os.close(origin)
 
     def rename(self, source: RelPath, target: RelPath, *, is_file: bool = False) -> None:
-        if self.look(target) is not None:
-            raise FileExistsError(17, "something stands at the target", target)
         with self._parent(source) as origin, self._parent(target) as destination:
-            os.rename(name_of(source), name_of(target), src_dir_fd=origin, dst_dir_fd=destination)
+            try:
+                rename_new(origin, name_of(source), destination, name_of(target))
+            except NotImplementedError:
+                if self.look(target) is not None:
+                    raise FileExistsError(
+                        errno.EEXIST, "something stands at the target", target
+                    ) from None
+                os.rename(
+                    name_of(source), name_of(target), src_dir_fd=origin, dst_dir_fd=destination
+                )
         if not is_file:
             # Descriptors held under a renamed directory's old paths now mean the new ones.
-            self.forget()
+            self.forget(source)
+            self.forget(target)
 
     def rename_file(self, source: RelPath, target: RelPath) -> None:
         """Rename what is no directory."""
@@ -355,9 +363,12 @@ class FolderReplica:
     def remove(self, path: RelPath) -> bool:
         try:
             with self._parent(path) as directory:
-                return self._remove_in(directory, name_of(path))
+                was_directory = self._remove_in(directory, name_of(path))
         except (FileNotFoundError, NotADirectoryError):
             return False
+        if was_directory:
+            self.forget(path)
+        return was_directory
 
     def _remove_in(self, directory: int, name: bytes) -> bool:
         # The kernel refuses a directory by itself: no look is needed first.
@@ -376,7 +387,6 @@ class FolderReplica:
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=directory)
-        self.forget()
         return True
 
     def read(self, path: RelPath) -> bytes:
