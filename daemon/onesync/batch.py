@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -199,6 +200,7 @@ class Batches:
     def _push_and_commit(
         self, push: Push, plan: Plan, frozen: dict[RelPath, Frozen], pins: Pins
     ) -> bool:
+        began = time.monotonic()
         snapshots = {path: item.path for path, item in frozen.items()}
         outcome = push.carry_out(plan, snapshots, pins.sources())
         self._take_problems(plan, outcome)
@@ -220,7 +222,21 @@ class Batches:
         self._half_done = False
         for item in frozen.values():
             Path(os.fsdecode(item.path)).unlink(missing_ok=True)
+        self._log(plan, outcome, time.monotonic() - began)
         return bool(outcome.changes)
+
+    def _log(self, plan: Plan, outcome: Outcome, seconds: float) -> None:
+        fields = {
+            "checkpoint": self.manifest.head[0] if self.manifest.head else None,
+            "changes": len(outcome.changes),
+            "files": outcome.files,
+            "bytes": outcome.size,
+            "removals": len(plan.removals),
+            "renames": len(plan.moves),
+            "retried": len(outcome.retry),
+            "seconds": round(seconds, 3),
+        }
+        log.info("batch", extra=fields)
 
     def _record(
         self,

@@ -39,6 +39,7 @@ STRIDE = 37
 MAPPED_BLOCKS = 1024
 SPARSE_BLOCKS = 4096
 CLASSES = 1_638_400
+_PACES = 30
 _AT_FDCWD = -100
 _EXCHANGE = 2
 _COPY = "import shutil, sys; shutil.copyfile(sys.argv[1], sys.argv[2])"
@@ -565,9 +566,10 @@ def pace(stage: Stage) -> None:
     rows = extra.parent / "paced.sqlite"
     for number in itertools.count(1):
         before = time.monotonic()
-        stage.write(extra / "large.dat", 1_000_000, number)
+        turn, life = number % _PACES, 1 + number // _PACES
+        stage.write(extra / f"large_{turn}.dat", 1_000_000, life)
         for part in range(20):
-            stage.write(extra / f"small_{part}.dat", 4000, number)
+            stage.write(extra / f"small_{turn}_{part}.dat", 4000, life)
         for _ in range(3):
             stage.commit(rows, databases.nothing)
         stage.recorder.write("paced", "", number, 0, time.monotonic() - before)

@@ -75,19 +75,12 @@ def take_instant(
     (target / os.fsdecode(STATUS_FOLDER) / "lock").unlink(missing_ok=True)
 
 
-def check_instant(
-    folder: Path,
-    home: Path,
-    seen: Seen,
-    hold: AbstractContextManager[object] | None = None,
-) -> list[str]:
-    """Copy the folder as it is, restore the copy, and return a sentence for all that is wrong.
+def check_instant(home: Path, seen: Seen) -> list[str]:
+    """Restore the instant ``home/copy``, and return a sentence for all that is wrong.
 
-    ``home`` is made for it, and removed again where nothing is wrong.
+    ``home`` is removed where nothing is wrong.
     """
-    home.mkdir()
     copy = home / "copy"
-    take_instant(folder, copy, hold)
     node = Node(home / "node", copy)
     try:
         deploy_patiently(node)

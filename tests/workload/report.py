@@ -15,6 +15,7 @@ from tests.workload import content, databases
 from tests.workload.record import Reader, Record
 
 SMALL = 1_000_000
+SLOWEST = 15
 Span = tuple[float, float]
 
 
@@ -44,12 +45,15 @@ class Report:
     deaths: int = 0
     files_judged: int = 0
     calls: dict[str, int] = field(default_factory=dict)
+    slowest: list[tuple[float, str, str]] = field(default_factory=list)
 
     def table(self) -> str:
         """Return the numbers for people."""
-        rows = [(k, v) for k, v in asdict(self).items() if k != "calls"]
+        rows = [(k, v) for k, v in asdict(self).items() if k not in ("calls", "slowest")]
         rows += [(f"calls: {name}", count) for name, count in sorted(self.calls.items())]
-        return "\n".join(f"{name:22} {_shown(name, value)}" for name, value in rows)
+        lines = [f"{name:24} {_shown(name, value)}" for name, value in rows]
+        lines += [f"{seconds:6.1f} s {deed} {path}" for seconds, deed, path in self.slowest]
+        return "\n".join(lines)
 
     def write(self, path: Path) -> None:
         """Write the numbers as JSON."""
@@ -216,6 +220,9 @@ def fill_staleness(report: Report, ages: list[Age], holds: list[Span], outages: 
     report.staleness_databases_p99 = quantile(
         (seconds for record, seconds in counted if record.deed != "closed"), 0.99
     )
+    slow = sorted(((s, r.deed, r.path) for r, s in counted), reverse=True)
+    report.slowest = list({path: (s, deed, path) for s, deed, path in reversed(slow)}.values())
+    report.slowest = sorted(report.slowest, reverse=True)[:SLOWEST]
     report.staleness_over_death = max(
         (age.seen - age.record.time for age in ages if age.overlap(outages)), default=None
     )
