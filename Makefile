@@ -41,9 +41,10 @@ demo: setup
 test: PACKAGES += $(TEST_PACKAGES)
 test: setup
 	$(BIN)/pytest -n 4 --dist worksteal
+	$(BIN)/pytest -s -m session
 
 # A live session of every actor of a Scipion project, SECONDS long, and what it measured.
 soak: SECONDS ?= 1200
 soak: PACKAGES += $(TEST_PACKAGES)
 soak: setup
-	ONESYNC_SESSION_SECONDS=$(SECONDS) $(BIN)/pytest -s -m soak
+	ONESYNC_SESSION_SECONDS=$(SECONDS) $(BIN)/pytest -s -m session

@@ -9,7 +9,7 @@ import pytest
 from blake3 import blake3
 
 from onesync.core.chain import Position
-from onesync.core.model import STATUS_FOLDER, Kind, RelPath
+from onesync.core.model import STATUS_FOLDER, Entry, RelPath
 from onesync.errors import Halted
 from onesync.intent import INTENTS, Intent
 from onesync.recovery import TORN, remove_torn, settle
@@ -53,7 +53,7 @@ def kept(replica: MemoryReplica) -> list[bytes]:
 
 def settled(replica: MemoryReplica, pool: ThreadPoolExecutor, head: Position | None) -> set[bytes]:
     """Settle, and return what was told as published."""
-    told: dict[RelPath, Kind] = {}
+    told: dict[RelPath, Entry] = {}
     settle(replica, head, pool, told.update)
     assert replica.list(INTENTS) == []
     return set(told)

@@ -500,3 +500,61 @@ def test_a_killed_child_fails_its_call_and_the_next_one_works(tmp_path: Path) ->
         assert replica.read(b"file") == b"1"
     finally:
         replica.close()
+
+
+@pytest.mark.parametrize("act", ["unlink", "chmod", "link"])
+def test_a_source_that_is_only_touched_from_outside_is_steady(
+    tmp_path: Path, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, source = tmp_path / "replica", tmp_path / "source"
+    store.mkdir()
+    source.write_bytes(b"content")
+    replica = FolderReplica(os.fsencode(store))
+    acts = {
+        "unlink": source.unlink,
+        "chmod": lambda: source.chmod(0o600),
+        "link": lambda: os.link(source, tmp_path / "other"),
+    }
+    fsync = os.fsync
+
+    def meanwhile(fd: int) -> None:
+        fsync(fd)
+        acts[act]()
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    assert replica.put(os.fsencode(source), b"copy").steady
+
+
+def test_a_source_that_is_written_meanwhile_is_not_steady(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, source = tmp_path / "replica", tmp_path / "source"
+    store.mkdir()
+    source.write_bytes(b"content")
+    replica = FolderReplica(os.fsencode(store))
+    fsync = os.fsync
+
+    def meanwhile(fd: int) -> None:
+        fsync(fd)
+        source.write_bytes(b"CONTENT")
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    copied = replica.put(os.fsencode(source), b"copy")
+    assert not copied.steady
+    assert not copied.prefix
+
+
+def test_a_rename_where_the_file_system_knows_no_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("onesync.replica.folder.rename_new", refused)
+    replica = FolderReplica(os.fsencode(tmp_path))
+    replica.write_new(b"a", b"1")
+    replica.rename(b"a", b"b")
+    replica.write_new(b"a", b"2")
+    with pytest.raises(FileExistsError):
+        replica.rename(b"a", b"b")
+    assert (replica.read(b"a"), replica.read(b"b")) == (b"2", b"1")

@@ -40,6 +40,9 @@ _ROUNDS = 6
 _PACE = 4.0
 """A growing file rests for so many times as long as its last push took: it eats a fifth at most."""
 
+_WAITED_SECONDS = 10.0
+"""So long the databases of a run wait for a file that changes whenever it is copied."""
+
 
 class Events(Protocol):
     """What batches tell the world; called from the engine's thread."""
@@ -88,6 +91,7 @@ class Batches:
     left: set[RelPath] = field(default_factory=set)
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
+    _unsteady: dict[RelPath, float] = field(default_factory=dict)
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
 
     def batch(self, *, everything: bool = False) -> bool:
@@ -128,11 +132,11 @@ class Batches:
             log.warning("half-done batch settled", extra={"what": sentence})
         self._half_done = False
 
-    def _published(self, published: dict[RelPath, Kind]) -> None:
-        """Remember what a dead batch of ours published: the next one replaces or removes it."""
-        new = {p: k for p, k in published.items() if self.index.known(p) is None}
-        stamps = {path: lost_stamp(kind) for path, kind in new.items()}
-        self.index.commit([Set(path, Entry(kind)) for path, kind in new.items()], stamps)
+    def _published(self, published: dict[RelPath, Entry]) -> None:
+        """Remember what a dead batch of ours published: the next one records or removes it."""
+        new = {p: entry for p, entry in published.items() if self.index.known(p) is None}
+        stamps = {path: lost_stamp(entry.kind) for path, entry in new.items()}
+        self.index.commit([Set(path, entry) for path, entry in new.items()], stamps)
 
     def base(self) -> None:
         """Write the whole tree as a checkpoint of its own, and let go of the oldest ones."""
@@ -192,6 +196,7 @@ class Batches:
             self.may_write,
             lambda top: (path for path, _ in self.index.beneath(top)),
             self.index.blocks,
+            self._is_waited_for,
             whole=everything,
         )
         self._half_done = True
@@ -213,6 +218,8 @@ class Batches:
         self.events.pushed(outcome.files, outcome.size)
         self._await(plan, outcome.postponed)
         self.left |= outcome.retry | outcome.postponed
+        now = time.monotonic()
+        self._unsteady = {path: self._unsteady.get(path, now) for path in outcome.retry}
         self.marks.again(outcome.retry)
         for path, seconds in outcome.growing.items():
             self.marks.growing(path, _PACE * seconds)
@@ -224,6 +231,10 @@ class Batches:
             Path(os.fsdecode(item.path)).unlink(missing_ok=True)
         self._log(plan, outcome, time.monotonic() - began)
         return bool(outcome.changes)
+
+    def _is_waited_for(self, path: RelPath) -> bool:
+        now = time.monotonic()
+        return now - self._unsteady.get(path, now) < _WAITED_SECONDS
 
     def _log(self, plan: Plan, outcome: Outcome, seconds: float) -> None:
         fields = {

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from onesync.core.blocks import Blocks
@@ -96,6 +97,7 @@ class Push:
         may_write: Callable[[], None],
         known_beneath: Callable[[RelPath], Iterable[RelPath]],
         blocks_of: Callable[[str], Blocks | None],
+        is_waited_for: Callable[[RelPath], bool],
         *,
         whole: bool,
     ) -> None:
@@ -111,6 +113,7 @@ class Push:
                 before every change of the replica.
             known_beneath: the index's paths at and beneath a path.
             blocks_of: the digests of a large file's blocks, by the file's digest.
+            is_waited_for: whether databases wait for a file that changed while it was copied.
             whole: large files are brought to their end, however long that takes.
         """
         self._replica = replica
@@ -120,6 +123,7 @@ class Push:
         self._may_write = may_write
         self._known_beneath = known_beneath
         self._blocks_of = blocks_of
+        self._is_waited_for = is_waited_for
         self._seconds = None if whole else _ROUND_SECONDS
         self.intent = Intent(position)
         self.outcome = Outcome()
@@ -162,9 +166,7 @@ class Push:
 
     def tidy(self) -> None:
         """Remove the asides and the intent: the checkpoint stands, they are not needed."""
-        pairs = self.intent.replace + self.intent.remove
-        gone = [aside for _, aside in pairs] + self._leftover
-        list(self._pool.map(self._replica.remove, gone))
+        list(self._pool.map(self._replica.remove, self._leftover))
         self._replica.remove(self.intent.path)
 
     def _prepare(
@@ -195,8 +197,10 @@ class Push:
                 self.intent.create.append((path, *digested))
             digest = digested[1] if digested is not None else None
             self._sources[path] = Source(local, path in snapshots, temporary, undo, blocks, digest)
-        for difference in plan.removals:
-            self._removes[difference.path] = self._to_remove(difference)
+        ours = [set(self._known_beneath(d.path)) for d in plan.removals]
+        tops = self._pool.map(self._to_remove, plan.removals, ours)
+        for difference, found in zip(plan.removals, tops, strict=True):
+            self._removes[difference.path] = found
             for path in self._removes[difference.path]:
                 self.intent.remove.append((path, self._name_beside(path)))
         self._replaced, self._removed = dict(self.intent.replace), dict(self.intent.remove)
@@ -205,14 +209,13 @@ class Push:
         moves = [m for m in plan.moves if m.kind is not Kind.LINK]
         self.intent.rename.extend((m.source, m.target) for m in moves)
 
-    def _to_remove(self, difference: Difference) -> list[RelPath]:
+    def _to_remove(self, difference: Difference, ours: set[RelPath]) -> list[RelPath]:
         """Return what a removal takes out of the replica: never what somebody put there."""
         known = difference.known
         if known is None or known.entry.kind is Kind.LINK:
             return []
         if known.entry.kind is Kind.FILE:
             return [difference.path]
-        ours = set(self._known_beneath(difference.path))
         return self._wholly_known(difference.path, ours)[0]
 
     def _wholly_known(self, top: RelPath, ours: set[RelPath]) -> tuple[list[RelPath], bool]:
@@ -274,10 +277,21 @@ class Push:
         path = difference.path
         self._may_write()
         ready = self._try_to_bring(difference, self._sources[path])
-        # A version that the replica holds already keeps every promise that rows make of it.
-        if ready is None and path in self.outcome.retry and difference.known is None:
+        if ready is None and path in self.outcome.retry and self._is_promised(difference):
             self._held.add(scope_of(path))
         return ready
+
+    def _is_promised(self, difference: Difference) -> bool:
+        """Whether rows may promise a version that did not come.
+
+        Those of a new file do; a file that changes inside all the time is waited for only a while,
+        or the databases of its run would never come.
+        """
+        known, seen = difference.known, difference.seen
+        old = known.stamp if known is not None else None
+        if old is None or seen is None or old.inode != seen.inode:
+            return True
+        return self._is_waited_for(difference.path)
 
     def _try_to_bring(self, difference: Difference, source: Source) -> _Ready | None:
         path = difference.path
@@ -408,6 +422,7 @@ class Push:
         try:
             if aside is not None:
                 self._replica.rename(path, aside, is_file=True)
+                self._leftover.append(aside)
         except FileNotFoundError:
             pass  # somebody removed it in the replica: the new version takes its place
         try:
@@ -457,8 +472,9 @@ class Push:
     def _remove(self, difference: Difference) -> None:
         for path in self._removes[difference.path]:
             self._may_write()
-            if self._replica.look(path) is not None:
+            with suppress(FileNotFoundError):  # somebody removed it in the replica
                 self._replica.rename(path, self._removed[path])
+                self._leftover.append(self._removed[path])
         self.outcome.changes.append(Gone(difference.path))
 
     def _record_seen(self, difference: Difference) -> None:

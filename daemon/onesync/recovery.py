@@ -13,7 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from onesync.core.chain import Position
-from onesync.core.model import STATUS_FOLDER, Kind, RelPath, join, lies_in, name_of, show
+from onesync.core.model import (
+    STATUS_FOLDER,
+    Entry,
+    Kind,
+    RelPath,
+    join,
+    lies_in,
+    name_of,
+    show,
+    unconfirmed,
+)
 from onesync.errors import Halted
 from onesync.intent import INTENTS, Intent, NewerFormat, noted_by
 from onesync.replica.door import Replica
@@ -27,7 +37,7 @@ def settle(
     replica: Replica,
     head: Position | None,
     pool: ThreadPoolExecutor,
-    published: Callable[[dict[RelPath, Kind]], None] = lambda _: None,
+    published: Callable[[dict[RelPath, Entry]], None] = lambda _: None,
 ) -> list[str]:
     """Settle every intent there is, newest first. May be interrupted and done again.
 
@@ -46,10 +56,11 @@ def settle(
     intents, foreign = _intents(replica, told)
     for intent in sorted(intents, key=lambda i: i.position, reverse=True):
         notes = foreign.get(name_of(intent.path), {})
+        theirs = set(notes.values())
         if head is None or intent.position > head:
             told += _roll_back(replica, intent)
-            told += _take_back(replica, intent, set(notes.values()), pool)
-            published(dict(_published(replica, intent, set(notes.values()), pool)))
+            told += _take_back(replica, intent, theirs, pool)
+            published(_with_digests(dict(_published(replica, intent, theirs, pool)), intent))
         else:
             list(pool.map(replica.remove, (a for _, a in intent.replace + intent.remove)))
         list(pool.map(replica.remove, (name for _, name in intent.new + intent.patch)))
@@ -85,6 +96,15 @@ def _published(
     for path, found in zip(intent.make, pool.map(replica.look, intent.make), strict=True):
         if found is not None and found.kind is Kind.DIRECTORY:
             yield path, Kind.DIRECTORY
+
+
+def _with_digests(published: dict[RelPath, Kind], intent: Intent) -> dict[RelPath, Entry]:
+    """Return entries; of a created file that was found whole the digest is known."""
+    created = {path: (size, digest) for path, size, digest in intent.create}
+    return {
+        path: unconfirmed(kind, *(created.get(path, ()) if kind is Kind.FILE else ()))
+        for path, kind in published.items()
+    }
 
 
 def _intents(

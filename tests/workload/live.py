@@ -39,7 +39,6 @@ STRIDE = 37
 MAPPED_BLOCKS = 1024
 SPARSE_BLOCKS = 4096
 CLASSES = 1_638_400
-_PACES = 30
 _AT_FDCWD = -100
 _EXCHANGE = 2
 _COPY = "import shutil, sys; shutil.copyfile(sys.argv[1], sys.argv[2])"
@@ -566,10 +565,12 @@ def pace(stage: Stage) -> None:
     rows = extra.parent / "paced.sqlite"
     for number in itertools.count(1):
         before = time.monotonic()
-        turn, life = number % _PACES, 1 + number // _PACES
-        stage.write(extra / f"large_{turn}.dat", 1_000_000, life)
+        # Never written again: what changes all the time would wait for as long as it does.
+        place = extra / f"{number:06d}"
+        place.mkdir()
+        stage.write(place / "large.dat", 1_000_000)
         for part in range(20):
-            stage.write(extra / f"small_{turn}_{part}.dat", 4000, life)
+            stage.write(place / f"small_{part}.dat", 4000)
         for _ in range(3):
             stage.commit(rows, databases.nothing)
         stage.recorder.write("paced", "", number, 0, time.monotonic() - before)

@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from tests.workload.oracle import (
     check_instant,
     check_tree,
     deploy_patiently,
+    take_instant,
 )
 from tests.workload.record import Reader, Record
 from tests.workload.report import Memory, Report, Span, Staleness, fill, fill_staleness
@@ -42,7 +44,7 @@ _REPOSITORY = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.fuse,
-    pytest.mark.soak,
+    pytest.mark.session,
     pytest.mark.timeout(int(4 * SECONDS + 4 * PATIENCE)),
 ]
 
@@ -82,6 +84,28 @@ class Times:
 
     holds: list[Span] = field(default_factory=list)
     outages: list[Span] = field(default_factory=list)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Leave the processors to those who are measured, with all that is started meanwhile."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
+    try:
+        yield
+    finally:
+        if os.geteuid() == 0:
+            os.setpriority(os.PRIO_PROCESS, 0, before)
+
+
+@pytest.fixture
+def mounted() -> Iterator[Mounted]:
+    """OneData is elsewhere: its storage must not wait for the disk that the actors write to."""
+    memory = Path("/dev/shm")
+    place = memory if memory.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=place) as home, Mounted(Path(home)) as mount:
+        (mount.backing / "project").mkdir()
+        yield mount
 
 
 @contextmanager
@@ -177,7 +201,10 @@ def watch(
             report.deaths += 1
         report.instants += 1
         place = home / f"instant{report.instants}"
-        found = check_instant(mounted.backing / "project", place, seen, held(mounted, times))
+        place.mkdir()
+        take_instant(mounted.backing / "project", place / "copy", held(mounted, times))
+        with quietly():
+            found = check_instant(place, seen)
         wrong += [f"instant {report.instants}: {sentence}" for sentence in found]
         if not node.running():
             assert report.deaths, node.log()

@@ -74,9 +74,18 @@ class Stamp:
     linked: bool = False
 
 
+_UNCONFIRMED = 0o1000
+"""A mode that no entry has: the sticky bit is never kept."""
+
+
+def unconfirmed(kind: Kind, size: int = 0, digest: str = "") -> Entry:
+    """Return the entry of what a batch that died published: the replica has it, no checkpoint."""
+    return Entry(kind, size=size, mode=_UNCONFIRMED, digest=digest)
+
+
 def is_unconfirmed(entry: Entry) -> bool:
-    """Return whether a batch that died published it: the replica has it, no checkpoint does."""
-    return entry in (Entry(Kind.FILE), Entry(Kind.DIRECTORY))
+    """Return whether it is an entry as ``unconfirmed`` makes them, now or in earlier versions."""
+    return entry.mode == _UNCONFIRMED or entry in (Entry(Kind.FILE), Entry(Kind.DIRECTORY))
 
 
 def lost_stamp(kind: Kind) -> Stamp:

@@ -46,7 +46,7 @@ class Copied:
         digest: blake3 of the bytes written, hex.
         size: how many they were; fewer than ``before`` says where the time was up.
         before: the source's stamp when it was opened (None when the source is the replica).
-        steady: whether the source was still the same after the copy.
+        steady: whether the source had still the same content after the copy.
         prefix: whether the copy is what the source begins with, also when it grew meanwhile.
         blocks: digests of the copy's blocks, of a large file.
     """

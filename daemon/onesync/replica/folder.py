@@ -170,12 +170,23 @@ class FolderReplica:
         """Return the result of a copy from ``origin``, after another look at it."""
         digest, size = pour.hasher.hexdigest(), pour.offset
         stamp = stamp_of(before, Kind.FILE)
-        steady = stamp_of(os.fstat(origin), Kind.FILE) == stamp
+        steady, prefix = self._look_again(origin, before, digest, size)
         if steady and size < before.st_size:
             self._travelling[_identity(before)] = (stamp, pour)
-        # Read once more, nothing changed in what was copied: it is a state that the file had.
-        prefix = steady or _digest(origin, size, self._progress) == (digest, size)
         return Copied(digest, size, stamp, steady, prefix, pour.blocks())
+
+    def _look_again(
+        self, origin: int, before: os.stat_result, digest: str, size: int
+    ) -> tuple[bool, bool]:
+        """Return whether a file that was read is still the same, and whether it begins the same."""
+        after = os.fstat(origin)
+        if stamp_of(after, Kind.FILE) == stamp_of(before, Kind.FILE):
+            return True, True
+        # Read once more, nothing changed in what was copied: it is a state that the file had.
+        prefix = _digest(origin, size, self._progress) == (digest, size)
+        # Removed, linked or given another mode meanwhile, it has the same content all the same.
+        unwritten = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        return prefix and unwritten, prefix
 
     def _write_copy(
         self, origin: int, status: os.stat_result, directory: int, name: bytes, pour: _Pour
@@ -261,11 +272,10 @@ class FolderReplica:
             hasher = BlockHasher(blocks.size)
             digest, size = inplace.hash_file(origin, before.st_size, hasher, self._progress)
             changed = inplace.changed_blocks(origin, length, blocks, hasher.blocks())
-            stamp = stamp_of(before, Kind.FILE)
-            steady = stamp_of(os.fstat(origin), Kind.FILE) == stamp
-            prefix = steady or _digest(origin, size, self._progress) == (digest, size)
+            steady, prefix = self._look_again(origin, before, digest, size)
         finally:
             os.close(origin)
+        stamp = stamp_of(before, Kind.FILE)
         copied = Copied(digest, size, stamp, steady, prefix, hasher.blocks())
         return Compared(copied, tuple(changed))
 
