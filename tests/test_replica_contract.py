@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -510,7 +510,7 @@ def test_a_source_that_is_only_touched_from_outside_is_steady(
     store.mkdir()
     source.write_bytes(b"content")
     replica = FolderReplica(os.fsencode(store))
-    acts = {
+    acts: dict[str, Callable[[], object]] = {
         "unlink": source.unlink,
         "chmod": lambda: source.chmod(0o600),
         "link": lambda: os.link(source, tmp_path / "other"),

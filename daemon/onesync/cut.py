@@ -108,8 +108,7 @@ class Cuts:
             self.drain()
             late = self.marks.take(everything=True, resting=as_is)
             due.append(late)
-            # A snapshot itself may make and remove sidecars, which dates their directory anew.
-            late_found = self._look(late, {parent_of(path) for path in late.paths})
+            late_found = self._look(late, self._known_parents(late.paths))
             found = _over(found, late, late_found)
             pins.add(_files(late_found) - databases)
             # What came only after the first look, and went, lived for milliseconds: after a few
@@ -131,6 +130,14 @@ class Cuts:
         found = self.scanner.scan(due.paths | awaited, due.trees)
         found.pop(b"", None)
         return found
+
+    def _known_parents(self, paths: Iterable[RelPath]) -> set[RelPath]:
+        """Return the directories of ``paths``, but for new ones, which would be walked.
+
+        A snapshot itself may make and remove sidecars, which dates their directory anew.
+        """
+        parents = {(path, self.index.known(path)) for path in map(parent_of, paths)}
+        return {path for path, row in parents if row and row.entry.kind is Kind.DIRECTORY}
 
     def _came_and_went(self, paths: Iterable[RelPath], pins: Pins) -> bool:
         """Whether a snapshot may name one of ``paths`` and nobody holds what it was."""
