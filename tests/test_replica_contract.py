@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import threading
 import time
@@ -558,3 +559,23 @@ def test_a_rename_where_the_file_system_knows_no_flags(
     with pytest.raises(FileExistsError):
         replica.rename(b"a", b"b")
     assert (replica.read(b"a"), replica.read(b"b")) == (b"2", b"1")
+
+
+def test_a_directory_that_somebody_made_again_is_opened_anew(tmp_path: Path) -> None:
+    store, source = tmp_path / "replica", tmp_path / "source"
+    (store / "d").mkdir(parents=True)
+    source.write_bytes(b"content")
+    replica = FolderReplica(os.fsencode(store))
+    acts: list[Callable[[], object]] = [
+        lambda: replica.put(os.fsencode(source), b"d/put"),
+        lambda: replica.make_directory(b"d/made"),
+        lambda: replica.look(b"d/there") or pytest.fail("not seen"),
+        lambda: replica.rename(b"d/there", b"d/renamed"),
+    ]
+    for act in acts:
+        assert replica.look(b"d/nothing") is None  # the directory is held from here on
+        (store / "d").rename(store / "old")
+        shutil.rmtree(store / "old")
+        (store / "d").mkdir()
+        (store / "d/there").touch()
+        act()

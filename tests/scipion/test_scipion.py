@@ -167,3 +167,8 @@ def wait_for_micrographs(backing: Path, count: int, node: Node) -> None:
     while len(list(backing.glob("project/Runs/*/extra/DONE/*.TXT"))) < count:
         assert time.monotonic() < deadline, node.log()
         time.sleep(0.05)
+    # They are there before their batch is committed, and are taken back if it never is.
+    before = node.status()["last_checkpoint"]
+    while node.status()["last_checkpoint"] == before:
+        assert time.monotonic() < deadline, node.log()
+        time.sleep(0.05)

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from blake3 import blake3
 
@@ -24,6 +25,8 @@ from onesync.core.model import Kind, RelPath, Stamp, is_beneath, name_of, parent
 from onesync.local import open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed
+
+T = TypeVar("T")
 
 CHUNK = 1 << 20
 _HELD_DIRECTORIES = 256
@@ -132,9 +135,12 @@ class FolderReplica:
         )
 
     def look(self, path: RelPath) -> Listed | None:
-        try:
+        def stat_it() -> os.stat_result:
             with self._parent(path) as directory:
-                status = os.stat(name_of(path) or b".", dir_fd=directory, follow_symlinks=False)
+                return os.stat(name_of(path) or b".", dir_fd=directory, follow_symlinks=False)
+
+        try:
+            status = self._anew((path,), stat_it)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return _listed(name_of(path), status)
@@ -150,8 +156,11 @@ class FolderReplica:
             os.close(fd)
 
     def make_directory(self, path: RelPath) -> None:
-        with self._parent(path) as directory:
-            os.mkdir(name_of(path), 0o755, dir_fd=directory)
+        def make() -> None:
+            with self._parent(path) as directory:
+                os.mkdir(name_of(path), 0o755, dir_fd=directory)
+
+        self._anew((path,), make)
 
     def put(self, source: bytes, temporary: RelPath, seconds: float | None = None) -> Copied:
         origin = open_source(source)
@@ -160,8 +169,7 @@ class FolderReplica:
             if not stat.S_ISREG(before.st_mode):
                 raise InterruptedError(4, "not a regular file any more", source)
             pour = _Pour(before.st_size, seconds, self._progress)
-            with self._parent(temporary) as directory:
-                self._write_copy(origin, before, directory, name_of(temporary), pour)
+            self._write_copy(origin, before, temporary, pour)
             return self._poured(origin, before, pour)
         finally:
             os.close(origin)
@@ -188,11 +196,15 @@ class FolderReplica:
         unwritten = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
         return prefix and unwritten, prefix
 
-    def _write_copy(
-        self, origin: int, status: os.stat_result, directory: int, name: bytes, pour: _Pour
-    ) -> None:
+    def _write_copy(self, origin: int, status: os.stat_result, path: RelPath, pour: _Pour) -> None:
         # Created writable whatever the mode: some storages refuse to make a read-only file.
-        target = os.open(name, _NEW, (status.st_mode & 0o777) | 0o600, dir_fd=directory)
+        mode = (status.st_mode & 0o777) | 0o600
+
+        def create() -> int:
+            with self._parent(path) as directory:
+                return os.open(name_of(path), _NEW, mode, dir_fd=directory)
+
+        target = self._anew((path,), create)
         try:
             try:
                 pour.run(origin, target, status.st_size, sparse=_is_sparse(status))
@@ -201,7 +213,8 @@ class FolderReplica:
                 os.close(target)
         except BaseException:
             # Any error on a handle condemns this copy; nobody may take it for a whole one.
-            _discard(name, directory)
+            with self._parent(path) as directory:
+                _discard(name_of(path), directory)
             raise
 
     def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
@@ -350,6 +363,13 @@ class FolderReplica:
             os.close(origin)
 
     def rename(self, source: RelPath, target: RelPath, *, is_file: bool = False) -> None:
+        self._anew((source, target), lambda: self._rename(source, target))
+        if not is_file:
+            # Descriptors held under a renamed directory's old paths now mean the new ones.
+            self.forget(source)
+            self.forget(target)
+
+    def _rename(self, source: RelPath, target: RelPath) -> None:
         with self._parent(source) as origin, self._parent(target) as destination:
             try:
                 rename_new(origin, name_of(source), destination, name_of(target))
@@ -361,10 +381,6 @@ class FolderReplica:
                 os.rename(
                     name_of(source), name_of(target), src_dir_fd=origin, dst_dir_fd=destination
                 )
-        if not is_file:
-            # Descriptors held under a renamed directory's old paths now mean the new ones.
-            self.forget(source)
-            self.forget(target)
 
     def rename_file(self, source: RelPath, target: RelPath) -> None:
         """Rename what is no directory."""
@@ -421,6 +437,23 @@ class FolderReplica:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def _anew(self, paths: tuple[RelPath, ...], act: Callable[[], T]) -> T:
+        """Do it; where nothing was found, once more with the directories opened anew.
+
+        A descriptor that was held may be that of a directory that somebody removed and made again.
+        """
+        parents = {parent_of(path) for path in paths}
+        with self._guard:
+            held = parents & self._held.keys()
+        try:
+            return act()
+        except FileNotFoundError:
+            if not held:
+                raise
+        for path in held:
+            self.forget(path)
+        return act()
 
     @contextmanager
     def _parent(self, path: RelPath) -> Iterator[int]:
