@@ -32,6 +32,7 @@ CHUNK = 1 << 20
 _HELD_DIRECTORIES = 256
 _PIECE_OF_ZEROS = bytes(32 << 10)
 """What is left out of a sparse copy; no smaller, or holes would cost more than they save."""
+_TRIES = 5
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 
 
@@ -389,31 +390,36 @@ class FolderReplica:
     def remove(self, path: RelPath) -> bool:
         try:
             with self._parent(path) as directory:
-                was_directory = self._remove_in(directory, name_of(path))
+                if _unlink(directory, name_of(path)):
+                    return False
         except (FileNotFoundError, NotADirectoryError):
             return False
-        if was_directory:
-            self.forget(path)
-        return was_directory
+        for _ in range(_TRIES):
+            with suppress(FileNotFoundError), self._parent(path) as directory:
+                self._remove_in(directory, name_of(path))
+                break
+            # Of two who remove the same tree, the one that was first is not always done.
+            if self.look(path) is None:
+                break
+        self.forget(path)
+        return True
 
-    def _remove_in(self, directory: int, name: bytes) -> bool:
-        # The kernel refuses a directory by itself: no look is needed first.
-        try:
-            os.unlink(name, dir_fd=directory)
-        except IsADirectoryError:
-            pass
-        else:
-            return False
+    def _remove_in(self, directory: int, name: bytes) -> None:
+        if _unlink(directory, name):
+            return
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
         try:
             for child in os.listdir(fd):
-                with suppress(FileNotFoundError):  # somebody else removed it: the rest remains
+                try:
                     self._remove_in(fd, os.fsencode(child))
+                except OSError as error:
+                    # Somebody else removes it too: the rest remains, or the next look tells.
+                    if error.errno not in (errno.ENOENT, errno.ESTALE):
+                        raise
                 self._progress(0)
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=directory)
-        return True
 
     def read(self, path: RelPath) -> bytes:
         with self._parent(path) as directory:
@@ -490,6 +496,15 @@ class FolderReplica:
 def _digest(origin: int, limit: int | None, progress: Callable[[int], None]) -> tuple[str, int]:
     """Digest the first ``limit`` bytes (None: all); returns the digest and their number."""
     return inplace.hash_file(origin, limit, None, progress)
+
+
+def _unlink(directory: int, name: bytes) -> bool:
+    """Remove a file; returns False where it is a directory, which the kernel refuses by itself."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except IsADirectoryError:
+        return False
+    return True
 
 
 def _discard(name: bytes, directory: int) -> None:
