@@ -59,8 +59,11 @@ def settle(
         theirs = set(notes.values())
         if head is None or intent.position > head:
             told += _roll_back(replica, intent)
-            told += _take_back(replica, intent, theirs, pool)
-            published(_with_digests(dict(_published(replica, intent, theirs, pool)), intent))
+            done = dict(_published(replica, intent, theirs, pool))
+            taken = _to_take_back(replica, intent, theirs, done, pool)
+            told += [_take_away(replica, intent, path, kind) for path, kind in taken.items()]
+            left = {p: kind for p, kind in done.items() if not lies_in(p, taken.keys())}
+            published(_with_digests(left, intent))
         else:
             list(pool.map(replica.remove, (a for _, a in intent.replace + intent.remove)))
         list(pool.map(replica.remove, (name for _, name in intent.new + intent.patch)))
@@ -160,22 +163,25 @@ def _return(replica: Replica, path: RelPath, aside: RelPath) -> None:
     replica.rename(aside, path)
 
 
-def _take_back(
-    replica: Replica, intent: Intent, foreign: set[RelPath], pool: ThreadPoolExecutor
-) -> list[str]:
-    """Take back what promises more than what arrived, and what arrived in part."""
+def _to_take_back(
+    replica: Replica,
+    intent: Intent,
+    foreign: set[RelPath],
+    done: dict[RelPath, Kind],
+    pool: ThreadPoolExecutor,
+) -> dict[RelPath, Kind]:
+    """Return what promises more than what arrived, and what arrived in part."""
     promised = set(intent.promise)
-    ours = {p: k for p, k in _published(replica, intent, foreign, pool) if p in promised}
-    told = [_take_away(replica, intent, path, kind) for path, kind in ours.items()]
+    taken = {path: kind for path, kind in done.items() if path in promised}
 
     def judge(item: tuple[RelPath, int, str]) -> RelPath | None:
         path, size, digest = item
-        if path in ours or path in foreign or _is_good(replica, path, size, digest):
+        if path in taken or path in foreign or _is_good(replica, path, size, digest):
             return None
         return path
 
     torn = [path for path in pool.map(judge, intent.create) if path is not None]
-    return told + [_take_away(replica, intent, path, Kind.FILE) for path in torn]
+    return taken | dict.fromkeys(torn, Kind.FILE)
 
 
 def _is_good(replica: Replica, path: RelPath, size: int, digest: str) -> bool:
