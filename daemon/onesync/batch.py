@@ -208,13 +208,14 @@ class Batches:
         began = time.monotonic()
         snapshots = {path: item.path for path, item in frozen.items()}
         outcome = push.carry_out(plan, snapshots, pins.sources())
-        self._take_problems(plan, outcome)
         if outcome.changes:
             noted = [Noted(problem) for problem in outcome.problems]
             self.may_write()
             self._stamps = outcome.stamps
             written = self.manifest.write([*outcome.changes, *noted], "incremental")
             self._record(written, outcome.changes, outcome.stamps, outcome.blocks)
+        # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
+        self._take_problems(plan, outcome)
         self.events.pushed(outcome.files, outcome.size)
         self._await(plan, outcome.postponed)
         self.left |= outcome.retry | outcome.postponed
