@@ -25,6 +25,7 @@ from onesync.core.model import Kind, RelPath, Stamp, is_beneath, name_of, parent
 from onesync.local import open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed
+from onesync.replica.statx import Looked, look_up
 
 T = TypeVar("T")
 
@@ -136,15 +137,15 @@ class FolderReplica:
         )
 
     def look(self, path: RelPath) -> Listed | None:
-        def stat_it() -> os.stat_result:
+        def look_it_up() -> Looked:
             with self._parent(path) as directory:
-                return os.stat(name_of(path) or b".", dir_fd=directory, follow_symlinks=False)
+                return look_up(directory, name_of(path) or b".")
 
         try:
-            status = self._anew((path,), stat_it)
+            looked = self._anew((path,), look_it_up)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return _listed(name_of(path), status)
+        return _listed(name_of(path), looked)
 
     def list(self, path: RelPath) -> list[Listed]:
         with self._directory(path) as held:
@@ -527,18 +528,18 @@ def _is_sparse(status: os.stat_result) -> bool:
 
 def _look_in(directory: int, name: bytes) -> Listed | None:
     try:
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        looked = look_up(directory, name)
     except FileNotFoundError:
         return None
-    return _listed(name, status)
+    return _listed(name, looked)
 
 
-def _listed(name: bytes, status: os.stat_result) -> Listed | None:
-    if stat.S_ISDIR(status.st_mode):
+def _listed(name: bytes, looked: Looked) -> Listed | None:
+    if stat.S_ISDIR(looked.mode):
         return Listed(name, Kind.DIRECTORY, 0)
-    if stat.S_ISREG(status.st_mode):
-        return Listed(name, Kind.FILE, status.st_size)
-    if stat.S_ISLNK(status.st_mode):
+    if stat.S_ISREG(looked.mode):
+        return Listed(name, Kind.FILE, looked.size)
+    if stat.S_ISLNK(looked.mode):
         return Listed(name, Kind.LINK, 0)
     return None
 
