@@ -138,7 +138,7 @@ def test_a_run_in_motion_is_restored_as_it_really_was(
 
 def wait_for_rows(node: Node, more_than: int) -> None:
     """Wait until the replica's set has grown, whatever a half-done batch does to it meanwhile."""
-    deadline = time.monotonic() + SOON
+    deadline = time.monotonic() + 2 * SOON
     path = node.store / RUN / "micrographs.sqlite"
     while True:
         assert time.monotonic() < deadline, node.log()

@@ -6,10 +6,14 @@ import errno
 import json
 import os
 import pty
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -304,3 +308,34 @@ def test_a_look_is_one_call_and_fresh(mounted: Mounted) -> None:
     mounted.reset()
     assert replica.look(b"file") == Listed(b"file", Kind.FILE, 4)
     assert mounted.counts() == {"getattr": 1}
+
+
+def test_a_burst_delays_nobody_and_rows_wait_for_it(nodes: list[Node], mounted: Mounted) -> None:
+    one, _ = nodes
+    one.deploy()
+    many, few = (one.work / "Runs" / name / "extra" for name in ("000001_Many", "000002_Few"))
+    many.mkdir(parents=True)
+    few.mkdir(parents=True)
+    assert one.flush() == 0, one.log()
+    mounted.latency(0.01)  # thirty milliseconds a file: what the kernel serialises in a directory
+    for number in range(200):
+        (many / f"item_{number}").write_bytes(b"x" * 100)
+    with closing(sqlite3.connect(one.work / "project.sqlite")) as rows:
+        rows.execute("CREATE TABLE items AS SELECT 200 AS number")
+        rows.commit()
+    (few / "file").write_bytes(b"y")
+    replica = mounted.backing / "project"
+    _wait(lambda: (replica / few.relative_to(one.work) / "file").exists(), one)
+    arrived = len(list((replica / many.relative_to(one.work)).glob("item_*")))
+    assert arrived < 200, "the burst goes on while others arrive"
+    _wait(lambda: (replica / "project.sqlite").exists(), one)
+    arrived = len(list((replica / many.relative_to(one.work)).glob("item_*")))
+    assert arrived == 200, "what the rows may name is there before them"
+    assert re.search("deferred=[1-9]", one.log())
+
+
+def _wait(condition: Callable[[], bool], node: Node) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline, node.log()
+        time.sleep(0.01)

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from onesync.core.model import (
 )
 from onesync.core.ordering import PublishOrder
 from onesync.core.plan import Difference, Move, Plan, make_plan
-from onesync.cut import Cut, Cuts, Frozen
+from onesync.cut import Cut, Cuts
 from onesync.index import Index
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
@@ -39,6 +40,12 @@ log = logging.getLogger(__name__)
 _ROUNDS = 6
 _PACE = 4.0
 """A growing file rests for so many times as long as its last push took: it eats a fifth at most."""
+
+_PORTIONED_FILES = 5000
+"""More are brought by one batch: to look at them again and again would cost more than waiting."""
+
+_PORTIONED_SECONDS = 6.0
+"""So long databases wait at most for data that one batch after the other leaves to the next."""
 
 _WAITED_SECONDS = 10.0
 """So long the databases of a run wait for a file that changes whenever it is copied."""
@@ -92,6 +99,7 @@ class Batches:
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
     _unsteady: dict[RelPath, float] = field(default_factory=dict)
+    _deferring_since: float | None = None
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
 
     def batch(self, *, everything: bool = False) -> bool:
@@ -119,6 +127,10 @@ class Batches:
     def awaits(self) -> bool:
         """Whether the next batch has second halves to do."""
         return bool(self._awaited.paths())
+
+    def is_behind(self) -> bool:
+        """Whether the last batch left data to the next one."""
+        return self._deferring_since is not None
 
     def settle(self) -> None:
         """Bring the replica back to the last checkpoint after a batch that died half way."""
@@ -171,6 +183,7 @@ class Batches:
         if self._half_done:
             self.check_mount()
             self.settle()
+        began = time.monotonic()
         with Pins(self.root) as pins:
             if everything or self.awaits() or self.cuts.is_needed(due):
                 cut = self.cuts.take(due, self._awaited.paths(), pins, as_is=everything)
@@ -179,14 +192,13 @@ class Batches:
             self.left |= cut.deferred
             plan = self._plan(cut)
             if plan.empty:
-                self._await(plan, set())
+                self._await(plan)
                 return False
+            cut.seconds = time.monotonic() - began
             self.check_mount()
-            return self._push(plan, cut.frozen, pins, everything)
+            return self._push(plan, cut, pins, everything)
 
-    def _push(
-        self, plan: Plan, frozen: dict[RelPath, Frozen], pins: Pins, everything: bool
-    ) -> bool:
+    def _push(self, plan: Plan, cut: Cut, pins: Pins, everything: bool) -> bool:
         push = Push(
             self.replica,
             self.root,
@@ -198,15 +210,14 @@ class Batches:
             self.index.blocks,
             self._is_waited_for,
             whole=everything,
+            may_defer=not everything and self._may_defer(plan),
         )
         self._half_done = True
-        return self._push_and_commit(push, plan, frozen, pins)
+        return self._push_and_commit(push, plan, cut, pins)
 
-    def _push_and_commit(
-        self, push: Push, plan: Plan, frozen: dict[RelPath, Frozen], pins: Pins
-    ) -> bool:
+    def _push_and_commit(self, push: Push, plan: Plan, cut: Cut, pins: Pins) -> bool:
         began = time.monotonic()
-        snapshots = {path: item.path for path, item in frozen.items()}
+        snapshots = {path: item.path for path, item in cut.frozen.items()}
         outcome = push.carry_out(plan, snapshots, pins.sources())
         if outcome.changes:
             noted = [Noted(problem) for problem in outcome.problems]
@@ -217,9 +228,13 @@ class Batches:
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self._take_problems(plan, outcome)
         self.events.pushed(outcome.files, outcome.size)
-        self._await(plan, outcome.postponed)
-        self.left |= outcome.retry | outcome.postponed
+        self._await(plan, outcome.postponed, outcome.postponed_moves)
+        later = outcome.deferred | outcome.held
+        self.left |= outcome.retry | outcome.postponed | later
+        self.marks.later(later)
         now = time.monotonic()
+        since = began if self._deferring_since is None else self._deferring_since
+        self._deferring_since = since if outcome.deferred else None
         self._unsteady = {path: self._unsteady.get(path, now) for path in outcome.retry}
         self.marks.again(outcome.retry)
         for path, seconds in outcome.growing.items():
@@ -228,16 +243,21 @@ class Batches:
             self.marks.tree_changed(move.target)
         push.tidy()
         self._half_done = False
-        for item in frozen.values():
+        for item in cut.frozen.values():
             Path(os.fsdecode(item.path)).unlink(missing_ok=True)
-        self._log(plan, outcome, time.monotonic() - began)
+        self._log(plan, outcome, cut.seconds, time.monotonic() - began)
         return bool(outcome.changes)
+
+    def _may_defer(self, plan: Plan) -> bool:
+        since = self._deferring_since
+        patient = since is None or time.monotonic() - since < _PORTIONED_SECONDS
+        return patient and len(plan.files) <= _PORTIONED_FILES
 
     def _is_waited_for(self, path: RelPath) -> bool:
         now = time.monotonic()
         return now - self._unsteady.get(path, now) < _WAITED_SECONDS
 
-    def _log(self, plan: Plan, outcome: Outcome, seconds: float) -> None:
+    def _log(self, plan: Plan, outcome: Outcome, cutting: float, pushing: float) -> None:
         fields = {
             "checkpoint": self.manifest.head[0] if self.manifest.head else None,
             "changes": len(outcome.changes),
@@ -246,7 +266,10 @@ class Batches:
             "removals": len(plan.removals),
             "renames": len(plan.moves),
             "retried": len(outcome.retry),
-            "seconds": round(seconds, 3),
+            "deferred": len(outcome.deferred),
+            "held": len(outcome.held),
+            "cut_seconds": round(cutting, 3),
+            "push_seconds": round(pushing, 3),
         }
         log.info("batch", extra=fields)
 
@@ -273,8 +296,14 @@ class Batches:
             self.problems.pop(difference.path, None)
         self.problems.update({p.path: p for p in outcome.problems})
 
-    def _await(self, plan: Plan, postponed: set[RelPath]) -> None:
-        self._awaited = _Awaited(plan.awaited_removals | postponed, plan.awaited_moves)
+    def _await(
+        self,
+        plan: Plan,
+        postponed: AbstractSet[RelPath] = frozenset(),
+        postponed_moves: AbstractSet[tuple[RelPath, RelPath]] = frozenset(),
+    ) -> None:
+        removals = plan.awaited_removals | postponed
+        self._awaited = _Awaited(removals, plan.awaited_moves | postponed_moves)
         if self.awaits():
             self.marks.arrived.set()
 

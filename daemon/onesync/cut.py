@@ -53,12 +53,14 @@ class Cut:
         frozen: the databases' snapshots.
         moves: (source, target) pairs that the kernel told as one rename.
         deferred: paths that wait for the next cut; they are marked again.
+        seconds: how long it took, for the log.
     """
 
     found: dict[RelPath, Difference]
     frozen: dict[RelPath, Frozen] = field(default_factory=dict)
     moves: set[tuple[RelPath, RelPath]] = field(default_factory=set)
     deferred: set[RelPath] = field(default_factory=set)
+    seconds: float = 0.0
 
 
 @dataclass(slots=True)

@@ -346,7 +346,7 @@ class Engine:
         if failures:
             self._requests.stop.wait(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1])
             return
-        if self._requests.flushes:
+        if self._requests.flushes or batches.is_behind():
             return
         pause = self._settings.batch.min_interval_seconds
         rest = max(0.0, self._ended + pause - self._clock.boottime())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 
 from onesync.core.clock import Clock
 from onesync.core.dirty import DirtySet, Due
@@ -71,6 +72,18 @@ class Marks:
         """Mark ``paths`` once more."""
         for path in paths:
             self.changed(path)
+
+    def later(self, paths: AbstractSet[RelPath]) -> None:
+        """Put back ``paths`` that a batch took and left to the next one, with their age."""
+        if not paths:
+            return
+        with self._guard:
+            now = self._clock.boottime()
+            since = dict.fromkeys(paths, now)
+            since |= {p: f for due in self._taken for p, f in due.since if p in paths}
+            left = Due(frozenset(paths), frozenset(), (), tuple(since.items()))
+            self._dirty.give_back(left, now)
+        self.arrived.set()
 
     def growing(self, path: RelPath, rest_seconds: float) -> None:
         """Mark a growing file that was pushed as far as it came; let it rest before the next."""

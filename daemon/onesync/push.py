@@ -40,6 +40,9 @@ BEHIND = "behind"
 _ROUND_SECONDS = 5.0
 """A large file that takes longer travels on in the next batches: it holds back nobody."""
 
+_PORTION_SECONDS = 1.5
+"""After so long a batch begins no more data files: those that came meanwhile wait for its end."""
+
 _CREATED_AT_MOST = 1 << 20
 """Larger new files get their names when they are whole."""
 
@@ -51,11 +54,14 @@ class Outcome:
     Attributes:
         changes: to be committed, in order.
         stamps: the stamps that the sources had.
-        retry: paths that could not be published and stay dirty.
+        retry: paths that changed while they were copied, or went; they stay dirty.
+        deferred: data that the next batch brings, for this one has lasted long enough.
+        held: markers and databases that wait for data.
         growing: paths that were published as far as they had come and stay dirty, with the
             seconds that this took.
         blocks: digests of the blocks of large files, by the files' digests.
         postponed: removals that wait, because databases of their run were held back.
+        postponed_moves: renames, likewise.
         problems: what went wrong with single paths.
         files: how many files were published.
         size: bytes of them.
@@ -64,9 +70,12 @@ class Outcome:
     changes: list[Change] = field(default_factory=list)
     stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     retry: set[RelPath] = field(default_factory=set)
+    deferred: set[RelPath] = field(default_factory=set)
+    held: set[RelPath] = field(default_factory=set)
     growing: dict[RelPath, float] = field(default_factory=dict)
     blocks: dict[str, Blocks] = field(default_factory=dict)
     postponed: set[RelPath] = field(default_factory=set)
+    postponed_moves: set[tuple[RelPath, RelPath]] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
     files: int = 0
     size: int = 0
@@ -100,6 +109,7 @@ class Push:
         is_waited_for: Callable[[RelPath], bool],
         *,
         whole: bool,
+        may_defer: bool = False,
     ) -> None:
         """Prepare a batch.
 
@@ -115,6 +125,7 @@ class Push:
             blocks_of: the digests of a large file's blocks, by the file's digest.
             is_waited_for: whether databases wait for a file that changed while it was copied.
             whole: large files are brought to their end, however long that takes.
+            may_defer: what takes too long is left for the next batch.
         """
         self._replica = replica
         self._root = root
@@ -125,6 +136,8 @@ class Push:
         self._blocks_of = blocks_of
         self._is_waited_for = is_waited_for
         self._seconds = None if whole else _ROUND_SECONDS
+        self._may_defer = may_defer
+        self._enough = float("inf")
         self.intent = Intent(position)
         self.outcome = Outcome()
         self._count = 0
@@ -262,8 +275,34 @@ class Push:
         self, files: list[Difference], snapshots: Mapping[RelPath, bytes]
     ) -> list[_Ready]:
         now = [d for d in files if not self._is_created_late(d, snapshots)]
-        found = self._pool.map(self._bring, spread(now, lambda difference: difference.path))
+        data = spread((d for d in now if d.path not in snapshots), _path_of)
+        databases = spread((d for d in now if d.path in snapshots), _path_of)
+        if self._may_defer:
+            self._enough = time.monotonic() + _PORTION_SECONDS
+        found = [*self._pool.map(self._bring_in_time, data)]
+        found += [*self._pool.map(self._bring_database, databases)]
         return [ready for ready in found if ready is not None]
+
+    def _bring_in_time(self, difference: Difference) -> _Ready | None:
+        """Bring data, unless the batch has lasted long enough.
+
+        What waits for the next batch holds back every database: any row may name it.
+        """
+        if time.monotonic() < self._enough:
+            return self._bring(difference)
+        self.outcome.deferred.add(difference.path)
+        self._held.add(scope_of(difference.path))
+        return None
+
+    def _bring_database(self, difference: Difference) -> _Ready | None:
+        if self.outcome.deferred:
+            self.outcome.held.add(difference.path)
+            return None
+        return self._bring(difference)
+
+    def _waits(self, path: RelPath) -> bool:
+        """Whether the databases that do not name ``path`` any more were held back."""
+        return bool(self.outcome.deferred) or scope_of(path) in self._held
 
     def _is_created_late(self, difference: Difference, snapshots: Mapping[RelPath, bytes]) -> bool:
         """Whether a file is created under its own name, but after the data that it promises."""
@@ -358,12 +397,12 @@ class Push:
         for group in self._order.groups:
             batch = [item for item in ready if item.group == group]
             list(self._pool.map(self._publish, spread(batch, lambda item: item.difference.path)))
-            new = spread(late.get(group, []), lambda difference: difference.path)
+            new = spread(late.get(group, []), _path_of)
             list(self._pool.map(self._create_late, new))
 
     def _create_late(self, difference: Difference) -> None:
         if scope_of(difference.path) in self._held:
-            self.outcome.retry.add(difference.path)
+            self.outcome.held.add(difference.path)
             return
         ready = self._bring(difference)
         if ready is not None:
@@ -373,7 +412,7 @@ class Push:
         path, brought = item.difference.path, item.brought
         copied = brought.copied
         if item.group != DATA and scope_of(path) in self._held:
-            self.outcome.retry.add(path)
+            self.outcome.held.add(path)
             if brought.temporary is not None:
                 self._replica.remove(brought.temporary)
             return
@@ -456,6 +495,9 @@ class Push:
 
     def _second_halves(self, plan: Plan) -> None:
         for move in plan.moves:
+            if self._waits(move.source):
+                self.outcome.postponed_moves.add((move.source, move.target))
+                continue
             self._may_write()
             if move.kind is not Kind.LINK:
                 self._replica.rename(move.source, move.target)
@@ -463,8 +505,7 @@ class Push:
         for difference in plan.removals:
             if difference.seen is not None:
                 continue
-            if scope_of(difference.path) in self._held:
-                # The databases that do not name it any more were held back: so is its removal.
+            if self._waits(difference.path):
                 self.outcome.postponed.add(difference.path)
             else:
                 self._remove(difference)
@@ -507,6 +548,10 @@ class Push:
             " kept, and so is the working copy's. Rename one of them."
         )
         self.outcome.problems.append(Problem(path, "occupied", text))
+
+
+def _path_of(difference: Difference) -> RelPath:
+    return difference.path
 
 
 def _is_new(difference: Difference) -> bool:

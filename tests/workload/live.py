@@ -447,6 +447,7 @@ def change_kinds(stage: Stage) -> None:
         for place in range(5):
             path = extra / f"thing_{place}"
             _clear(path)
+            stage.removed(path)
             kind = (number + place) % 4
             if kind == 0:
                 stage.write(path, 9000, number)

@@ -131,7 +131,8 @@ class Staleness(threading.Thread):
         self.records.append(record)
         if record.deed == "removed":
             for path in [p for p in self._pending if f"{p}/".startswith(f"{record.path}/")]:
-                del self._pending[path]
+                # It never came; it was waited for until it went, or had come since the last look.
+                self.ages += [Age(waiting, record.time) for waiting in self._pending.pop(path)]
         elif record.deed in ("closed", "committed", "probed"):
             self._pending.setdefault(record.path, []).append(record)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from onesync.settings import BatchSettings
 from tests.node import Node
 from tests.standin.mounted import Mounted
 from tests.workload.oracle import (
@@ -40,6 +41,12 @@ SEED = os.environ.get("ONESYNC_SESSION_SEED", "1")
 LATENCY = 0.002
 EVERY = 5.0
 ALONE = 10.0
+PACE: dict[str, object] = {
+    "batch__settle_seconds": BatchSettings().settle_seconds,
+    "batch__min_interval_seconds": BatchSettings().min_interval_seconds,
+}
+"""As users have it."""
+
 _REPOSITORY = Path(__file__).parents[2]
 
 pytestmark = [
@@ -123,7 +130,7 @@ def held(mounted: Mounted, times: Times) -> Iterator[None]:
 
 @pytest.fixture
 def one(tmp_path: Path, mounted: Mounted) -> Iterator[Node]:
-    node = Node(tmp_path / "one", mounted.path / "project", mount__require_fuse=True)
+    node = Node(tmp_path / "one", mounted.path / "project", mount__require_fuse=True, **PACE)
     yield node
     if node.running():
         node.end(signal.SIGKILL)
@@ -131,7 +138,7 @@ def one(tmp_path: Path, mounted: Mounted) -> Iterator[Node]:
 
 @pytest.fixture
 def two(tmp_path: Path, mounted: Mounted) -> Iterator[Node]:
-    node = Node(tmp_path / "two", mounted.path / "project", mount__require_fuse=True)
+    node = Node(tmp_path / "two", mounted.path / "project", mount__require_fuse=True, **PACE)
     yield node
     if node.running():
         node.end(signal.SIGKILL)
