@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import TypeVar
 
 from pathspec import PathSpec
@@ -16,6 +17,8 @@ from pathspec import PathSpec
 from onesync.core.model import RelPath, name_of, parent_of
 
 T = TypeVar("T")
+
+_REMEMBERED = 4096
 
 SIDECARS = (b"-journal", b"-wal", b"-shm")
 DATA = 0
@@ -37,17 +40,23 @@ class PublishOrder:
         """Read patterns as in .gitignore, the earliest published first; ValueError on a bad one."""
         self._specs = [PathSpec.from_lines("gitignore", [pattern]) for pattern in patterns]
         self.groups = range(len(self._specs) + 1)
+        # Asked with every event of the kernel, about the same few files again and again.
+        self._matched = lru_cache(_REMEMBERED)(self._match)
 
     def group_of(self, path: RelPath, *, is_database: bool) -> int:
         """Return the group of ``path``: that of the last pattern that matches it.
 
         A database that no pattern matches goes with the last group, after all data.
         """
+        group = self._matched(path)
+        return len(self._specs) if is_database and group == DATA else group
+
+    def _match(self, path: RelPath) -> int:
         text = path.decode("utf-8", "surrogateescape")
         for number in range(len(self._specs), 0, -1):
             if self._specs[number - 1].match_file(text):
                 return number
-        return len(self._specs) if is_database else DATA
+        return DATA
 
 
 def scope_of(path: RelPath) -> RelPath:
