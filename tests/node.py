@@ -48,6 +48,7 @@ class Node:
         self.config = home / "onesync.toml"
         self.configure(**options)
         self.process: subprocess.Popen[bytes] | None = None
+        self.nice = 0
 
     def configure(self, **options: object) -> None:
         """Write the configuration anew."""
@@ -62,7 +63,9 @@ class Node:
     def start(self) -> None:
         """Start the program and return at once."""
         log = (self.home / "log").open("ab")
-        command = [sys.executable, "-m", "onesync.cli", "run", "--config", str(self.config)]
+        politely = ["nice", "-n", str(self.nice)] if self.nice else []
+        program = [sys.executable, "-m", "onesync.cli", "run", "--config", str(self.config)]
+        command = politely + program
         self.process = subprocess.Popen(command, stderr=log, stdout=log)
 
     def deploy(self) -> None:

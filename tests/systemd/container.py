@@ -8,6 +8,7 @@ interpreter and the virtual environment are the host's.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -206,15 +207,30 @@ class Container:
 
     def slow_down(self, seconds: float) -> None:
         """Let every call on the node's mount take this much longer."""
+        self.weather("latency", seconds=seconds)
+
+    def weather(self, verb: str, **arguments: object) -> None:
+        """Tell the node's stand-in for OneData how to behave (``tests.standin.mounted``)."""
         script = (
-            "import json, socket\n"
+            "import socket, sys\n"
             "s = socket.socket(socket.AF_UNIX)\n"
             "s.connect('/run/standin')\n"
-            f"request = {{'verb': 'latency', 'seconds': {seconds}}}\n"
-            "s.sendall(json.dumps(request).encode() + b'\\n')\n"
+            "s.sendall(sys.argv[1].encode() + b'\\n')\n"
             "s.recv(100)\n"
         )
-        self.run(_PYTHON, "-c", script, check=True)
+        request = json.dumps({"verb": verb, **arguments})
+        self.run(_PYTHON, "-c", script, request, check=True)
+
+    def configure_timeout(self, seconds: float) -> None:
+        """Set how long a call on the mount may take."""
+        place = self.home / "etc" / "p.toml"
+        old = "io_timeout_seconds = 10"
+        place.write_text(place.read_text().replace(old, f"io_timeout_seconds = {seconds}"))
+
+    def configure(self, text: str) -> None:
+        """Add lines to the instance's configuration."""
+        place = self.home / "etc" / "p.toml"
+        place.write_text(place.read_text() + text)
 
     def show(self, name: str, unit: str = "onesync@p.service") -> str:
         """Return a unit's property."""

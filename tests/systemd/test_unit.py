@@ -117,9 +117,52 @@ def test_systemd_is_patient_while_work_advances(node: Container) -> None:
     assert not locked(node)
 
 
+def test_the_mount_may_be_restarted_in_mid_push(node: Container) -> None:
+    project = node.backing / "project"
+    node.systemctl("start", "oneclient@p.service")
+    node.systemctl("start", UNIT)
+    main = node.show("MainPID")
+    node.slow_down(0.03)
+    for number in range(100):
+        (node.work / f"{number}").write_bytes(b"precious")
+    node.wait_for((project / "10").exists, "the push to begin")
+    node.systemctl("restart", "oneclient@p.service")
+    node.wait_for(
+        lambda: all((project / f"{number}").exists() for number in range(100)),
+        "everything to be pushed",
+    )
+    assert node.show("MainPID") == main, "the daemon lived on"
+    node.systemctl("stop", UNIT)
+    node.systemctl("stop", "oneclient@p.service")
+    assert node.run("ls", "-A", "/mnt/onedata").stdout == "", "nothing where no mount was"
+    assert all((project / f"{number}").read_bytes() == b"precious" for number in range(100))
+    assert not list(project.rglob(".onesync~*"))
+    assert not locked(node)
+
+
+def test_a_stop_on_a_hung_mount_ends_with_the_lock_kept(node: Container) -> None:
+    node.configure("[undeploy]\nflush_retry_seconds = 3\n")
+    node.configure_timeout(1)
+    node.systemctl("start", "oneclient@p.service")
+    node.systemctl("start", UNIT)
+    node.weather("hang")
+    (node.work / "late").write_bytes(b"precious")
+    node.run("systemctl", "stop", UNIT)
+    assert node.show("ActiveState") == "failed"
+    assert (node.show("Result"), node.show("ExecMainStatus")) == ("exit-code", "10")
+    assert "lock and all local data are kept" in node.journal()
+    node.weather("release")
+    assert locked(node)
+    node.systemctl("start", UNIT)
+    node.wait_for((node.backing / "project" / "late").exists, "what was not flushed")
+    node.systemctl("stop", UNIT)
+    assert not locked(node)
+
+
 def test_a_power_off_flushes_before_the_mount_goes(node: Container) -> None:
     node.systemctl("start", "oneclient@p.service")
     node.systemctl("start", UNIT)
+    node.slow_down(0.02)
     for number in range(200):
         (node.work / f"{number}").write_bytes(b"precious")
     node.run("systemctl", "poweroff")
@@ -133,11 +176,7 @@ def test_a_reboot_keeps_the_deployment_and_resumes_it(tmp_path: Path) -> None:
     home = tmp_path / "node"
     node = Container(home)
     node.enable()
-    (home / "etc" / "p.toml").write_text(
-        (home / "etc" / "p.toml")
-        .read_text()
-        .replace("io_timeout_seconds = 10", "io_timeout_seconds = 0.5")
-    )
+    node.configure_timeout(0.5)
     with node:
         node.wait_for(lambda: node.show("ActiveState") == "active", "the deployment")
         (node.work / "file").write_bytes(b"1")

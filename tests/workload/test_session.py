@@ -45,7 +45,8 @@ PACE: dict[str, object] = {
     "batch__settle_seconds": BatchSettings().settle_seconds,
     "batch__min_interval_seconds": BatchSettings().min_interval_seconds,
 }
-"""As users have it."""
+NICE = 10
+"""As users have it, and the unit."""
 
 _REPOSITORY = Path(__file__).parents[2]
 
@@ -131,6 +132,7 @@ def held(mounted: Mounted, times: Times) -> Iterator[None]:
 @pytest.fixture
 def one(tmp_path: Path, mounted: Mounted) -> Iterator[Node]:
     node = Node(tmp_path / "one", mounted.path / "project", mount__require_fuse=True, **PACE)
+    node.nice = NICE
     yield node
     if node.running():
         node.end(signal.SIGKILL)
