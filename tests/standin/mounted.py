@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,21 +12,36 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.standin.control import ask
+from tests.standin.log import Call, read_log
+
 _REPOSITORY = Path(__file__).parents[2]
 
 
 class Mounted:
-    """Mounts ``home/backing`` at ``home/mount``; ends only what it started."""
+    """Mounts ``home/backing`` at ``home/mount``; ends only what it started.
 
-    def __init__(self, home: Path) -> None:
-        self.backing = home / "backing"
+    ``profile`` names a generation of OneData's client (``profiles``). A ``backing`` folder of
+    another mount makes this one a second client of the same provider.
+
+    The verbs that take ``more`` befall the calls of an ``operation`` as ``weather.Fault`` has it:
+    ``nth``, ``times`` (-1 for ever), ``pattern`` of the path, ``probability`` with ``seed``,
+    ``delay`` in seconds, ``applied``: the call is carried out all the same. ``"*"`` stands for
+    every operation. Two points can be named like operations, and count as none: ``replace``, inside
+    a rename after the target is gone, and ``store``, before a buffer goes to the storage.
+    """
+
+    def __init__(self, home: Path, *, profile: str = "plain", backing: Path | None = None) -> None:
+        self.backing = backing or home / "backing"
         self.path = home / "mount"
+        self.profile = profile
         self._control = home / "control"
+        self._log = home / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Mounted:
         self.backing.mkdir(parents=True, exist_ok=True)
-        self.path.mkdir(exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         self.start()
         return self
 
@@ -44,7 +58,7 @@ class Mounted:
         self._control.unlink(missing_ok=True)
         command = [sys.executable, "-m", "tests.standin.onedata"]
         places = [str(self.backing), str(self.path), str(self._control)]
-        self._process = subprocess.Popen(command + places, cwd=_REPOSITORY)
+        self._process = subprocess.Popen([*command, *places, self.profile], cwd=_REPOSITORY)
         deadline = time.monotonic() + 20
         while not os.path.ismount(self.path) or not self._control.exists():
             assert self._process.poll() is None, "the stand-in ended"
@@ -65,6 +79,10 @@ class Mounted:
                 == 0
             ):
                 break
+        self._end()
+
+    def _end(self) -> None:
+        assert self._process is not None
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -78,9 +96,16 @@ class Mounted:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
-    def remount(self) -> None:
-        """Clear the dead mount away and mount anew."""
+    def died(self) -> None:
+        """Wait until the client has died of ``kill_at``."""
+        assert self._process is not None
+        self._process.wait(20)
+
+    def remount(self, profile: str | None = None) -> None:
+        """Clear the mount away, dead or alive, and mount anew, with another profile if told."""
+        self.profile = profile or self.profile
         subprocess.run(["fusermount3", "-uz", str(self.path)], check=True)
+        self._end()
         self.start()
 
     def counts(self) -> dict[str, int]:
@@ -88,6 +113,10 @@ class Mounted:
         found = self._ask("counts")
         assert isinstance(found, dict)
         return found
+
+    def calls(self) -> int:
+        """Return how many operations were called, all together."""
+        return sum(times for name, times in self.counts().items() if name != "bytes_written")
 
     def reset(self) -> None:
         """Count from zero."""
@@ -97,11 +126,29 @@ class Mounted:
         """Let every call take this much longer."""
         self._ask("latency", seconds=seconds)
 
-    def fail(
-        self, operation: str, number: int, *, nth: int = 1, times: int = 1, pattern: str = ""
-    ) -> None:
-        """Let calls fail with the errno ``number``; ``times`` -1 is for ever."""
-        self._ask("fail", operation=operation, number=number, nth=nth, times=times, pattern=pattern)
+    def fail(self, operation: str, number: int, **more: Any) -> None:
+        """Let calls fail with the errno ``number``.
+
+        A write's error comes late, as a buffered one's does, unless it is told ``at_once``. With
+        ``applied`` the result is unknown to the caller: it fails and is carried out.
+        """
+        self._ask("fail", operation=operation, number=number, **more)
+
+    def drop_at(self, operation: str, **more: Any) -> None:
+        """Let calls answer success and do nothing; a read that is dropped tells zeros."""
+        self._ask("fail", effect="drop", operation=operation, **more)
+
+    def kill_at(self, operation: str, **more: Any) -> None:
+        """Let the client die of a call, before it is carried out or (``applied``) after."""
+        self._ask("fail", effect="kill", operation=operation, **more)
+
+    def hang_at(self, operation: str, **more: Any) -> None:
+        """Let calls hang until ``release``, which takes this fault away, or ``clear``."""
+        self._ask("fail", effect="hang", operation=operation, **more)
+
+    def delay_at(self, operation: str, seconds: float, **more: Any) -> None:
+        """Let calls take this much longer."""
+        self._ask("fail", effect="wait", operation=operation, delay=seconds, **more)
 
     def clear(self) -> None:
         """Let nothing fail any more."""
@@ -115,11 +162,55 @@ class Mounted:
         """Let the hanging calls go on."""
         self._ask("release")
 
+    def buffer(self, size: int) -> None:
+        """Let every handle hold back so many bytes; 0: none, as the plain profile does."""
+        self._ask("buffer", size=size)
+
+    def lose_connection(self, *, keep_sizes: bool = False) -> None:
+        """Lose the provider: all buffers are dropped, silently; 18.02 hangs until ``release``.
+
+        With ``keep_sizes`` this mount goes on telling the sizes that the files would have had.
+        """
+        self._ask("lose_connection", keep_sizes=keep_sizes)
+
+    def late(self, seconds: float, *, own: bool = True) -> None:
+        """Let sizes and times be told this late; ``own`` false: only of what others changed."""
+        self._ask("late", seconds=seconds, own=own)
+
+    def hide(self, pattern: str) -> None:
+        """Let listings skip the paths that match; look-ups find them."""
+        self._ask("hide", pattern=pattern)
+
+    def freeze(self) -> None:
+        """Let every directory be listed as it is now, whatever happens to it."""
+        self._ask("freeze")
+
+    def show(self) -> None:
+        """List everything again, as it is."""
+        self._ask("show")
+
+    def quota(self, size: int | None, number: int = errno.ENOSPC, *, at: str = "write") -> None:
+        """Let files grow to ``size`` bytes together; None is no limit.
+
+        Beyond, nothing is stored, and ``write``, ``fsync`` or ``close`` tells ``number``.
+        """
+        self._ask("quota", size=size, number=number, told_at=at)
+
+    def read_only(self, on: bool = True) -> None:
+        """Let changes fail with EROFS; a truncation answers success and does nothing."""
+        self._ask("read_only", on=on)
+
+    def start_log(self) -> None:
+        """Begin a log of every call; one that was there goes."""
+        self._ask("start_log", path=str(self._log))
+
+    def stop_log(self) -> None:
+        """Write no log any more."""
+        self._ask("stop_log")
+
+    def log(self) -> list[Call]:
+        """Return the calls since ``start_log``, in the order in which they came."""
+        return read_log(self._log)
+
     def _ask(self, verb: str, **arguments: Any) -> Any:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(20)
-            connection.connect(str(self._control))
-            with connection.makefile("rwb") as stream:
-                stream.write(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
-                stream.flush()
-                return json.loads(stream.readline())
+        return ask(self._control, verb, **arguments)
