@@ -167,8 +167,8 @@ class Lock:
         return self._clock.boottime() - self._confirmed
 
     def may_write(self) -> bool:
-        """Whether the last confirmed beat is young enough to write."""
-        return self.age() < self.times.suspend
+        """Whether the last confirmed beat is young enough, and the claim not at its end."""
+        return not self._releasing and self.age() < self.times.suspend
 
     def release(self, checkpoint: str | None, how: str = "undeployed") -> None:
         """End the claim and remove the lock file. Raises LockLost when it is not ours.
@@ -178,17 +178,18 @@ class Lock:
         record = self._held()
         self.check()
         self._releasing = True
-        self._end(record.epoch, how, checkpoint)
+        # The lock file first: as long as the claim is open nobody else can have put his there.
         self._remove_lock(record.epoch)
+        self._end(record.epoch, how, checkpoint)
 
     def release_earlier(self, checkpoint: str | None) -> None:
         """End the claim that an earlier life of ours left; nothing to end is success."""
         remembered = self._remembered
         for claim in self._claims():
             if remembered is not None and claim.epoch == remembered.epoch:
+                self._remove_lock(claim.epoch)
                 if claim.ended is None:
                     self._end(claim.epoch, "undeployed", checkpoint)
-                self._remove_lock(claim.epoch)
 
     def unlock(self, epoch: int) -> list[str]:
         """End a dead claim, after watching it for life; returns what was removed.
