@@ -200,17 +200,35 @@ class Lock:
         if claim is None:
             raise Halted(f"There is no open claim with epoch {epoch}; nothing was changed.")
         newest = self._newest_beat(epoch)
-        alive = DeployedElsewhere(f"Epoch {epoch} is alive: it beat just now. Nothing was changed.")
         if self._lives(epoch, newest, self.times.dead):
-            raise alive
-        lock = self._read_lock()
+            raise DeployedElsewhere(
+                f"Epoch {epoch} is alive: it beat just now. Nothing was changed."
+            )
+        return self._unlock(epoch, newest)
+
+    def _unlock(self, epoch: int, newest: int) -> list[str]:
+        """End a claim that seemed dead, unless it wakes up right now.
+
+        An owner looks for the next epoch after each beat, and we look for its beat after the next
+        epoch was made: one of us sees the other. A name that appears is never hidden by a cache; a
+        lock file that is gone can be.
+        """
+        ours = True
+        try:
+            self._replica.make_directory(self._place(epoch + 1))
+        except FileExistsError:
+            ours = False
+        woke_up = self._newest_beat(epoch) > newest
+        if not woke_up:
+            self._end(epoch, "unlocked", None)
+        if ours:
+            self._end(epoch + 1, WITHDRAWN, None)
+        if woke_up:
+            raise DeployedElsewhere(
+                f"Epoch {epoch} came to life at the very end of the watch. It ends by itself now,"
+                " with its local data kept: start it again on its node."
+            )
         removed = self._remove_lock(epoch)
-        # An owner that wakes up right now looks for its lock after its beat: one sees the other.
-        if self._newest_beat(epoch) > newest:
-            if removed and lock is not None:
-                self._replica.write_new(LOCK, lock)
-            raise alive
-        self._end(epoch, "unlocked", None)
         return [f"the claim of epoch {epoch}", *(["the lock file"] if removed else [])]
 
     def _held(self) -> Record:
@@ -377,9 +395,7 @@ class Lock:
         if (fields.get("DEPLOYMENT"), fields.get("EPOCH")) != mine and not late:
             return f"the lock file names {fields.get('HOST', 'somebody else')} now"
         if self._replica.look(self._place(record.epoch + 1)) is not None:
-            return f"epoch {record.epoch + 1} was claimed"
-        if self._replica.look(join(self._place(record.epoch), b"end.json")) is not None:
-            return "its claim was ended, by 'onesync unlock' or on another node"
+            return f"epoch {record.epoch + 1} was claimed, or this one unlocked"
         twin = self._twin()
         return None if twin is None else f"a second OneData provider serves the folder ({twin!r})"
 
@@ -433,15 +449,11 @@ class Lock:
             return Claim(epoch, None, None, torn=True)
         return Claim(epoch, record, None)
 
-    def _read_lock(self) -> bytes | None:
+    def _lock_fields(self) -> dict[str, str] | None:
         try:
-            return self._replica.read(LOCK)
+            return parse_lock(self._replica.read(LOCK))
         except FileNotFoundError:
             return None
-
-    def _lock_fields(self) -> dict[str, str] | None:
-        content = self._read_lock()
-        return None if content is None else parse_lock(content)
 
     def _remove_lock(self, epoch: int) -> bool:
         """Remove the lock file if it is that epoch's, or torn; returns whether it was."""
