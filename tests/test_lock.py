@@ -1,17 +1,23 @@
-"""The lock over a real folder, with a clock that only moves when somebody waits."""
+"""The lock, with a clock that only moves when somebody waits."""
 
 from __future__ import annotations
 
+import copy
+import errno
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from onesync.core.claims import LOCK_BYTES, LockTimes, Remembered, parse_lock
+from onesync.core.claims import EPOCHS, LOCK_BYTES, LockTimes, Remembered, parse_lock
 from onesync.errors import DeployedElsewhere, Halted, LockLost
-from onesync.lock import EPOCHS, LOCK, Claimant, Lock
+from onesync.lock import LOCK, Claimant, Lock
+from onesync.replica.door import Listed, Replica
 from onesync.replica.folder import FolderReplica
+from tests.memory import MemoryReplica
 
 TIMES = LockTimes.from_timeout(10, 0)
 
@@ -19,24 +25,25 @@ TIMES = LockTimes.from_timeout(10, 0)
 class FakeClock:
     def __init__(self) -> None:
         self.now = 1000.0
+        self.jump = 0
 
     def boottime(self) -> float:
         return self.now
 
     def wall_ns(self) -> int:
-        return int((1_700_000_000 + self.now) * 1e9)
+        return int((1_700_000_000 + self.now + self.jump) * 1e9)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
 
 @pytest.fixture
-def replica(tmp_path: Path) -> FolderReplica:
-    return FolderReplica(os.fsencode(tmp_path))
+def replica() -> Replica:
+    return MemoryReplica()
 
 
 def lock_of(
-    replica: FolderReplica,
+    replica: Replica,
     host: str,
     remembered: Remembered | None = None,
     clock: FakeClock | None = None,
@@ -46,7 +53,7 @@ def lock_of(
 
 
 def test_a_free_folder_is_taken_and_released_without_a_trace_of_the_lock(
-    replica: FolderReplica,
+    replica: Replica,
 ) -> None:
     lock = lock_of(replica, "one")
     assert lock.acquire() == 1
@@ -59,13 +66,14 @@ def test_a_free_folder_is_taken_and_released_without_a_trace_of_the_lock(
     assert lock_of(replica, "two").acquire() == 2
 
 
-def test_a_held_folder_is_refused_with_the_story(replica: FolderReplica) -> None:
+def test_a_held_folder_is_refused_with_the_story(replica: Replica) -> None:
     lock_of(replica, "one").acquire()
     with pytest.raises(DeployedElsewhere, match="me on one holds it since"):
         lock_of(replica, "two").acquire()
 
 
-def test_of_many_contenders_exactly_one_wins(replica: FolderReplica) -> None:
+def test_of_many_contenders_exactly_one_wins(tmp_path: Path) -> None:
+    replica = FolderReplica(os.fsencode(tmp_path))
     locks = [lock_of(replica, f"node{n}") for n in range(8)]
     barrier = threading.Barrier(len(locks))
     won: list[int] = []
@@ -85,7 +93,7 @@ def test_of_many_contenders_exactly_one_wins(replica: FolderReplica) -> None:
     assert len(won) == 1
 
 
-def test_resuming_takes_a_new_epoch_and_keeps_the_deployment(replica: FolderReplica) -> None:
+def test_resuming_takes_a_new_epoch_and_keeps_the_deployment(replica: Replica) -> None:
     first = lock_of(replica, "one")
     first.acquire()
     again = lock_of(replica, "one", first.state())
@@ -98,7 +106,7 @@ def test_resuming_takes_a_new_epoch_and_keeps_the_deployment(replica: FolderRepl
     again.check()
 
 
-def test_a_clone_of_the_disk_image_that_comes_second_loses(replica: FolderReplica) -> None:
+def test_a_clone_of_the_disk_image_that_comes_second_loses(replica: Replica) -> None:
     first = lock_of(replica, "one")
     first.acquire()
     image = first.state()
@@ -107,7 +115,7 @@ def test_a_clone_of_the_disk_image_that_comes_second_loses(replica: FolderReplic
         lock_of(replica, "clone", image).acquire()
 
 
-def test_a_deleted_lock_is_lost_and_frees_the_folder(replica: FolderReplica) -> None:
+def test_a_deleted_lock_is_lost_and_frees_the_folder(replica: Replica) -> None:
     lock = lock_of(replica, "one")
     lock.acquire()
     replica.remove(LOCK)
@@ -116,7 +124,7 @@ def test_a_deleted_lock_is_lost_and_frees_the_folder(replica: FolderReplica) -> 
     assert lock_of(replica, "two").acquire() == 2
 
 
-def test_an_overwritten_lock_is_lost(replica: FolderReplica) -> None:
+def test_an_overwritten_lock_is_lost(replica: Replica) -> None:
     lock = lock_of(replica, "one")
     lock.acquire()
     replica.overwrite(LOCK, b"HOST: stranger".ljust(LOCK_BYTES))
@@ -124,7 +132,7 @@ def test_an_overwritten_lock_is_lost(replica: FolderReplica) -> None:
         lock.check()
 
 
-def test_writing_is_suspended_when_no_beat_was_confirmed(replica: FolderReplica) -> None:
+def test_writing_is_suspended_when_no_beat_was_confirmed(replica: Replica) -> None:
     clock = FakeClock()
     lock = lock_of(replica, "one", clock=clock)
     lock.acquire()
@@ -136,7 +144,7 @@ def test_writing_is_suspended_when_no_beat_was_confirmed(replica: FolderReplica)
     assert lock.may_write()
 
 
-def test_old_scripts_locks_are_honoured(replica: FolderReplica) -> None:
+def test_old_scripts_locks_are_honoured(replica: Replica) -> None:
     lock_of(replica, "one").acquire()
     replica.remove(LOCK)
     replica.remove(EPOCHS)
@@ -150,7 +158,7 @@ def test_old_scripts_locks_are_honoured(replica: FolderReplica) -> None:
         lock_of(replica, "two").acquire()
 
 
-def test_a_second_provider_halts(replica: FolderReplica) -> None:
+def test_a_second_provider_halts(replica: Replica) -> None:
     lock_of(replica, "one").acquire()
     lock_of(replica, "one")
     replica.remove(LOCK)
@@ -159,14 +167,14 @@ def test_a_second_provider_halts(replica: FolderReplica) -> None:
         lock_of(replica, "two").acquire()
 
 
-def test_unlock_ends_a_dead_claim_and_names_what_it_removes(replica: FolderReplica) -> None:
+def test_unlock_ends_a_dead_claim_and_names_what_it_removes(replica: Replica) -> None:
     lock_of(replica, "dead").acquire()
     other = lock_of(replica, "two")
     assert other.unlock(1) == ["the claim of epoch 1", "the lock file"]
-    assert other.acquire() == 2
+    assert other.acquire() == 3, "the next epoch fenced the dead one, in case it wakes up"
 
 
-def test_unlock_of_a_live_claim_is_refused(replica: FolderReplica) -> None:
+def test_unlock_of_a_live_claim_is_refused(replica: Replica) -> None:
     alive = lock_of(replica, "one")
     alive.acquire()
 
@@ -189,7 +197,7 @@ class Dies(Exception):
     """The node loses power."""
 
 
-def test_a_claim_that_died_before_its_record_is_taken_up_again(replica: FolderReplica) -> None:
+def test_a_claim_that_died_before_its_record_is_taken_up_again(replica: Replica) -> None:
     kept: list[Remembered] = []
 
     def die(_: float) -> None:
@@ -206,7 +214,7 @@ def test_a_claim_that_died_before_its_record_is_taken_up_again(replica: FolderRe
     assert lock_of(replica, "one", kept[-1]).acquire() == 2
 
 
-def test_a_deployment_of_many_beats_is_known_again(replica: FolderReplica) -> None:
+def test_a_deployment_of_many_beats_is_known_again(replica: Replica) -> None:
     kept: list[Remembered] = []
     claimant = Claimant("one", "boot-one", "machine-one", "me", "/work", "/data", "0")
     first = Lock(replica, FakeClock(), TIMES, claimant, None, kept.append)
@@ -217,7 +225,7 @@ def test_a_deployment_of_many_beats_is_known_again(replica: FolderReplica) -> No
 
 
 def test_a_claim_that_another_node_won_at_the_same_moment_is_not_ours(
-    replica: FolderReplica,
+    replica: Replica,
 ) -> None:
     kept: list[Remembered] = []
     claimant = Claimant("one", "boot-one", "machine-one", "me", "/work", "/data", "0")
@@ -236,3 +244,343 @@ def test_a_claim_that_another_node_won_at_the_same_moment_is_not_ours(
     with pytest.raises(DeployedElsewhere, match="at the same moment"):
         again.acquire()
     assert kept[-1] == mine, "the epoch tried for in vain is not remembered"
+
+
+def claimed(replica: Replica, host: str = "one") -> tuple[Lock, FakeClock]:
+    clock = FakeClock()
+    lock = lock_of(replica, host, clock=clock)
+    lock.acquire()
+    return lock, clock
+
+
+def place(epoch: int, name: bytes = b"") -> bytes:
+    return EPOCHS + b"/%06d" % epoch + (b"/" + name if name else b"")
+
+
+def put(replica: Replica, path: bytes, content: bytes) -> None:
+    replica.remove(path)
+    replica.write_new(path, content)
+
+
+def test_a_claim_that_gave_way_is_ended(replica: Replica) -> None:
+    def meanwhile(_: float) -> None:
+        replica.make_directory(place(2))
+
+    with pytest.raises(DeployedElsewhere, match="newer than ours"):
+        lock_of(replica, "one").acquire(pause=meanwhile)
+    assert replica.look(place(1, b"end.json")) is not None
+    put(replica, place(2, b"end.json"), b"")
+    assert lock_of(replica, "two").acquire() == 3
+
+
+def test_a_torn_record_of_ours_keeps_the_deployment(replica: Replica) -> None:
+    first, _ = claimed(replica)
+    put(replica, place(1, b"record.json"), b'{"format": 1, "depl')
+    with pytest.raises(DeployedElsewhere, match="onesync unlock --epoch 1"):
+        lock_of(replica, "two").acquire()
+    again = lock_of(replica, "one", first.state())
+    assert again.acquire() == 2
+    assert again.state().deployment_id == first.state().deployment_id
+
+
+def test_a_torn_record_whose_lock_a_person_deleted_frees_the_folder(replica: Replica) -> None:
+    claimed(replica)
+    put(replica, place(1, b"record.json"), b"")
+    replica.remove(LOCK)
+    assert lock_of(replica, "two").acquire() == 2
+
+
+def test_a_record_of_a_newer_format_halts(replica: Replica) -> None:
+    claimed(replica)
+    newer = replica.read(place(1, b"record.json")).replace(b'"format": 1', b'"format": 2')
+    put(replica, place(1, b"record.json"), newer)
+    replica.remove(LOCK)
+    with pytest.raises(Halted, match="newer onesync holds"):
+        lock_of(replica, "two").acquire()
+    assert replica.look(place(2)) is None
+
+
+@pytest.mark.parametrize("end", [b"", b"{", b'{"format": 9}', b'{"format": 1, "how": "unlocked"}'])
+def test_a_claim_that_ended_is_ended_whatever_its_end_says(replica: Replica, end: bytes) -> None:
+    """The node died before it removed the lock file."""
+    claimed(replica)
+    put(replica, place(1, b"end.json"), end)
+    assert lock_of(replica, "two").acquire() == 2
+
+
+def test_a_first_format_claim_is_read(replica: Replica) -> None:
+    for path in (b".deployment_status_do_not_delete", EPOCHS, place(4)):
+        replica.make_directory(path)
+    record = (
+        b'{"format": 1, "deployment_id": "d", "epoch": 4, "host": "old", "boot_id": "b",'
+        b' "machine_id": "m", "user": "ada", "working_dir": "/w", "replica_dir": "/r", "started":'
+        b' "2026-01-01T00:00:00+00:00", "version": "0.1.0", "parent": null, "checkpoint": null}\n'
+    )
+    beat = b'{"format": 1, "how": "beat", "time": "2026-01-01T00:01:00+00:00", "checkpoint": "E"}\n'
+    replica.write_new(place(4, b"record.json"), record)
+    replica.write_new(place(4, b"beat-000009"), beat)
+    replica.write_new(LOCK, b"HOST: old\nDEPLOYMENT: d\nEPOCH: 4\n".ljust(LOCK_BYTES))
+    with pytest.raises(DeployedElsewhere, match="ada on old holds it"):
+        lock_of(replica, "two").acquire()
+    again = lock_of(replica, "one", Remembered("d", 4, 9))
+    assert again.acquire() == 5
+    assert again.state().deployment_id == "d"
+
+
+@pytest.mark.parametrize("twin", [b"lock@ab12", b"epochs@ab12", b"epochs/000001@ab12"])
+@pytest.mark.parametrize("life", [False, True])
+def test_a_twin_stops_both(replica: Replica, twin: bytes, life: bool) -> None:
+    """At the claim, and also when a partition heals during a life."""
+    lock, _ = claimed(replica)
+    if not life:
+        lock.release(None)
+    replica.make_directory(b".deployment_status_do_not_delete/" + twin)
+    with pytest.raises(LockLost if life else Halted, match="second OneData provider"):
+        lock.beat() if life else lock_of(replica, "two").acquire()
+
+
+def test_a_second_status_folder_stops_both(replica: Replica) -> None:
+    lock, _ = claimed(replica)
+    replica.make_directory(b".deployment_status_do_not_delete@ab12")
+    with pytest.raises(LockLost, match="second OneData provider"):
+        lock.beat()
+
+
+def test_the_late_text_of_a_fenced_owner_in_the_lock_file_fences_nobody_else(
+    replica: Replica,
+) -> None:
+    claimed(replica, "one")
+    late = replica.read(LOCK)
+    replica.remove(LOCK)
+    owner, _ = claimed(replica, "two")
+    replica.overwrite(LOCK, late)
+    owner.beat()
+    assert parse_lock(replica.read(LOCK))["HOST"] == "two"
+
+
+def test_an_old_scripts_lock_over_ours_is_left_alone(replica: Replica) -> None:
+    """Someone deployed with an old script while our node was down."""
+    first, _ = claimed(replica)
+    theirs = b"HOST: stranger\nDIR: /x\n".ljust(LOCK_BYTES)
+    replica.overwrite(LOCK, theirs)
+    with pytest.raises(DeployedElsewhere, match="stranger"):
+        lock_of(replica, "one", first.state()).acquire()
+    assert lock_of(replica, "three").unlock(1) == ["the claim of epoch 1"]
+    assert replica.read(LOCK) == theirs
+
+
+class Faulty:
+    """A door whose calls can be made to fail before or after they took effect."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self.calls: list[str] = []
+        self.swallow: str | None = None
+        self.fail_after: str | None = None
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        call = getattr(self._replica, name)
+
+        def made(*arguments: object) -> object:
+            self.calls.append(name)
+            if name == self.swallow:
+                return None
+            answer = call(*arguments)
+            if name == self.fail_after:
+                raise OSError(errno.ETIMEDOUT, "no answer", name)
+            return answer
+
+        return made
+
+
+def faulty_owner(replica: Replica) -> tuple[Lock, Faulty, FakeClock]:
+    door, clock = Faulty(replica), FakeClock()
+    lock = lock_of(cast(Replica, door), "one", clock=clock)
+    lock.acquire()
+    door.calls.clear()
+    return lock, door, clock
+
+
+def test_a_beat_costs_few_calls(replica: Replica) -> None:
+    lock, door, _ = faulty_owner(replica)
+    for _ in range(3):
+        lock.beat()
+    door.calls.clear()
+    lock.beat()
+    assert len(door.calls) == 9, door.calls
+
+
+def test_beats_that_succeed_and_never_left_do_not_count(replica: Replica) -> None:
+    lock, door, clock = faulty_owner(replica)
+    door.swallow = "write_new"
+    for _ in range(4):
+        clock.sleep(TIMES.beat)
+        with pytest.raises(OSError, match="not there"):
+            lock.beat()
+    assert lock.state().beat == 1
+    assert not lock.may_write()
+    door.swallow = None
+    lock.beat()
+    assert lock.may_write()
+
+
+def test_our_own_beat_of_unknown_result_is_ours(replica: Replica) -> None:
+    lock, door, clock = faulty_owner(replica)
+    door.fail_after = "write_new"
+    with pytest.raises(OSError, match="no answer"):
+        lock.beat()
+    sent = clock.now
+    door.fail_after = None
+    clock.sleep(TIMES.beat)
+    lock.beat()
+    assert lock.state().beat == 2
+    assert lock.age() == clock.now - sent, "it counts from when it was sent"
+    lock.beat()
+    assert lock.age() == 0
+
+
+def test_a_beat_that_came_in_part_is_passed_over(replica: Replica) -> None:
+    lock, door, clock = faulty_owner(replica)
+    door.fail_after = "write_new"
+    with pytest.raises(OSError, match="no answer"):
+        lock.beat()
+    door.fail_after = None
+    put(replica, place(1, b"beat-000002"), b"")
+    clock.sleep(TIMES.beat)
+    lock.beat()
+    assert (lock.state().beat, lock.age()) == (3, 0)
+
+
+def test_a_beat_of_a_live_copy_of_this_machine_is_seen(replica: Replica) -> None:
+    lock, _ = claimed(replica)
+    copied = copy.copy(lock)
+    copied.beat()
+    with pytest.raises(LockLost, match="written by somebody else"):
+        lock.beat()
+
+
+def test_a_release_of_unknown_result_is_done_again(replica: Replica) -> None:
+    lock, door, _ = faulty_owner(replica)
+    door.fail_after = "remove"
+    with pytest.raises(OSError, match="no answer"):
+        lock.release("head")
+    door.fail_after = None
+    lock.beat()
+    lock.release("head")
+    assert lock_of(replica, "two").acquire() == 2
+
+
+def test_what_an_earlier_life_left_is_removed(replica: Replica) -> None:
+    """It ended its claim and died before it removed the lock file."""
+    lock, _ = claimed(replica)
+    put(replica, place(1, b"end.json"), b"{}")
+    lock_of(replica, "one", lock.state()).release_earlier("head")
+    assert replica.look(LOCK) is None
+
+
+def test_the_wall_clock_decides_nothing(replica: Replica) -> None:
+    lock, clock = claimed(replica)
+    for jump in (-(10**9), 10**9):
+        clock.jump = jump
+        clock.sleep(TIMES.beat)
+        lock.beat()
+        assert (lock.may_write(), lock.age()) == (True, 0)
+    with pytest.raises(DeployedElsewhere):
+        lock_of(replica, "two").acquire()
+
+
+def test_an_owner_that_was_unlocked_learns_it_though_the_lock_file_stayed(
+    replica: Replica,
+) -> None:
+    lock, clock = claimed(replica)
+    content = replica.read(LOCK)
+    lock_of(replica, "two").unlock(1)
+    replica.write_new(LOCK, content)
+    clock.sleep(TIMES.dead)
+    with pytest.raises(LockLost, match="unlock"):
+        lock.beat()
+    assert not lock.may_write()
+
+
+def test_an_owner_that_wakes_up_during_unlock_is_not_unlocked_unseen(
+    replica: Replica,
+) -> None:
+    """It beats between the last look of the watch and the end: one of both sees the other."""
+    lock, _ = claimed(replica)
+    other = lock_of(replica, "two")
+    lives = other._lives
+
+    def late(epoch: int, newest: int, seconds: float) -> bool:
+        alive = lives(epoch, newest, seconds)
+        lock.beat()
+        return alive
+
+    other._lives = late  # type: ignore[method-assign]
+    with pytest.raises(DeployedElsewhere, match="came to life"):
+        other.unlock(1)
+    with pytest.raises(LockLost, match="epoch 2"):
+        lock.beat()
+    assert lock_of(replica, "one", lock.state()).acquire() == 3
+
+
+def test_a_clone_waits_for_as_long_as_the_mute_original_may_write(replica: Replica) -> None:
+    lock, clock = claimed(replica)
+    remembered = lock.state()
+    claimant = Claimant("one", "another boot", "machine-one", "me", "/work", "/data", "0")
+    clone = Lock(replica, clock, TIMES, claimant, remembered)
+    assert clone.acquire() == 2
+    assert not lock.may_write()
+
+
+def test_a_clone_of_a_moment_ago_sees_that_the_deployment_went_on(replica: Replica) -> None:
+    lock, _ = claimed(replica)
+    image = lock.state()
+    lock.beat()
+    with pytest.raises(DeployedElsewhere, match="gone on without this node"):
+        lock_of(replica, "one", image).acquire()
+
+
+def test_a_listing_that_hides_the_newest_claim_deceives_nobody(replica: Replica) -> None:
+    claimed(replica)
+    lock = lock_of(replica, "two")
+    lock._replica = Stale(replica)  # type: ignore[assignment]
+    with pytest.raises(DeployedElsewhere, match="me on one holds it"):
+        lock.acquire()
+
+
+class Stale:
+    """A door whose listing of the claims is from before there were any."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._replica, name)
+
+    def list(self, path: bytes) -> list[Listed]:
+        return [] if path == EPOCHS else self._replica.list(path)
+
+
+def test_ten_minutes_without_a_provider_suspend_and_end_by_themselves(
+    replica: Replica,
+) -> None:
+    lock, door, clock = faulty_owner(replica)
+    door.fail_after = "look"
+    for _ in range(30):
+        clock.sleep(TIMES.beat)
+        with pytest.raises(OSError, match="no answer"):
+            lock.beat()
+    assert not lock.may_write()
+    door.fail_after = None
+    lock.beat()
+    assert lock.may_write()
+
+
+def test_the_old_claims_end_is_not_asked_for_twice(replica: Replica) -> None:
+    """What lies below a claim that ended is not read: starts do not get slower with the years."""
+    for _ in range(5):
+        lock, _ = claimed(replica)
+        lock.release(None)
+    lock, door, _ = faulty_owner(replica)
+    lock._claims()
+    assert door.calls.count("read") <= 4

@@ -154,3 +154,111 @@ def test_what_is_kept_goes_with_its_bases(replica: MemoryReplica, pool: ThreadPo
     assert kept(replica) == [WHOLE[:4]]
     remove_torn(replica, Position(4, 1))
     assert kept(replica) == []
+
+
+class Dies(Exception):
+    """The node loses power."""
+
+
+class Mortal(MemoryReplica):
+    """Dies at the ``left``-th call that changes something, before or after it took effect."""
+
+    def __init__(self, tree: dict[RelPath, bytes | None], left: int | None, after: bool) -> None:
+        super().__init__()
+        self._tree = dict(tree)
+        self._left = left
+        self._after = after
+
+    def __getattribute__(self, name: str) -> object:
+        found = super().__getattribute__(name)
+        if name not in ("rename", "remove", "undo", "truncate", "make_directory"):
+            return found
+
+        def made(*arguments: object, **named: object) -> object:
+            self._die(now=not self._after)
+            answer = found(*arguments, **named)
+            self._die(now=self._after)
+            if self._left is not None:
+                self._left -= 1
+            return answer
+
+        return made
+
+    def _die(self, *, now: bool) -> None:
+        if now and self._left == 0:
+            raise Dies
+
+    def everything(self) -> dict[RelPath, bytes | None]:
+        return dict(self._tree)
+
+
+def half_done_batch(replica: MemoryReplica) -> None:
+    """A batch of every kind of change, each of them begun and some finished."""
+    intent = Intent(PLACE)
+    for path in (b"runs", b"runs/old", b"gone", b"made"):
+        replica.make_directory(path)
+    contents: dict[RelPath, bytes] = {
+        b"runs/old/a": b"a",
+        b"replaced": b"new version",
+        b".onesync~replaced": b"old version",
+        b"half replaced~aside": b"old",
+        b"patched": b"PATCHED",
+        b"undo": b"patched before",
+        b"grown": b"12345 and more",
+        b"whole": WHOLE,
+        b"torn": WHOLE[:3],
+        b"empty": b"",
+        b"marker": WHOLE,
+        b"temporary": b"half of it",
+        b"newcomer": b"somebody else's",
+        b"gone/x": b"x",
+        b"made/y": b"y",
+    }
+    for path, content in contents.items():
+        replica.write_new(path, content)
+    replica.rename(b"gone", b"aside of gone")
+    intent.rename.append((b"before", b"runs/old"))
+    intent.replace += [(b"replaced", b".onesync~replaced"), (b"half", b"half replaced~aside")]
+    intent.remove += [(b"gone", b"aside of gone"), (b"not yet", b"aside of not yet")]
+    intent.patch.append((b"patched", b"undo"))
+    intent.append.append((b"grown", 5))
+    intent.make += [b"made", b"unmade"]
+    intent.new += [(b"replaced", b"sent already"), (b"half", b"temporary"), (b"made/y", b"was y")]
+    for path in (b"whole", b"torn", b"empty", b"marker", b"absent"):
+        intent.new.append((path, path + b"~temporary"))
+        intent.create.append((path, len(WHOLE), blake3(WHOLE).hexdigest()))
+    intent.promise.append(b"marker")
+    replica.write_new(intent.note_of(1), b"newcomer")
+    replica.write_new(intent.path, intent.encode())
+
+
+@pytest.mark.parametrize("head", [None, PLACE], ids=["back", "forward"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_death_at_every_call_of_a_recovery(
+    replica: MemoryReplica, head: Position | None, after: bool
+) -> None:
+    """Whoever settles next comes to the same."""
+    half_done_batch(replica)
+    before = dict(replica._tree)
+    with ThreadPoolExecutor(1) as pool:
+        alive = Mortal(before, None, after)
+        settle(alive, head, pool)
+        wanted = alive.everything()
+        deaths = 0
+        while True:
+            dying = Mortal(before, deaths, after)
+            try:
+                settle(dying, head, pool)
+                break
+            except Dies:
+                deaths += 1
+            heir = Mortal(dying.everything(), None, after)
+            settle(heir, head, pool)
+            assert heir.everything() == wanted, f"died at call {deaths}"
+    assert deaths >= 15
+    if head is None:
+        assert wanted[b"replaced"] == b"old version"
+        assert wanted[b"patched"] == b"patched before"
+        assert wanted[b"grown"] == b"12345"
+        assert {b"before/a", b"gone/x", b"half", b"whole", b"newcomer"} <= wanted.keys()
+        assert not {b"torn", b"empty", b"marker", b"temporary", b"runs/old"} & wanted.keys()

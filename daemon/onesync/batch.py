@@ -221,7 +221,6 @@ class Batches:
         outcome = push.carry_out(plan, snapshots, pins.sources())
         if outcome.changes:
             noted = [Noted(problem) for problem in outcome.problems]
-            self.may_write()
             self._stamps = outcome.stamps
             written = self.manifest.write([*outcome.changes, *noted], "incremental")
             self._record(written, outcome.changes, outcome.stamps, outcome.blocks)

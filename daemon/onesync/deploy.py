@@ -89,7 +89,7 @@ class Deploy:
             except FileExistsError:
                 continue
         folder_id = self._mount.open_folder()
-        head = read_head(self._replica)
+        head = read_head(self._replica, folder_id)
         self._tell_of(head)
         batches = self._make_batches(folder_id, head, epoch)
         if self._index.get("staged") is not None:
@@ -124,7 +124,7 @@ class Deploy:
         if head is not None:
             self._catch_up(head)
         batches.settle()
-        if head is None:
+        if head is None or head.ignored:
             batches.base()
 
     def _catch_up(self, head: Head) -> None:
@@ -179,7 +179,8 @@ class Deploy:
             for p, (e, _) in sorted(staged.tree.items())
             if tree.get(p) != e or p in healed
         ]
-        if head is None:
+        if head is None or head.ignored:
+            # A chain that is forked or torn is mended at once: the next reader needs none of it.
             batches.base()
         elif fresh or staged.problems:
             batches.commit([*fresh, *map(Noted, staged.problems)], {}, "incremental")

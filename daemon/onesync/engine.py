@@ -45,6 +45,7 @@ from onesync.manifest import Manifest
 from onesync.marks import Marks
 from onesync.mount import Mount
 from onesync.replica.door import Replica
+from onesync.replica.leased import leased
 from onesync.scanner import Scanner
 from onesync.settings import Settings
 from onesync.watcher import Watcher, choose_watcher
@@ -112,7 +113,7 @@ class Engine:
         self._settings = settings
         self._clock = clock
         self._index = index
-        self._replica = replica
+        self._replica = leased(replica, self._may_write)
         self._keeps_at_shutdown = keeps_at_shutdown
         self._observer = observer
         self._root = os.fsencode(settings.working_dir.resolve())
@@ -127,7 +128,7 @@ class Engine:
         self._heartbeat: Heartbeat | None = None
         self._problems: dict[RelPath, Problem] = {}
         self.lock = lock
-        self.mount = Mount(replica, settings.onedata_dir, settings.mount.require_fuse)
+        self.mount = Mount(self._replica, settings.onedata_dir, settings.mount.require_fuse)
         self.marks = Marks(
             DirtySet(settings.batch.settle_seconds, settings.batch.max_delay_seconds),
             clock,
@@ -135,7 +136,7 @@ class Engine:
         )
         self._deployment = Deploy(
             settings,
-            replica,
+            self._replica,
             index,
             lock,
             self.mount,
@@ -272,7 +273,14 @@ class Engine:
             left.unlink()
         writer = f"onesync {__version__} on {platform.node()}"
         manifest = Manifest(
-            self._replica, self._clock, folder_id, head, epoch, writer, self._working_dirs()
+            self._replica,
+            self._clock,
+            folder_id,
+            head,
+            epoch,
+            writer,
+            self._working_dirs(),
+            self._may_write,
         )
         cuts = Cuts(
             root=self._root,

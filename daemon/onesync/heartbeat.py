@@ -37,7 +37,6 @@ class Heartbeat:
     def _run(self) -> None:
         while not self._ended.wait(self._lock.times.beat):
             try:
-                self._lock.check()
                 self._lock.beat(self._last_checkpoint())
             except LockLost as error:
                 if not self._ended.is_set():

@@ -15,12 +15,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from onesync.core.claims import (
+    EPOCHS,
+    WITHDRAWN,
     BadRecord,
+    Beat,
     Claim,
     End,
     Free,
     Held,
     LockTimes,
+    NewerRecord,
     Ours,
     Record,
     Remembered,
@@ -28,8 +32,12 @@ from onesync.core.claims import (
     decode_record,
     encode_record,
     epoch_name,
+    epoch_of,
+    how_it_ended,
+    is_old_scripts,
     judge,
     lock_text,
+    parse_beat,
     parse_epoch,
     parse_lock,
 )
@@ -39,9 +47,10 @@ from onesync.errors import DeployedElsewhere, Halted, LockLost, MountNotThere
 from onesync.replica.door import Replica
 
 LOCK = STATUS_FOLDER + b"/lock"
-EPOCHS = STATUS_FOLDER + b"/epochs"
 DOCKER_LOCK = b"scipion-docker/project.lock"
 _KEPT_BEATS = 3
+_TWINS = {b"": (STATUS_FOLDER,), STATUS_FOLDER: (b"lock", b"epochs", b"manifest", b"folder.json")}
+"""By directory, the names of ours of which a second provider would show another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,8 @@ class Lock:
         self._record: Record | None = None
         self._beat = 0
         self._confirmed = float("-inf")
+        self._sent: tuple[float, bytes] | None = None  # a beat whose result is unknown
+        self._releasing = False
         self._pause: Callable[[float], None] = clock.sleep
 
     def state(self) -> Remembered:
@@ -117,47 +128,35 @@ class Lock:
             if self._clock.boottime() >= deadline:
                 raise DeployedElsewhere(
                     f"The folder is deployed elsewhere: {epoch.story}. Nothing was changed."
-                    " Undeploy it there, or, if that node is dead for good, run 'onesync unlock'."
+                    f" Undeploy it there, or, if that node is dead for good, {_way_out(epoch)}."
                 )
             self._pause(min(self.times.beat, deadline - self._clock.boottime()))
 
     def beat(self, checkpoint: str | None = None) -> None:
-        """Create the next beat's name, and say so in the lock file.
+        """Create the next beat's name, read it back, look whether the lock is ours; that confirms.
 
-        Raises LockLost when the name is taken by somebody else.
+        The permission to write counts from before the name was sent. Whoever takes over makes his
+        claim first and looks for beats then; we look for claims after the beat: one of us sees the
+        other. Raises LockLost, or OSError where the beat is not confirmed.
         """
+        if self._releasing:
+            return
         record = self._held()
-        sent = self._clock.boottime()
-        number = self._beat + 1
         if not self.may_write():
             # Nobody heard of us for so long that somebody may have taken over: two good looks.
             self.check()
             self._clock.sleep(self.times.call)
             self.check()
-        self._remember(Remembered(record.deployment_id, record.epoch, number))
-        content = encode_record(End("beat", self._now(), checkpoint))
-        path = join(self._place(record.epoch), beat_name(number))
-        try:
-            self._replica.write_new(path, content)
-        except FileExistsError:
-            # Our own call of unknown result may have arrived; anybody else's content is not ours.
-            if self._replica.read(path) != content:
-                self._beat = number
-                raise LockLost(
-                    f"Beat {number} of epoch {record.epoch} was written by somebody else, so this"
-                    " node does not hold the lock any more; local data are kept."
-                ) from None
-        self._beat = number
-        self._confirmed = sent
-        self._replica.overwrite(LOCK, lock_text(record, number, self._now()))
-        if number > _KEPT_BEATS:
-            self._replica.remove(join(self._place(record.epoch), beat_name(number - _KEPT_BEATS)))
+        sent = self._send(record, checkpoint)
+        self.check()
+        self._confirmed = max(self._confirmed, sent)
+        self._show(record)
 
     def check(self) -> None:
         """Look whether the lock is still ours; raises LockLost with the reason."""
         record = self._held()
         reason = self._lost() and self._lost()  # two good looks: one may be stale
-        if reason:
+        if reason and not self._releasing:
             raise LockLost(
                 f"The lock of epoch {record.epoch} is lost: {reason}. Local data are kept and"
                 " nothing more is written; see who deployed the folder."
@@ -168,47 +167,69 @@ class Lock:
         return self._clock.boottime() - self._confirmed
 
     def may_write(self) -> bool:
-        """Whether the last confirmed beat is young enough to write."""
-        return self.age() < self.times.suspend
+        """Whether the last confirmed beat is young enough, and the claim not at its end."""
+        return not self._releasing and self.age() < self.times.suspend
 
     def release(self, checkpoint: str | None, how: str = "undeployed") -> None:
-        """End the claim and remove the lock file. Raises LockLost when it is not ours."""
+        """End the claim and remove the lock file. Raises LockLost when it is not ours.
+
+        May be done again after an error, whatever the first try did.
+        """
         record = self._held()
         self.check()
-        with suppress(FileExistsError):  # an earlier try of ours already wrote it
-            self._end(record.epoch, how, checkpoint)
-        self._replica.remove(LOCK)
+        self._releasing = True
+        # The lock file first: as long as the claim is open nobody else can have put his there.
+        self._remove_lock(record.epoch)
+        self._end(record.epoch, how, checkpoint)
 
     def release_earlier(self, checkpoint: str | None) -> None:
         """End the claim that an earlier life of ours left; nothing to end is success."""
         remembered = self._remembered
         for claim in self._claims():
-            ours = remembered is not None and claim.epoch == remembered.epoch and not claim.ended
-            if ours:
-                self._end(claim.epoch, "undeployed", checkpoint)
-                fields = self._lock_fields()
-                if fields is not None and fields.get("EPOCH") == str(claim.epoch):
-                    self._replica.remove(LOCK)
+            if remembered is not None and claim.epoch == remembered.epoch:
+                self._remove_lock(claim.epoch)
+                if claim.ended is None:
+                    self._end(claim.epoch, "undeployed", checkpoint)
 
     def unlock(self, epoch: int) -> list[str]:
         """End a dead claim, after watching it for life; returns what was removed.
 
         Raises DeployedElsewhere when it lives, Halted when there is no such open claim.
         """
-        claim = next((c for c in self._claims() if c.epoch == epoch and not c.ended), None)
+        claim = next((c for c in self._claims() if c.epoch == epoch and c.ended is None), None)
         if claim is None:
             raise Halted(f"There is no open claim with epoch {epoch}; nothing was changed.")
-        if self._lives(epoch, self.times.dead):
+        newest = self._newest_beat(epoch)
+        if self._lives(epoch, newest, self.times.dead):
             raise DeployedElsewhere(
                 f"Epoch {epoch} is alive: it beat just now. Nothing was changed."
             )
-        self._end(epoch, "unlocked", None)
-        removed = [f"the claim of epoch {epoch}"]
-        fields = self._lock_fields()
-        if fields is not None and fields.get("EPOCH") in (str(epoch), None):
-            self._replica.remove(LOCK)
-            removed.append("the lock file")
-        return removed
+        return self._unlock(epoch, newest)
+
+    def _unlock(self, epoch: int, newest: int) -> list[str]:
+        """End a claim that seemed dead, unless it wakes up right now.
+
+        An owner looks for the next epoch after each beat, and we look for its beat after the next
+        epoch was made: one of us sees the other. A name that appears is never hidden by a cache; a
+        lock file that is gone can be.
+        """
+        ours = True
+        try:
+            self._replica.make_directory(self._place(epoch + 1))
+        except FileExistsError:
+            ours = False
+        woke_up = self._newest_beat(epoch) > newest
+        if not woke_up:
+            self._end(epoch, "unlocked", None)
+        if ours:
+            self._end(epoch + 1, WITHDRAWN, None)
+        if woke_up:
+            raise DeployedElsewhere(
+                f"Epoch {epoch} came to life at the very end of the watch. It ends by itself now,"
+                " with its local data kept: start it again on its node."
+            )
+        removed = self._remove_lock(epoch)
+        return [f"the claim of epoch {epoch}", *(["the lock file"] if removed else [])]
 
     def _held(self) -> Record:
         if self._record is None:
@@ -228,8 +249,13 @@ class Lock:
                 "The mount does not give back what was written; nothing was changed."
             )
 
+    def _judge(self) -> Free | Ours | Held:
+        return judge(self._claims(), self._lock_fields(), self._docker_lock(), self._remembered)
+
     def _try(self) -> int | Held:
-        verdict = judge(self._claims(), self._lock_fields(), self._docker_lock(), self._remembered)
+        if (twin := self._twin()) is not None:
+            raise Halted(_second_provider(twin))
+        verdict = self._judge()
         if isinstance(verdict, Held):
             return verdict
         if isinstance(verdict, Ours):
@@ -242,105 +268,200 @@ class Lock:
         """After a reboot or in a clone: is the claim that we remember really dead?"""
         epoch, record, remembered = ours.claim.epoch, ours.claim.record, self._remembered
         assert remembered is not None
-        beats = remembered.beat if epoch == remembered.epoch else 0
-        if (
-            record is not None
-            and epoch == remembered.epoch
-            and self._newest_beat(epoch) > beats + 1
-        ):
-            return Held(f"epoch {epoch} is ours by name but has gone on without this node")
-        same_boot = record is not None and record.boot_id == self._claimant.boot_id
-        if not same_boot and self._lives(epoch, 2 * self.times.beat + self.times.call):
-            return Held(f"epoch {epoch} is ours by name but another machine keeps it alive")
+        newest = self._newest_beat(epoch)
+        if record is not None and epoch == remembered.epoch and newest > remembered.beat:
+            return Held(f"epoch {epoch} is ours by name but has gone on without this node", epoch)
+        if record is not None and record.boot_id == self._claimant.boot_id:
+            return None  # our own flock on the state directory tells that it is dead
+        # As long as its last confirmed beat lets it write: or a clone and its original both would.
+        if self._lives(epoch, newest, self.times.watch):
+            return Held(f"epoch {epoch} is ours by name but another machine keeps it alive", epoch)
+        if self._judge() != ours:
+            return Held(f"epoch {epoch} changed while it was watched for life", epoch)
         return None
 
     def _claim(self, verdict: Free | Ours) -> int | Held:
         epoch = verdict.next_epoch
         deployment = uuid.uuid4().hex
-        if isinstance(verdict, Ours) and verdict.claim.record is not None:
-            deployment = verdict.claim.record.deployment_id
+        if isinstance(verdict, Ours) and self._remembered is not None:
+            deployment = self._remembered.deployment_id
+        newest = self._newest_beat(verdict.claim.epoch) if isinstance(verdict, Ours) else 0
         self._remember(Remembered(deployment, epoch, 0))
         try:
             self._replica.make_directory(self._place(epoch))
         except FileExistsError:
             if self._remembered is not None:
                 self._remember(self._remembered)
-            return Held(f"another node claimed epoch {epoch} at the same moment")
+            return Held(f"another node claimed epoch {epoch} at the same moment", epoch)
         try:
             self._pause(self.times.settle)
         except BaseException:
-            self._end(epoch, "withdrawn", None)
+            self._end(epoch, WITHDRAWN, None)
             raise
-        names = [item.name for item in self._replica.list(EPOCHS)]
-        if twins := [name for name in names if b"@" in name]:
-            self._end(epoch, "withdrawn", None)
-            raise Halted(
-                f"A second OneData provider serves this folder ({twins[0]!r}); nothing was changed."
-                " Mount it through one provider only."
-            )
-        if max(filter(None, map(parse_epoch, names)), default=epoch) > epoch:
-            return Held(f"a claim newer than ours ({epoch}) stands there")
-        self._take(verdict, epoch, deployment)
+        return self._settled(verdict, epoch, deployment, newest)
+
+    def _settled(
+        self, verdict: Free | Ours, epoch: int, deployment: str, newest: int
+    ) -> int | Held:
+        """After the settling: is the claim the only one still?"""
+        if (twin := self._twin()) is not None:
+            self._end(epoch, WITHDRAWN, None)
+            raise Halted(_second_provider(twin))
+        if isinstance(verdict, Ours) and self._newest_beat(verdict.claim.epoch) > newest:
+            self._end(epoch, WITHDRAWN, None)
+            return Held(f"epoch {verdict.claim.epoch} came to life again", verdict.claim.epoch)
+        if (highest := max(self._epochs())) > epoch:
+            self._end(epoch, WITHDRAWN, None)
+            return Held(f"a claim newer than ours ({epoch}) stands there", highest)
+        try:
+            self._take(verdict, epoch, deployment)
+        except LockLost as error:
+            self._record = None
+            return Held(str(error), epoch)
         return epoch
 
     def _take(self, verdict: Free | Ours, epoch: int, deployment: str) -> None:
         me = self._claimant
         parent = verdict.claim.epoch if isinstance(verdict, Ours) else None
-        self._record = Record(
+        record = self._record = Record(
             deployment, epoch, me.host, me.boot_id, me.machine_id, me.user, me.working_dir,
             me.replica_dir, self._now(), me.version, parent,
         )  # fmt: skip
         # The lock file before the record: a record without a lock file then always means that a
         # person deleted it, which frees the folder.
-        content = lock_text(self._record, 0, self._now())
+        content = lock_text(record, 0, self._now())
         try:
             self._replica.write_new(LOCK, content)
         except FileExistsError:
             self._replica.overwrite(LOCK, content)
-        self._replica.write_new(
-            join(self._place(epoch), b"record.json"), encode_record(self._record)
-        )
-        self._confirmed = self._clock.boottime()
-        self.beat()
+        self._replica.write_new(join(self._place(epoch), b"record.json"), encode_record(record))
+        sent = self._send(record, None)
+        self.check()
+        self._confirmed = sent
+        self._show(record)
         for claim in self._claims():
-            if claim.epoch < epoch and not claim.ended:
+            if claim.epoch < epoch and claim.ended is None:
                 self._end(claim.epoch, "superseded", None)
+
+    def _send(self, record: Record, checkpoint: str | None) -> float:
+        """Create the next beat's name; returns when it was sent, once it stands for certain."""
+        if (arrived := self._arrived(record)) is not None:
+            return arrived
+        sent = self._clock.boottime()
+        number = self._beat + 1
+        self._remember(Remembered(record.deployment_id, record.epoch, number))
+        content = encode_record(Beat(self._now(), checkpoint, uuid.uuid4().hex))
+        self._sent = sent, content
+        path = join(self._place(record.epoch), beat_name(number))
+        with suppress(FileExistsError):  # whose it is shows below
+            self._replica.write_new(path, content)
+        if self._arrived(record) is None:
+            raise OSError(errno.EIO, "the beat that was sent is not there")
+        return sent
+
+    def _arrived(self, record: Record) -> float | None:
+        """Look for the beat that was sent last; returns when it was sent, if it came just now."""
+        if self._sent is None:
+            return None
+        number = self._beat + 1
+        sent, content = self._sent
+        try:
+            found = self._replica.read(join(self._place(record.epoch), beat_name(number)))
+        except FileNotFoundError:
+            return None
+        if not content.startswith(found):
+            raise LockLost(
+                f"Beat {number} of epoch {record.epoch} was written by somebody else, so this"
+                " node does not hold the lock any more; local data are kept."
+            )
+        self._beat, self._sent = number, None
+        return sent if found == content else None
+
+    def _show(self, record: Record) -> None:
+        """Say in the lock file, for people, that the beat was confirmed."""
+        self._replica.overwrite(LOCK, lock_text(record, self._beat, self._now()))
+        if self._beat > _KEPT_BEATS:
+            old = beat_name(self._beat - _KEPT_BEATS)
+            self._replica.remove(join(self._place(record.epoch), old))
 
     def _lost(self) -> str | None:
         record = self._held()
         fields = self._lock_fields()
         if fields is None:
             return "the lock file was removed"
-        if (fields.get("DEPLOYMENT"), fields.get("EPOCH")) != (
-            record.deployment_id,
-            str(record.epoch),
-        ):
+        mine = (record.deployment_id, str(record.epoch))
+        # An older epoch's text is a late call of one who lost the folder to us: we write it anew.
+        late = (epoch_of(fields) or record.epoch) < record.epoch
+        if (fields.get("DEPLOYMENT"), fields.get("EPOCH")) != mine and not late:
             return f"the lock file names {fields.get('HOST', 'somebody else')} now"
         if self._replica.look(self._place(record.epoch + 1)) is not None:
-            return f"epoch {record.epoch + 1} was claimed"
+            return f"epoch {record.epoch + 1} was claimed, or this one unlocked"
+        twin = self._twin()
+        return None if twin is None else f"a second OneData provider serves the folder ({twin!r})"
+
+    def _twin(self) -> bytes | None:
+        """Return a name that a second provider shows beside ours; no look at ours shows it."""
+        for folder, own in _TWINS.items():
+            for item in self._replica.list(folder):
+                stem, at, _ = item.name.partition(b"@")
+                if at and stem in own:
+                    return join(folder, item.name)
+        for item in self._replica.list(EPOCHS):
+            stem, at, _ = item.name.partition(b"@")
+            if at and parse_epoch(stem) is not None:
+                return join(EPOCHS, item.name)
         return None
 
+    def _epochs(self) -> list[int]:
+        """Return every epoch, newest first; those that a stale listing hides are found by name."""
+        listed = [item for item in self._replica.list(EPOCHS) if item.kind is Kind.DIRECTORY]
+        found = sorted(epoch for i in listed if (epoch := parse_epoch(i.name)) is not None)
+        following = max(found, default=0) + 1
+        while self._replica.look(self._place(following)) is not None:
+            found.append(following)
+            following += 1
+        return found[::-1]
+
     def _claims(self) -> list[Claim]:
+        """Return the claims from the highest down to one that was not withdrawn and ended."""
         found = []
-        for item in self._replica.list(EPOCHS):
-            epoch = parse_epoch(item.name)
-            if epoch is not None and item.kind is Kind.DIRECTORY:
-                place = self._place(epoch)
-                ended = self._replica.look(join(place, b"end.json")) is not None
-                found.append(Claim(epoch, self._read_record(place), ended))
+        for epoch in self._epochs():
+            claim = self._read_claim(epoch)
+            found.append(claim)
+            if claim.ended not in (None, WITHDRAWN):
+                break
         return found
 
-    def _read_record(self, place: bytes) -> Record | None:
+    def _read_claim(self, epoch: int) -> Claim:
+        place = self._place(epoch)
+        with suppress(FileNotFoundError):
+            return Claim(epoch, None, how_it_ended(self._replica.read(join(place, b"end.json"))))
         try:
-            return decode_record(self._replica.read(join(place, b"record.json")))
-        except (FileNotFoundError, BadRecord):
-            return None
+            record = decode_record(self._replica.read(join(place, b"record.json")))
+        except FileNotFoundError:
+            return Claim(epoch, None, None)
+        except NewerRecord as error:
+            raise Halted(
+                f"A newer onesync holds the folder as epoch {epoch} ({error}); nothing was"
+                " changed. Undeploy it there, or install the newer onesync."
+            ) from error
+        except BadRecord:
+            return Claim(epoch, None, None, torn=True)
+        return Claim(epoch, record, None)
 
     def _lock_fields(self) -> dict[str, str] | None:
         try:
             return parse_lock(self._replica.read(LOCK))
         except FileNotFoundError:
             return None
+
+    def _remove_lock(self, epoch: int) -> bool:
+        """Remove the lock file if it is that epoch's, or torn; returns whether it was."""
+        fields = self._lock_fields()
+        if fields is None or is_old_scripts(fields) or epoch_of(fields) not in (epoch, None):
+            return False
+        self._replica.remove(LOCK)
+        return True
 
     def _docker_lock(self) -> str | None:
         try:
@@ -351,29 +472,26 @@ class Lock:
             raise
 
     def _newest_beat(self, epoch: int) -> int:
-        numbers = [
-            int(item.name[5:])
-            for item in self._replica.list(self._place(epoch))
-            if item.name.startswith(b"beat-") and item.name[5:].isdigit()
-        ]
+        place = self._place(epoch)
+        numbers = [parse_beat(item.name) or 0 for item in self._replica.list(place)]
         newest = max(numbers, default=0)
-        while self._replica.look(join(self._place(epoch), beat_name(newest + 1))) is not None:
+        while self._replica.look(join(place, beat_name(newest + 1))) is not None:
             newest += 1
         return newest
 
-    def _lives(self, epoch: int, seconds: float) -> bool:
-        """Watch for the next beat's name for ``seconds`` of our own clock, between good looks."""
-        newest = self._newest_beat(epoch)
+    def _lives(self, epoch: int, newest: int, seconds: float) -> bool:
+        """Watch for beats after ``newest``, for ``seconds`` of our own clock between good looks."""
         start = self._clock.boottime()
-        while self._clock.boottime() - start < seconds:
-            self._pause(min(self.times.call, seconds))
+        while (left := seconds - (self._clock.boottime() - start)) > 0:
+            self._pause(min(self.times.call, left))
             if self._newest_beat(epoch) > newest:
                 return True
         return False
 
     def _end(self, epoch: int, how: str, checkpoint: str | None) -> None:
         path = join(self._place(epoch), b"end.json")
-        self._replica.write_new(path, encode_record(End(how, self._now(), checkpoint)))
+        with suppress(FileExistsError):  # an earlier try already wrote it
+            self._replica.write_new(path, encode_record(End(how, self._now(), checkpoint)))
 
     def _place(self, epoch: int) -> bytes:
         return join(EPOCHS, epoch_name(epoch))
@@ -381,3 +499,16 @@ class Lock:
     def _now(self) -> str:
         wall = self._clock.wall_ns() / 1e9
         return datetime.datetime.fromtimestamp(wall, datetime.UTC).isoformat(timespec="seconds")
+
+
+def _way_out(held: Held) -> str:
+    if held.epoch is None:
+        return "remove that lock file"
+    return f"run 'onesync unlock --epoch {held.epoch}'"
+
+
+def _second_provider(twin: bytes) -> str:
+    return (
+        f"A second OneData provider serves this folder ({twin!r}); nothing was changed. Mount it"
+        " through one provider only, keep what you need of the other's and remove that name."
+    )

@@ -6,7 +6,8 @@ The codec and the fold are ``core.chain``'s. Engine's thread only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -26,6 +27,7 @@ from onesync.core.chain import (
     find_head,
     parse_name,
 )
+from onesync.core.claims import EPOCHS, epoch_name, parse_beat, parse_epoch, told_checkpoint
 from onesync.core.clock import Clock
 from onesync.core.model import STATUS_FOLDER, join
 from onesync.errors import Halted, OnesyncError
@@ -48,14 +50,21 @@ class Written:
     wall_seconds: float
 
 
-def read_head(replica: Replica) -> Head | None:
+def read_head(replica: Replica, folder_id: str | None = None) -> Head | None:
     """Read the head; None in a folder without checkpoints.
 
-    Raises Halted when there are some and none can be used.
+    The listing may be stale: the claims tell by name of epochs and checkpoints that it hides.
+    Raises Halted when there are checkpoints and none can be used.
     """
     names = [item.name.decode("utf-8", "replace") for item in replica.list(MANIFEST)]
+    first, told = _told_by_claims(replica, names)
     try:
-        return find_head(names, lambda name: replica.read(join(MANIFEST, name.encode())))
+        return find_head(
+            [*names, *first],
+            lambda name: replica.read(join(MANIFEST, name.encode())),
+            told,
+            folder_id,
+        )
     except Damaged as error:
         raise Halted(
             f"No checkpoint of the manifest can be used ({error}); nothing was changed. The files"
@@ -67,6 +76,39 @@ def read_head(replica: Replica) -> Head | None:
             f"The manifest was written by a newer onesync ({error}); nothing was changed. Install"
             " the newer onesync."
         ) from error
+
+
+def _told_by_claims(replica: Replica, names: list[str]) -> tuple[list[str], list[str]]:
+    """Return the first names of epochs that ``names`` lacks, and what the newest claims tell of."""
+    listed = max((found[0].epoch for name in names if (found := parse_name(name))), default=0)
+    claimed = _epochs(replica)
+    places = [Position(epoch, 1) for epoch in claimed if epoch > listed]
+    first = [name for place in places for name in (checkpoint_name(place), base_name(place))]
+    told = []
+    for epoch in reversed(claimed):
+        told = _told_by(replica, join(EPOCHS, epoch_name(epoch)))
+        if told or epoch <= listed:
+            break
+    return first, told
+
+
+def _epochs(replica: Replica) -> list[int]:
+    try:
+        listed = replica.list(EPOCHS)
+    except FileNotFoundError:
+        return []
+    return sorted(epoch for item in listed if (epoch := parse_epoch(item.name)) is not None)
+
+
+def _told_by(replica: Replica, claim: bytes) -> list[str]:
+    """Return the checkpoints that a claim's end and newest beat name, as far as they are listed."""
+    listed = replica.list(claim)
+    beats = sorted(item.name for item in listed if parse_beat(item.name) is not None)
+    told = []
+    for name in (b"end.json", *beats[-1:]):
+        with suppress(FileNotFoundError):
+            told.append(told_checkpoint(replica.read(join(claim, name))))
+    return [name for name in told if name is not None]
 
 
 class Manifest:
@@ -81,8 +123,13 @@ class Manifest:
         epoch: int,
         writer: str,
         working_dirs: tuple[bytes, ...],
+        may_write: Callable[[], None] = lambda: None,
     ) -> None:
-        """Continue ``head`` in ``epoch``; None begins a chain."""
+        """Continue ``head`` in ``epoch``; None begins a chain.
+
+        ``may_write`` raises when the lock may be another's.
+        """
+        self._may_write = may_write
         self._replica = replica
         self._clock = clock
         self._folder_id = folder_id
@@ -93,11 +140,13 @@ class Manifest:
         self.position = Position(epoch, 1)
         self._base_size = head.base_size if head else 0
         self._since_base = head.since_base if head else 0
+        self._tried = False
 
     def write(self, changes: Iterable[Change], why: str) -> Written:
         """Write the next checkpoint and read it back.
 
-        After an error its result is unknown: ``unfinished`` must be asked before the next one.
+        It counts when nobody can have taken over before it stood. After an error its result is
+        unknown: ``unfinished`` must be asked before the next one.
         """
         wall = self._clock.wall_ns() / 1e9
         header = Header(
@@ -112,18 +161,21 @@ class Manifest:
         data = encode(header, changes)
         name = base_name(self.position) if why == "base" else checkpoint_name(self.position)
         path = join(MANIFEST, name.encode())
+        self._tried = True
         self._replica.write_new(path, data)
         if self._replica.read(path) != data:
             raise OnesyncError(
                 f"The checkpoint {name} reads back differently from OneData; nothing is lost, the"
                 " batch is done again."
             )
+        self._may_write()
         return self._advance(name, data, why, wall)
 
     def unfinished(self) -> tuple[Checkpoint, Written] | None:
         """Find out about a checkpoint whose write or read-back failed: it may stand all the same.
 
-        One that stands is taken as written and returned; a torn one is removed.
+        One that stands is taken as written and returned; a torn one is removed. Otherwise the
+        position is left out: what was sent may still arrive, and its name must not be another's.
         """
         for name in (checkpoint_name(self.position), base_name(self.position)):
             path = join(MANIFEST, name.encode())
@@ -135,11 +187,14 @@ class Manifest:
                 found = decode(data)
             except Damaged as error:
                 # Torn while we wrote it: nobody can have continued it.
+                self._tried = True
                 log.warning("torn checkpoint removed", extra={"file": name, "reason": str(error)})
                 self._replica.remove(path)
                 continue
             wall = self._clock.wall_ns() / 1e9
             return found, self._advance(name, data, found.header.why, wall)
+        if self._tried:
+            self._skip()
         return None
 
     def compaction_due(self) -> bool:
@@ -169,9 +224,13 @@ class Manifest:
         written = Written(name, file_digest(data), place, wall)
         self.head = (name, written.digest)
         self.committed = place
-        self.position = Position(place.epoch, place.sequence + 1)
+        self._skip()
         if why == "base":
             self._base_size, self._since_base = len(data), 0
         else:
             self._since_base += len(data)
         return written
+
+    def _skip(self) -> None:
+        self.position = Position(self.position.epoch, self.position.sequence + 1)
+        self._tried = False

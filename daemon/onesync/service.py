@@ -291,6 +291,11 @@ class _ClaimFile:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
+        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)  # or a power cut brings the old one back
+        finally:
+            os.close(directory)
 
 
 def unlock_folder(settings: Settings, epoch: int) -> list[str]:

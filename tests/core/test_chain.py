@@ -204,3 +204,112 @@ def test_attributes_that_are_never_restored_are_refused(xattrs: object) -> None:
     line = {"path": "a", "kind": "file", "size": 1, "mtime_ns": 1, "mode": 0, "digest": "x"}
     with pytest.raises(Damaged):
         _read_change({**line, "xattrs": xattrs})
+
+
+def test_a_late_file_of_a_fenced_owner_wins_nothing_and_is_told_of() -> None:
+    """Epoch 6 wrote on after epoch 7 had begun; its sequence is the higher one."""
+    manifest = Manifest()
+    manifest.write(6, 1, Set(b"a", entry(1)), why="base")
+    before = manifest.head
+    late = [manifest.write(6, n, Set(b"a", entry(600 + n))) for n in range(2, 9)]
+    manifest.head = before
+    manifest.write(7, 1, Set(b"a", entry(7)))
+    head = find_head(manifest.files, manifest.read)
+    assert head is not None
+    assert (head.position, head.tree) == (Position(7, 1), {b"a": entry(7)})
+    assert [sentence.partition(":")[0] for sentence in head.ignored] == late
+    assert all("beside the chain" in sentence for sentence in head.ignored)
+
+
+def test_a_fork_is_told_of_until_a_base_lies_behind_it() -> None:
+    manifest = Manifest()
+    manifest.write(6, 1, Set(b"a", entry(1)), why="base")
+    before = manifest.head
+    manifest.write(6, 2, Set(b"a", entry(666)))
+    manifest.head = before
+    manifest.write(7, 1, Set(b"a", entry(7)), why="base")
+    head = find_head(manifest.files, manifest.read)
+    assert head is not None
+    assert (head.tree, head.ignored) == ({b"a": entry(7)}, [])
+
+
+def test_an_epoch_whose_first_file_is_torn_does_not_count() -> None:
+    manifest = Manifest()
+    manifest.write(6, 1, Set(b"a", entry(1)), why="base")
+    torn = manifest.write(7, 1, Set(b"a", entry(7)))
+    manifest.write(7, 2, Set(b"a", entry(72)))
+    manifest.files[torn] = b""
+    head = find_head(manifest.files, manifest.read)
+    assert head is not None
+    assert (head.position, len(head.ignored)) == (Position(6, 1), 2)
+
+
+def test_a_base_that_came_late_beside_a_checkpoint_changes_nothing() -> None:
+    """Its write failed, the checkpoint took its position, and then it arrived after all."""
+    manifest = Manifest()
+    manifest.write(1, 1, Set(b"a", entry(1)), why="base")
+    before = manifest.head
+    manifest.write(1, 2, Set(b"a", entry(1)), why="base")
+    manifest.head = before
+    manifest.write(1, 2, Set(b"a", entry(2)))
+    manifest.write(1, 3, Set(b"b", entry(3)))
+    head = find_head(manifest.files, manifest.read)
+    assert head is not None
+    assert head.tree == {b"a": entry(2), b"b": entry(3)}
+    assert "E000001-000002.base.jsonl.gz" in head.ignored[0]
+
+
+def test_a_position_that_was_left_out_hides_nothing_behind_it() -> None:
+    manifest = Manifest()
+    stale = [manifest.write(1, 1, Set(b"a", entry(1)), why="base")]
+    manifest.write(1, 4, Set(b"a", entry(4)))
+    head = find_head(stale, manifest.read)
+    assert head is not None
+    assert (head.position, head.ignored) == (Position(1, 4), [])
+
+
+def test_what_a_beat_told_of_is_found_or_missed() -> None:
+    manifest = Manifest()
+    stale = [manifest.write(1, 1, Set(b"a", entry(1)), why="base")]
+    told = manifest.write(1, 40, Set(b"a", entry(2)))
+    head = find_head(stale, manifest.read, [told])
+    assert head is not None
+    assert (head.position, head.ignored) == (Position(1, 40), [])
+    del manifest.files[told]
+    head = find_head(stale, manifest.read, [told])
+    assert head is not None
+    assert head.ignored == [f"{told}: its owner told of it, and it is not there"]
+
+
+def test_a_file_of_another_folder_is_foreign() -> None:
+    manifest = Manifest()
+    manifest.write(1, 1, Set(b"a", entry(1)), why="base")
+    place = Position(9, 1)
+    other = Header("other", place, None, "w", "2026-01-01T00:00:00", "base")
+    manifest.files[base_name(place)] = encode(other, [Set(b"a", entry(9))])
+    head = find_head(manifest.files, manifest.read, (), "folder")
+    assert head is not None
+    assert head.tree == {b"a": entry(1)}
+    assert "another folder" in head.ignored[0]
+
+
+def test_a_folder_whose_id_was_lost_keeps_its_chain() -> None:
+    manifest = Manifest()
+    manifest.write(1, 1, Set(b"a", entry(1)), why="base")
+    head = find_head(manifest.files, manifest.read, (), "a new id")
+    assert head is not None
+    assert head.tree == {b"a": entry(1)}
+
+
+def test_a_file_that_cannot_be_read_now_is_not_passed_over() -> None:
+    manifest = Manifest()
+    manifest.write(1, 1, Set(b"a", entry(1)), why="base")
+    newest = manifest.write(1, 2, Set(b"a", entry(2)))
+
+    def read(name: str) -> bytes:
+        if name == newest:
+            raise OSError(5, "the mount is sick")
+        return manifest.read(name)
+
+    with pytest.raises(OSError, match="sick"):
+        find_head(manifest.files, read)

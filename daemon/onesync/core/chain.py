@@ -21,6 +21,11 @@ from onesync.core.model import Entry, Kind, Problem, RelPath, is_beneath, is_res
 FORMAT = 1
 _MOST_BYTES = 4 << 30
 _LONGEST_PATH = 65_536
+_LONGEST_GAP = 3
+"""A position whose write failed is left out; so many are looked for by name."""
+
+_LOOKED_INTO = 2
+"""Of so many of the highest epochs successors are looked for that a listing may hide."""
 
 
 class Damaged(Exception):
@@ -216,12 +221,23 @@ def apply(
             noted[change.problem.path] = change.problem
 
 
-def find_head(names: Iterable[str], read: Callable[[str], bytes]) -> Head | None:
-    """Find the newest valid checkpoint and fold up to it.
+def find_head(
+    names: Iterable[str],
+    read: Callable[[str], bytes],
+    told: Iterable[str] = (),
+    folder_id: str | None = None,
+) -> Head | None:
+    """Find the newest valid checkpoint of the highest epoch that has one, and fold up to it.
+
+    An owner that lost the folder can write late. Its files have a lower epoch, and nobody of a
+    higher one continues them: they lie beside the chain and are told of.
 
     Args:
-        names: a listing, which may be stale.
-        read: returns a file's bytes; raises OSError where it cannot.
+        names: a listing, which may be stale; names without a file do no harm.
+        read: returns a file's bytes. Raises FileNotFoundError where it is not there; what else it
+            raises is passed on, for an unreadable file may be the head.
+        told: names that beats and ends told of: where one is missing, that is told.
+        folder_id: of the folder; what was written for another one is foreign, unless all is.
 
     Returns:
         None where there is no checkpoint at all.
@@ -230,29 +246,39 @@ def find_head(names: Iterable[str], read: Callable[[str], bytes]) -> Head | None
         Damaged: there are checkpoints and none is whole down to a base.
         NewerFormat: a newer onesync wrote them.
     """
-    search = _Search(read)
-    known = {name for name in names if parse_name(name)}
-    for name in sorted(known, key=_newest_first):
+    search = _Search(read, folder_id)
+    told = {name for name in told if parse_name(name)}
+    known = {name for name in names if parse_name(name)} | told
+    newest = {_position_of(n).epoch: n for n in sorted(known, key=_newest_first, reverse=True)}
+    for name in sorted({newest[epoch] for epoch in sorted(newest)[-_LOOKED_INTO:]} | told):
         known |= search.successors(name)
-        break
     for name in sorted(known, key=_newest_first):
         head = search.head_at(name)
         if head is not None:
-            head.ignored = search.report(known, head)
+            head.ignored = search.report(known, told, head)
             return head
-    if known:
-        raise Damaged("; ".join(search.reasons.values()) or "no checkpoint can be read")
+    if search.all_foreign:
+        return find_head(known, read, told)
+    if search.reasons:
+        raise Damaged("; ".join(search.reasons.values()))
     return None
 
 
 class _Search:
     """Reads every file at most once."""
 
-    def __init__(self, read: Callable[[str], bytes]) -> None:
+    def __init__(self, read: Callable[[str], bytes], folder_id: str | None) -> None:
         self._read = read
+        self._folder_id = folder_id
         self._found: dict[str, Checkpoint | None] = {}
+        self._foreign: set[str] = set()
+        self._chain: list[str] = []
         self.reasons: dict[str, str] = {}
-        self._chain: set[str] = set()
+
+    @property
+    def all_foreign(self) -> bool:
+        """Whether every whole file is of another folder: then it is this one's id that was lost."""
+        return bool(self._foreign) and not any(self._found.values())
 
     def get(self, name: str) -> Checkpoint | None:
         if name not in self._found:
@@ -264,12 +290,16 @@ class _Search:
             checkpoint = decode(self._read(name))
         except FileNotFoundError:
             return None
-        except (OSError, Damaged) as error:
+        except Damaged as error:
             self.reasons[name] = f"{name}: {error}"
             return None
         parsed = parse_name(name)
         if parsed is None or checkpoint.header.position != parsed[0]:
             self.reasons[name] = f"{name}: it was written for another place"
+            return None
+        if self._folder_id not in (None, checkpoint.header.folder_id):
+            self._foreign.add(name)
+            self.reasons[name] = f"{name}: it was written for another folder"
             return None
         return checkpoint
 
@@ -277,28 +307,32 @@ class _Search:
         """Look successors up by name: a stale listing must not hide a newer head."""
         parsed = parse_name(name)
         found: set[str] = set()
-        while parsed is not None:
-            following = Position(parsed[0].epoch, parsed[0].sequence + 1)
-            names = {n for n in (checkpoint_name(following), base_name(following)) if self.get(n)}
-            found |= names
-            parsed = (following, False) if names else None
+        last = parsed[0] if parsed is not None else None
+        while last is not None:
+            following = [Position(last.epoch, last.sequence + i + 1) for i in range(_LONGEST_GAP)]
+            last = None
+            for place in following:
+                names = {n for n in (checkpoint_name(place), base_name(place)) if self._stands(n)}
+                if names:
+                    found |= names
+                    last = place
+                    break
         return found
+
+    def _stands(self, name: str) -> bool:
+        return self.get(name) is not None or name in self.reasons
 
     def head_at(self, name: str) -> Head | None:
         """Return the folded head at ``name`` when its links reach a base."""
         chain: list[Checkpoint] = []
-        self._chain = set()
+        self._chain = []
         current = self.get(name)
         place = name
         while current is not None:
             chain.append(current)
-            self._chain.add(place)
+            self._chain.append(place)
             if current.header.why == "base":
                 return self._fold(name, chain)
-            beside = self.get(base_name(current.header.position))
-            if beside is not None and beside is not current:
-                self._chain.add(base_name(current.header.position))
-                return self._fold(name, [*chain[:-1], beside])
             previous = current.header.previous
             if previous is None:
                 break
@@ -331,20 +365,35 @@ class _Search:
             since_base=sum(checkpoint.size for checkpoint in chain[:-1]),
         )
 
-    def report(self, names: set[str], head: Head) -> list[str]:
-        """Return a sentence for every file that is newer than the head or could not be used."""
-        late = [
-            f"{name}: it is newer than the head but not on its chain"
-            for name in sorted(names - self._chain - set(self.reasons))
-            if (parsed := parse_name(name)) is not None and parsed[0] > head.position
-        ]
-        return [*self.reasons.values(), *late]
+    def report(self, names: set[str], told: set[str], head: Head) -> list[str]:
+        """Return a sentence for every file that could not be used or is not on the head's chain."""
+        base = _position_of(self._chain[-1])
+        beside = sorted(n for n in names - set(self._chain) if _position_of(n) > base)
+        found = {
+            n: self.reasons.get(n) or self._place_of(n, head) for n in beside if self._stands(n)
+        }
+        missing = {
+            name: f"{name}: its owner told of it, and it is not there"
+            for name in sorted(told)
+            if _position_of(name) > head.position and not self._stands(name)
+        }
+        return list({**self.reasons, **found, **missing}.values())
+
+    def _place_of(self, name: str, head: Head) -> str:
+        if _position_of(name) > head.position:
+            return f"{name}: it is newer than the head but not on its chain"
+        return f"{name}: it lies beside the chain, written late by one who had lost the folder"
+
+
+def _position_of(name: str) -> Position:
+    parsed = parse_name(name)
+    assert parsed is not None
+    return parsed[0]
 
 
 def _newest_first(name: str) -> tuple[int, int, bool]:
-    parsed = parse_name(name)
-    assert parsed is not None
-    return (-parsed[0].epoch, -parsed[0].sequence, parsed[1])
+    place = _position_of(name)
+    return (-place.epoch, -place.sequence, name == base_name(place))
 
 
 def _cut(tree: dict[RelPath, Entry], top: RelPath) -> dict[RelPath, Entry]:

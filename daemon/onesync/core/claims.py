@@ -7,12 +7,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from onesync.core.model import STATUS_FOLDER
+
 FORMAT = 1
 LOCK_BYTES = 1024
+EPOCHS = STATUS_FOLDER + b"/epochs"
 
 
 class BadRecord(Exception):
-    """A record is torn, foreign or of a newer format; the text says how."""
+    """A record is torn or foreign; the text says how."""
+
+
+class NewerRecord(BadRecord):
+    """A record was written by a newer onesync."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,15 @@ class LockTimes:
         if self.suspend < self.beat + 2 * self.call:
             raise ValueError("suspend must leave time for a beat and two calls on the mount")
 
+    @property
+    def watch(self) -> float:
+        """How long a claim of our own is watched that another machine may keep alive.
+
+        With the settling that follows, the permission to write of a beat that was sent before the
+        watch is over by then, also where its clock runs a quarter slower than ours.
+        """
+        return max(self.suspend, 1.25 * self.suspend - self.settle)
+
 
 def epoch_name(epoch: int) -> bytes:
     """Return the name of an epoch's directory."""
@@ -74,6 +90,12 @@ def epoch_name(epoch: int) -> bytes:
 def beat_name(beat: int) -> bytes:
     """Return the name of a beat."""
     return b"beat-%06d" % beat
+
+
+def parse_beat(name: bytes) -> int | None:
+    """Return the number of the beat that a name stands for."""
+    number = name.removeprefix(b"beat-")
+    return int(number) if number.isdigit() and beat_name(int(number)) == name else None
 
 
 def parse_epoch(name: bytes) -> int | None:
@@ -99,6 +121,9 @@ class Record:
     checkpoint: str | None = None
 
 
+WITHDRAWN = "withdrawn"
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """How a claim ended: undeployed, unlocked, superseded or withdrawn."""
@@ -108,7 +133,16 @@ class End:
     checkpoint: str | None = None
 
 
-def encode_record(record: Record | End) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A beat; ``token`` differs in every beat, so that nobody else's is taken for ours."""
+
+    time: str
+    checkpoint: str | None
+    token: str
+
+
+def encode_record(record: Record | End | Beat) -> bytes:
     """Return a record's file content."""
     return json.dumps({"format": FORMAT, **asdict(record)}).encode() + b"\n"
 
@@ -126,6 +160,23 @@ def decode_record(content: bytes) -> Record:
     return record
 
 
+def how_it_ended(content: bytes) -> str:
+    """Return how a claim ended, by its ``end.json``; a torn one has ended in some other way."""
+    try:
+        return str(_load(content).get("how"))
+    except BadRecord:
+        return "unknown"
+
+
+def told_checkpoint(content: bytes) -> str | None:
+    """Return the checkpoint that a beat or an ``end.json`` names; None where it names none."""
+    try:
+        name = _load(content).get("checkpoint")
+    except BadRecord:
+        return None
+    return name if isinstance(name, str) else None
+
+
 def _load(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
@@ -134,7 +185,7 @@ def _load(content: bytes) -> dict[str, Any]:
     if not isinstance(found, dict) or type(found.get("format")) is not int:
         raise BadRecord("the record is not onesync's")
     if found["format"] > FORMAT:
-        raise BadRecord(f"the record has format {found['format']}, newer than this onesync knows")
+        raise NewerRecord(f"the record has format {found['format']}, newer than this onesync knows")
     return found
 
 
@@ -165,13 +216,32 @@ def parse_lock(content: bytes) -> dict[str, str]:
     return found
 
 
+def is_old_scripts(lock: Mapping[str, str]) -> bool:
+    """Whether a ``lock`` file is West-Life's: readable, and of no deployment of onesync's."""
+    return bool(lock) and "DEPLOYMENT" not in lock
+
+
+def epoch_of(lock: Mapping[str, str]) -> int | None:
+    """Return the epoch that a ``lock`` file of onesync's names."""
+    text = lock.get("EPOCH", "")
+    return int(text) if text.isdecimal() and "DEPLOYMENT" in lock else None
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One epoch as it was seen; ``record`` is None where it is missing or torn."""
+    """One epoch as it was seen.
+
+    Attributes:
+        epoch: its number.
+        record: None where it is missing or torn.
+        ended: how it ended; None while it is open.
+        torn: whether there is a record that cannot be read.
+    """
 
     epoch: int
     record: Record | None
-    ended: bool
+    ended: str | None
+    torn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +290,15 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Somebody else holds it; the story is for a person."""
+    """Somebody else holds it.
+
+    Attributes:
+        story: for a person.
+        epoch: the claim that holds it; None where it is an old script's lock.
+    """
 
     story: str
+    epoch: int | None = None
 
 
 def judge(
@@ -234,26 +310,41 @@ def judge(
     """Decide who holds the folder.
 
     Args:
-        claims: every epoch seen.
+        claims: every epoch seen, or the highest down to one that ended other than by withdrawal:
+            whoever has a lower one is fenced.
         lock: the fields of the ``lock`` file; None where there is none.
         other_lock: the content of scipion-docker's lock; None where there is none.
         remembered: our own last deployment.
     """
     highest = max((claim.epoch for claim in claims), default=0)
-    open_claims = sorted((c for c in claims if not c.ended), key=lambda c: c.epoch)
-    if open_claims and lock is None and open_claims[-1].record is not None:
-        # As of old: a person deleted the lock file by hand, which frees the folder.
-        return Free(highest + 1)
-    if open_claims:
-        last = open_claims[-1]
-        if _is_ours(last, remembered):
-            return Ours(last, highest + 1)
-        return Held(_story(last, lock))
-    if lock is not None:
+    if lock is not None and is_old_scripts(lock):
         return Held(f"an old script's lock stands there ({_words(lock)})")
+    held = _who_holds(claims, lock, remembered)
+    if held is not None:
+        return held
     if other_lock is not None:
         return Held(f"scipion-docker's lock stands there ({other_lock.strip()[:100]})")
     return Free(highest + 1)
+
+
+def _who_holds(
+    claims: list[Claim], lock: Mapping[str, str] | None, remembered: Remembered | None
+) -> Ours | Held | None:
+    highest = max((claim.epoch for claim in claims), default=0)
+    last = max((c for c in claims if c.ended is None), key=lambda c: c.epoch, default=None)
+    if last is None:
+        # A claim's end comes before its lock file goes, so one of an ended claim is only left over.
+        left_over = lock is None or (epoch_of(lock) or highest + 1) <= highest
+        return (
+            None if left_over else Held(f"a lock of no claim stands there ({_words(lock or {})})")
+        )
+    if lock is None and (last.record is not None or last.torn):
+        # As of old: a person deleted the lock file by hand, which frees the folder. The lock file
+        # stands before the record does.
+        return None
+    if _is_ours(last, remembered):
+        return Ours(last, highest + 1)
+    return Held(_story(last, lock), last.epoch)
 
 
 def _is_ours(claim: Claim, remembered: Remembered | None) -> bool:

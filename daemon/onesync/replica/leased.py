@@ -1,0 +1,36 @@
+"""The door for as long as the lock lets us write: asked before every single call that changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from onesync.replica.door import Replica
+
+_READING = ("identify", "look", "list", "fetch", "compare", "digest", "read")
+
+
+class _Leased:
+    def __init__(self, replica: Replica, may_write: Callable[[], None]) -> None:
+        self._replica = replica
+        self._may_write = may_write
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        call = cast("Callable[..., Any]", getattr(self._replica, name))
+        if name in _READING:
+            return call
+
+        def asked(*arguments: Any, **named: Any) -> Any:
+            self._may_write()
+            return call(*arguments, **named)
+
+        return asked
+
+
+def leased(replica: Replica, may_write: Callable[[], None]) -> Replica:
+    """Return ``replica`` with ``may_write`` asked before each call that may change it.
+
+    An owner that slept can wake up between any two calls, and somebody may have taken over: what it
+    was about to do then raises what ``may_write`` raises, and touches nothing.
+    """
+    return cast(Replica, _Leased(replica, may_write))
