@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from onesync.core.claims import LOCK_BYTES, LockTimes, Remembered, parse_lock
+from onesync.core.clock import Happening
 from onesync.errors import DeployedElsewhere, Halted, LockLost
 from onesync.lock import EPOCHS, LOCK, Claimant, Lock
 from onesync.replica.folder import FolderReplica
@@ -28,6 +29,10 @@ class FakeClock:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+
+    def wait(self, event: Happening, seconds: float) -> bool:
+        self.now += seconds
+        return event.is_set()
 
 
 @pytest.fixture
