@@ -27,7 +27,7 @@ from onesync.core.chain import (
     parse_name,
 )
 from onesync.core.clock import Clock
-from onesync.core.model import STATUS_FOLDER, join
+from onesync.core.model import STATUS_FOLDER, join, show
 from onesync.errors import Halted, OnesyncError
 from onesync.replica.door import Replica
 
@@ -67,6 +67,17 @@ def read_head(replica: Replica) -> Head | None:
             f"The manifest was written by a newer onesync ({error}); nothing was changed. Install"
             " the newer onesync."
         ) from error
+
+
+def remove_torn_beginnings(replica: Replica) -> None:
+    """Remove the checkpoints of a folder that has no head: bases that were torn as they were made.
+
+    Only the owner may, who writes the first one anew.
+    """
+    for item in replica.list(MANIFEST):
+        if parse_name(item.name.decode("utf-8", "replace")) is not None:
+            log.warning("torn checkpoint removed", extra={"file": show(item.name)})
+            replica.remove(join(MANIFEST, item.name))
 
 
 class Manifest:

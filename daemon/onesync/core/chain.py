@@ -221,12 +221,14 @@ def find_head(names: Iterable[str], read: Callable[[str], bytes]) -> Head | None
 
     Args:
         names: a listing, which may be stale.
-        read: returns a file's bytes; raises OSError where it cannot.
+        read: returns a file's bytes; raises FileNotFoundError where there is none.
 
     Returns:
-        None where there is no checkpoint at all.
+        None where there is no checkpoint at all, or none but torn beginnings: nothing continued
+        them, and the tree that they told of is that of the folder's own files.
 
     Raises:
+        OSError: ``read`` failed; that says nothing about the file, so no older head is taken.
         Damaged: there are checkpoints and none is whole down to a base.
         NewerFormat: a newer onesync wrote them.
     """
@@ -240,7 +242,7 @@ def find_head(names: Iterable[str], read: Callable[[str], bytes]) -> Head | None
         if head is not None:
             head.ignored = search.report(known, head)
             return head
-    if known:
+    if not all(map(_is_beginning, known)):
         raise Damaged("; ".join(search.reasons.values()) or "no checkpoint can be read")
     return None
 
@@ -264,7 +266,7 @@ class _Search:
             checkpoint = decode(self._read(name))
         except FileNotFoundError:
             return None
-        except (OSError, Damaged) as error:
+        except Damaged as error:
             self.reasons[name] = f"{name}: {error}"
             return None
         parsed = parse_name(name)
@@ -339,6 +341,12 @@ class _Search:
             if (parsed := parse_name(name)) is not None and parsed[0] > head.position
         ]
         return [*self.reasons.values(), *late]
+
+
+def _is_beginning(name: str) -> bool:
+    """Whether ``name`` is that of a base that continues nothing: an epoch's first checkpoint."""
+    parsed = parse_name(name)
+    return parsed is not None and parsed[0].sequence == 1 and parsed[1]
 
 
 def _newest_first(name: str) -> tuple[int, int, bool]:
