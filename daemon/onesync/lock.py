@@ -42,6 +42,8 @@ LOCK = STATUS_FOLDER + b"/lock"
 EPOCHS = STATUS_FOLDER + b"/epochs"
 DOCKER_LOCK = b"scipion-docker/project.lock"
 _KEPT_BEATS = 3
+_PROBE = b"probe-"
+_PROBES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +221,21 @@ class Lock:
         for path in (STATUS_FOLDER, EPOCHS):
             with suppress(FileExistsError):
                 self._replica.make_directory(path)
-        probe = join(STATUS_FOLDER, b"probe-" + uuid.uuid4().hex.encode())
-        self._replica.write_new(probe, probe)
-        alive = self._replica.read(probe) == probe
-        self._replica.remove(probe)
-        if not alive:
+        if not any(self._is_given_back() for _ in range(_PROBES)):
             raise MountNotThere(
                 "The mount does not give back what was written; nothing was changed."
             )
+
+    def _is_given_back(self) -> bool:
+        """Write, read and remove a probe; who takes the lock meanwhile may have removed it."""
+        probe = join(EPOCHS, _PROBE + uuid.uuid4().hex.encode())
+        self._replica.write_new(probe, probe)
+        try:
+            return self._replica.read(probe) == probe
+        except FileNotFoundError:
+            return False
+        finally:
+            self._replica.remove(probe)
 
     def _try(self) -> int | Held:
         verdict = judge(self._claims(), self._lock_fields(), self._docker_lock(), self._remembered)
@@ -278,6 +287,9 @@ class Lock:
                 f"A second OneData provider serves this folder ({twins[0]!r}); nothing was changed."
                 " Mount it through one provider only."
             )
+        for name in names:
+            if name.startswith(_PROBE):  # of a start that died there
+                self._replica.remove(join(EPOCHS, name))
         if max(filter(None, map(parse_epoch, names)), default=epoch) > epoch:
             return Held(f"a claim newer than ours ({epoch}) stands there")
         self._take(verdict, epoch, deployment)

@@ -1,7 +1,7 @@
 """The system calls on the mount, numbered, and what goes wrong at one of them.
 
-Stands in the place of the module ``os`` where ``replica.folder`` and ``replica.inplace`` use it, and
-of the functions of ``beneath``. Calls on local descriptors go through untouched.
+Stands in the place of the module ``os`` in ``replica.folder`` and ``replica.inplace``, and of the
+functions of ``beneath``. Calls on local descriptors go through untouched.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Hung(BaseException):
 class Fault:
     """What goes wrong at the call ``number`` (from 1 on).
 
-    ``what`` is an errno's name, ``crash`` or ``hang``. A ``lasting`` fault holds until it is lifted;
-    an ``applied`` one is of unknown result: the call did what it should and fails all the same, a
-    write half of it. ``loses`` tells what becomes of all that was written and not flushed: it reads
+    ``what`` is an errno's name, ``crash`` or ``hang``. A ``lasting`` one holds until it is lifted;
+    an ``applied`` one is of unknown result: the call did what it should and fails all the same,
+    a write half of it. ``loses`` tells what becomes of all that was not flushed: it reads
     as ``zeros``, or the ``old`` bytes are there again.
     """
 
@@ -144,15 +144,15 @@ class Calls:
         self._files[fd] = _File(path, bool(flags & (os.O_PATH | os.O_DIRECTORY)))
         return fd
 
-    def open(
-        self, path: bytes, flags: int, mode: int = 0o777, *, dir_fd: int | None = None
-    ) -> int:
+    def open(self, path: bytes, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         def act() -> int:
             return self._opened(os.open(path, flags, mode, dir_fd=dir_fd), flags)
 
         if not self._is_ours(path, dir_fd):
             return os.open(path, flags, mode, dir_fd=dir_fd)
-        return int(self.make("open", act, lambda: os.close(os.open(path, flags, mode, dir_fd=dir_fd))))
+        return int(
+            self.make("open", act, lambda: os.close(os.open(path, flags, mode, dir_fd=dir_fd)))
+        )
 
     def open_beneath(self, root: int, path: bytes, flags: int, mode: int = 0) -> int:
         def act() -> int:
@@ -182,9 +182,7 @@ class Calls:
         offset = os.lseek(fd, 0, os.SEEK_CUR)
         return self._write(fd, bytes(content), offset, lambda part: os.write(fd, part))
 
-    def _write(
-        self, fd: int, content: bytes, offset: int, act: Callable[[bytes], int]
-    ) -> int:
+    def _write(self, fd: int, content: bytes, offset: int, act: Callable[[bytes], int]) -> int:
         def write(part: bytes) -> int:
             path = self._files[fd].path
             with open(path, "rb") as file:

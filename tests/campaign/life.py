@@ -370,5 +370,3 @@ def _edges() -> Iterator[None]:
 def copied(source: Path, target: Path) -> Path:
     """Return ``target``, a copy of the directory ``source``."""
     return Path(shutil.copytree(source, target, symlinks=True))
-
-

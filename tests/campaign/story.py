@@ -98,6 +98,22 @@ def goes_on(work: Path) -> None:
 ACTS = (creates, changes, patches, removes, changes_kinds, goes_on)
 """Each is one step. Which paths it removes or renames, the following batches carry out."""
 
+
+def returns(work: Path) -> None:
+    (work / "older" / "frame.mrc").write_bytes(b"frame of the second deployment")
+    (work / RUN / "movie 2.mrcs").write_bytes(_bytes(2 * LARGE, 5))
+    _execute(work, "insert into item (path) values ('third')")
+
+
+def removes_more(work: Path) -> None:
+    (work / "other name").unlink()
+    (work / "notes.txt").rename(work / RUN / "notes")
+
+
+RETURN = (returns, removes_more)
+"""What the next deployment does."""
+
+
 def _bytes(size: int, seed: int) -> bytes:
     return bytes((seed * 31 + n * n) % 251 for n in range(size))
 

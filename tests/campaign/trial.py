@@ -11,7 +11,7 @@ from onesync.errors import Exit
 from onesync.lock import Lock
 from tests.campaign.calls import Calls, Fault
 from tests.campaign.life import BEGIN, Direct, Life, Place, Step, copied
-from tests.campaign.story import ACTS, Picture, Story, leftovers, prepare
+from tests.campaign.story import ACTS, RETURN, Picture, Story, leftovers, prepare
 from tests.campaign.virtual import VirtualClock
 from tests.node import picture
 
@@ -20,9 +20,13 @@ _FLUSH_AFTER = 3
 
 @dataclass
 class Trial:
-    """Everything happens in ``home``; ``wrong`` are the promises that were broken."""
+    """Everything happens in ``home``; ``wrong`` are the promises that were broken.
+
+    Where it ``returns``, another node had the whole story first, and this one goes on.
+    """
 
     home: Path
+    returns: bool = False
     story: Story = field(default_factory=Story)
     wrong: list[str] = field(default_factory=list)
     lives: list[Life] = field(default_factory=list)
@@ -32,7 +36,15 @@ class Trial:
         prepare(self.store)
         self.first = contents(picture(self.store))
         self.node = Place(self.home / "one", self.store)
-        steps: list[Step] = [self.story.step(lambda _: None), *map(self.story.step, ACTS)]
+        acts = ACTS
+        if self.returns:
+            before = Story()
+            Life(self.node, [before.step(act) for act in ACTS]).live()
+            self.first = before.states[-1]
+            self.story.states.append(self.first)
+            self.node = Place(self.home / "two", self.store)
+            acts = RETURN
+        steps: list[Step] = [self.story.step(lambda _: None), *map(self.story.step, acts)]
         steps.insert(_FLUSH_AFTER, self.story.flushes)
         self.steps = steps
 
@@ -56,7 +68,9 @@ class Trial:
                 return
         work = picture(self.node.work)
         if work != self.story.states[-1]:
-            self.wrong.append(f"the working copy was touched: {differ(self.story.states[-1], work)}")
+            self.wrong.append(
+                f"the working copy was touched: {differ(self.story.states[-1], work)}"
+            )
         if found := leftovers(self.store):
             self.wrong.append(f"left behind: {found}")
         restored = self._restore(self.store, "other")
@@ -128,6 +142,6 @@ def unlock(place: Place) -> None:
         Direct(root, Calls(root)), clock, place.settings().lock_times(), place.claimant(), None
     )
     epochs = place.store / ".deployment_status_do_not_delete" / "epochs"
-    for claim in sorted(epochs.glob("*")):
+    for claim in sorted(epochs.glob("[0-9]*")):
         if not (claim / "end.json").exists():
             lock.unlock(int(claim.name))
