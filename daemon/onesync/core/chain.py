@@ -27,6 +27,10 @@ class Damaged(Exception):
     """A checkpoint file is torn, foreign or forged; the text says how."""
 
 
+class Torn(Damaged):
+    """A checkpoint file ends early or holds nothing but zeros: its writer died, or still writes."""
+
+
 class NewerFormat(Exception):
     """A checkpoint file was written by a newer onesync."""
 
@@ -242,7 +246,7 @@ def find_head(names: Iterable[str], read: Callable[[str], bytes]) -> Head | None
         if head is not None:
             head.ignored = search.report(known, head)
             return head
-    if not all(map(_is_beginning, known)):
+    if not all(name in search.torn and _is_beginning(name) for name in known):
         raise Damaged("; ".join(search.reasons.values()) or "no checkpoint can be read")
     return None
 
@@ -254,6 +258,7 @@ class _Search:
         self._read = read
         self._found: dict[str, Checkpoint | None] = {}
         self.reasons: dict[str, str] = {}
+        self.torn: set[str] = set()
         self._chain: set[str] = set()
 
     def get(self, name: str) -> Checkpoint | None:
@@ -268,6 +273,8 @@ class _Search:
             return None
         except Damaged as error:
             self.reasons[name] = f"{name}: {error}"
+            if isinstance(error, Torn):
+                self.torn.add(name)
             return None
         parsed = parse_name(name)
         if parsed is None or checkpoint.header.position != parsed[0]:
@@ -418,9 +425,13 @@ def _inflate(data: bytes, most_bytes: int) -> bytes:
     try:
         body = engine.decompress(data, most_bytes)
     except zlib.error as error:
+        if not any(data):
+            raise Torn("it holds nothing but zeros") from error
         raise Damaged(f"it cannot be unpacked ({error})") from error
+    if not engine.eof and not engine.unconsumed_tail:
+        raise Torn("it is cut short")
     if not engine.eof:
-        raise Damaged("it is cut short or too large")
+        raise Damaged("it is too large")
     if engine.unused_data:
         raise Damaged("something follows its end")
     return body
