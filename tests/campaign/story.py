@@ -19,6 +19,7 @@ from tests.node import picture
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+Act = Callable[[Path], object]
 Picture = dict[bytes, tuple[object, ...]]
 RUN = "Runs/000001_Import/extra"
 
@@ -137,7 +138,7 @@ class Story:
     safe: int = 0
     asked: tuple[int, Future[Flushed]] | None = None
 
-    def step(self, act: Callable[[Path], object]) -> Step:
+    def step(self, act: Act) -> Step:
         """Return the step that does ``act`` and remembers what it made."""
 
         def do(life: Life) -> None:

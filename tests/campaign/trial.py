@@ -10,8 +10,9 @@ from pathlib import Path
 from onesync.errors import Exit
 from onesync.lock import Lock
 from tests.campaign.calls import Calls, Fault
+from tests.campaign.counts import count
 from tests.campaign.life import BEGIN, Direct, Life, Place, Step, copied
-from tests.campaign.story import ACTS, RETURN, Picture, Story, leftovers, prepare
+from tests.campaign.story import ACTS, RETURN, Act, Picture, Story, leftovers, prepare
 from tests.campaign.virtual import VirtualClock
 from tests.node import picture
 
@@ -36,7 +37,7 @@ class Trial:
         prepare(self.store)
         self.first = contents(picture(self.store))
         self.node = Place(self.home / "one", self.store)
-        acts = ACTS
+        acts: tuple[Act, ...] = ACTS
         if self.returns:
             before = Story()
             Life(self.node, [before.step(act) for act in ACTS]).live()
@@ -48,21 +49,24 @@ class Trial:
         steps.insert(_FLUSH_AFTER, self.story.flushes)
         self.steps = steps
 
-    def live(self, fault: Fault | None = None, dies_at: int = 0) -> Life:
-        """Live on, from where the last life came to."""
+    def live(self, fault: Fault | None = None, dies_at: int = 0) -> bool:
+        """Live on, from where the last life came to; returns whether anything happened to it."""
         done = sum(life.done for life in self.lives)
         life = Life(self.node, self.steps[done:], fault, dies_at).live()
         self.lives.append(life)
-        if life.calls.struck or life.boundaries >= dies_at > 0:
-            self._judge_end(life, fault)
+        happened = bool(life.calls.struck) or life.boundaries >= dies_at > 0
+        count("faults injected", int(happened and not life.died))
+        count("crash points", int(life.died))
+        self._judge_end(life, fault if happened else None)
         if life.end is not Exit.CLEAN:
             self._look_elsewhere()
-        return life
+        return happened
 
     def converge(self) -> None:
         """Live on undisturbed, undeploy, and compare with what another node gets."""
         if self.lives[-1].end is not Exit.CLEAN:
-            last = self.live()
+            self.live()
+            last = self.lives[-1]
             if last.end is not Exit.CLEAN:
                 self.wrong.append(f"the next life ended with {last.end!r}: {last.error}")
                 return
@@ -77,13 +81,17 @@ class Trial:
         if restored is not None and restored != work:
             self.wrong.append(f"what was undeployed is not what is there: {differ(work, restored)}")
 
+    def clear(self) -> None:
+        """Remove everything: a campaign makes many."""
+        shutil.rmtree(self.home)
+
     def _judge_end(self, life: Life, fault: Fault | None) -> None:
-        allowed: set[Exit | None] = {Exit.CLEAN, Exit.MOUNT_NOT_THERE}
-        if fault is None or fault.what == "crash":
-            allowed.add(None)
-        elif fault.lasting:
+        allowed = {Exit.CLEAN}
+        if fault is not None:
+            allowed.add(Exit.MOUNT_NOT_THERE)
+        if fault is not None and fault.lasting:
             allowed.add(Exit.FLUSH_NOT_FINISHED)
-        if life.end not in allowed:
+        if not life.died and life.end not in allowed:
             self.wrong.append(f"ended with {life.end!r}: {life.error}")
 
     def _look_elsewhere(self) -> None:
@@ -105,6 +113,7 @@ class Trial:
     def _restore(self, store: Path, name: str) -> Picture | None:
         place = Place(self.home / name, store)
         life = Life(place).live()
+        count("states restored", 1)
         if life.end is not Exit.CLEAN:
             self.wrong.append(f"{name} cannot deploy: {life.end!r}: {life.error}")
             return None
