@@ -450,7 +450,8 @@ class Engine:
         self._meet(batches, error)
         self._set_phase("suspended" if isinstance(error, Suspended) else "backing_off")
         if failures == 0 or failures % 10 == 0:
-            log.warning("not pushed, tried again", extra={"reason": str(error), "tries": failures})
+            reason = judge(error).text
+            log.warning("not pushed, tried again", extra={"reason": reason, "tries": failures})
         self._answer_flushes(error)
         return failures + 1
 

@@ -115,7 +115,7 @@ class _Child:
                 return call.future.result(max(0.01, call.advanced + patience - time.monotonic()))
             except TimeoutError:
                 if call.future.done():
-                    continue
+                    return call.future.result()  # its own error, perhaps: ETIMEDOUT is one too
                 if time.monotonic() - call.advanced >= patience:
                     self.abandon(
                         MountHung(
