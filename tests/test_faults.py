@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from onesync.core.model import STATUS_FOLDER
+from onesync.replica.folder import FolderReplica
 from tests.node import SOON, Node, picture
 from tests.standin.mounted import Mounted
 from tests.test_program import names_of_ours
@@ -325,13 +326,9 @@ def test_a_stop_on_a_hung_mount_ends_in_bounded_time(one: Node, mounted: Mounted
     assert (mounted.backing / "project" / "file").read_bytes() == CONTENT
 
 
-def test_the_folder_is_identified_with_one_look_up(one: Node, mounted: Mounted) -> None:
-    one.deploy()
-    (one.work / "first").write_bytes(b"x")
-    flushed(one)
+def test_the_folder_is_identified_with_one_look_up(mounted: Mounted) -> None:
+    replica = FolderReplica(os.fsencode(mounted.path / "project"))
+    first = replica.identify()
     mounted.reset()
-    (one.work / "second").write_bytes(b"x")
-    flushed(one)
-    counts = mounted.counts()
-    print(counts)
-    assert one.end() == 0, one.log()
+    assert replica.identify() == first
+    assert mounted.calls() == 1, mounted.counts()
