@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from blake3 import blake3
@@ -24,7 +25,7 @@ class MemoryReplica:
         self._guard = threading.RLock()
 
     def identify(self) -> Identity:
-        return Identity(0, is_fuse=False, is_mount_root=False)
+        return Identity(0, 0, is_fuse=False, is_mount_root=False)
 
     def look(self, path: RelPath) -> Listed | None:
         with self._guard:
@@ -138,6 +139,9 @@ class MemoryReplica:
     def digest(self, path: RelPath) -> tuple[str, int]:
         content = self.read(path)
         return blake3(content).hexdigest(), len(content)
+
+    def arrived(self, paths: Sequence[RelPath]) -> tuple[bool, ...] | None:
+        return None
 
     def rename(self, source: RelPath, target: RelPath, *, is_file: bool = False) -> None:
         with self._guard:

@@ -579,3 +579,16 @@ def test_a_directory_that_somebody_made_again_is_opened_anew(tmp_path: Path) -> 
         (store / "d").mkdir()
         (store / "d/there").touch()
         act()
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.ECONNABORTED, errno.EPROTO])
+def test_an_error_of_the_mount_is_raised_whatever_class_python_has_for_it(
+    mounted: Mounted, number: int
+) -> None:
+    children = ChildrenReplica(os.fsencode(mounted.path / "project"), 1, 1, patience=20)
+    mounted.fail("mkdir", number)
+    with pytest.raises(OSError, match=r"\w") as caught:
+        children.make_directory(b"new")
+    children.close()
+    assert caught.value.errno == number

@@ -28,12 +28,15 @@ from onesync.core.model import (
 from onesync.core.ordering import PublishOrder
 from onesync.core.plan import Difference, Move, Plan, make_plan
 from onesync.cut import Cut, Cuts
+from onesync.errors import MountNotThere, NotArrived
 from onesync.index import Index
+from onesync.local import on_this_machine
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
 from onesync.pins import Pins
 from onesync.push import Outcome, Push
 from onesync.replica.door import Replica
+from onesync.unverified import Unverified
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,9 @@ class Events(Protocol):
     def committed(self, name: str, wall_seconds: float) -> None:
         """A checkpoint stands, since ``wall_seconds`` (seconds since 1970)."""
 
+    def differed(self, files: int) -> None:
+        """So many files in OneData were not what had been pushed; they are sent anew."""
+
 
 @dataclass(slots=True)
 class _Awaited:
@@ -78,7 +84,11 @@ class Batches:
 
     Attributes:
         may_write: raises LockLost or MountNotThere when nothing may be written.
-        check_mount: raises MountNotThere when the replica is not the one that was deployed.
+        check_mount: raises MountNotThere when the replica is not the one that was deployed;
+            returns whether it was mounted anew since the last time.
+        unverified: what was pushed and is not yet known to have arrived.
+        is_read: whether a file is read back some seconds after it was pushed, told whether it is a
+            database.
         problems: what went wrong with single paths, until they are pushed.
         left: what the last batch took and could not commit.
     """
@@ -93,23 +103,28 @@ class Batches:
     pool: ThreadPoolExecutor
     events: Events
     may_write: Callable[[], None]
-    check_mount: Callable[[], None]
+    check_mount: Callable[[], bool]
     problems: dict[RelPath, Problem]
+    unverified: Unverified
+    is_read: Callable[[bool], bool]
     left: set[RelPath] = field(default_factory=set)
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
     _unsteady: dict[RelPath, float] = field(default_factory=dict)
     _deferring_since: float | None = None
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
+    _sent: dict[RelPath, bool] = field(default_factory=dict)
 
     def batch(self, *, everything: bool = False) -> bool:
         """Do one batch; returns whether anything was committed.
 
         Raises OSError or OnesyncError where the mount fails as a whole: what was taken is dirty
-        again and the next call settles the replica first.
+        again and the next call settles the replica first. What is suspected is verified first.
         """
         self.left = set()
         try:
+            if self.unverified.next_due() == 0:
+                self._verify()
             committed = self._batch(everything)
         except BaseException:
             self.marks.give_back()
@@ -132,13 +147,56 @@ class Batches:
         """Whether the last batch left data to the next one."""
         return self._deferring_since is not None
 
+    def finish(self, pause: Callable[[float], None]) -> None:
+        """Verify all that was pushed. Raises NotArrived where some of it is to be sent anew."""
+        self._prepare()
+        differing = self.unverified.finish(pause)
+        self._send_anew(differing)
+        if differing:
+            raise NotArrived(
+                f"{len(differing)} files did not arrive in OneData as they were pushed; they are"
+                " sent anew."
+            )
+
+    def _verify(self) -> None:
+        """Verify some of what was pushed lately; all of it where it is suspected."""
+        self.may_write()
+        self._prepare()
+        self._send_anew(self.unverified.look())
+
+    def _prepare(self) -> None:
+        """See to it that the replica is the right one, is settled, and holds what it should."""
+        if self.check_mount():
+            self.unverified.suspect()
+        if self._half_done:
+            self.settle()
+        while self.unverified.suspected:
+            self._send_anew(self.unverified.look())
+
+    def _identify(self) -> None:
+        """Look, between cut and push, whether the replica is still the one that the plan is for."""
+        if self.check_mount():
+            self.unverified.suspect()
+        if self.unverified.suspected:
+            # What is changed in place must not be built on what may have been lost.
+            raise MountNotThere(
+                "OneData was mounted anew; what was pushed lately is read back before anything more"
+                " is pushed."
+            )
+
+    def _send_anew(self, differing: set[RelPath]) -> None:
+        if differing:
+            self.marks.again(differing)
+            self.events.differed(len(differing))
+
     def settle(self) -> None:
         """Bring the replica back to the last checkpoint after a batch that died half way."""
         unfinished = self.manifest.unfinished()
         if unfinished is not None:
             checkpoint, written = unfinished
             is_base = checkpoint.header.why == "base"
-            self._record(written, () if is_base else checkpoint.changes, self._stamps)
+            changes = () if is_base else checkpoint.changes
+            self._record(written, changes, self._stamps, pushed=self._sent)
         told = recovery.settle(self.replica, self.manifest.committed, self.pool, self._published)
         for sentence in told:
             log.warning("half-done batch settled", extra={"what": sentence})
@@ -166,12 +224,10 @@ class Batches:
     def commit(self, changes: Sequence[Change], stamps: dict[RelPath, Stamp], why: str) -> None:
         """Write one checkpoint that needs no push, and record it."""
         self.may_write()
-        self.check_mount()
-        if self._half_done:
-            self.settle()
+        self._prepare()
         recorded = [] if why == "base" else list(changes)
         self._half_done = True
-        self._stamps = stamps
+        self._stamps, self._sent = stamps, {}
         self._record(self.manifest.write(changes, why), recorded, stamps)
         self._half_done = False
 
@@ -180,22 +236,22 @@ class Batches:
         if not (due.paths or due.trees or self.awaits()):
             return False
         self.may_write()
-        if self._half_done:
-            self.check_mount()
-            self.settle()
+        if self._half_done or self.unverified.suspected:
+            self._prepare()
         began = time.monotonic()
         with Pins(self.root) as pins:
-            if everything or self.awaits() or self.cuts.is_needed(due):
-                cut = self.cuts.take(due, self._awaited.paths(), pins, as_is=everything)
-            else:
-                cut = self.cuts.plain(due)
+            with on_this_machine():
+                if everything or self.awaits() or self.cuts.is_needed(due):
+                    cut = self.cuts.take(due, self._awaited.paths(), pins, as_is=everything)
+                else:
+                    cut = self.cuts.plain(due)
             self.left |= cut.deferred
             plan = self._plan(cut)
             if plan.empty:
                 self._await(plan)
                 return False
             cut.seconds = time.monotonic() - began
-            self.check_mount()
+            self._identify()
             return self._push(plan, cut, pins, everything)
 
     def _push(self, plan: Plan, cut: Cut, pins: Pins, everything: bool) -> bool:
@@ -222,8 +278,9 @@ class Batches:
         if outcome.changes:
             noted = [Noted(problem) for problem in outcome.problems]
             self._stamps = outcome.stamps
+            self._sent = {path: self.is_read(is_db) for path, is_db in outcome.sent.items()}
             written = self.manifest.write([*outcome.changes, *noted], "incremental")
-            self._record(written, outcome.changes, outcome.stamps, outcome.blocks)
+            self._record(written, outcome.changes, outcome.stamps, outcome.blocks, self._sent)
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self._take_problems(plan, outcome)
         self.events.pushed(outcome.files, outcome.size)
@@ -278,16 +335,19 @@ class Batches:
         changes: Iterable[Change],
         stamps: dict[RelPath, Stamp],
         blocks: Mapping[str, Blocks] = MappingProxyType({}),
+        pushed: Mapping[RelPath, bool] = MappingProxyType({}),
     ) -> None:
         self.index.commit(
             changes,
             stamps,
             blocks,
+            pushed,
             head_name=written.name,
             head_digest=written.digest,
             epoch=str(written.position.epoch),
             sequence=str(written.position.sequence),
         )
+        self.unverified.pushed(pushed)
         self.events.committed(written.name, written.wall_seconds)
 
     def _take_problems(self, plan: Plan, outcome: Outcome) -> None:

@@ -6,7 +6,6 @@ is safe from any thread.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import platform
@@ -14,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from pathspec import PathSpec
@@ -25,6 +25,7 @@ from onesync.core.clock import Clock
 from onesync.core.dirty import DirtySet
 from onesync.core.model import Problem, RelPath, show
 from onesync.core.ordering import DATA, PublishOrder
+from onesync.core.trouble import Reaction, judge, pause_seconds
 from onesync.cut import Cuts
 from onesync.deploy import Deploy
 from onesync.errors import (
@@ -32,6 +33,7 @@ from onesync.errors import (
     Exit,
     FlushNotFinished,
     Halted,
+    LocalError,
     LockLost,
     MountNotThere,
     OnesyncError,
@@ -48,15 +50,14 @@ from onesync.replica.door import Replica
 from onesync.replica.leased import leased
 from onesync.scanner import Scanner
 from onesync.settings import Settings
+from onesync.unverified import Unverified
 from onesync.watcher import Watcher, choose_watcher
 
 log = logging.getLogger(__name__)
 
-_BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _HANDOVER_SECONDS = 60.0
 _DRAIN_SECONDS = 30.0
 _TICK_SECONDS = 60.0
-_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Observer(Events, Protocol):
@@ -66,7 +67,7 @@ class Observer(Events, Protocol):
         """The deployment is in this phase now."""
 
     def failed(self, kind: str) -> None:
-        """A batch failed for a reason of this kind: an errno's name or an error's."""
+        """A batch failed for a reason of this kind (``core.trouble.Trouble``)."""
 
     def rescanned(self, reason: str) -> None:
         """The whole working copy is about to be scanned."""
@@ -91,6 +92,7 @@ class _Requests:
 
     stop: threading.Event = field(default_factory=threading.Event)
     handover: threading.Event = field(default_factory=threading.Event)
+    suspect: threading.Event = field(default_factory=threading.Event)
     doubted: set[RelPath] = field(default_factory=set)
     flushes: list[Future[Flushed]] = field(default_factory=list)
     guard: threading.Lock = field(default_factory=threading.Lock)
@@ -128,7 +130,9 @@ class Engine:
         self._heartbeat: Heartbeat | None = None
         self._problems: dict[RelPath, Problem] = {}
         self.lock = lock
-        self.mount = Mount(self._replica, settings.onedata_dir, settings.mount.require_fuse)
+        self.mount = Mount(
+            self._replica, settings.onedata_dir, settings.mount.require_fuse, clock.boottime
+        )
         self.marks = Marks(
             DirtySet(settings.batch.settle_seconds, settings.batch.max_delay_seconds),
             clock,
@@ -148,6 +152,8 @@ class Engine:
         )
         self.phase = "starting"
         self.last_checkpoint: str | None = None
+        self._trouble: Problem | None = None
+        self._reaction = Reaction.LATER
         self._ended = 0.0
 
     # -- asked by other threads -----------------------------------------------------------------
@@ -176,9 +182,16 @@ class Engine:
             self._requests.doubted.add(path)
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong with single paths now."""
+        """Return why nothing is pushed, if nothing is, and what is wrong with single paths."""
         merged = self._problems | self._scanner.problems
-        return sorted(merged.values(), key=lambda problem: problem.path)
+        trouble = [self._trouble] if self._trouble is not None else []
+        return trouble + sorted(merged.values(), key=lambda problem: problem.path)
+
+    def glance(self) -> None:
+        """Notice that the mount is gone; asks the kernel's table, never the mount."""
+        if self.mount.up and not self.mount.is_mounted():
+            self.mount.up = False
+            self.marks.arrived.set()
 
     # -- told by the batches --------------------------------------------------------------------
 
@@ -191,9 +204,17 @@ class Engine:
         self.last_checkpoint = name
         self._observer.committed(name, wall_seconds)
 
-    def _beaten(self) -> None:
-        if self._heartbeat is not None and self._heartbeat.lost is not None:
-            self.marks.arrived.set()
+    def differed(self, files: int) -> None:
+        """Pass it on."""
+        self._observer.differed(files)
+
+    def _beaten(self, error: Exception | None) -> None:
+        if error is None:
+            return
+        if judge(error).is_suspicious:
+            self._requests.suspect.set()
+            self.mount.up = False  # until the engine has looked itself
+        self.marks.arrived.set()
 
     # -- the life -------------------------------------------------------------------------------
 
@@ -246,7 +267,11 @@ class Engine:
         self._set_phase("locking")
         epoch = self.lock.acquire(self._settings.lock.wait_seconds, self._pause)
         self._heartbeat = Heartbeat(
-            self.lock, self._clock, lambda: self.last_checkpoint, self._beaten
+            self.lock,
+            self._clock,
+            lambda: self.last_checkpoint,
+            self._beaten,
+            self._lane_mount().check,
         )
         self._heartbeat.start()
         try:
@@ -257,6 +282,16 @@ class Engine:
             if isinstance(error, StopRequested | Halted | ConfigurationError):
                 self._withdraw()
             raise
+
+    def _lane_mount(self) -> Mount:
+        """Return the mount as the lock's own lane knows it."""
+        return Mount(
+            self.lock.replica,
+            self._settings.onedata_dir,
+            self._settings.mount.require_fuse,
+            self._clock.boottime,
+            lambda: self.mount.folder_id,
+        )
 
     def _withdraw(self) -> None:
         """Leave the folder as it was found, unless something of ours here waits for OneData."""
@@ -308,7 +343,13 @@ class Engine:
             may_write=self._may_write,
             check_mount=self.mount.check,
             problems=self._problems,
+            unverified=Unverified(self._replica, self._index, self._pool, self._clock.boottime),
+            is_read=self._is_read,
         )
+
+    def _is_read(self, is_database: bool) -> bool:
+        wanted = self._settings.verify.content
+        return wanted == "all" or (wanted == "databases" and is_database)
 
     def _working_dirs(self) -> tuple[bytes, ...]:
         return (os.fsencode(self._settings.working_dir), self._root)
@@ -354,15 +395,15 @@ class Engine:
         """Wait for work, for the next try, or for a tick."""
         self._observer.alive()
         if failures:
-            pause = _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1]
-            self._clock.wait(self._requests.stop, pause)
+            self._clock.wait(self._requests.stop, pause_seconds(self._reaction, failures))
             return
         if self._requests.flushes or batches.is_behind():
             return
         pause = self._settings.batch.min_interval_seconds
         rest = max(0.0, self._ended + pause - self._clock.boottime())
         due = rest if batches.awaits() else self.marks.next_due()
-        tick = min(_TICK_SECONDS, self._settings.batch.rescan_seconds)
+        ticks = (_TICK_SECONDS, self._settings.batch.rescan_seconds, batches.unverified.next_due())
+        tick = min(seconds for seconds in ticks if seconds is not None)
         patience = tick if due is None else min(tick, max(due, rest))
         self._clock.wait(self.marks.arrived, patience)
         self.marks.arrived.clear()
@@ -374,6 +415,7 @@ class Engine:
     def _step(self, batches: Batches, failures: int) -> int:
         """Do one batch or the flushes asked for; returns the failures in a row."""
         try:
+            self._look_again(batches)
             if self._requests.flushes:
                 self._flush(batches)
             else:
@@ -387,21 +429,41 @@ class Engine:
             self._answer_flushes(error)
             raise
         except (OSError, OnesyncError) as error:
-            return self._failed(error, failures)
+            return self._failed(batches, error, failures)
         if failures:
             log.info("recovered", extra={"failures": failures})
-        self.mount.up = True
+        self._trouble = None
         self._set_phase("syncing")
         return 0
 
-    def _failed(self, error: Exception, failures: int) -> int:
-        self._observer.failed(_kind_of(error))
-        self.mount.up = isinstance(error, OnesyncError) and not isinstance(error, MountNotThere)
+    def _look_again(self, batches: Batches) -> None:
+        """Look whether the mount is there, where somebody met it in trouble meanwhile."""
+        if self._requests.suspect.is_set():
+            self._requests.suspect.clear()
+            batches.unverified.suspect()
+        if not self.mount.up:
+            self._may_write()
+            if self.mount.check():
+                batches.unverified.suspect()
+
+    def _failed(self, batches: Batches, error: Exception, failures: int) -> int:
+        self._meet(batches, error)
         self._set_phase("suspended" if isinstance(error, Suspended) else "backing_off")
         if failures == 0 or failures % 10 == 0:
-            log.warning("not pushed, tried again", extra={"reason": str(error), "tries": failures})
+            reason = judge(error).text
+            log.warning("not pushed, tried again", extra={"reason": reason, "tries": failures})
         self._answer_flushes(error)
         return failures + 1
+
+    def _meet(self, batches: Batches, error: Exception) -> None:
+        """Do what the table says of an error, but for the pause."""
+        trouble = judge(error)
+        self._observer.failed(trouble.kind)
+        self._reaction = trouble.reaction
+        self._trouble = Problem(b"", trouble.kind, trouble.text)
+        if trouble.is_suspicious:
+            self.mount.up = False
+            batches.unverified.suspect()
 
     def _flush(self, batches: Batches) -> None:
         with self._requests.guard:
@@ -444,7 +506,8 @@ class Engine:
         keep = handed_over or self._keeps_at_shutdown()
         self._set_phase("flushing")
         try:
-            self._retry(lambda: self._final_flush(batches), _HANDOVER_SECONDS if keep else None)
+            flush = partial(self._final_flush, batches, verified=not keep)
+            self._retry(batches, flush, _HANDOVER_SECONDS if keep else None)
         except FlushNotFinished as error:
             if not keep:
                 raise
@@ -453,21 +516,26 @@ class Engine:
             log.info("left with the lock kept", extra={"handover": handed_over})
             return Exit.CLEAN
         problems = [Noted(problem) for problem in self.problems()]
-        self._retry(lambda: batches.commit(problems, {}, "final"), None)
+        self._retry(batches, lambda: batches.commit(problems, {}, "final"), None)
         self._index.set(staged=None, undeployed=self.last_checkpoint)
         if self._settings.undeploy.clean_working_dir:
             self._clean()
-        self._retry(lambda: self.lock.release(self.last_checkpoint), None)
+        self._retry(batches, lambda: self.lock.release(self.last_checkpoint), None)
         log.info("undeployed", extra={"checkpoint": self.last_checkpoint})
         return self._cleaned()
 
-    def _final_flush(self, batches: Batches) -> None:
+    def _final_flush(self, batches: Batches, *, verified: bool) -> None:
+        self._look_again(batches)
         self._rescan("final")
         batches.clean()
         if batches.left:
             raise OnesyncError(f"{show(min(batches.left))} changes all the time")
+        if verified:
+            batches.finish(self._pause)
 
-    def _retry(self, act: Callable[[], object], patience: float | None) -> None:
+    def _retry(
+        self, batches: Batches | None, act: Callable[[], object], patience: float | None
+    ) -> None:
         patience = patience or self._settings.undeploy.flush_retry_seconds
         deadline = self._clock.boottime() + patience
         failures = 0
@@ -478,15 +546,18 @@ class Engine:
             except (LockLost, Halted):
                 raise
             except (OSError, OnesyncError) as error:
-                pause = _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)]
+                if batches is not None:
+                    self._meet(batches, error)
+                failures += 1
+                pause = pause_seconds(judge(error).reaction, failures)
                 if self._clock.boottime() + pause > deadline:
                     raise FlushNotFinished(
                         f"The final flush could not finish ({error}); the lock and all local data"
                         " are kept. Mend the cause and start the service again on this node."
                     ) from error
-                failures += 1
                 self._clock.sleep(pause)
             else:
+                self._trouble = None
                 return
 
     def _clean(self) -> None:
@@ -520,27 +591,15 @@ class Engine:
         """A start in CLEANING only finishes it: everything was verified before it began."""
         self._clean()
         self.mount.look()
-        self._retry(self._release_old, None)
+        self._retry(None, self._release_old, None)
         return self._cleaned()
 
     def _release_old(self) -> None:
         self.lock.release_earlier(self._index.get("undeployed"))
 
 
-def _kind_of(error: Exception) -> str:
-    """Return a short stable word for a metric's label."""
-    if isinstance(error, OSError):
-        return errno.errorcode.get(error.errno or 0, "unknown")
-    return type(error).__name__
-
-
 def _mount_failed(error: OSError) -> OnesyncError:
-    if error.errno in _LOCAL:
-        return Halted(
-            f"The working directory's file system refuses to be written ({error.strerror});"
-            " nothing is lost, OneData is as it was. Make room there, then start again."
-        )
-    return MountNotThere(
-        f"The mount failed ({error.strerror or error}) while the folder was being deployed; nothing"
-        " is lost. It goes on where it was at the next start."
-    )
+    text = f"{judge(error).text} The folder was being deployed; OneData is as it was."
+    if isinstance(error, LocalError):
+        return Halted(f"{text} Then start again.")
+    return MountNotThere(f"{text} It goes on where it was at the next start.")

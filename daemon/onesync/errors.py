@@ -7,8 +7,12 @@ OnesyncError (1 unexpected)
 │   └── Suspended                 no heartbeat was confirmed for too long: nothing is written
 ├── DeployedElsewhere (11)        somebody else holds the folder
 ├── LockLost (12)                 we held it and do not any more
+├── NotArrived                    what was written reads back short or different
 ├── FlushNotFinished (10)         the final flush ended early; lock and local data kept
 └── Halted (13)                   a person must decide
+
+A LocalError is an OSError of this machine's own disks; every other OSError that reaches the engine
+is the mount's. ``core.trouble`` says what is done about each.
 
 What is wrong with one path is not an error but a ``core.model.Problem``.
 """
@@ -69,6 +73,10 @@ class LockLost(OnesyncError):
     code = Exit.LOCK_LOST
 
 
+class NotArrived(OnesyncError):
+    """What was written to OneData reads back short or different; it is written again."""
+
+
 class FlushNotFinished(OnesyncError):
     """The final flush could not finish; lock and local data are kept."""
 
@@ -83,3 +91,10 @@ class Halted(OnesyncError):
 
 class StopRequested(Exception):
     """A stop was asked for before the folder was deployed: not a failure."""
+
+
+class LocalError(OSError):
+    """A file system of this machine failed: the working copy's or the state directory's.
+
+    It has the kernel's errno, but none of the classes that Python has for some of them.
+    """

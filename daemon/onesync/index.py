@@ -35,6 +35,9 @@ CREATE TABLE IF NOT EXISTS entry (
 CREATE TABLE IF NOT EXISTS blocks (
     digest TEXT PRIMARY KEY, size INTEGER NOT NULL, digests BLOB NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unverified (
+    path BLOB PRIMARY KEY, is_read INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS entry_parent ON entry (parent);
 CREATE INDEX IF NOT EXISTS entry_inode ON entry (inode);
 """
@@ -120,6 +123,7 @@ class Index:
         changes: Iterable[Change],
         stamps: dict[RelPath, Stamp],
         blocks: Mapping[str, Blocks] = MappingProxyType({}),
+        pushed: Mapping[RelPath, bool] = MappingProxyType({}),
         **values: str | None,
     ) -> None:
         """Apply a checkpoint's changes, in one durable transaction.
@@ -128,13 +132,43 @@ class Index:
             changes: as written into the checkpoint, in its order.
             stamps: stamps of the sources of the paths that were set.
             blocks: as for ``remember_blocks``.
+            pushed: the files whose bytes travelled, and whether each is to be read back.
             **values: named values that belong to the same moment.
         """
         with self._transaction():
             for change in changes:
                 self._apply(change, stamps)
             self._put_blocks(blocks)
+            self._put_unverified(pushed)
             self._set(values)
+
+    def unverified(self, limit: int) -> list[tuple[RelPath, bool]]:
+        """Return up to ``limit`` files that are not known to have arrived, by path.
+
+        With each, whether it is to be read back.
+        """
+        query = "SELECT path, is_read FROM unverified ORDER BY path LIMIT ?"
+        return [(path, bool(is_read)) for path, is_read in self._db.execute(query, (limit,))]
+
+    def verified(self, paths: Iterable[RelPath]) -> None:
+        """Remember that ``paths`` arrived, or are sent anew."""
+        rows = [(path,) for path in paths]
+        if rows:
+            with self._transaction():
+                self._db.executemany("DELETE FROM unverified WHERE path = ?", rows)
+
+    def suspect(self) -> bool:
+        """Let all that is unverified be read back; returns whether there is any."""
+        with self._transaction():
+            return self._db.execute("UPDATE unverified SET is_read = 1").rowcount > 0
+
+    def _put_unverified(self, pushed: Mapping[RelPath, bool]) -> None:
+        # What was suspected before and only grew since stays so.
+        self._db.executemany(
+            "INSERT INTO unverified VALUES (?, ?)"
+            " ON CONFLICT (path) DO UPDATE SET is_read = max(is_read, excluded.is_read)",
+            list(pushed.items()),
+        )
 
     def doubt(self, path: RelPath) -> None:
         """Remember that the replica does not hold what the row of ``path`` says."""
@@ -169,6 +203,7 @@ class Index:
         """Replace all rows, as after stage-in."""
         with self._transaction():
             self._db.execute("DELETE FROM entry")
+            self._db.execute("DELETE FROM unverified")
             for path, entry, stamp in tree:
                 self._put(path, entry, stamp)
             self._set(dict(meta))
@@ -210,11 +245,16 @@ class Index:
     def _delete(self, path: RelPath) -> None:
         where, values = _range(path)
         self._db.execute(f"DELETE FROM entry WHERE {where}", values)
+        self._db.execute(f"DELETE FROM unverified WHERE {where}", values)
 
     def _rename(self, source: RelPath, target: RelPath) -> None:
         rows = list(self.beneath(source))
+        where, values = _range(source)
+        query = f"SELECT path, is_read FROM unverified WHERE {where}"
+        pushed = list(self._db.execute(query, values))
         self._delete(source)
         self._delete(target)
+        self._put_unverified({target + path[len(source) :]: is_read for path, is_read in pushed})
         for path, known in rows:
             self._put(target + path[len(source) :], known.entry, known.stamp)
 

@@ -6,13 +6,15 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from blake3 import blake3
 
 from onesync.beneath import open_plain
 from onesync.core.model import Kind, Stamp
+from onesync.errors import LocalError
 
 _CHUNK = 1 << 20
 _MOST_INODE = (1 << 63) - 1
@@ -28,6 +30,20 @@ class Digested:
     size: int
     before: Stamp
     steady: bool
+
+
+@contextmanager
+def on_this_machine() -> Iterator[None]:
+    """Let the errors of a block, or of a function that it decorates, be known as no mount's.
+
+    That a name is taken, or that something is no regular file any more, stays what it is.
+    """
+    try:
+        yield
+    except (LocalError, InterruptedError, FileExistsError):
+        raise
+    except OSError as error:
+        raise LocalError(error.errno, error.strerror, error.filename) from error
 
 
 def stamp_of(status: os.stat_result, kind: Kind, target: bytes = b"") -> Stamp:

@@ -104,6 +104,11 @@ class Lock:
         self._releasing = False
         self._pause: Callable[[float], None] = clock.sleep
 
+    @property
+    def replica(self) -> Replica:
+        """The door that the lock uses."""
+        return self._replica
+
     def state(self) -> Remembered:
         """Return what the state directory must remember."""
         record = self._held()

@@ -30,7 +30,7 @@ from onesync.core.chain import (
 from onesync.core.claims import EPOCHS, epoch_name, parse_beat, parse_epoch, told_checkpoint
 from onesync.core.clock import Clock
 from onesync.core.model import STATUS_FOLDER, join, show
-from onesync.errors import Halted, OnesyncError
+from onesync.errors import Halted, NotArrived
 from onesync.replica.door import Replica
 
 log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class Manifest:
         self._tried = True
         self._replica.write_new(path, data)
         if self._replica.read(path) != data:
-            raise OnesyncError(
+            raise NotArrived(
                 f"The checkpoint {name} reads back differently from OneData; nothing is lost, the"
                 " batch is done again."
             )

@@ -62,6 +62,9 @@ class Metrics:
         self.pushed_files = counter("pushed_files", "Files published in the replica")
         self.pushed_bytes = counter("pushed_bytes", "Bytes of files published in the replica")
         self.push_errors = counter("push_errors", "Batches that failed", "kind")
+        self.verify_failures = counter(
+            "verify_failures", "Files in OneData that were not what had been pushed"
+        )
         self.rescans = counter("rescans", "Scans of the whole working copy", "reason")
         self.overflows = counter("inotify_overflows", "Times the kernel dropped events")
         self._overflows = 0

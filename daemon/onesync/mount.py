@@ -5,41 +5,67 @@ from __future__ import annotations
 import json
 import logging
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from onesync.core.model import STATUS_FOLDER
+from onesync.core.trouble import of_mount
 from onesync.errors import ConfigurationError, Halted, MountNotThere
-from onesync.replica.door import Replica
+from onesync.replica.door import Identity, Replica
+from onesync.replica.folder import is_mounted
 
 log = logging.getLogger(__name__)
 
 FOLDER = STATUS_FOLDER + b"/folder.json"
 _BEGUN = FOLDER + b".new"
 FORMAT = 1
+_TRUSTED_SECONDS = 30.0
+"""So long a folder that looks the same is not asked for its name again."""
 
 
 class Mount:
-    """The identity of the mount and of the folder. Engine's thread, but for ``up``."""
+    """The identity of the mount and of the folder. One thread's, but for ``up``."""
 
-    def __init__(self, replica: Replica, path: Path, require_fuse: bool) -> None:
-        """Prepare; the mount is touched by the methods alone."""
+    def __init__(
+        self,
+        replica: Replica,
+        path: Path,
+        require_fuse: bool,
+        now: Callable[[], float],
+        folder_id: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """Prepare; the mount is touched by the methods alone.
+
+        ``now`` gives seconds of a clock that only rises; ``folder_id`` the folder that is meant,
+        where another ``Mount`` knows it.
+        """
         self._replica = replica
         self._path = path
         self._require_fuse = require_fuse
-        self._device: int | None = None
+        self._now = now
+        self._told_by = folder_id
+        self._good: Identity | None = None
+        self._trusted_since: float | None = None
         self.folder_id: str | None = None
         self.up = False
 
-    def look(self) -> None:
-        """Look at what stands there. Raises MountNotThere, or ConfigurationError."""
+    def is_mounted(self) -> bool:
+        """Return whether the mount that was looked at last is still there; any thread.
+
+        Asks the kernel's table: a mount whose client died is still in it.
+        """
+        return self._good is None or is_mounted(self._good.mount)
+
+    def look(self) -> Identity:
+        """Look at what stands there, with one look-up. Raises MountNotThere, ConfigurationError."""
         self.up = False
         try:
             identity = self._replica.identify()
         except OSError as error:
             raise MountNotThere(
-                f"The OneData folder {self._path} cannot be reached ({error.strerror}); nothing was"
-                " changed. Mount it, then start again."
+                f"The OneData folder {self._path} cannot be reached: {of_mount(error.errno).text}"
+                f" ({error.strerror})"
             ) from error
         if self._require_fuse and not identity.is_fuse:
             raise MountNotThere(
@@ -51,10 +77,8 @@ class Mount:
                 f"{self._path} is the top of its mount, where OneData lists spaces; nothing was"
                 " changed. Name a folder inside a space."
             )
-        if self._device is not None and identity.device != self._device:
-            log.warning("the mount was mounted anew")
-        self._device = identity.device
         self.up = True
+        return identity
 
     def refuse_newer(self) -> None:
         """Raise Halted where a newer onesync made the status folder; nothing is changed."""
@@ -73,18 +97,36 @@ class Mount:
         self.folder_id = found
         return found
 
-    def check(self) -> None:
-        """Raise MountNotThere unless the folder that was deployed still stands there."""
-        self.look()
+    def check(self) -> bool:
+        """Raise MountNotThere unless the folder that was deployed still stands there.
+
+        Returns whether it was mounted anew since the last check. Costs one look-up; folder.json is
+        read where the mount or the folder's inode is another one, or was not for 30 s.
+        """
+        identity = self.look()
+        since, self._trusted_since = self._trusted_since, None
+        if since is None or identity != self._good or self._now() - since > _TRUSTED_SECONDS:
+            self._refuse_another()
+            since = self._now()
+        anew = self._good is not None and identity.mount != self._good.mount
+        if anew:
+            log.warning("the mount was mounted anew")
+        self._good, self._trusted_since = identity, since
+        return anew
+
+    def _refuse_another(self) -> None:
+        """Raise MountNotThere where another folder stands, or one that cannot be told."""
+        self.up = False
+        wanted = self.folder_id or self._told_by()
         found = None
-        with suppress(FileNotFoundError):
+        with suppress(Halted):  # torn now, it was whole when the folder was deployed
             found = self._read()
-        if found != self.folder_id:
-            self.up = False
+        if wanted is not None and found != wanted:
             raise MountNotThere(
                 f"{self._path} is not the folder that was deployed; nothing is written, local data"
                 " are safe. Mount the right one."
             )
+        self.up = True
 
     def _read(self) -> str | None:
         try:

@@ -30,7 +30,8 @@ from onesync.core.model import (
 )
 from onesync.core.ordering import DATA, SIDECARS, PublishOrder, scope_of, spread
 from onesync.core.plan import Difference, Plan
-from onesync.errors import OnesyncError
+from onesync.core.trouble import Reaction, judge
+from onesync.errors import LocalError, NotArrived, OnesyncError
 from onesync.intent import Intent
 from onesync.local import digest_local, local_size, open_source, read_xattrs
 from onesync.replica.door import Replica
@@ -66,6 +67,7 @@ class Outcome:
         problems: what went wrong with single paths.
         files: how many files were published.
         size: bytes of them.
+        sent: the committed files whose bytes travelled, and whether each is a database.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -80,6 +82,7 @@ class Outcome:
     problems: list[Problem] = field(default_factory=list)
     files: int = 0
     size: int = 0
+    sent: dict[RelPath, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,15 +341,11 @@ class Push:
         began = time.monotonic()
         try:
             brought = transfer(self._replica, difference, source, self._seconds)
-        except (FileNotFoundError, InterruptedError, NotADirectoryError):
-            self.outcome.retry.add(path)  # gone or changed its kind since the scan: still dirty
-            return None
         except NameTaken:
             self._note_occupied(path)
             return None
-        except PermissionError:
-            text = f"{show(path)} cannot be read; everything else is pushed, mend its mode."
-            self.outcome.problems.append(Problem(path, "unreadable", text))
+        except OSError as error:
+            self._not_brought(source, path, error)
             return None
         if brought is None:
             self.outcome.retry.add(path)
@@ -362,6 +361,22 @@ class Push:
         if not source.frozen and (brought.is_behind or not brought.copied.steady):
             stamp = self._note_growing(path, brought, stamp, time.monotonic() - began)
         return _Ready(difference, brought, stamp, group, source.frozen, self._xattrs(path))
+
+    def _not_brought(self, source: Source, path: RelPath, error: OSError) -> None:
+        """Let one path wait or have a problem; raises ``error`` where it is not about that path."""
+        if isinstance(error, FileNotFoundError | NotADirectoryError | InterruptedError):
+            self.outcome.retry.add(path)  # gone or changed its kind since the scan: still dirty
+            return
+        trouble = judge(error)
+        is_local = isinstance(error, LocalError)
+        if is_local and trouble.reaction is Reaction.AGAIN:
+            self.outcome.retry.add(path)
+        elif trouble.reaction is Reaction.PATH and (is_local or source.undo is None):
+            kind = "unreadable" if is_local else "refused"
+            text = f"{show(path)}: {trouble.text}"
+            self.outcome.problems.append(Problem(path, kind, text))
+        else:
+            raise error
 
     def _xattrs(self, path: RelPath) -> tuple[tuple[bytes, bytes], ...]:
         """Return what ``path`` has now; none where it is gone, which its removal tells."""
@@ -429,8 +444,10 @@ class Push:
             xattrs=item.xattrs,
         )
         self._record(path, entry, stamp)
-        if copied.blocks is not None:
-            with self._guard:
+        with self._guard:
+            if brought.sent:
+                self.outcome.sent[path] = item.is_database
+            if copied.blocks is not None:
                 self.outcome.blocks[copied.digest] = copied.blocks
 
     def _put_in_place(self, item: _Ready) -> bool:
@@ -488,7 +505,7 @@ class Push:
     def _confirm(self, path: RelPath, size: int) -> None:
         found = self._replica.look(path)
         if found is None or found.size != size:
-            raise OnesyncError(
+            raise NotArrived(
                 f"{show(path)} does not have its {size} bytes in OneData after the push; nothing"
                 " was committed, the batch is done again."
             )

@@ -130,6 +130,7 @@ class Service:
         return code
 
     def _tick(self, stopping: bool) -> None:
+        self._engine.glance()
         silent = time.monotonic() - self._alive_at
         if silent < _WEDGED_SECONDS:
             self._notifier.watchdog()
@@ -178,6 +179,10 @@ class Service:
         """Remember the newest checkpoint."""
         self._last_checkpoint = {"name": name, "at": wall_seconds}
         self._metrics.last_checkpoint_timestamp.set(wall_seconds)
+
+    def differed(self, files: int) -> None:
+        """Count files that did not arrive."""
+        self._metrics.verify_failures.inc(files)
 
     def failed(self, kind: str) -> None:
         """Count a failed batch."""

@@ -64,6 +64,12 @@ class PushSettings(_Section):
         return value
 
 
+class VerifySettings(_Section):
+    """``[verify]``."""
+
+    content: Literal["none", "databases", "all"] = "databases"
+
+
 class LockSettings(_Section):
     """``[lock]``; every time is in seconds and follows from ``mount.io_timeout_seconds``."""
 
@@ -120,6 +126,7 @@ class Settings(BaseSettings):
     mount: MountSettings = MountSettings()
     batch: BatchSettings = BatchSettings()
     push: PushSettings = PushSettings()
+    verify: VerifySettings = VerifySettings()
     lock: LockSettings = LockSettings()
     stagein: StageInSettings = StageInSettings()
     metrics: MetricsSettings = MetricsSettings()

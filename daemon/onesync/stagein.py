@@ -36,7 +36,7 @@ from onesync.core.model import (
     show,
 )
 from onesync.core.ordering import database_of
-from onesync.local import digest_local, open_source, stamp_of, write_xattrs
+from onesync.local import digest_local, on_this_machine, open_source, stamp_of, write_xattrs
 from onesync.replica.door import Listed, Replica
 
 CHANGED_OUTSIDE = "changed_outside"
@@ -219,6 +219,7 @@ class StageIn:
                 for path, target in parse(content, directories):
                     wanted.setdefault(path, Entry(Kind.LINK, target=target))
 
+    @on_this_machine()
     def _make_directories(self, wanted: dict[RelPath, Entry]) -> None:
         directories = {p for p, e in wanted.items() if e.kind is Kind.DIRECTORY}
         for path in list(wanted):
@@ -271,6 +272,7 @@ class StageIn:
         )
         return got, stamp, None
 
+    @on_this_machine()
     def _restore_xattrs(self, path: RelPath, local: bytes, entry: Entry, staged: Staged) -> None:
         if not entry.xattrs:
             return
@@ -324,6 +326,7 @@ class StageIn:
                 return new + target[len(old) :]
         return target
 
+    @on_this_machine()
     def _link(self, path: RelPath, entry: Entry) -> Stamp:
         with _Parent(self._root, path) as parent:
             with suppress(FileNotFoundError):
@@ -334,6 +337,7 @@ class StageIn:
             status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
         return stamp_of(status, Kind.LINK, entry.target)
 
+    @on_this_machine()
     def _directory_times(self, path: RelPath, entry: Entry, staged: Staged) -> Stamp:
         root = os.open(self._root, _O_DIRECTORY)
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from onesync.core.blocks import DIGEST_BYTES, PATCH_FROM, Blocks
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, is_doubted
 from onesync.core.plan import Difference
-from onesync.local import digest_local, local_size
+from onesync.local import digest_local, local_size, on_this_machine
 from onesync.replica.door import Compared, Copied, Replica
 
 _TAIL = 256 << 20
@@ -147,9 +147,10 @@ def _same(source: Source, known: Known) -> Brought | None:
     A changed mode or time, or a file written anew with the same content, is read once locally
     instead of sent.
     """
-    if local_size(source.local) != known.entry.size:
-        return None
-    found = digest_local(source.local)
+    with on_this_machine():
+        if local_size(source.local) != known.entry.size:
+            return None
+        found = digest_local(source.local)
     if not found.steady or found.digest != known.entry.digest:
         return None
     return Brought(Copied(found.digest, found.size, found.before, True), 0)

@@ -15,6 +15,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from onesync.errors import LocalError
 from onesync.replica.folder import FolderReplica
 
 LENGTH = struct.Struct("!I")
@@ -60,7 +61,8 @@ class _Servant:
         """Answer until the parent goes."""
         with ThreadPoolExecutor(threads) as pool:
             while (request := receive(self._connection)) is not None:
-                number, forgotten, method, arguments = request
+                number, expected, forgotten, method, arguments = request
+                self._replica.expect(expected)
                 for top in forgotten:
                     self._replica.forget(top)
                 pool.submit(self._answer, number, method, arguments)
@@ -70,6 +72,8 @@ class _Servant:
         self._current.number = number
         try:
             outcome: tuple[bool, Any] = (True, getattr(self._replica, method)(*arguments))
+        except LocalError as error:
+            outcome = (False, LocalError(error.errno, error.strerror, error.filename))
         except OSError as error:
             outcome = (False, OSError(error.errno, error.strerror, error.filename))
         except Exception as error:  # noqa: BLE001 - reported to the parent, which raises it

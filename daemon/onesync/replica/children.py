@@ -7,7 +7,6 @@ next call gets a fresh one. The parent never waits for an abandoned child to die
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from itertools import islice
@@ -24,7 +23,8 @@ from typing import Any, cast
 
 from onesync.core.blocks import Blocks
 from onesync.core.model import RelPath
-from onesync.errors import MountHung, MountNotThere
+from onesync.core.trouble import judge
+from onesync.errors import LocalError, MountHung, MountNotThere
 from onesync.replica.child import receive, send
 from onesync.replica.door import Compared, Copied, Identity, Listed
 
@@ -33,8 +33,6 @@ _ENDED = "The process that talks to the mount ended; nothing is lost, the call i
 
 _REMEMBERED = 1000
 _HELD_SECONDS = 30.0
-_ORDINARY = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINTR)
-"""Errors that say nothing about the mount as a whole."""
 
 
 class _Call:
@@ -102,12 +100,14 @@ class _Child:
     def busy(self) -> int:
         return len(self._calls)
 
-    def call(self, method: str, arguments: tuple[Any, ...], patience: float) -> Any:
+    def call(
+        self, expected: int | None, method: str, arguments: tuple[Any, ...], patience: float
+    ) -> Any:
         number, call = self._register()
         try:
             with self._sending:
                 self._told, forgotten = self._forgotten.since(self._told)
-                send(self._connection, (number, forgotten, method, arguments))
+                send(self._connection, (number, expected, forgotten, method, arguments))
         except OSError as error:
             self.abandon(MountNotThere(f"{_ENDED} ({error})"))
         while True:
@@ -115,7 +115,7 @@ class _Child:
                 return call.future.result(max(0.01, call.advanced + patience - time.monotonic()))
             except TimeoutError:
                 if call.future.done():
-                    continue
+                    return call.future.result()  # its own error, perhaps: ETIMEDOUT is one too
                 if time.monotonic() - call.advanced >= patience:
                     self.abandon(
                         MountHung(
@@ -201,7 +201,7 @@ class ChildrenReplica:
         self._abandoned: list[_Child] = []
         self._guard = threading.Lock()
         self._forgotten = _Forgotten()
-        self._identified: tuple[Identity, float] | None = None
+        self._identified: tuple[Identity | None, float] = (None, 0.0)
 
     def close(self) -> None:
         """Let every child go."""
@@ -224,16 +224,20 @@ class ChildrenReplica:
             return child
 
     def _call(self, method: str, *arguments: Any) -> Any:
+        before, _ = self._identified
+        expected = before.mount if before is not None else None
         try:
-            return self._child().call(method, arguments, self._patience)
+            return self._child().call(expected, method, arguments, self._patience)
+        except LocalError:
+            raise
         except OSError as error:
-            if error.errno not in _ORDINARY:
+            if judge(error).is_suspicious:
                 self._forgotten.add(b"")  # the mount may be another one when it answers again
             raise
 
     def identify(self) -> Identity:
         found = cast(Identity, self._call("identify"))
-        before, when = self._identified or (None, 0.0)
+        before, when = self._identified
         now = time.monotonic()
         # Somebody else may rename a directory, though he should not: descriptors go after a while.
         if found != before or now - when > _HELD_SECONDS:
@@ -282,6 +286,9 @@ class ChildrenReplica:
 
     def digest(self, path: RelPath) -> tuple[str, int]:
         return cast("tuple[str, int]", self._call("digest", path))
+
+    def arrived(self, paths: Sequence[RelPath]) -> tuple[bool, ...] | None:
+        return cast("tuple[bool, ...] | None", self._call("arrived", paths))
 
     def rename(self, source: RelPath, target: RelPath, *, is_file: bool = False) -> None:
         if is_file:

@@ -2,11 +2,14 @@
 
 All paths are ``RelPath`` beneath the replica's root; no call follows a symbolic link. Every call
 may block on the mount and raises ``OSError`` with the kernel's errno, or ``MountHung`` where it did
-not answer in time (its result is then unknown). Implementations may be called from several threads.
+not answer in time (its result is then unknown). What goes wrong with a local file, a copy's source
+or destination, is raised as ``LocalError`` instead. Implementations may be called from several
+threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,12 +31,14 @@ class Identity:
     """What stands at the replica's path.
 
     Attributes:
-        device: st_dev of the root.
+        mount: the kernel's id of the mount that it lies on; another one after a new mount.
+        inode: of the root.
         is_fuse: whether it lies on a FUSE file system.
         is_mount_root: whether it is the top of its mount.
     """
 
-    device: int
+    mount: int
+    inode: int
     is_fuse: bool
     is_mount_root: bool
 
@@ -76,7 +81,11 @@ class Replica(Protocol):
     """The replica's calls. Each docstring is a contract that every implementation is tested on."""
 
     def identify(self) -> Identity:
-        """Look at the root once. Raises FileNotFoundError or NotADirectoryError where it is not."""
+        """Look at the root with one look-up; all later calls work on this mount alone.
+
+        They raise OSError (ESTALE) where another one was mounted. Raises FileNotFoundError or
+        NotADirectoryError where there is no directory.
+        """
 
     def look(self, path: RelPath) -> Listed | None:
         """Look ``path`` up afresh; None when nothing stands there."""
@@ -147,6 +156,13 @@ class Replica(Protocol):
 
     def digest(self, path: RelPath) -> tuple[str, int]:
         """Read a file to its end; returns its blake3 digest in hex and its length."""
+
+    def arrived(self, paths: Sequence[RelPath]) -> tuple[bool, ...] | None:
+        """Return of each file that holds bytes whether OneData has them all.
+
+        None where the mount cannot tell. Two round trips a file. Good only from some seconds after
+        the file was closed.
+        """
 
     def rename(self, source: RelPath, target: RelPath, *, is_file: bool = False) -> None:
         """Rename a file or directory to a name where nothing stands.

@@ -13,8 +13,8 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TypeVar
 
 from blake3 import blake3
@@ -22,12 +22,13 @@ from blake3 import blake3
 from onesync.beneath import open_beneath, open_plain, rename_new
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
 from onesync.core.model import Kind, RelPath, Stamp, is_beneath, name_of, parent_of
-from onesync.local import open_source, stamp_of
+from onesync.local import on_this_machine, open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed
-from onesync.replica.statx import Looked, look_up
+from onesync.replica.statx import Looked, inode_of, look_up
 
 T = TypeVar("T")
+_Where = Callable[[], AbstractContextManager[None]]
 
 CHUNK = 1 << 20
 _HELD_DIRECTORIES = 256
@@ -35,6 +36,8 @@ _PIECE_OF_ZEROS = bytes(32 << 10)
 """What is left out of a sparse copy; no smaller, or holes would cost more than they save."""
 _TRIES = 5
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+_PROGRESS = "org.onedata.replication_progress"
+_CANNOT_TELL = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS, errno.EPERM)
 
 
 class _HeldDirectory:
@@ -50,8 +53,17 @@ class _HeldDirectory:
 class _Pour:
     """A copy that digests what it copies, and may go on later from where its time was up."""
 
-    def __init__(self, length: int, seconds: float | None, progress: Callable[[int], None]) -> None:
-        """Begin at 0 of a file of about ``length`` bytes."""
+    def __init__(
+        self,
+        length: int,
+        seconds: float | None,
+        progress: Callable[[int], None],
+        *,
+        outward: bool = True,
+    ) -> None:
+        """Begin at 0 of a file of about ``length`` bytes; ``outward`` is to the replica."""
+        self._reading: _Where = on_this_machine if outward else nullcontext
+        self._writing: _Where = nullcontext if outward else on_this_machine
         self.hasher = blake3()
         self.offset = 0
         self._blocks = BlockHasher(block_size(length)) if length >= PATCH_FROM else None
@@ -73,14 +85,16 @@ class _Pour:
         hole = False
         while end is None or self.offset < end:
             wanted = CHUNK if end is None else min(CHUNK, end - self.offset)
-            chunk = os.pread(origin, wanted, self.offset)
+            with self._reading():
+                chunk = os.pread(origin, wanted, self.offset)
             if not chunk:
                 break
             self.hasher.update(chunk)
             if self._blocks is not None:
                 self._blocks.update(chunk)
             if target is not None:
-                hole = self._write(target, chunk, sparse=sparse)
+                with self._writing():
+                    hole = self._write(target, chunk, sparse=sparse)
             self.offset += len(chunk)
             self._progress(len(chunk) if target is not None else 0)
             if time.monotonic() >= self._deadline:
@@ -117,6 +131,13 @@ class FolderReplica:
         self._guard = threading.Lock()
         self._forgotten = 0
         self._travelling: dict[tuple[int, int], tuple[Stamp, _Pour]] = {}
+        self._expected: int | None = None
+
+    def expect(self, mount: int | None) -> None:
+        """Work on the mount of this id alone (None: on any): no other one is written to."""
+        if mount != self._expected:
+            self._expected = mount
+            self.forget()
 
     def forget(self, top: RelPath = b"") -> None:
         """Let go of the descriptors of ``top`` and all beneath: paths may mean something else."""
@@ -126,15 +147,14 @@ class FolderReplica:
             self._forgotten += 1
 
     def identify(self) -> Identity:
-        status = os.stat(self._root)
-        if not stat.S_ISDIR(status.st_mode):
-            raise NotADirectoryError(20, "Not a directory", self._root)
-        mount_point, file_system = _mount_of(status.st_dev, os.path.realpath(self._root))
-        return Identity(
-            status.st_dev,
-            file_system.startswith(b"fuse"),
-            os.path.realpath(self._root) == mount_point,
-        )
+        fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY)
+        try:
+            mount = _mount_id(fd)
+            mount_point, file_system = _mount_of(mount)
+            is_mount_root = os.readlink(b"/proc/self/fd/%d" % fd) == mount_point
+            return Identity(mount, inode_of(fd), file_system.startswith(b"fuse"), is_mount_root)
+        finally:
+            os.close(fd)
 
     def look(self, path: RelPath) -> Listed | None:
         def look_it_up() -> Looked:
@@ -165,7 +185,7 @@ class FolderReplica:
         self._anew((path,), make)
 
     def put(self, source: bytes, temporary: RelPath, seconds: float | None = None) -> Copied:
-        origin = open_source(source)
+        origin = _open_source(source)
         try:
             before = os.fstat(origin)
             if not stat.S_ISREG(before.st_mode):
@@ -175,6 +195,26 @@ class FolderReplica:
             return self._poured(origin, before, pour)
         finally:
             os.close(origin)
+
+    def arrived(self, paths: Sequence[RelPath]) -> tuple[bool, ...] | None:
+        found = []
+        for path in paths:
+            try:
+                found.append(self._progress_of(path) == b"100%")
+            except (FileNotFoundError, NotADirectoryError):
+                found.append(False)
+            except OSError as error:
+                if error.errno in _CANNOT_TELL:
+                    return None
+                raise
+            self._progress(0)
+        return tuple(found)
+
+    def _progress_of(self, path: RelPath) -> bytes:
+        # There is no getxattrat: the directory's descriptor has a path of its own in /proc.
+        with self._parent(path) as directory:
+            place = b"/proc/self/fd/%d/%s" % (directory, name_of(path))
+            return os.getxattr(place, _PROGRESS, follow_symlinks=False).strip()
 
     def _poured(self, origin: int, before: os.stat_result, pour: _Pour) -> Copied:
         """Return the result of a copy from ``origin``, after another look at it."""
@@ -193,7 +233,8 @@ class FolderReplica:
         if stamp_of(after, Kind.FILE) == stamp_of(before, Kind.FILE):
             return True, True
         # Read once more, nothing changed in what was copied: it is a state that the file had.
-        prefix = _digest(origin, size, self._progress) == (digest, size)
+        with on_this_machine():
+            prefix = _digest(origin, size, self._progress) == (digest, size)
         # Removed, linked or given another mode meanwhile, it has the same content all the same.
         unwritten = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
         return prefix and unwritten, prefix
@@ -231,19 +272,15 @@ class FolderReplica:
     def _fetch_from(
         self, origin: int, destination: bytes, mode: int, mtime_ns: int | None
     ) -> Copied:
-        folder = open_plain(os.path.dirname(destination), os.O_PATH | os.O_DIRECTORY)
+        target = _create_here(destination)
         try:
-            name = os.path.basename(destination)
-            target = os.open(name, _NEW | os.O_NOFOLLOW, 0o600, dir_fd=folder)
-        finally:
-            os.close(folder)
-        try:
-            pour = _Pour(os.fstat(origin).st_size, None, self._progress)
+            pour = _Pour(os.fstat(origin).st_size, None, self._progress, outward=False)
             pour.run(origin, target, None, sparse=True)
-            os.fchmod(target, mode & 0o777)
-            if mtime_ns is not None:
-                os.utime(target, ns=(mtime_ns, mtime_ns))
-            os.fsync(target)
+            with on_this_machine():
+                os.fchmod(target, mode & 0o777)
+                if mtime_ns is not None:
+                    os.utime(target, ns=(mtime_ns, mtime_ns))
+                os.fsync(target)
         finally:
             os.close(target)
         return Copied(pour.hasher.hexdigest(), pour.offset, None, True, blocks=pour.blocks())
@@ -251,7 +288,7 @@ class FolderReplica:
     def append(
         self, source: bytes, path: RelPath, offset: int, digest: str, seconds: float | None = None
     ) -> Copied | None:
-        origin = open_source(source)
+        origin = _open_source(source)
         try:
             before = os.fstat(origin)
             pour = self._continued(origin, before, offset, seconds)
@@ -281,12 +318,13 @@ class FolderReplica:
         return pour
 
     def compare(self, source: bytes, length: int, blocks: Blocks) -> Compared:
-        origin = open_source(source)
+        origin = _open_source(source)
         try:
             before = os.fstat(origin)
             hasher = BlockHasher(blocks.size)
-            digest, size = inplace.hash_file(origin, before.st_size, hasher, self._progress)
-            changed = inplace.changed_blocks(origin, length, blocks, hasher.blocks())
+            with on_this_machine():
+                digest, size = inplace.hash_file(origin, before.st_size, hasher, self._progress)
+                changed = inplace.changed_blocks(origin, length, blocks, hasher.blocks())
             steady, prefix = self._look_again(origin, before, digest, size)
         finally:
             os.close(origin)
@@ -315,7 +353,7 @@ class FolderReplica:
     def patch(
         self, source: bytes, path: RelPath, blocks: Blocks, numbers: tuple[int, ...], end: int
     ) -> bool:
-        origin = open_source(source)
+        origin = _open_source(source)
         try:
             target = self._open(path, os.O_WRONLY)
             try:
@@ -480,11 +518,11 @@ class FolderReplica:
                 self._held.move_to_end(path)
                 return held
             forgotten = self._forgotten
-        root = os.open(self._root, os.O_PATH | os.O_DIRECTORY)
-        try:
-            held = _HeldDirectory(open_beneath(root, path, os.O_PATH | os.O_DIRECTORY))
-        finally:
-            os.close(root)
+        if path:
+            root = self._hold(b"")
+            held = _HeldDirectory(open_beneath(root.fd, path, os.O_PATH | os.O_DIRECTORY))
+        else:
+            held = self._open_root()
         with self._guard:
             if self._forgotten != forgotten:
                 return held  # opened before a rename, maybe: good for this call alone
@@ -492,6 +530,28 @@ class FolderReplica:
             while len(self._held) > _HELD_DIRECTORIES:
                 self._held.popitem(last=False)
         return held
+
+    def _open_root(self) -> _HeldDirectory:
+        held = _HeldDirectory(os.open(self._root, os.O_PATH | os.O_DIRECTORY))
+        if self._expected is not None and _mount_id(held.fd) != self._expected:
+            raise OSError(errno.ESTALE, "another file system stands there now", self._root)
+        return held
+
+
+def _open_source(source: bytes) -> int:
+    with on_this_machine():
+        return open_source(source)
+
+
+def _create_here(destination: bytes) -> int:
+    """Create the local file at an absolute path, none of whose parts may be a link."""
+    with on_this_machine():
+        folder = open_plain(os.path.dirname(destination), os.O_PATH | os.O_DIRECTORY)
+        try:
+            name = os.path.basename(destination)
+            return os.open(name, _NEW | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+        finally:
+            os.close(folder)
 
 
 def _digest(origin: int, limit: int | None, progress: Callable[[int], None]) -> tuple[str, int]:
@@ -544,19 +604,29 @@ def _listed(name: bytes, looked: Looked) -> Listed | None:
     return None
 
 
-def _mount_of(device: int, path: bytes) -> tuple[bytes, bytes]:
-    """Return mount point and file system type of the mount that ``path`` lies on."""
-    wanted = b"%d:%d" % (os.major(device), os.minor(device))
-    best = (b"", b"")
+def is_mounted(mount: int) -> bool:
+    """Return whether the kernel has a mount of this id; touches no mount."""
+    return _mount_of(mount) != (b"", b"")
+
+
+def _mount_id(fd: int) -> int:
+    """Return the id of the mount that ``fd`` was opened on; costs the mount nothing."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as table:
+        for line in table:
+            if line.startswith(b"mnt_id:"):
+                return int(line.split()[1])
+    raise OSError(errno.ENODEV, "the kernel does not tell the mount")
+
+
+def _mount_of(mount: int) -> tuple[bytes, bytes]:
+    """Return mount point and file system type of a mount; empty where it is not there any more."""
     with open("/proc/self/mountinfo", "rb") as table:
         for line in table:
             fields, _, rest = line.partition(b" - ")
             parts = fields.split()
-            point = _unescape(parts[4])
-            beneath = path == point or path.startswith(point.rstrip(b"/") + b"/")
-            if parts[2] == wanted and beneath and len(point) >= len(best[0]):
-                best = (point, rest.split()[0])
-    return best
+            if int(parts[0]) == mount:
+                return _unescape(parts[4]), rest.split()[0]
+    return b"", b""
 
 
 def _unescape(field: bytes) -> bytes:

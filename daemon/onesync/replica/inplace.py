@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from blake3 import blake3
 
 from onesync.core.blocks import BlockHasher, Blocks, block_digest
+from onesync.local import on_this_machine
 
 _CHUNK = 1 << 20
 _HEAD_BYTES = 20
@@ -128,7 +129,8 @@ def write_blocks(
     Returns False where the source is not what ``new`` says any more; the target is then a mix.
     """
     for number in numbers:
-        content = _block(source, number, new.size, end)
+        with on_this_machine():
+            content = _block(source, number, new.size, end)
         if block_digest(content) != new.digest(number):
             return False
         write_at(target, content, number * new.size)

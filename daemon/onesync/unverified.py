@@ -1,0 +1,183 @@
+"""What was pushed, and is not yet known to have arrived.
+
+OneData's client may lose its connection, drop what it buffered and still answer every call with
+success. So the index remembers which files were pushed since the last verified checkpoint, until
+some seconds later OneData itself says that it has all their bytes, or they were read back. After a
+connection error, and where an earlier life of the daemon left some, all of them are read back.
+Engine's thread only.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+from onesync.core.model import STATUS_FOLDER, Entry, Kind, RelPath, is_doubted, join, show
+from onesync.index import Index
+from onesync.replica.door import Replica
+
+log = logging.getLogger(__name__)
+
+_REST_SECONDS = 3.0
+"""What OneData says of a file sooner after it was closed is only what its client believes."""
+_ROUND_SECONDS = 30.0
+_SLICE = 500
+_ASKED_AT_ONCE = 25
+_LATE_SECONDS = 60.0
+"""A file of which OneData does not say in time that it has it all is read back."""
+_READ_TRIES = 3
+_PROBE = join(STATUS_FOLDER, b"no-such-name")
+
+
+@dataclass(slots=True)
+class Unverified:
+    """The files of the index's table ``unverified``. The fields are its parts.
+
+    Attributes:
+        now: seconds on CLOCK_BOOTTIME.
+        suspected: whether all are to be read back before anything more is pushed.
+    """
+
+    replica: Replica
+    index: Index
+    pool: ThreadPoolExecutor
+    now: Callable[[], float]
+    suspected: bool = False
+    _closed: dict[RelPath, float] = field(default_factory=dict)
+    _late: dict[RelPath, float] = field(default_factory=dict)
+    _failures: dict[RelPath, int] = field(default_factory=dict)
+    _next: float | None = None
+    _tells: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Doubt what an earlier life left: the client may have died with it."""
+        if self.index.unverified(1):
+            self.suspect()
+
+    def pushed(self, paths: Iterable[RelPath]) -> None:
+        """Remember when ``paths`` were committed; the index has them already."""
+        now = self.now()
+        self._closed.update(dict.fromkeys(paths, now))
+        if self._next is None and self._closed:
+            self._next = now + _REST_SECONDS
+
+    def suspect(self) -> None:
+        """Let everything be read back that is not verified yet; durable."""
+        self._tells = None  # the mount may be another one
+        if self.index.suspect():
+            self.suspected = True
+            self._next = self.now()
+
+    def next_due(self) -> float | None:
+        """Return the seconds until ``look`` has something to do, or None."""
+        return None if self._next is None else max(0.0, self._next - self.now())
+
+    def look(self) -> set[RelPath]:
+        """Verify some files; returns those whose content is not what was pushed.
+
+        They are doubted in the index. Raises OSError or MountNotThere where the mount fails.
+        """
+        rows = self._ripe()
+        late = self._late_ones([path for path, is_read in rows.items() if not is_read])
+        read = {path for path, is_read in rows.items() if is_read or self._is_overdue(path, late)}
+        differing = self._differing(read)
+        for path in differing:
+            log.warning("OneData does not hold what was pushed", extra={"path": show(path)})
+            self.index.doubt(path)
+        verified = rows.keys() - (late - read)
+        self.index.verified(verified)
+        for known in (self._closed, self._late, self._failures):
+            for path in verified:
+                known.pop(path, None)
+        self._plan_next(full=len(rows) == _SLICE)
+        return differing
+
+    def finish(self, pause: Callable[[float], None]) -> set[RelPath]:
+        """Verify all that is left, waiting as long as that takes; returns as ``look`` does."""
+        differing: set[RelPath] = set()
+        while left := self.index.unverified(1):
+            if not self._can_tell(left[0][0]):
+                self._closed.clear()  # nobody is asked, so nothing has to be waited for
+            elif not self._ripe() or self._late:
+                pause(1.0)
+            differing |= self.look()
+        return differing
+
+    def _can_tell(self, path: RelPath) -> bool:
+        if self._tells is None:
+            self._arrived([path])
+        return self._tells is True
+
+    def _ripe(self) -> dict[RelPath, bool]:
+        """Return some files whose time has come, and whether each is read back."""
+        if not self.suspected:
+            limit = self.now() - _REST_SECONDS
+            rows = self.index.unverified(len(self._closed) + _SLICE)
+            ripe = (row for row in rows if self._closed.get(row[0], limit) <= limit)
+            return dict(islice(ripe, _SLICE))
+        return dict(self.index.unverified(_SLICE))
+
+    def _plan_next(self, *, full: bool) -> None:
+        if full:
+            self._next = self.now()
+            return
+        self.suspected = False
+        self._next = self.now() + _ROUND_SECONDS if self.index.unverified(1) else None
+
+    def _late_ones(self, paths: list[RelPath]) -> set[RelPath]:
+        """Return those of ``paths`` that OneData does not say it has as a whole."""
+        if not paths:
+            return set()
+        late = self._arrived(paths) if self._tells is not False else None
+        if late is None:
+            # Nobody vouches for the bytes; but a connection that was lost shows itself where the
+            # provider must be asked, as it must for a name that does not exist.
+            self.replica.look(_PROBE)
+            return set()
+        now = self.now()
+        self._late = {path: self._late.get(path, now) for path in late}
+        return late
+
+    def _arrived(self, paths: list[RelPath]) -> set[RelPath] | None:
+        """Return which of ``paths`` did not arrive; None where the mount cannot tell."""
+        parts = [paths[n : n + _ASKED_AT_ONCE] for n in range(0, len(paths), _ASKED_AT_ONCE)]
+        late: set[RelPath] = set()
+        for part, answer in zip(parts, self.pool.map(self.replica.arrived, parts), strict=True):
+            self._tells = answer is not None
+            if answer is None:
+                return None
+            late |= {path for path, arrived in zip(part, answer, strict=True) if not arrived}
+        return late
+
+    def _is_overdue(self, path: RelPath, late: set[RelPath]) -> bool:
+        return path in late and self.now() - self._late[path] > _LATE_SECONDS
+
+    def _differing(self, paths: set[RelPath]) -> set[RelPath]:
+        entries = {path: entry for path in paths if (entry := self._entry(path)) is not None}
+        found = self.pool.map(self._differs, entries, entries.values())
+        return {path for path, differs in zip(entries, found, strict=True) if differs}
+
+    def _entry(self, path: RelPath) -> Entry | None:
+        """Return what OneData should hold; None of what is sent anew anyhow."""
+        known = self.index.known(path)
+        if known is None or known.entry.kind is not Kind.FILE or is_doubted(known.stamp):
+            return None
+        return known.entry
+
+    def _differs(self, path: RelPath, entry: Entry) -> bool:
+        try:
+            return self.replica.digest(path) != (entry.digest, entry.size)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError as error:
+            if error.errno == errno.EISDIR:
+                return False  # somebody put a directory there: it is not ours any more
+            # One file that cannot be read must not hold up all others for ever.
+            self._failures[path] = self._failures.get(path, 0) + 1
+            if self._failures[path] < _READ_TRIES:
+                raise
+            return True

@@ -1,0 +1,334 @@
+"""The program on a mount that loses bytes, runs full, goes, comes back, and is another one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onesync.core.model import STATUS_FOLDER
+from onesync.replica.folder import FolderReplica
+from tests.node import SOON, Node, picture
+from tests.standin.mounted import Mounted
+from tests.test_program import names_of_ours
+
+pytestmark = pytest.mark.fuse
+
+CONTENT = b"precious" * 1000
+BUFFER = 1 << 20
+
+
+@pytest.fixture
+def store(mounted: Mounted) -> Path:
+    return mounted.path / "project"
+
+
+@pytest.fixture
+def one(nodes: list[Node]) -> Node:
+    node = nodes[0]
+    node.configure(mount__require_fuse=True, mount__io_timeout_seconds=5)
+    return node
+
+
+def wait_for(condition: Callable[[], object], node: Node) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline, node.log()
+        time.sleep(0.02)
+
+
+def flushed(node: Node) -> None:
+    """Flush until it succeeds: errors may come first."""
+    wait_for(lambda: node.flush() == 0, node)
+
+
+def troubles(node: Node) -> list[str]:
+    """The kinds of what holds everything up, as the status tells them."""
+    found = [p for p in node.status()["problems"] if not p["path"]]
+    assert all(p["text"].strip() for p in found)
+    return [p["kind"] for p in found]
+
+
+def is_up(node: Node) -> bool:
+    mount: dict[str, Any] = node.status()["mount"]
+    return bool(mount["up"])
+
+
+def lose(mounted: Mounted, node: Node, name: str, content: bytes) -> None:
+    """Push a new file whose bytes the client drops silently; every call succeeds."""
+    mounted.buffer(BUFFER)
+    mounted.hang_at("fsync", pattern=name)
+    (node.work / name).write_bytes(content)
+    stored = mounted.backing / "project" / name
+    wait_for(stored.exists, node)
+    # The file is there, its bytes still are in the buffer: it hangs just before they are stored.
+    mounted.lose_connection(keep_sizes=True)
+    mounted.release()
+    wait_for(lambda: node.status()["pending_paths"] == 0, node)
+    mounted.buffer(0)
+
+
+@pytest.mark.parametrize("operation", ["mkdir", "create"])
+def test_after_a_connection_error_lost_bytes_are_found_and_sent_anew(
+    one: Node, mounted: Mounted, operation: str
+) -> None:
+    one.deploy()
+    lose(mounted, one, "file", CONTENT)
+    stored = mounted.backing / "project" / "file"
+    assert stored.read_bytes() != CONTENT, "nobody noticed yet"
+    mounted.fail(operation, errno.ETIMEDOUT, pattern="other")
+    (one.work / "other").mkdir()
+    (one.work / "other" / "file").write_bytes(b"x")
+    flushed(one)
+    assert stored.read_bytes() == CONTENT
+    assert "OneData does not hold what was pushed" in one.log()
+    assert one.end() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+
+
+def test_lost_bytes_are_found_at_the_next_start(one: Node, mounted: Mounted) -> None:
+    one.deploy()
+    lose(mounted, one, "file", CONTENT)
+    one.end(signal.SIGKILL)
+    stored = mounted.backing / "project" / "file"
+    assert stored.read_bytes() != CONTENT
+    one.deploy()
+    wait_for(lambda: stored.read_bytes() == CONTENT, one)
+    assert one.end() == 0, one.log()
+
+
+def test_a_database_is_read_back_without_any_error(one: Node, mounted: Mounted) -> None:
+    one.deploy()
+    with sqlite3.connect(one.work / "source") as db:
+        db.execute("CREATE TABLE Objects (id INTEGER)")
+        db.executemany("INSERT INTO Objects VALUES (?)", [(n,) for n in range(1000)])
+    db.close()
+    content = (one.work / "source").read_bytes()
+    (one.work / "source").unlink()
+    lose(mounted, one, "project.sqlite", content)
+    stored = mounted.backing / "project" / "project.sqlite"
+    wait_for(lambda: stored.exists() and stored.read_bytes() == content, one)
+    assert one.end() == 0, one.log()
+
+
+def test_undeploy_finds_what_was_lost(one: Node, mounted: Mounted) -> None:
+    one.configure(mount__require_fuse=True, verify__content="all")
+    one.deploy()
+    lose(mounted, one, "file", CONTENT)
+    assert one.end() == 0, one.log()
+    assert (mounted.backing / "project" / "file").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("told_at", ["write", "fsync", "close"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_space_loses_nothing_and_goes_on_by_itself(
+    one: Node, mounted: Mounted, told_at: str, number: int
+) -> None:
+    one.deploy()
+    (one.work / "old").write_bytes(b"old")
+    flushed(one)
+    mounted.quota(100_000, number, at=told_at)
+    (one.work / "old").write_bytes(b"newer and longer")
+    (one.work / "large").write_bytes(os.urandom(300_000))
+    (one.work / "removed").write_bytes(b"x")
+    one.wait_for_phase("backing_off")
+    assert troubles(one) == [errno.errorcode[number]]
+    assert "Raise the quota" in one.status()["problems"][0]["text"]
+    assert one.status()["pending_paths"] > 0
+    assert is_up(one), "it answers: it is full, not gone"
+    (one.work / "removed").unlink()
+    mounted.quota(None)
+    expected = picture(one.work)
+    wait_for(lambda: one.status()["pending_paths"] == 0, one)
+    assert troubles(one) == []
+    assert (mounted.backing / "project" / "large").stat().st_size == 300_000
+    assert one.end() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+    left = {os.fsdecode(path) for path in picture(mounted.backing / "project")}
+    assert {p for p in left if not p.startswith(".")} == set(map(os.fsdecode, expected))
+
+
+def test_a_mount_that_became_read_only_is_waited_for(one: Node, mounted: Mounted) -> None:
+    one.deploy()
+    mounted.read_only()
+    (one.work / "file").write_bytes(CONTENT)
+    one.wait_for_phase("backing_off")
+    assert troubles(one) == ["EROFS"]
+    mounted.read_only(False)
+    wait_for(lambda: one.status()["pending_paths"] == 0, one)
+    assert (mounted.backing / "project" / "file").read_bytes() == CONTENT
+    assert one.end() == 0, one.log()
+
+
+def test_a_name_that_onedata_refuses_is_a_problem_of_its_own(one: Node, mounted: Mounted) -> None:
+    one.deploy()
+    mounted.fail("create", errno.EINVAL, times=-1, pattern="odd")
+    (one.work / "odd").write_bytes(b"x")
+    (one.work / "good").write_bytes(b"x")
+    assert one.flush() == 3, one.log()
+    assert [(p["path"], p["kind"]) for p in one.status()["problems"]] == [("odd", "refused")]
+    assert (mounted.backing / "project" / "good").exists()
+    assert not (mounted.backing / "project" / "odd").exists()
+    mounted.clear()
+    assert one.end() == 0, one.log()
+    assert (mounted.backing / "project" / "odd").exists(), "the last look takes it along"
+
+
+def unmount(mounted: Mounted) -> None:
+    subprocess.run(["fusermount3", "-uz", str(mounted.path)], check=True)
+
+
+def test_nothing_is_written_into_a_bare_directory(one: Node, mounted: Mounted) -> None:
+    # A beat every second: the lock file that is not there either must not be taken for deleted.
+    one.configure(mount__require_fuse=True, mount__io_timeout_seconds=0.5)
+    one.deploy()
+    (one.work / "before").write_bytes(b"x")
+    flushed(one)
+    unmount(mounted)
+    bare = mounted.path / "project"
+    bare.mkdir()
+    (one.work / "file").write_bytes(CONTENT)
+    one.wait_for_phase("backing_off")
+    wait_for(lambda: "heartbeat not confirmed" in one.log(), one)
+    assert not is_up(one)
+    assert troubles(one) == ["MountNotThere"]
+    assert list(bare.iterdir()) == []
+    assert one.running()
+    bare.rmdir()
+    mounted.stop()
+    mounted.start()
+    flushed(one)
+    assert (mounted.backing / "project" / "file").read_bytes() == CONTENT
+    assert one.end() == 0, one.log()
+
+
+def test_a_bare_directory_in_the_middle_of_a_batch_gets_nothing(
+    one: Node, mounted: Mounted
+) -> None:
+    one.configure(mount__require_fuse=False, mount__io_timeout_seconds=5)
+    one.deploy()
+    for number in range(20):
+        (one.work / f"{number}").mkdir()
+        (one.work / f"{number}" / "file").write_bytes(CONTENT)
+    mounted.hang_at("create", pattern="19/file")
+    wait_for((mounted.backing / "project" / "1" / "file").exists, one)
+    unmount(mounted)
+    bare = mounted.path / "project"
+    bare.mkdir()
+    one.wait_for_phase("backing_off")
+    assert list(bare.iterdir()) == []
+    mounted.release()
+    bare.rmdir()
+    mounted.stop()
+    mounted.start()
+    flushed(one)
+    assert one.end() == 0, one.log()
+    assert list(mounted.backing.rglob("file")) != []
+    stored = {p.read_bytes() for p in (mounted.backing / "project").glob("*/file")}
+    assert stored == {CONTENT}
+
+
+def test_another_folder_at_the_same_place_is_left_alone(one: Node, mounted: Mounted) -> None:
+    one.deploy()
+    project, ours = mounted.backing / "project", mounted.backing / "ours"
+    mounted.stop()
+    project.rename(ours)
+    status = project / os.fsdecode(STATUS_FOLDER)
+    status.mkdir(parents=True)
+    (status / "folder.json").write_text('{"onesync":"folder","format":1,"folder_id":"other"}')
+    before = picture(project)
+    mounted.start()
+    (one.work / "file").write_bytes(CONTENT)
+    one.wait_for_phase("backing_off")
+    wait_for(lambda: "is not the folder that was deployed" in one.log(), one)
+    assert not is_up(one)
+    mounted.stop()
+    assert picture(project) == before
+    for path in (status / "folder.json", status, project):
+        path.unlink() if path.is_file() else path.rmdir()
+    ours.rename(project)
+    mounted.start()
+    flushed(one)
+    assert (project / "file").read_bytes() == CONTENT
+    assert one.end() == 0, one.log()
+
+
+def test_an_idle_daemon_notices_that_the_mount_is_gone_and_back(
+    one: Node, mounted: Mounted
+) -> None:
+    one.deploy()
+    flushed(one)
+    calls = mounted.calls()
+    time.sleep(2)
+    assert mounted.calls() == calls, "noticing costs the mount nothing"
+    mounted.stop()
+    one.wait_for_phase("backing_off")
+    assert not is_up(one)
+    assert troubles(one) == ["MountNotThere"]
+    mounted.start()
+    one.wait_for_phase("syncing")
+    assert is_up(one)
+    assert troubles(one) == []
+    assert one.end() == 0, one.log()
+
+
+def test_a_client_that_dies_and_is_mounted_again(one: Node, mounted: Mounted) -> None:
+    one.deploy()
+    lose(mounted, one, "file", CONTENT)
+    mounted.kill()
+    (one.work / "other").write_bytes(CONTENT)
+    one.wait_for_phase("backing_off")
+    assert not is_up(one)
+    mounted.remount()
+    flushed(one)
+    for name in ("file", "other"):
+        assert (mounted.backing / "project" / name).read_bytes() == CONTENT, name
+    assert "the mount was mounted anew" in one.log()
+    assert one.end() == 0, one.log()
+
+
+def test_a_mount_exchanged_unseen_is_noticed(one: Node, mounted: Mounted) -> None:
+    one.deploy()
+    lose(mounted, one, "file", CONTENT)
+    mounted.stop()
+    mounted.start()
+    (one.work / "other").write_bytes(CONTENT)
+    flushed(one)
+    wait_for(lambda: "the mount was mounted anew" in one.log(), one)
+    flushed(one)
+    assert (mounted.backing / "project" / "file").read_bytes() == CONTENT
+    assert one.end() == 0, one.log()
+
+
+def test_a_stop_on_a_hung_mount_ends_in_bounded_time(one: Node, mounted: Mounted) -> None:
+    one.configure(
+        mount__require_fuse=True, mount__io_timeout_seconds=2, undeploy__flush_retry_seconds=3
+    )
+    one.deploy()
+    (one.work / "file").write_bytes(CONTENT)
+    mounted.hang()
+    one.wait_for_phase("backing_off")
+    assert troubles(one) == ["MountHung"]
+    assert one.end() == 10
+    assert "the lock and all local data are kept" in one.log()
+    mounted.release()
+    assert (mounted.backing / "project" / os.fsdecode(STATUS_FOLDER) / "lock").exists()
+    one.deploy()
+    assert one.end() == 0, one.log()
+    assert (mounted.backing / "project" / "file").read_bytes() == CONTENT
+
+
+def test_the_folder_is_identified_with_one_look_up(mounted: Mounted) -> None:
+    replica = FolderReplica(os.fsencode(mounted.path / "project"))
+    first = replica.identify()
+    mounted.reset()
+    assert replica.identify() == first
+    assert mounted.calls() == 1, mounted.counts()

@@ -1,0 +1,257 @@
+"""What was pushed is remembered until it is known to have arrived."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from onesync.core.chain import Gone, Renamed, Set
+from onesync.core.model import Entry, Kind, RelPath, is_doubted
+from onesync.index import Index
+from onesync.unverified import Unverified
+from tests.memory import MemoryReplica
+
+ROUND = 40.0
+
+
+class Telling(MemoryReplica):
+    """A replica that tells of each file whether it arrived; every file does, but ``late`` ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tells = True
+        self.late: set[RelPath] = set()
+        self.asked = 0
+        self.read_back: list[RelPath] = []
+        self.unreadable: set[RelPath] = set()
+
+    def arrived(self, paths: Sequence[RelPath]) -> tuple[bool, ...] | None:
+        self.asked += len(paths)
+        return tuple(path not in self.late for path in paths) if self.tells else None
+
+    def digest(self, path: RelPath) -> tuple[str, int]:
+        self.read_back.append(path)
+        if path in self.unreadable:
+            raise OSError(errno.EIO, "unreadable")
+        return super().digest(path)
+
+
+class Bench:
+    """An index, a replica and a clock that the test turns."""
+
+    def __init__(self, place: Path, pool: ThreadPoolExecutor) -> None:
+        self.now = 100.0
+        self.index = Index(place)
+        self.replica = Telling()
+        self.pool = pool
+        self.unverified = self.again()
+
+    def again(self) -> Unverified:
+        """Another life of the daemon on the same index."""
+        return Unverified(self.replica, self.index, self.pool, lambda: self.now)
+
+    def push(self, *paths: RelPath, is_read: bool = False, stored: bytes = b"content") -> None:
+        for path in paths:
+            self.replica.write_new(path, stored)
+        entry = Entry(Kind.FILE, 7, digest=blake3(b"content").hexdigest())
+        changes = [Set(path, entry) for path in paths]
+        self.index.commit(changes, {}, pushed=dict.fromkeys(paths, is_read))
+        self.unverified.pushed(paths)
+
+    def left(self) -> list[tuple[RelPath, bool]]:
+        return self.index.unverified(100)
+
+    def is_doubted(self, path: RelPath) -> bool:
+        known = self.index.known(path)
+        assert known is not None
+        return is_doubted(known.stamp)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with ThreadPoolExecutor(4) as pool:
+        yield Bench(tmp_path / "index.sqlite", pool)
+
+
+def test_nothing_pushed_is_nothing_to_do(bench: Bench) -> None:
+    assert bench.unverified.next_due() is None
+    assert bench.unverified.look() == set()
+    assert (bench.replica.asked, bench.replica.read_back) == (0, [])
+
+
+def test_what_arrived_is_forgotten_after_a_while_and_not_read(bench: Bench) -> None:
+    bench.push(b"a", b"b")
+    assert bench.unverified.next_due() == 3
+    assert bench.unverified.look() == set()
+    assert [path for path, _ in bench.left()] == [b"a", b"b"], "asked too early it means nothing"
+    bench.now += 3
+    assert bench.unverified.look() == set()
+    assert bench.left() == []
+    assert (bench.replica.asked, bench.replica.read_back) == (2, [])
+    assert bench.unverified.next_due() is None
+
+
+def test_what_does_not_arrive_in_time_is_read_back_and_sent_anew(bench: Bench) -> None:
+    bench.push(b"lost", stored=bytes(7))
+    bench.push(b"slow")
+    bench.replica.late = {b"lost", b"slow"}
+    bench.now += 3
+    assert bench.unverified.look() == set()
+    assert [path for path, _ in bench.left()] == [b"lost", b"slow"]
+    bench.now += ROUND
+    assert bench.unverified.look() == set()
+    bench.now += ROUND
+    assert bench.unverified.look() == {b"lost"}
+    assert bench.is_doubted(b"lost")
+    assert not bench.is_doubted(b"slow")
+    assert bench.left() == []
+
+
+def test_a_mount_that_cannot_tell_is_asked_once_and_then_believed_after_a_look(
+    bench: Bench,
+) -> None:
+    bench.replica.tells = False
+    bench.push(b"a")
+    bench.now += 3
+    assert bench.unverified.look() == set()
+    asked = bench.replica.asked
+    bench.push(b"b")
+    bench.now += ROUND
+    assert bench.unverified.look() == set()
+    assert bench.left() == []
+    assert (asked, bench.replica.asked) == (1, 1)
+
+
+def test_databases_are_read_back(bench: Bench) -> None:
+    bench.push(b"good", is_read=True)
+    bench.push(b"bad", is_read=True, stored=b"zeros..")
+    bench.now += 3
+    assert bench.unverified.look() == {b"bad"}
+    assert sorted(bench.replica.read_back) == [b"bad", b"good"]
+
+
+def test_after_a_connection_error_everything_is_read_back_at_once(bench: Bench) -> None:
+    bench.push(b"good")
+    bench.push(b"lost", stored=bytes(7))
+    bench.unverified.suspect()
+    assert bench.unverified.suspected
+    assert bench.unverified.next_due() == 0
+    assert bench.unverified.look() == {b"lost"}
+    assert not bench.unverified.suspected
+    assert bench.replica.asked == 0
+
+
+def test_what_is_gone_from_onedata_differs(bench: Bench) -> None:
+    bench.push(b"a")
+    bench.replica.remove(b"a")
+    bench.unverified.suspect()
+    assert bench.unverified.look() == {b"a"}
+
+
+def test_a_restart_suspects_what_was_left(bench: Bench) -> None:
+    bench.push(b"lost", stored=bytes(7))
+    later = bench.again()
+    assert later.suspected
+    assert later.look() == {b"lost"}
+    assert not bench.again().suspected
+
+
+def test_a_suspicion_survives_a_restart_and_another_push(bench: Bench) -> None:
+    bench.push(b"stack")
+    bench.unverified.suspect()
+    entry = Entry(Kind.FILE, 8, digest="x")
+    bench.index.commit([Set(b"stack", entry)], {}, pushed={b"stack": False})
+    assert bench.left() == [(b"stack", True)]
+
+
+def test_rows_follow_renames_and_go_with_deletions(bench: Bench) -> None:
+    bench.replica.make_directory(b"d")
+    bench.push(b"d/a", b"d/b")
+    bench.index.commit([Renamed(b"d", b"e"), Gone(b"e/b")], {})
+    assert bench.left() == [(b"e/a", False)]
+
+
+def test_one_file_that_cannot_be_read_does_not_hold_up_the_others_for_ever(bench: Bench) -> None:
+    bench.push(b"bad", b"good")
+    bench.replica.unreadable = {b"bad"}
+    bench.unverified.suspect()
+    for _ in range(2):
+        with pytest.raises(OSError, match="unreadable"):
+            bench.unverified.look()
+        assert bench.unverified.suspected
+    assert bench.unverified.look() == {b"bad"}
+    assert bench.left() == []
+
+
+def test_suspects_are_read_in_slices_until_none_is_left(bench: Bench) -> None:
+    paths = [b"%04d" % number for number in range(1201)]
+    bench.push(*paths)
+    bench.unverified.suspect()
+    rounds = 0
+    while bench.unverified.suspected:
+        assert bench.unverified.look() == set()
+        rounds += 1
+    assert rounds == 3
+    assert sorted(bench.replica.read_back) == paths
+    assert bench.left() == []
+
+
+def test_finish_waits_for_what_is_young(bench: Bench) -> None:
+    bench.push(b"a", b"b")
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        bench.now += seconds
+
+    assert bench.unverified.finish(pause) == set()
+    assert sum(pauses) == 3
+    assert bench.left() == []
+
+
+def test_finish_waits_for_nothing_where_nobody_is_asked(bench: Bench) -> None:
+    bench.replica.tells = False
+    bench.push(b"a", is_read=True, stored=b"zeros..")
+
+    def pause(seconds: float) -> None:
+        raise AssertionError(seconds)
+
+    assert bench.unverified.finish(pause) == {b"a"}
+
+
+def test_an_index_of_an_earlier_onesync_gets_the_table(tmp_path: Path) -> None:
+    place = tmp_path / "index.sqlite"
+    db = sqlite3.connect(place)
+    db.executescript(EARLIER)
+    db.close()
+    index = Index(place)
+    assert index.unverified(1) == []
+    known = index.known(b"a")
+    assert known is not None
+    assert known.entry.size == 7
+    index.commit([], {}, pushed={b"a": True})
+    assert index.unverified(9) == [(b"a", True)]
+    index.close()
+
+
+EARLIER = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE entry (
+    path BLOB PRIMARY KEY, parent BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL, mode INTEGER NOT NULL, digest TEXT NOT NULL, target BLOB NOT NULL,
+    inode INTEGER, s_size INTEGER, s_mtime INTEGER, s_ctime INTEGER, s_mode INTEGER,
+    link_group INTEGER NOT NULL DEFAULT 0, xattrs TEXT NOT NULL DEFAULT '', s_linked INTEGER
+) WITHOUT ROWID;
+CREATE TABLE blocks (
+    digest TEXT PRIMARY KEY, size INTEGER NOT NULL, digests BLOB NOT NULL
+) WITHOUT ROWID;
+INSERT INTO meta VALUES ('format', '2');
+INSERT INTO entry (path, parent, kind, size, mtime_ns, mode, digest, target)
+    VALUES (x'61', x'', 'file', 7, 1, 420, 'abc', x'');
+"""
