@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.campaign import counts
 from tests.node import Node
 from tests.standin.mounted import Mounted
 from tests.systemd import container
@@ -29,6 +31,26 @@ def _no_fuse() -> str | None:
     if Path("/dev/fuse").exists() and shutil.which("fusermount3"):
         return None
     return "needs /dev/fuse and fusermount3"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the campaign of all processes of this run one place for its counts."""
+    if not hasattr(config, "workerinput"):
+        fd, os.environ[counts.PLACE] = tempfile.mkstemp(prefix="onesync-campaign-")
+        os.close(fd)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell what the campaign did."""
+    place = Path(os.environ[counts.PLACE])
+    if found := counts.counted(place):
+        told = ", ".join(f"{number:,} {what}" for what, number in found.items())
+        terminalreporter.write_line(f"campaign: {told}")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        Path(os.environ.pop(counts.PLACE)).unlink(missing_ok=True)
 
 
 @pytest.fixture

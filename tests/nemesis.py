@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from onesync.core.chain import Head, Set, decode
 from onesync.core.claims import LockTimes, Remembered, epoch_of, parse_lock
+from onesync.core.clock import Happening
 from onesync.core.model import Entry, Kind, join
 from onesync.errors import LockLost, OnesyncError, Suspended
 from onesync.lock import LOCK, Claimant, Lock
@@ -139,6 +140,10 @@ class NodeClock:
 
     def sleep(self, seconds: float) -> None:
         _current.task.wait(max(0.0, seconds) / self.rate)
+
+    def wait(self, event: Happening, seconds: float) -> bool:
+        self.sleep(seconds)
+        return event.is_set()
 
 
 class Seat:

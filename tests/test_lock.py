@@ -13,6 +13,7 @@ from typing import cast
 import pytest
 
 from onesync.core.claims import EPOCHS, LOCK_BYTES, LockTimes, Remembered, parse_lock
+from onesync.core.clock import Happening
 from onesync.errors import DeployedElsewhere, Halted, LockLost
 from onesync.lock import LOCK, Claimant, Lock
 from onesync.replica.door import Listed, Replica
@@ -35,6 +36,10 @@ class FakeClock:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+
+    def wait(self, event: Happening, seconds: float) -> bool:
+        self.now += seconds
+        return event.is_set()
 
 
 @pytest.fixture

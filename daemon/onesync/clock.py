@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from onesync.core.clock import Happening
+
 
 class SystemClock:
     """This node's clock (``core.clock.Clock``)."""
@@ -19,3 +21,7 @@ class SystemClock:
     def sleep(self, seconds: float) -> None:
         """Wait."""
         time.sleep(seconds)
+
+    def wait(self, event: Happening, seconds: float) -> bool:
+        """Wait until ``event`` happens, at most for ``seconds``; returns whether it did."""
+        return event.wait(seconds)

@@ -18,7 +18,7 @@ from onesync.errors import Halted
 from onesync.index import Index
 from onesync.intent import INTENTS
 from onesync.lock import Lock
-from onesync.manifest import MANIFEST, read_head
+from onesync.manifest import MANIFEST, read_head, remove_torn_beginnings
 from onesync.mount import Mount
 from onesync.push import BEHIND
 from onesync.replica.door import Replica
@@ -90,6 +90,8 @@ class Deploy:
                 continue
         folder_id = self._mount.open_folder()
         head = read_head(self._replica, folder_id)
+        if head is None:
+            remove_torn_beginnings(self._replica)
         self._tell_of(head)
         batches = self._make_batches(folder_id, head, epoch)
         if self._index.get("staged") is not None:
@@ -145,12 +147,12 @@ class Deploy:
         name = head.name if head else ""
         if self._index.get("undeployed") is not None:
             working_copy.reuse(self._root, self._index, self._scanner, tree)
-        elif self._index.get("staging") not in (None, name) and os.listdir(self._root):
+        elif not self._goes_on(name) and os.listdir(self._root):
             raise Halted(
                 "The working directory holds half of an older state of the folder, which went on"
                 " elsewhere; nothing was changed. Empty it, then start again."
             )
-        self._index.set(staging=name, undeployed=None)
+        self._index.set(staging=name, stager=self._lock.state().deployment_id, undeployed=None)
         try:
             staged = StageIn(
                 self._replica, self._root, self._pool, self._advanced, self._link_moves(head)
@@ -161,6 +163,15 @@ class Deploy:
                 " nothing was overwritten. Move it away, then start again."
             ) from conflict
         self._take_staged(batches, head, staged)
+
+    def _goes_on(self, head_name: str) -> bool:
+        """Whether what was staged in so far is part of the head.
+
+        Where the same deployment began it, nobody else wrote meanwhile: a newer head is the
+        checkpoint that recorded what was staged in.
+        """
+        ours = self._index.get("stager") == self._lock.state().deployment_id
+        return ours or self._index.get("staging") in (None, head_name)
 
     def _take_staged(self, batches: Batches, head: Head | None, staged: Staged) -> None:
         tree = head.tree if head else {}
@@ -187,6 +198,7 @@ class Deploy:
         self._index.set(
             staged=self._lock.state().deployment_id,
             staging=None,
+            stager=None,
             head_name=batches.manifest.head[0] if batches.manifest.head else None,
             root_inode=str(os.stat(self._root).st_ino),
         )

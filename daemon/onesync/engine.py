@@ -235,7 +235,7 @@ class Engine:
         self._observer.alive()
         if self._index.get("staged") is not None:
             self._clock.sleep(seconds)
-        elif self._requests.stop.wait(seconds):
+        elif self._clock.wait(self._requests.stop, seconds):
             raise StopRequested
 
     # -- deploying ------------------------------------------------------------------------------
@@ -245,7 +245,9 @@ class Engine:
             working_copy.refuse_foreign(self._root)
         self._set_phase("locking")
         epoch = self.lock.acquire(self._settings.lock.wait_seconds, self._pause)
-        self._heartbeat = Heartbeat(self.lock, lambda: self.last_checkpoint, self._beaten)
+        self._heartbeat = Heartbeat(
+            self.lock, self._clock, lambda: self.last_checkpoint, self._beaten
+        )
         self._heartbeat.start()
         try:
             self._set_phase("staging_in")
@@ -352,7 +354,8 @@ class Engine:
         """Wait for work, for the next try, or for a tick."""
         self._observer.alive()
         if failures:
-            self._requests.stop.wait(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1])
+            pause = _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1]
+            self._clock.wait(self._requests.stop, pause)
             return
         if self._requests.flushes or batches.is_behind():
             return
@@ -360,12 +363,13 @@ class Engine:
         rest = max(0.0, self._ended + pause - self._clock.boottime())
         due = rest if batches.awaits() else self.marks.next_due()
         tick = min(_TICK_SECONDS, self._settings.batch.rescan_seconds)
-        self.marks.arrived.wait(tick if due is None else min(tick, max(due, rest)))
+        patience = tick if due is None else min(tick, max(due, rest))
+        self._clock.wait(self.marks.arrived, patience)
         self.marks.arrived.clear()
         due = self.marks.next_due()
         if due is not None and not self._requests.flushes:
             rest = max(0.0, self._ended + pause - self._clock.boottime())
-            self._requests.stop.wait(max(rest, min(pause, due), 0.05))
+            self._clock.wait(self._requests.stop, max(rest, min(pause, due), 0.05))
 
     def _step(self, batches: Batches, failures: int) -> int:
         """Do one batch or the flushes asked for; returns the failures in a row."""

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from onesync.core.clock import Clock
 from onesync.errors import LockLost, MountNotThere
 from onesync.lock import Lock
 
@@ -16,10 +17,15 @@ class Heartbeat:
     """Beats every ``lock.times.beat`` seconds until stopped or lost."""
 
     def __init__(
-        self, lock: Lock, last_checkpoint: Callable[[], str | None], told: Callable[[], None]
+        self,
+        lock: Lock,
+        clock: Clock,
+        last_checkpoint: Callable[[], str | None],
+        told: Callable[[], None],
     ) -> None:
         """Prepare; ``told`` is called after each beat, confirmed or not, in the beat's thread."""
         self._lock = lock
+        self._clock = clock
         self._last_checkpoint = last_checkpoint
         self._told = told
         self._ended = threading.Event()
@@ -35,7 +41,7 @@ class Heartbeat:
         self._ended.set()
 
     def _run(self) -> None:
-        while not self._ended.wait(self._lock.times.beat):
+        while not self._clock.wait(self._ended, self._lock.times.beat):
             try:
                 self._lock.beat(self._last_checkpoint())
             except LockLost as error:

@@ -51,6 +51,8 @@ DOCKER_LOCK = b"scipion-docker/project.lock"
 _KEPT_BEATS = 3
 _TWINS = {b"": (STATUS_FOLDER,), STATUS_FOLDER: (b"lock", b"epochs", b"manifest", b"folder.json")}
 """By directory, the names of ours of which a second provider would show another one."""
+_PROBE = b"probe-"
+_PROBES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,17 +242,30 @@ class Lock:
         for path in (STATUS_FOLDER, EPOCHS):
             with suppress(FileExistsError):
                 self._replica.make_directory(path)
-        probe = join(STATUS_FOLDER, b"probe-" + uuid.uuid4().hex.encode())
-        self._replica.write_new(probe, probe)
-        alive = self._replica.read(probe) == probe
-        self._replica.remove(probe)
-        if not alive:
+        if not any(self._is_given_back() for _ in range(_PROBES)):
             raise MountNotThere(
                 "The mount does not give back what was written; nothing was changed."
             )
 
     def _judge(self) -> Free | Ours | Held:
         return judge(self._claims(), self._lock_fields(), self._docker_lock(), self._remembered)
+
+    def _is_given_back(self) -> bool:
+        """Write, read and remove a probe; who takes the lock meanwhile may have removed it."""
+        probe = join(EPOCHS, _PROBE + uuid.uuid4().hex.encode())
+        self._replica.write_new(probe, probe)
+        try:
+            return self._replica.read(probe) == probe
+        except FileNotFoundError:
+            return False
+        finally:
+            self._replica.remove(probe)
+
+    def _remove_probes(self) -> None:
+        """Remove those of starts that died there."""
+        for item in self._replica.list(EPOCHS):
+            if item.name.startswith(_PROBE):
+                self._replica.remove(join(EPOCHS, item.name))
 
     def _try(self) -> int | Held:
         if (twin := self._twin()) is not None:
@@ -313,6 +328,7 @@ class Lock:
         if (highest := max(self._epochs())) > epoch:
             self._end(epoch, WITHDRAWN, None)
             return Held(f"a claim newer than ours ({epoch}) stands there", highest)
+        self._remove_probes()
         try:
             self._take(verdict, epoch, deployment)
         except LockLost as error:

@@ -29,7 +29,7 @@ from onesync.core.chain import (
 )
 from onesync.core.claims import EPOCHS, epoch_name, parse_beat, parse_epoch, told_checkpoint
 from onesync.core.clock import Clock
-from onesync.core.model import STATUS_FOLDER, join
+from onesync.core.model import STATUS_FOLDER, join, show
 from onesync.errors import Halted, OnesyncError
 from onesync.replica.door import Replica
 
@@ -109,6 +109,17 @@ def _told_by(replica: Replica, claim: bytes) -> list[str]:
         with suppress(FileNotFoundError):
             told.append(told_checkpoint(replica.read(join(claim, name))))
     return [name for name in told if name is not None]
+
+
+def remove_torn_beginnings(replica: Replica) -> None:
+    """Remove the checkpoints of a folder that has no head: bases that were torn as they were made.
+
+    Only the owner may, who writes the first one anew.
+    """
+    for item in replica.list(MANIFEST):
+        if parse_name(item.name.decode("utf-8", "replace")) is not None:
+            log.warning("torn checkpoint removed", extra={"file": show(item.name)})
+            replica.remove(join(MANIFEST, item.name))
 
 
 class Manifest:

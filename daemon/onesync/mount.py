@@ -15,6 +15,7 @@ from onesync.replica.door import Replica
 log = logging.getLogger(__name__)
 
 FOLDER = STATUS_FOLDER + b"/folder.json"
+_BEGUN = FOLDER + b".new"
 FORMAT = 1
 
 
@@ -65,7 +66,10 @@ class Mount:
         if found is None:
             found = uuid.uuid4().hex
             content = {"onesync": "folder", "format": FORMAT, "folder_id": found}
-            self._replica.write_new(FOLDER, json.dumps(content).encode())
+            # Under another name first: a torn one would be refused by every node for ever.
+            self._replica.remove(_BEGUN)
+            self._replica.write_new(_BEGUN, json.dumps(content).encode())
+            self._replica.rename(_BEGUN, FOLDER, is_file=True)
         self.folder_id = found
         return found
 

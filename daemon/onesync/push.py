@@ -35,6 +35,7 @@ from onesync.intent import Intent
 from onesync.local import digest_local, local_size, open_source, read_xattrs
 from onesync.replica.door import Replica
 from onesync.transfer import Brought, NameTaken, Source, may_patch, transfer
+from onesync.workers import each
 
 BEHIND = "behind"
 _ROUND_SECONDS = 5.0
@@ -179,7 +180,7 @@ class Push:
 
     def tidy(self) -> None:
         """Remove the asides and the intent: the checkpoint stands, they are not needed."""
-        list(self._pool.map(self._replica.remove, self._leftover))
+        each(self._pool, self._replica.remove, self._leftover)
         self._replica.remove(self.intent.path)
 
     def _prepare(
@@ -188,7 +189,7 @@ class Push:
         new = [d for d in plan.files if _is_new(d) and d.path not in snapshots]
         places = [pinned.get(d.path) or join(self._root, d.path) for d in new]
         digests = dict(
-            zip((d.path for d in new), self._pool.map(_digest_of_small, places), strict=True)
+            zip((d.path for d in new), each(self._pool, _digest_of_small, places), strict=True)
         )
         for difference in plan.files:
             path, known = difference.path, difference.known
@@ -211,7 +212,7 @@ class Push:
             digest = digested[1] if digested is not None else None
             self._sources[path] = Source(local, path in snapshots, temporary, undo, blocks, digest)
         ours = [set(self._known_beneath(d.path)) for d in plan.removals]
-        tops = self._pool.map(self._to_remove, plan.removals, ours)
+        tops = each(self._pool, self._to_remove, plan.removals, ours)
         for difference, found in zip(plan.removals, tops, strict=True):
             self._removes[difference.path] = found
             for path in self._removes[difference.path]:
@@ -279,8 +280,8 @@ class Push:
         databases = spread((d for d in now if d.path in snapshots), _path_of)
         if self._may_defer:
             self._enough = time.monotonic() + _PORTION_SECONDS
-        found = [*self._pool.map(self._bring_in_time, data)]
-        found += [*self._pool.map(self._bring_database, databases)]
+        found = each(self._pool, self._bring_in_time, data)
+        found += each(self._pool, self._bring_database, databases)
         return [ready for ready in found if ready is not None]
 
     def _bring_in_time(self, difference: Difference) -> _Ready | None:
@@ -396,9 +397,8 @@ class Push:
                 late.setdefault(group, []).append(difference)
         for group in self._order.groups:
             batch = [item for item in ready if item.group == group]
-            list(self._pool.map(self._publish, spread(batch, lambda item: item.difference.path)))
-            new = spread(late.get(group, []), _path_of)
-            list(self._pool.map(self._create_late, new))
+            each(self._pool, self._publish, spread(batch, lambda item: item.difference.path))
+            each(self._pool, self._create_late, spread(late.get(group, []), _path_of))
 
     def _create_late(self, difference: Difference) -> None:
         if scope_of(difference.path) in self._held:

@@ -27,6 +27,7 @@ from onesync.core.model import (
 from onesync.errors import Halted
 from onesync.intent import INTENTS, Intent, NewerFormat, noted_by
 from onesync.replica.door import Replica
+from onesync.workers import each
 
 TORN = STATUS_FOLDER + b"/torn"
 _LONGEST = 150
@@ -65,8 +66,8 @@ def settle(
             left = {p: kind for p, kind in done.items() if not lies_in(p, taken.keys())}
             published(_with_digests(left, intent))
         else:
-            list(pool.map(replica.remove, (a for _, a in intent.replace + intent.remove)))
-        list(pool.map(replica.remove, (name for _, name in intent.new + intent.patch)))
+            each(pool, replica.remove, (a for _, a in intent.replace + intent.remove))
+        each(pool, replica.remove, (name for _, name in intent.new + intent.patch))
         replica.remove(intent.path)
         list(map(replica.remove, notes))
     for intent_name in foreign.keys() - {name_of(intent.path) for intent in intents}:
@@ -90,13 +91,13 @@ def _published(
     created = {path for path, _, _ in intent.create} - foreign
     replaced = {path for path, _ in intent.replace} | foreign | created
     renamed = [(path, name) for path, name in intent.new if path not in replaced]
-    waiting = pool.map(replica.look, [name for _, name in renamed])
+    waiting = each(pool, replica.look, [name for _, name in renamed])
     arrived = [path for (path, _), there in zip(renamed, waiting, strict=True) if there is None]
     files = [path for path in [*arrived, *created] if not lies_in(path, foreign)]
-    for path, found in zip(files, pool.map(replica.look, files), strict=True):
+    for path, found in zip(files, each(pool, replica.look, files), strict=True):
         if found is not None and found.kind is Kind.FILE:
             yield path, Kind.FILE
-    for path, found in zip(intent.make, pool.map(replica.look, intent.make), strict=True):
+    for path, found in zip(intent.make, each(pool, replica.look, intent.make), strict=True):
         if found is not None and found.kind is Kind.DIRECTORY:
             yield path, Kind.DIRECTORY
 
@@ -180,7 +181,7 @@ def _to_take_back(
             return None
         return path
 
-    torn = [path for path in pool.map(judge, intent.create) if path is not None]
+    torn = [path for path in each(pool, judge, intent.create) if path is not None]
     return taken | dict.fromkeys(torn, Kind.FILE)
 
 

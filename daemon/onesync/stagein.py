@@ -30,6 +30,7 @@ from onesync.core.model import (
     Stamp,
     is_reserved,
     join,
+    lost_stamp,
     name_of,
     parent_of,
     show,
@@ -48,7 +49,7 @@ class Staged:
     """What stage-in brought.
 
     Attributes:
-        tree: every entry with the stamp of its local copy; a stamp of None makes it dirty. A
+        tree: every entry with the stamp of its local copy; None where it is not here. A
             damaged file keeps the entry that the manifest has of it.
         problems: what was missing, damaged or changed outside.
         fetched: the files that were copied now; the others were here already.
@@ -333,7 +334,7 @@ class StageIn:
             status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
         return stamp_of(status, Kind.LINK, entry.target)
 
-    def _directory_times(self, path: RelPath, entry: Entry, staged: Staged) -> Stamp | None:
+    def _directory_times(self, path: RelPath, entry: Entry, staged: Staged) -> Stamp:
         root = os.open(self._root, _O_DIRECTORY)
         try:
             fd = open_beneath(root, path, os.O_RDONLY | os.O_DIRECTORY)
@@ -347,7 +348,9 @@ class StageIn:
             os.fchmod(fd, entry.mode or 0o755)
             if entry.mtime_ns:
                 os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-            return stamp_of(os.fstat(fd), Kind.DIRECTORY) if entry.mtime_ns else None
+            # Without a time it is dirty, but it was here: should it go, that is a deletion.
+            known = stamp_of(os.fstat(fd), Kind.DIRECTORY)
+            return known if entry.mtime_ns else lost_stamp(Kind.DIRECTORY)
         finally:
             os.close(fd)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 
 import pytest
@@ -187,6 +188,39 @@ def test_a_stale_listing_does_not_hide_the_head() -> None:
     head = find_head(stale, manifest.read)
     assert head is not None
     assert head.tree == {b"a": entry(3)}
+
+
+@pytest.mark.parametrize("torn", [slice(0, 0), slice(0, 1), slice(0, -1)])
+def test_a_torn_beginning_is_no_head(torn: slice) -> None:
+    manifest = Manifest()
+    name = manifest.write(1, 1, Set(b"a", entry(1)), why="base")
+    manifest.files[name] = manifest.files[name][torn]
+    assert find_head(manifest.files, manifest.read) is None
+    manifest.files[name] = bytes(100)
+    assert find_head(manifest.files, manifest.read) is None
+
+
+def test_a_torn_beginning_that_was_continued_is_damaged() -> None:
+    manifest = Manifest()
+    name = manifest.write(1, 1, Set(b"a", entry(1)), why="base")
+    manifest.write(1, 2, Set(b"a", entry(2)))
+    manifest.files[name] = manifest.files[name][:-1]
+    with pytest.raises(Damaged):
+        find_head(manifest.files, manifest.read)
+
+
+def test_what_cannot_be_read_now_is_not_passed_over() -> None:
+    manifest = Manifest()
+    manifest.write(1, 1, Set(b"a", entry(1)), why="base")
+    newest = manifest.write(1, 2, Set(b"a", entry(2)))
+
+    def read(name: str) -> bytes:
+        if name == newest:
+            raise OSError(errno.EIO, "not now")
+        return manifest.read(name)
+
+    with pytest.raises(OSError, match="not now"):
+        find_head(manifest.files, read)
 
 
 def test_nothing_whole_is_damaged_never_empty() -> None:

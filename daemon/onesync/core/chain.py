@@ -32,6 +32,10 @@ class Damaged(Exception):
     """A checkpoint file is torn, foreign or forged; the text says how."""
 
 
+class Torn(Damaged):
+    """A checkpoint file ends early or holds nothing but zeros: its writer died, or still writes."""
+
+
 class NewerFormat(Exception):
     """A checkpoint file was written by a newer onesync."""
 
@@ -240,9 +244,11 @@ def find_head(
         folder_id: of the folder; what was written for another one is foreign, unless all is.
 
     Returns:
-        None where there is no checkpoint at all.
+        None where there is no checkpoint at all, or none but torn beginnings: nothing continued
+        them, and the tree that they told of is that of the folder's own files.
 
     Raises:
+        OSError: ``read`` failed; that says nothing about the file, so no older head is taken.
         Damaged: there are checkpoints and none is whole down to a base.
         NewerFormat: a newer onesync wrote them.
     """
@@ -259,7 +265,7 @@ def find_head(
             return head
     if search.all_foreign:
         return find_head(known, read, told)
-    if search.reasons:
+    if not all(name in search.torn and _is_beginning(name) for name in search.reasons):
         raise Damaged("; ".join(search.reasons.values()))
     return None
 
@@ -274,6 +280,7 @@ class _Search:
         self._foreign: set[str] = set()
         self._chain: list[str] = []
         self.reasons: dict[str, str] = {}
+        self.torn: set[str] = set()
 
     @property
     def all_foreign(self) -> bool:
@@ -292,6 +299,8 @@ class _Search:
             return None
         except Damaged as error:
             self.reasons[name] = f"{name}: {error}"
+            if isinstance(error, Torn):
+                self.torn.add(name)
             return None
         parsed = parse_name(name)
         if parsed is None or checkpoint.header.position != parsed[0]:
@@ -391,6 +400,12 @@ def _position_of(name: str) -> Position:
     return parsed[0]
 
 
+def _is_beginning(name: str) -> bool:
+    """Whether ``name`` is that of a base that continues nothing: an epoch's first checkpoint."""
+    parsed = parse_name(name)
+    return parsed is not None and parsed[0].sequence == 1 and parsed[1]
+
+
 def _newest_first(name: str) -> tuple[int, int, bool]:
     place = _position_of(name)
     return (-place.epoch, -place.sequence, name == base_name(place))
@@ -459,9 +474,13 @@ def _inflate(data: bytes, most_bytes: int) -> bytes:
     try:
         body = engine.decompress(data, most_bytes)
     except zlib.error as error:
+        if not any(data):
+            raise Torn("it holds nothing but zeros") from error
         raise Damaged(f"it cannot be unpacked ({error})") from error
+    if not engine.eof and not engine.unconsumed_tail:
+        raise Torn("it is cut short")
     if not engine.eof:
-        raise Damaged("it is cut short or too large")
+        raise Damaged("it is too large")
     if engine.unused_data:
         raise Damaged("something follows its end")
     return body

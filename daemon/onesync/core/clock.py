@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import Protocol
 
 
+class Happening(Protocol):
+    """Something that may happen while somebody waits: a ``threading.Event``."""
+
+    def is_set(self) -> bool:
+        """Return whether it happened."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait in real time until it happens; returns whether it did."""
+
+
 class Clock(Protocol):
-    """Two times and a way to wait."""
+    """Two times and two ways to wait."""
 
     def boottime(self) -> float:
         """Return seconds on CLOCK_BOOTTIME: never set back, counts suspend."""
@@ -16,3 +26,6 @@ class Clock(Protocol):
 
     def sleep(self, seconds: float) -> None:
         """Wait."""
+
+    def wait(self, event: Happening, seconds: float) -> bool:
+        """Wait until ``event`` happens, at most for ``seconds``; returns whether it did."""

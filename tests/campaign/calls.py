@@ -1,0 +1,264 @@
+"""The system calls on the mount, numbered, and what goes wrong at one of them.
+
+Stands in the place of the module ``os`` in ``replica.folder`` and ``replica.inplace``, and of the
+functions of ``beneath``. Calls on local descriptors go through untouched.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from onesync.beneath import open_beneath, rename_new
+from onesync.replica import folder, inplace
+
+
+class Crash(BaseException):
+    """The process dies here: nothing that comes after it happens."""
+
+
+class Hung(BaseException):
+    """The call does not come back: the child that made it is abandoned."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong at the call ``number`` (from 1 on).
+
+    ``what`` is an errno's name, ``crash`` or ``hang``. A ``lasting`` one holds until it is lifted;
+    an ``applied`` one is of unknown result: the call did what it should and fails all the same,
+    a write half of it. ``loses`` tells what becomes of all that was not flushed: it reads
+    as ``zeros``, or the ``old`` bytes are there again.
+    """
+
+    number: int
+    what: str
+    lasting: bool = False
+    applied: bool = False
+    loses: str = ""
+
+    def __str__(self) -> str:
+        words = [word for word in ("lasting", "applied") if getattr(self, word)]
+        return " ".join([f"{self.what}@{self.number}", *words, self.loses]).strip()
+
+
+@dataclass
+class _File:
+    """A descriptor on the mount."""
+
+    path: str
+    is_directory: bool
+
+
+@dataclass
+class _Write:
+    """What one write did, so that it can be lost."""
+
+    offset: int
+    length: int
+    old: bytes
+    old_size: int
+
+
+class Calls:
+    """Counts, and lets the calls fail. Used by the threads of one life, which take turns."""
+
+    def __init__(self, root: bytes, fault: Fault | None = None) -> None:
+        self._root = root
+        self._files: dict[int, _File] = {}
+        self._unflushed: dict[str, list[_Write]] = {}
+        self.fault = fault
+        self.number = 0
+        self.struck = 0
+        self.names: list[str] = []
+        self.dead = False
+        self.hung = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    # -- failing --------------------------------------------------------------------------------
+
+    def make(self, name: str, act: Callable[[], Any], half: Callable[[], Any] | None = None) -> Any:
+        """Make a call on the mount, or let it fail; ``half`` is what an unknown result did."""
+        if self.dead:
+            raise Crash
+        if self.hung:
+            raise Hung
+        self.number += 1
+        self.names.append(name)
+        fault = self.fault
+        if fault is None or not (
+            self.number == fault.number or (fault.lasting and self.number > fault.number)
+        ):
+            return act()
+        self.struck += 1
+        if fault.applied:
+            (half or act)()
+        return self._strike(fault)
+
+    def _strike(self, fault: Fault) -> Any:
+        if fault.loses:
+            self.lose(fault.loses)
+        if fault.what == "crash":
+            self.die()
+        if fault.what == "hang":
+            self.hung = True
+            raise Hung
+        number = getattr(errno, fault.what)
+        raise OSError(number, os.strerror(number))
+
+    def die(self) -> None:
+        """Die outside of any call."""
+        self.dead = True
+        raise Crash
+
+    def lose(self, how: str) -> None:
+        """Lose what was written and not flushed."""
+        for path, writes in self._unflushed.items():
+            with suppress(FileNotFoundError), open(path, "r+b") as file:
+                for write in reversed(writes):
+                    file.seek(write.offset)
+                    file.write(write.old if how == "old" else bytes(write.length))
+                    if how == "old":
+                        file.truncate(write.old_size)
+        self._unflushed.clear()
+
+    # -- descriptors ----------------------------------------------------------------------------
+
+    def _is_ours(self, path: Any, dir_fd: int | None) -> bool:
+        if dir_fd is not None:
+            return dir_fd in self._files
+        if isinstance(path, int):
+            return path in self._files
+        return os.fsencode(path).startswith(self._root)
+
+    def _opened(self, fd: int, flags: int) -> int:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        self._files[fd] = _File(path, bool(flags & (os.O_PATH | os.O_DIRECTORY)))
+        return fd
+
+    def open(self, path: bytes, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        def act() -> int:
+            return self._opened(os.open(path, flags, mode, dir_fd=dir_fd), flags)
+
+        if not self._is_ours(path, dir_fd):
+            return os.open(path, flags, mode, dir_fd=dir_fd)
+        return int(
+            self.make("open", act, lambda: os.close(os.open(path, flags, mode, dir_fd=dir_fd)))
+        )
+
+    def open_beneath(self, root: int, path: bytes, flags: int, mode: int = 0) -> int:
+        def act() -> int:
+            return self._opened(open_beneath(root, path, flags, mode), flags)
+
+        return int(self.make("walk", act, lambda: None))
+
+    def close(self, fd: int) -> None:
+        file = self._files.pop(fd, None)
+        if file is None or file.is_directory or self.dead or self.hung:
+            os.close(fd)
+            return
+        # The kernel closes the descriptor whatever the file system answers.
+        self.make("close", lambda: os.close(fd), lambda: None)
+
+    def fdopen(self, fd: int, mode: str) -> io.BytesIO:
+        with os.fdopen(fd, mode) as file:
+            del self._files[fd]
+            return io.BytesIO(self.make("read", file.read))
+
+    # -- contents -------------------------------------------------------------------------------
+
+    def pwrite(self, fd: int, content: bytes, offset: int) -> int:
+        return self._write(fd, bytes(content), offset, lambda part: os.pwrite(fd, part, offset))
+
+    def write(self, fd: int, content: bytes) -> int:
+        offset = os.lseek(fd, 0, os.SEEK_CUR)
+        return self._write(fd, bytes(content), offset, lambda part: os.write(fd, part))
+
+    def _write(self, fd: int, content: bytes, offset: int, act: Callable[[bytes], int]) -> int:
+        def write(part: bytes) -> int:
+            path = self._files[fd].path
+            with open(path, "rb") as file:
+                old = os.pread(file.fileno(), len(part), offset)
+            size = os.fstat(fd).st_size
+            self._unflushed.setdefault(path, []).append(_Write(offset, len(part), old, size))
+            return act(part)
+
+        if fd not in self._files:
+            return act(content)
+        half = content[: len(content) // 2]
+        return int(self.make("write", lambda: write(content), lambda: write(half)))
+
+    def fsync(self, fd: int) -> None:
+        def act() -> None:
+            os.fsync(fd)
+            self._unflushed.pop(self._files[fd].path, None)
+
+        if fd not in self._files:
+            os.fsync(fd)
+            return
+        self.make("fsync", act)
+
+    def ftruncate(self, fd: int, length: int) -> None:
+        if fd not in self._files:
+            os.ftruncate(fd, length)
+            return
+        self.make("truncate", lambda: os.ftruncate(fd, length))
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        return bytes(self._on(fd, "read", lambda: os.pread(fd, length, offset)))
+
+    def fstat(self, fd: int) -> os.stat_result:
+        found: os.stat_result = self._on(fd, "stat", lambda: os.fstat(fd))
+        return found
+
+    def listdir(self, fd: int) -> list[str]:
+        return list(self._on(fd, "list", lambda: os.listdir(fd)))
+
+    def _on(self, fd: int, name: str, act: Callable[[], Any]) -> Any:
+        return self.make(name, act) if fd in self._files else act()
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def stat(
+        self, path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True
+    ) -> os.stat_result:
+        def act() -> os.stat_result:
+            return os.stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+
+        found: os.stat_result = self.make("stat", act) if self._is_ours(path, dir_fd) else act()
+        return found
+
+    def mkdir(self, name: bytes, mode: int = 0o777, *, dir_fd: int) -> None:
+        self.make("mkdir", lambda: os.mkdir(name, mode, dir_fd=dir_fd))
+
+    def unlink(self, name: bytes, *, dir_fd: int) -> None:
+        self.make("unlink", lambda: self._unlink(name, dir_fd))
+
+    def _unlink(self, name: bytes, dir_fd: int) -> None:
+        os.unlink(name, dir_fd=dir_fd)
+        self._unflushed.pop(os.readlink(f"/proc/self/fd/{dir_fd}") + "/" + os.fsdecode(name), None)
+
+    def rmdir(self, name: bytes, *, dir_fd: int) -> None:
+        self.make("rmdir", lambda: os.rmdir(name, dir_fd=dir_fd))
+
+    def rename_new(self, origin: int, source: bytes, destination: int, target: bytes) -> None:
+        self.make("rename", lambda: rename_new(origin, source, destination, target))
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Stand between the replica's code and the kernel."""
+        with (
+            mock.patch.object(folder, "os", self),
+            mock.patch.object(inplace, "os", self),
+            mock.patch.object(folder, "open_beneath", self.open_beneath),
+            mock.patch.object(folder, "rename_new", self.rename_new),
+        ):
+            yield
