@@ -34,7 +34,7 @@ class Fault:
     ``what`` is an errno's name, ``crash`` or ``hang``. A ``lasting`` one holds until it is lifted;
     an ``applied`` one is of unknown result: the call did what it should and fails all the same,
     a write half of it. ``loses`` tells what becomes of all that was not flushed: it reads
-    as ``zeros``, or the ``old`` bytes are there again.
+    as ``zeros``, or the ``old`` bytes are there again. ``only`` calls of this name fail, if any.
     """
 
     number: int
@@ -42,6 +42,13 @@ class Fault:
     lasting: bool = False
     applied: bool = False
     loses: str = ""
+    only: str = ""
+
+    def strikes(self, number: int, name: str) -> bool:
+        """Whether the call of this number and name is one that fails."""
+        if self.only not in ("", name):
+            return False
+        return number == self.number or (self.lasting and number > self.number)
 
     def __str__(self) -> str:
         words = [word for word in ("lasting", "applied") if getattr(self, word)]
@@ -94,9 +101,7 @@ class Calls:
         self.number += 1
         self.names.append(name)
         fault = self.fault
-        if fault is None or not (
-            self.number == fault.number or (fault.lasting and self.number > fault.number)
-        ):
+        if fault is None or not fault.strikes(self.number, name):
             return act()
         self.struck += 1
         if fault.applied:

@@ -221,6 +221,7 @@ class Life:
         end: the exit code, an error's or None where it died.
         boundaries: how many local boundaries there were.
         sent: names of the checkpoints that stand, in order.
+        told_commit: called with each of them.
     """
 
     place: Place
@@ -236,7 +237,7 @@ class Life:
     failures: int = 0
     sent: list[str] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    told_commit: Callable[[], None] = lambda: None
 
     def live(self) -> Life:
         """Live it; everything in memory is gone afterwards."""
@@ -328,6 +329,7 @@ class Life:
 
     def committed(self, name: str, _: float) -> None:
         self.sent.append(name)
+        self.told_commit()
 
     def pushed(self, files: int, size: int) -> None: ...
 
