@@ -34,7 +34,7 @@ class Fault:
     tells zeros), ``kill`` (the client dies), ``hang`` (until released) or ``wait`` (``delay``
     seconds, which every effect waits first). With ``applied`` the call is carried out before it
     fails, hangs or kills. A write fails late, as a buffered one does, unless ``at_once``. The
-    kernel asks again after one ``getattr`` of a known name that failed, and its caller sees nothing.
+    kernel asks again after one failed ``getattr`` of a name that it knows; its caller sees nothing.
     """
 
     operation: str
