@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,15 @@ def serve(path: str, verbs: Verbs) -> None:
     listening.listen()
     while True:
         connection, _ = listening.accept()
-        with connection, connection.makefile("rwb") as stream:
-            answer = _answer(verbs, json.loads(stream.readline()))
-            stream.write(json.dumps(answer).encode() + b"\n")
-            stream.flush()
+        # A verb may wait for a call that hangs, and the next one must be able to release that.
+        threading.Thread(target=_talk, args=(connection, verbs), daemon=True).start()
+
+
+def _talk(connection: socket.socket, verbs: Verbs) -> None:
+    with connection, connection.makefile("rwb") as stream:
+        answer = _answer(verbs, json.loads(stream.readline()))
+        stream.write(json.dumps(answer).encode() + b"\n")
+        stream.flush()
 
 
 def _answer(verbs: Verbs, request: dict[str, Any]) -> Any:
@@ -31,7 +37,7 @@ def _answer(verbs: Verbs, request: dict[str, Any]) -> Any:
         return {"refused": repr(error)}
 
 
-def ask(path: Path, verb: str, **arguments: Any) -> Any:
+def ask(socket_path: Path, verb: str, /, **arguments: Any) -> Any:
     """Send one request and return its answer.
 
     Raises:
@@ -39,7 +45,7 @@ def ask(path: Path, verb: str, **arguments: Any) -> Any:
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(20)
-        connection.connect(str(path))
+        connection.connect(str(socket_path))
         with connection.makefile("rwb") as stream:
             stream.write(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
             stream.flush()

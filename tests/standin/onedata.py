@@ -55,7 +55,8 @@ from tests.standin.space import Space
 from tests.standin.views import Late, Listings, Told, real_of
 from tests.standin.weather import Deferred, Weather
 
-_KEEP = os.O_RDONLY | os.O_WRONLY | os.O_RDWR | os.O_EXCL
+# Appending is the kernel's; truncating comes with opening, as libfuse 3 has it.
+_KEEP = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 _SECOND = 10**9
 
 
@@ -254,7 +255,11 @@ class OneData(mfusepy.Operations):  # type: ignore[misc]  # the library has no t
     def open(self, path: str, flags: int) -> int:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self.must_be_writable()
-        return self._handles.add(os.open(self._at(path), flags & _KEEP), path, flags)
+        fd = self._handles.add(os.open(self._at(path), flags & _KEEP), path, flags)
+        if flags & os.O_TRUNC:
+            self._handles.gaps.forget(self._handles[fd].ino, 0)
+            self._late.changed(self._handles[fd].ino)
+        return fd
 
     @counted
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:

@@ -23,7 +23,7 @@ class Told(NamedTuple):
 class Late:
     """Sizes and times as they were before, until a change is ``seconds`` old.
 
-    A file made since then is told with 0 bytes. A descriptor always knows its own file; with
+    A file made since then is told with 0 bytes. An append knows where its file ends; with
     ``own`` false this mount knows at once what it changed itself.
     """
 

@@ -14,22 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 EVERY = "*"
-DROPPABLE = frozenset(
-    [
-        "read",
-        "write",
-        "truncate",
-        "mkdir",
-        "rmdir",
-        "unlink",
-        "rename",
-        "chmod",
-        "utimens",
-        "flush",
-        "fsync",
-        "store",
-    ]
-)
+_CHANGES = ("write", "truncate", "mkdir", "rmdir", "unlink", "rename", "chmod", "utimens")
+DROPPABLE = frozenset((*_CHANGES, "read", "flush", "fsync", "store"))
 
 
 class Deferred(OSError):
@@ -47,7 +33,8 @@ class Fault:
     ``effect`` is ``fail`` (with the errno ``number``), ``drop`` (success, and nothing done; a read
     tells zeros), ``kill`` (the client dies), ``hang`` (until released) or ``wait`` (``delay``
     seconds, which every effect waits first). With ``applied`` the call is carried out before it
-    fails, hangs or kills. A write fails late, as a buffered one does, unless ``at_once``.
+    fails, hangs or kills. A write fails late, as a buffered one does, unless ``at_once``. The
+    kernel asks again after one failed ``getattr`` of a name that it knows; its caller sees nothing.
     """
 
     operation: str
