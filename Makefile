@@ -43,8 +43,10 @@ test: setup
 	$(BIN)/pytest -n 4 --dist worksteal
 	$(BIN)/pytest -s -m session
 
-# A live session of every actor of a Scipion project, SECONDS long, and what it measured.
+# A live session of every actor of a Scipion project, SECONDS long, and what it measured; and
+# HISTORIES histories of the lock's nemesis.
 soak: SECONDS ?= 1200
+soak: HISTORIES ?= 5000
 soak: PACKAGES += $(TEST_PACKAGES)
 soak: setup
-	ONESYNC_SESSION_SECONDS=$(SECONDS) $(BIN)/pytest -s -m session
+	ONESYNC_SESSION_SECONDS=$(SECONDS) ONESYNC_HISTORIES=$(HISTORIES) $(BIN)/pytest -s -m session
