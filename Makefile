@@ -43,10 +43,11 @@ test: setup
 	$(BIN)/pytest -n 4 --dist worksteal
 	$(BIN)/pytest -s -m session
 
-# The whole campaign of faults and crash points, then a live session of every actor of a Scipion
-# project, SECONDS long, and what it measured.
+# The whole campaign of faults and crash points, HISTORIES histories of the lock's nemesis, then a
+# live session of every actor of a Scipion project, SECONDS long, and what it measured.
 soak: SECONDS ?= 1200
+soak: HISTORIES ?= 5000
 soak: PACKAGES += $(TEST_PACKAGES)
 soak: setup
 	$(BIN)/pytest -n 2 --dist worksteal -m soak
-	ONESYNC_SESSION_SECONDS=$(SECONDS) $(BIN)/pytest -s -m session
+	ONESYNC_SESSION_SECONDS=$(SECONDS) ONESYNC_HISTORIES=$(HISTORIES) $(BIN)/pytest -s -m session
