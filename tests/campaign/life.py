@@ -254,6 +254,7 @@ class Life:
             except Crash:
                 self.end = None
             finally:
+                self.clock.end()
                 if index is not None:
                     index.close()
         return self

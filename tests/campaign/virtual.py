@@ -32,6 +32,14 @@ class VirtualClock:
         self._driver = threading.get_ident()
         self._parked: dict[threading.Thread, _Parked] = {}
         self._guard = threading.Lock()
+        self._others = set(threading.enumerate())
+        self._ended = False
+
+    def end(self) -> None:
+        """Let the process end: its beat, wherever it waits, goes no further."""
+        self._ended = True
+        for thread in self._beats():
+            thread.join()
 
     def boottime(self) -> float:
         return self.now
@@ -58,10 +66,12 @@ class VirtualClock:
         parked = _Parked(self.now + seconds)
         with self._guard:
             self._parked[threading.current_thread()] = parked
-        while not parked.released.is_set() and not event.wait(_LOOK_SECONDS):
+        while not (self._ended or parked.released.is_set() or event.wait(_LOOK_SECONDS)):
             pass
         with self._guard:
             self._parked.pop(threading.current_thread(), None)
+        if self._ended:
+            raise SystemExit
         return event.is_set()
 
     def _advance(self, until: float) -> None:
@@ -79,6 +89,10 @@ class VirtualClock:
 
     def _stand_still(self) -> None:
         """Wait until every beat is parked or has ended."""
-        for thread in threading.enumerate():
-            while thread.name == "beat" and thread.is_alive() and thread not in self._parked:
+        for thread in self._beats():
+            while thread.is_alive() and thread not in self._parked:
                 thread.join(_LOOK_SECONDS)
+
+    def _beats(self) -> list[threading.Thread]:
+        found = set(threading.enumerate()) - self._others
+        return [thread for thread in found if thread.name == "beat"]
