@@ -22,13 +22,13 @@ from onesync import engine, manifest, push, snapshot, transfer
 from onesync.core import blocks
 from onesync.core.claims import Remembered, decode_remembered, encode_remembered
 from onesync.core.clock import Happening
+from onesync.core.trouble import judge
 from onesync.engine import Engine
-from onesync.errors import Exit, MountHung, OnesyncError
+from onesync.errors import Exit, LocalError, MountHung, OnesyncError
 from onesync.index import Index
 from onesync.lock import Claimant, Lock
 from onesync.marks import Marks
 from onesync.replica import folder, inplace
-from onesync.replica.children import _ORDINARY
 from onesync.replica.folder import FolderReplica
 from onesync.settings import BatchSettings, LockSettings, MountSettings, Settings
 from onesync.snapshot import Taken
@@ -106,8 +106,10 @@ class Direct:
                 self._calls.hung = False
                 self._replica.forget()
                 raise MountHung("The mount did not answer.") from None
+            except LocalError:
+                raise
             except OSError as error:
-                if error.errno not in _ORDINARY:
+                if judge(error).is_suspicious:
                     self._replica.forget()
                 # What the errno says is all that crosses a process' border.
                 raise OSError(error.errno, error.strerror, error.filename) from None
@@ -332,6 +334,8 @@ class Life:
     def pushed(self, files: int, size: int) -> None: ...
 
     def failed(self, kind: str) -> None: ...
+
+    def differed(self, files: int) -> None: ...
 
     def rescanned(self, reason: str) -> None: ...
 
