@@ -25,6 +25,7 @@ class Told:
 
     def __init__(self) -> None:
         self.paths: set[RelPath] = set()
+        self.gone: set[RelPath] = set()
         self.trees: set[RelPath] = set()
         self.moves: set[tuple[RelPath, RelPath]] = set()
         self.refused: dict[RelPath, str] = {}
@@ -35,6 +36,10 @@ class Told:
     def changed(self, path: RelPath) -> None:
         self.gate.wait()
         self.paths.add(path)
+
+    def deleted(self, path: RelPath) -> None:
+        self.changed(path)
+        self.gone.add(path)
 
     def moved(self, source: RelPath, target: RelPath) -> None:
         self.paths |= {source, target}

@@ -28,6 +28,7 @@ from onesync.core.model import (
 from onesync.core.ordering import PublishOrder
 from onesync.core.plan import Difference, Move, Plan, make_plan
 from onesync.cut import Cut, Cuts
+from onesync.deletions import Deletions
 from onesync.index import Index
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
@@ -88,6 +89,7 @@ class Batches:
     index: Index
     marks: Marks
     cuts: Cuts
+    deletions: Deletions
     manifest: Manifest
     order: PublishOrder
     pool: ThreadPoolExecutor
@@ -113,6 +115,7 @@ class Batches:
             committed = self._batch(everything)
         except BaseException:
             self.marks.give_back()
+            self.deletions.failed()
             raise
         self.marks.done()
         return committed
@@ -193,6 +196,7 @@ class Batches:
             plan = self._plan(cut)
             if plan.empty:
                 self._await(plan)
+                self.deletions.done(self._awaited.removals, self._awaited.moves)
                 return False
             cut.seconds = time.monotonic() - began
             self.check_mount()
@@ -240,6 +244,7 @@ class Batches:
             self.marks.growing(path, _PACE * seconds)
         for move in plan.moves:
             self.marks.tree_changed(move.target)
+        self.deletions.done(self._awaited.removals, self._awaited.moves)
         push.tidy()
         self._half_done = False
         for item in cut.frozen.values():
@@ -308,7 +313,9 @@ class Batches:
 
     def _plan(self, cut: Cut) -> Plan:
         renames = self._renames(cut.found, cut.moves | self._awaited.moves)
-        return make_plan(cut.found, renames, self._awaited.removals, self._awaited.moves)
+        settled = self._awaited.removals | {move.source for move in renames}
+        found = self.deletions.judge(cut.found, cut.looked, settled, self.cuts.drain)
+        return make_plan(found, renames, self._awaited.removals, self._awaited.moves)
 
     def _renames(
         self, differences: dict[RelPath, Difference], pairs: set[tuple[RelPath, RelPath]]

@@ -23,9 +23,11 @@ from onesync.batch import Batches, Events
 from onesync.core.chain import Head, Noted
 from onesync.core.clock import Clock
 from onesync.core.dirty import DirtySet
+from onesync.core.guard import Bound
 from onesync.core.model import Problem, RelPath, show
 from onesync.core.ordering import DATA, PublishOrder
 from onesync.cut import Cuts
+from onesync.deletions import Deletions, Held
 from onesync.deploy import Deploy
 from onesync.errors import (
     ConfigurationError,
@@ -92,6 +94,7 @@ class _Requests:
     stop: threading.Event = field(default_factory=threading.Event)
     handover: threading.Event = field(default_factory=threading.Event)
     doubted: set[RelPath] = field(default_factory=set)
+    accepted: set[RelPath] = field(default_factory=set)
     flushes: list[Future[Flushed]] = field(default_factory=list)
     guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -134,6 +137,9 @@ class Engine:
             clock,
             lambda path: self._order.group_of(path, is_database=False) != DATA,
         )
+        guards = settings.guards
+        bound = Bound(guards.unexplained_deletions, guards.unexplained_percent)
+        self._deletions = Deletions(index, self._scanner, self.marks, bound)
         self._deployment = Deploy(
             settings,
             self._replica,
@@ -175,10 +181,24 @@ class Engine:
         with self._requests.guard:
             self._requests.doubted.add(path)
 
+    def accept_deletions(self) -> int:
+        """Let go what is held now; returns how many files and directories that are."""
+        held = self.held
+        with self._requests.guard:
+            self._requests.accepted |= held.paths
+        self.marks.arrived.set()
+        return held.count
+
+    @property
+    def held(self) -> Held:
+        """What is missing unexplained, and is kept in OneData until a person decides."""
+        return self._deletions.held
+
     def problems(self) -> list[Problem]:
-        """Return what is wrong with single paths now."""
+        """Return what is wrong now, with single paths or with many."""
         merged = self._problems | self._scanner.problems
-        return sorted(merged.values(), key=lambda problem: problem.path)
+        found = sorted(merged.values(), key=lambda problem: problem.path)
+        return self.held.problems() + found
 
     # -- told by the batches --------------------------------------------------------------------
 
@@ -299,6 +319,7 @@ class Engine:
             index=self._index,
             marks=self.marks,
             cuts=cuts,
+            deletions=self._deletions,
             manifest=manifest,
             order=self._order,
             pool=self._pool,
@@ -370,6 +391,7 @@ class Engine:
     def _step(self, batches: Batches, failures: int) -> int:
         """Do one batch or the flushes asked for; returns the failures in a row."""
         try:
+            self._take_accepted()
             if self._requests.flushes:
                 self._flush(batches)
             else:
@@ -417,6 +439,13 @@ class Engine:
         for future in asked:
             future.set_result(answer)
 
+    def _take_accepted(self) -> None:
+        with self._requests.guard:
+            accepted, self._requests.accepted = self._requests.accepted, set()
+        if accepted:
+            log.warning("held deletions were accepted", extra={"tops": len(accepted)})
+            self._deletions.accept(accepted)
+
     def _answer_flushes(self, error: Exception) -> None:
         with self._requests.guard:
             asked, self._requests.flushes = self._requests.flushes, []
@@ -458,6 +487,7 @@ class Engine:
         return self._cleaned()
 
     def _final_flush(self, batches: Batches) -> None:
+        self._take_accepted()
         self._rescan("final")
         batches.clean()
         if batches.left:

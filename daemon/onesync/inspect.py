@@ -26,6 +26,17 @@ def read_manifest(settings: Settings) -> dict[RelPath, Entry]:
         return _tree(replica)
 
 
+def held_deletions(settings: Settings) -> list[RelPath]:
+    """Return every path that is held, in the order of their bytes; see ``deletions``."""
+    path = settings.state_dir / "index.sqlite"
+    if not path.exists():
+        return []
+    with closing(Index(path, readonly=True)) as index:
+        if index.get("staged") is None:
+            return []
+        return [p for top in sorted(index.held()) for p, _ in index.beneath(top)]
+
+
 def verify_folder(settings: Settings, content: bool) -> list[Finding]:
     """Compare working copy, manifest and replica; ``content`` reads every byte.
 

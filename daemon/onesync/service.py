@@ -57,6 +57,7 @@ _WEDGED_SECONDS = 900.0
 _STARTING = ("starting", "locking", "staging_in", "cleaning")
 _PATIENCE_SECONDS = 120.0
 _MEASURED_PATHS = 10_000
+_NAMED_PATHS = 20
 
 
 class Service:
@@ -106,6 +107,7 @@ class Service:
                 "status": self._on_status,
                 "flush": self._on_flush,
                 "doubt": self._on_doubt,
+                "accept_deletions": self._on_accept_deletions,
                 "handover": self._on_handover,
             },
         )
@@ -229,6 +231,9 @@ class Service:
         self._engine.doubt(str(request.get("path", "")).encode("utf-8", "surrogateescape"))
         return {"ok": True}
 
+    def _on_accept_deletions(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"ok": True, "accepted": self._engine.accept_deletions()}
+
     def _on_handover(self, _: dict[str, Any]) -> dict[str, Any]:
         self._engine.handover()
         code = self._outcome.result()
@@ -250,6 +255,8 @@ class Service:
             "deployment_id": state.deployment_id if state else None,
             "pending_paths": len(engine.marks),
             "pending_bytes": self._pending_bytes(),
+            "pending": [show(path) or "." for path in engine.marks.pending(_NAMED_PATHS)],
+            "held_deletions": engine.held.count,
             "oldest_unsynced_at": None if oldest is None else now - self._clock.boottime() + oldest,
             "last_checkpoint": self._last_checkpoint,
             "lock": {"beat": state.beat, "confirmed_at": now - age} if state else None,

@@ -46,6 +46,13 @@ class BatchSettings(_Section):
     rescan_seconds: float = Field(default=900.0, gt=0)
 
 
+class GuardSettings(_Section):
+    """``[guards]``."""
+
+    unexplained_deletions: int = Field(default=1000, ge=0)
+    unexplained_percent: float = Field(default=25.0, ge=0, le=100)
+
+
 class PushSettings(_Section):
     """``[push]``."""
 
@@ -79,6 +86,7 @@ class StageInSettings(_Section):
     """``[stagein]``."""
 
     relocate_links: bool = True
+    lost_copy: Literal["refuse", "restage"] = "refuse"
 
 
 class MetricsSettings(_Section):
@@ -119,6 +127,7 @@ class Settings(BaseSettings):
     )
     mount: MountSettings = MountSettings()
     batch: BatchSettings = BatchSettings()
+    guards: GuardSettings = GuardSettings()
     push: PushSettings = PushSettings()
     lock: LockSettings = LockSettings()
     stagein: StageInSettings = StageInSettings()
