@@ -187,6 +187,7 @@ class Batches:
             self.check_mount()
             self.settle()
         began = time.monotonic()
+        self.cuts.scanner.verify_root()
         with Pins(self.root) as pins:
             if everything or self.awaits() or self.cuts.is_needed(due):
                 cut = self.cuts.take(due, self._awaited.paths(), pins, as_is=everything)

@@ -18,7 +18,7 @@ from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
 from onesync.core import legacy
 from onesync.core.model import Kind, show
 from onesync.errors import ConfigurationError, Exit, OnesyncError
-from onesync.inspect import find_damage, held_deletions, read_manifest, verify_folder
+from onesync.inspect import find_damage, had_copy, held_deletions, read_manifest, verify_folder
 from onesync.service import STOP_SIGNALS, Service, unlock_folder
 from onesync.settings import Settings, check_directories, load
 from onesync.systemd import JournalFormatter
@@ -39,7 +39,7 @@ def run(config: Config = None, instance: Instance = None) -> None:
     handler.setFormatter(JournalFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     settings = load(config, instance)
-    check_directories(settings)
+    check_directories(settings, copy_may_be_gone=had_copy(settings))
     code = Service(settings).run()
     sys.stdout.flush()
     # A thread may be stuck on a hung mount's child: nothing that follows may wait for it.

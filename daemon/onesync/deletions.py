@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from onesync.core.dirty import Due
 from onesync.core.guard import LIMIT, Bound, absences, arrived, rule, tops
 from onesync.core.model import Kind, Problem, RelPath, lies_in, show
-from onesync.core.plan import Difference, Plan
+from onesync.core.plan import Difference
 from onesync.index import Index
 from onesync.marks import Marks
 from onesync.scanner import Scanner
@@ -140,16 +140,16 @@ class Deletions:
         paths = self._index.held()
         self.held = Held(paths, self._index.count_beneath(paths))
 
-    def done(self, plan: Plan) -> None:
+    def done(self, removals: Set[RelPath], moves: Iterable[tuple[RelPath, RelPath]]) -> None:
         """Forget explanations that are used up, when a batch is committed.
 
-        What is awaited now needs none any more; what a rename will carry along is still to come.
+        What the next batch removes needs none; what its renames will carry along is still to come.
         """
-        coming = {target for _, target in plan.awaited_moves}
+        coming = {target for _, target in moves}
         self._believed = {
             path
             for path in tops(self._believed)
-            if path not in plan.awaited_removals
+            if path not in removals
             and (lies_in(path, coming) or not self._is_back(path))
         }
         if self.held.paths and self._index.held() != self.held.paths:

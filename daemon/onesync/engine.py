@@ -11,14 +11,14 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pathspec import PathSpec
 
-from onesync import __version__, working_copy
+from onesync import __version__, lost_copy, working_copy
 from onesync.batch import Batches, Events
 from onesync.core.chain import Head, Noted
 from onesync.core.clock import Clock
@@ -39,6 +39,7 @@ from onesync.errors import (
     OnesyncError,
     StopRequested,
     Suspended,
+    WorkingCopyLost,
 )
 from onesync.heartbeat import Heartbeat
 from onesync.index import Index
@@ -111,14 +112,19 @@ class Engine:
         lock: Lock,
         keeps_at_shutdown: Callable[[], bool],
         observer: Observer,
+        last_status: Mapping[str, Any] | None,
     ) -> None:
-        """Put the deployment's parts together; the mount is not touched before ``live``."""
+        """Put the deployment's parts together; the mount is not touched before ``live``.
+
+        ``last_status`` is the status document that the life before this one left.
+        """
         self._settings = settings
         self._clock = clock
         self._index = index
         self._replica = leased(replica, self._may_write)
         self._keeps_at_shutdown = keeps_at_shutdown
         self._observer = observer
+        self._last_status = last_status
         self._root = os.fsencode(settings.working_dir.resolve())
         self._pool = ThreadPoolExecutor(settings.push.workers, thread_name_prefix="push")
         self._order = PublishOrder(settings.push.publish_order)
@@ -222,6 +228,8 @@ class Engine:
         if self._index.get("cleaning") is not None:
             return self._finish_cleaning()
         self._set_phase("starting")
+        if self._index.get("staged") is not None:
+            self._find_copy()
         self.mount.look()
         try:
             self.mount.refuse_newer()
@@ -234,9 +242,25 @@ class Engine:
         try:
             self._sync(batches)
             return self._leave(batches)
+        except WorkingCopyLost as lost:
+            waiting = self.marks.pending(lost_copy.NAMED)
+            unsynced = lost_copy.Unsynced.of(self.last_checkpoint, len(self.marks), waiting)
+            raise lost_copy.refused(self._index, lost, unsynced) from lost
         finally:
             self._end_threads()
             self._answer_flushes(OnesyncError("onesync is stopping"))
+
+    def _find_copy(self) -> None:
+        """Make sure of the working copy that was staged in, or give it up where that is wanted."""
+        try:
+            self._deployment.verify_root()
+        except WorkingCopyLost as lost:
+            unsynced = lost_copy.remembered(self._index, self._last_status)
+            if self._settings.stagein.lost_copy == "refuse":
+                raise lost_copy.refused(self._index, lost, unsynced) from lost
+            lost_copy.give_up(self._index, self._root, self._settings.state_dir, unsynced)
+        else:
+            self._index.set(lost=None)
 
     def _end_threads(self) -> None:
         if self._heartbeat is not None:
@@ -453,6 +477,8 @@ class Engine:
             future.set_exception(error)
 
     def _rescan(self, reason: str) -> None:
+        # Before the marks of single paths go: they name what a lost copy had not sent yet.
+        self._scanner.verify_root()
         self.marks.tree_changed(b"")
         self._observer.rescanned(reason)
 
@@ -533,7 +559,7 @@ class Engine:
         kept = self._index.get("kept")
         if kept is None:
             self._index.replace(())
-            self._index.set(cleaning=None, undeployed=None, root_inode=None)
+            self._index.set(cleaning=None, undeployed=None, root_inode=None, root_birth=None)
             return Exit.CLEAN
         self._index.set(cleaning=None)
         raise Halted(

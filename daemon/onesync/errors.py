@@ -9,6 +9,7 @@ OnesyncError (1 unexpected)
 ├── LockLost (12)                 we held it and do not any more
 ├── FlushNotFinished (10)         the final flush ended early; lock and local data kept
 └── Halted (13)                   a person must decide
+    └── WorkingCopyLost           what was deployed is gone, or another one stands in its place
 
 What is wrong with one path is not an error but a ``core.model.Problem``.
 """
@@ -79,6 +80,10 @@ class Halted(OnesyncError):
     """A person must decide before anything more is written."""
 
     code = Exit.HALTED
+
+
+class WorkingCopyLost(Halted):
+    """The working copy is gone, or another directory stands in its place."""
 
 
 class StopRequested(Exception):

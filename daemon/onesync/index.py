@@ -187,7 +187,9 @@ class Index:
             [(digest, item.size, item.digests) for digest, item in blocks.items()],
         )
 
-    def replace(self, tree: Iterable[tuple[RelPath, Entry, Stamp | None]], **meta: str) -> None:
+    def replace(
+        self, tree: Iterable[tuple[RelPath, Entry, Stamp | None]], **meta: str | None
+    ) -> None:
         """Replace all rows, as after stage-in."""
         with self._transaction():
             self._db.execute("DELETE FROM entry")

@@ -90,6 +90,7 @@ class Service:
             make_lock(settings, self._lock_lane, self._clock, claim),
             self._keeps_at_shutdown,
             self,
+            self._status_file.read(),
         )
 
     # -- main thread ----------------------------------------------------------------------------
@@ -115,7 +116,7 @@ class Service:
         threading.Thread(target=self._live, name="engine", daemon=True).start()
         stopping = False
         while not self._outcome.done():
-            if signal.sigtimedwait(STOP_SIGNALS, _TICK_SECONDS) is not None:
+            if _stop_signal_came(_TICK_SECONDS):
                 if stopping:
                     log.error("second signal: left at once, lock and local data kept")
                     self._end(Exit.FLUSH_NOT_FINISHED)
@@ -270,6 +271,16 @@ class Service:
         return sum(
             _size_of(join(root, path)) for path in self._engine.marks.pending(_MEASURED_PATHS)
         )
+
+
+def _stop_signal_came(seconds: float) -> bool:
+    """Wait for a stop signal.
+
+    CPython's sigtimedwait answers with nonsense where it was interrupted and its time was up, as
+    after SIGSTOP and SIGCONT or a suspended machine: only a signal that was asked for counts.
+    """
+    found = signal.sigtimedwait(STOP_SIGNALS, seconds)
+    return found is not None and found.si_signo in STOP_SIGNALS
 
 
 class _ClaimFile:

@@ -211,10 +211,13 @@ def _told(item: ErrorDetails) -> str:
     return f"{key or 'lock'}: {item['msg'].removeprefix('Value error, ')}"
 
 
-def check_directories(settings: Settings) -> None:
-    """Refuse directories that cannot work together; looks at local directories only."""
+def check_directories(settings: Settings, *, copy_may_be_gone: bool = False) -> None:
+    """Refuse directories that cannot work together; looks at local directories only.
+
+    ``copy_may_be_gone`` where there was a working copy, whose loss has a sentence of its own.
+    """
     work, data = settings.working_dir, settings.onedata_dir
-    if not work.is_dir():
+    if not work.is_dir() and not copy_may_be_gone:
         raise ConfigurationError(f"working_dir {work} is not a directory; make it first.")
     real = work.resolve()
     for one, other in ((real, data), (data, real)):

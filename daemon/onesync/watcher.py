@@ -193,6 +193,8 @@ class InotifyWatcher:
         if event.mask & pyinotify.IN_IGNORED:
             self._paths.pop(event.watch, None)
             self._mounted.discard(event.watch)
+            if directory == b"":
+                self._sink.changed(b"")  # the root is gone or unmounted: the next look tells
             return
         if directory is None:
             return

@@ -68,13 +68,17 @@ def clean(root: bytes, index: Index, told: Callable[[int], None]) -> Cleaned:
     ``told`` is called with the number removed so far. May be interrupted and done again.
     """
     cleaned = Cleaned()
+    if not os.path.lexists(root):
+        return cleaned  # gone with all that was in it
     scanner = Scanner(root, index, lambda _: False)
     rows = [(path, known) for path, known in index.beneath(b"") if path]
     for path, known in reversed(rows):
         seen = scanner.look(path)
         if seen is None:
             continue
-        if known.entry.kind is not Kind.DIRECTORY and seen != known.stamp:
+        if seen.kind is not known.entry.kind:
+            cleaned.kept.append(path)
+        elif seen.kind is not Kind.DIRECTORY and seen != known.stamp:
             cleaned.kept.append(path)
         elif _remove(root, path, known.entry.kind):
             cleaned.removed += 1
