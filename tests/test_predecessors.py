@@ -14,6 +14,7 @@ import pytest
 from onesync import working_copy
 from onesync.core.model import STATUS_FOLDER
 from onesync.index import Index
+from onesync.scanner import Scanner
 from tests.node import SOON, Node
 from tests.standin.mounted import Mounted
 
@@ -176,7 +177,9 @@ def test_a_directory_that_went_while_it_was_cleaned_is_clean(
     assert (names_in(store), is_locked(store)) == ({"a"}, False)
 
 
-def test_cleaning_may_die_at_every_entry(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cleaning_may_die_at_every_entry(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In one process: whatever the number of entries removed, the next try removes the rest."""
     one, _ = nodes
     one.deploy()
@@ -192,7 +195,7 @@ def test_cleaning_may_die_at_every_entry(nodes: list[Node], monkeypatch: pytest.
         copied = Index(one.home / f"index{number}.sqlite")
         shutil.copytree(one.work, copy, symlinks=True)
         copied.replace(
-            (path, known.entry, working_copy.Scanner(os.fsencode(copy), whole, bool).look(path))
+            (path, known.entry, Scanner(os.fsencode(copy), whole, lambda _: False).look(path))
             for path, known in whole.beneath(b"")
             if path
         )
@@ -279,9 +282,7 @@ def test_a_lost_copy_is_staged_in_anew_where_the_operator_wants_it(
     assert names_in(store) == {"safe", "more"}
 
 
-def test_a_lost_copy_is_never_staged_in_over_something_else(
-    nodes: list[Node], store: Path
-) -> None:
+def test_a_lost_copy_is_never_staged_in_over_something_else(nodes: list[Node], store: Path) -> None:
     one, _ = nodes
     deployed_with_unsynced(one)
     shutil.rmtree(one.work)

@@ -149,8 +149,7 @@ class Deletions:
         self._believed = {
             path
             for path in tops(self._believed)
-            if path not in removals
-            and (lies_in(path, coming) or not self._is_back(path))
+            if path not in removals and (lies_in(path, coming) or not self._is_back(path))
         }
         if self.held.paths and self._index.held() != self.held.paths:
             self._load()  # a rename carried it along, or it was written anew

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from onesync.beneath import open_beneath
-from onesync.core.model import Entry, Kind, Known, RelPath, name_of, parent_of, show
+from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, name_of, parent_of, show
 from onesync.core.plan import Difference
 from onesync.errors import Halted
 from onesync.index import Index
@@ -76,9 +76,7 @@ def clean(root: bytes, index: Index, told: Callable[[int], None]) -> Cleaned:
         seen = scanner.look(path)
         if seen is None:
             continue
-        if seen.kind is not known.entry.kind:
-            cleaned.kept.append(path)
-        elif seen.kind is not Kind.DIRECTORY and seen != known.stamp:
+        if not _is_known(known, seen):
             cleaned.kept.append(path)
         elif _remove(root, path, known.entry.kind):
             cleaned.removed += 1
@@ -86,6 +84,12 @@ def clean(root: bytes, index: Index, told: Callable[[int], None]) -> Cleaned:
     cleaned.kept += [os.fsencode(name) for name in os.listdir(root)]
     cleaned.kept = sorted(set(cleaned.kept))
     return cleaned
+
+
+def _is_known(known: Known, seen: Stamp) -> bool:
+    """Whether what stands there is what OneData holds; a directory's time is not work."""
+    both_directories = seen.kind is Kind.DIRECTORY is known.entry.kind
+    return both_directories or seen == known.stamp
 
 
 def _is_edit(root: bytes, difference: Difference) -> bool:
