@@ -35,6 +35,23 @@ def toml(options: dict[str, object]) -> str:
     return "\n".join(parts) + "\n"
 
 
+_DYING = """
+import os, signal, importlib
+from onesync.cli import main
+
+def die_at(module, owner, name, calls):
+    place = importlib.import_module(module)
+    place = getattr(place, owner) if owner else place
+    real, left = getattr(place, name), [calls]
+    def counted(*arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+    setattr(place, name, counted)
+"""
+
+
 class Node:
     """One node's onesync; ``store`` is the OneData folder as this node sees it."""
 
@@ -67,6 +84,18 @@ class Node:
         program = [sys.executable, "-m", "onesync.cli", "run", "--config", str(self.config)]
         command = politely + program
         self.process = subprocess.Popen(command, stderr=log, stdout=log)
+
+    def start_dying(self, module: str, owner: str, name: str, calls: int) -> None:
+        """Start a program that is killed when it calls a function for the ``calls``-th time."""
+        log = (self.home / "log").open("ab")
+        program = f"{_DYING}\ndie_at({module!r}, {owner!r}, {name!r}, {calls})\nmain()"
+        command = [sys.executable, "-c", program, "run", "--config", str(self.config)]
+        self.process = subprocess.Popen(command, stderr=log, stdout=log)
+
+    def wait(self) -> int:
+        """Wait for the program's own end and return the exit code."""
+        assert self.process is not None
+        return self.process.wait(SOON)
 
     def deploy(self) -> None:
         """Start, and wait until it syncs."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from onesync.core.blocks import Blocks
-from onesync.core.chain import Set
+from onesync.core.chain import Gone, Renamed, Set
 from onesync.core.model import Entry, Kind, Known, Stamp
 from onesync.errors import Halted
 from onesync.index import Index
@@ -25,16 +25,36 @@ INSERT INTO meta VALUES ('format', '1'), ('staged', 'abc');
 INSERT INTO entry VALUES (x'61', x'', 'file', 5, 6, 420, 'cd', x'', 7, 5, 6, 8, 420);
 INSERT INTO entry VALUES (x'62', x'', 'link', 0, 0, 0, '', x'61', NULL, NULL, NULL, NULL, NULL);
 """
+FORMAT_2 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE entry (
+    path BLOB PRIMARY KEY, parent BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL, mode INTEGER NOT NULL, digest TEXT NOT NULL, target BLOB NOT NULL,
+    inode INTEGER, s_size INTEGER, s_mtime INTEGER, s_ctime INTEGER, s_mode INTEGER,
+    link_group INTEGER NOT NULL DEFAULT 0, xattrs TEXT NOT NULL DEFAULT '', s_linked INTEGER
+) WITHOUT ROWID;
+CREATE TABLE blocks (
+    digest TEXT PRIMARY KEY, size INTEGER NOT NULL, digests BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX entry_parent ON entry (parent);
+CREATE INDEX entry_inode ON entry (inode);
+INSERT INTO meta VALUES ('format', '2'), ('staged', 'abc'), ('root_inode', '42');
+INSERT INTO entry VALUES (x'61', x'', 'file', 5, 6, 420, 'cd', x'', 7, 5, 6, 8, 420, 0, '', 0);
+INSERT INTO entry VALUES
+    (x'62', x'', 'link', 0, 0, 0, '', x'61', NULL, NULL, NULL, NULL, NULL, 0, '', NULL);
+"""
 OLD = Known(Entry(Kind.FILE, 5, 6, 0o644, "cd"), Stamp(Kind.FILE, 7, 5, 6, 8, 0o644))
 
 
-def test_an_index_of_format_1_is_brought_up_to_date(tmp_path: Path) -> None:
+@pytest.mark.parametrize("old", [FORMAT_1, FORMAT_2])
+def test_an_index_of_an_older_format_is_brought_up_to_date(tmp_path: Path, old: str) -> None:
     path = tmp_path / "index.sqlite"
     with closing(sqlite3.connect(path)) as db:
-        db.executescript(FORMAT_1)
-    for _ in range(2):  # once more: it is of format 2 now
+        db.executescript(old)
+    for _ in range(2):  # once more: it is of format 3 now
         with closing(Index(path)) as index:
-            assert index.get("format") == "2"
+            assert index.get("format") == "3"
+            assert index.held() == frozenset()
             assert index.get("staged") == "abc"
             assert index.known(b"a") == OLD
             assert index.known(b"b") == Known(Entry(Kind.LINK, target=b"a"), None)
@@ -58,3 +78,23 @@ def test_what_is_remembered_comes_back(tmp_path: Path) -> None:
         index.commit([Set(b"a", Entry(Kind.FILE, digest="ef"))], {})
         index.remember_blocks({})
         assert index.blocks("cd") is None, "no row has that content any more"
+
+
+def test_what_is_held_follows_the_rows(tmp_path: Path) -> None:
+    file = Entry(Kind.FILE, digest="cd")
+    paths = [b"a", b"a/x", b"a/y", b"a0", b"b"]
+    with closing(Index(tmp_path / "index.sqlite")) as index:
+        index.commit([Set(path, file) for path in paths], {})
+        index.hold([b"a/x", b"a/y", b"a0", b"b"], [])
+        index.commit([Renamed(b"a", b"c")], {})
+        assert index.held() == {b"c/x", b"c/y", b"a0", b"b"}
+        index.commit([Set(b"b", file)], {})
+        index.commit([Gone(b"a0")], {})
+        assert index.held() == {b"c/x", b"c/y"}
+        assert index.count_beneath([b"c"]) == 3
+    with closing(Index(tmp_path / "index.sqlite")) as index:
+        assert index.held() == {b"c/x", b"c/y"}
+        index.hold([], [b"c/x"])
+        assert index.held() == {b"c/y"}
+        index.replace(())
+        assert index.held() == frozenset()

@@ -25,6 +25,7 @@ class Told:
 
     def __init__(self) -> None:
         self.paths: set[RelPath] = set()
+        self.gone: set[RelPath] = set()
         self.trees: set[RelPath] = set()
         self.moves: set[tuple[RelPath, RelPath]] = set()
         self.refused: dict[RelPath, str] = {}
@@ -35,6 +36,10 @@ class Told:
     def changed(self, path: RelPath) -> None:
         self.gate.wait()
         self.paths.add(path)
+
+    def deleted(self, path: RelPath) -> None:
+        self.changed(path)
+        self.gone.add(path)
 
     def moved(self, source: RelPath, target: RelPath) -> None:
         self.paths |= {source, target}
@@ -377,3 +382,54 @@ def test_a_directory_that_cannot_be_watched_is_told_with_the_reason(
     assert "No space" in told.refused[b"too many"]
     (root / "file").write_bytes(b"the rest goes on")
     wait_for(lambda: told.covers(b"file"), told)
+
+
+def test_what_was_deleted_is_told_apart_from_what_changed(
+    root: Path, told: Told, inotify: InotifyWatcher
+) -> None:
+    (root / "dir" / "inner").rename(root.parent / "away")
+    (root / "old link").unlink()
+    (root / "empty").rmdir()
+    (root / "file").write_bytes(b"2")
+    assert inotify.drain(SOON)
+    assert told.gone == {b"dir/inner", b"old link", b"empty"}
+    assert told.covers(b"file")
+    (root / "dir").rename(root.parent / "gone")
+    assert inotify.drain(SOON)
+    assert b"dir" in told.gone
+
+
+def test_directories_deleted_during_an_overflow_are_told(
+    root: Path, told: Told, inotify: InotifyWatcher
+) -> None:
+    (root / "dir" / "sub").mkdir()
+    assert inotify.drain(SOON)
+    with held(root, told):
+        overflow(root)
+        shutil.rmtree(root / "dir" / "sub")
+        (root / "dir" / "sub").mkdir()
+        (root / "dir" / "inner").unlink()
+    wait_for(lambda: told.overflows > 0, told)
+    assert inotify.drain(SOON)
+    assert told.gone == {b"dir/sub"}, "its watch is dead; of a file nobody knows"
+
+
+def test_an_unmounted_directory_is_not_a_deleted_one(
+    root: Path, told: Told, tmp_path: Path
+) -> None:
+    mount = ["mount", "-t", "tmpfs", "none", str(root / "empty")]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs to mount a tmpfs")
+    (root / "empty" / "inside").mkdir()
+    watcher = InotifyWatcher(os.fsencode(root), os.fsencode(tmp_path / "cookie"), told)
+    watcher.start()
+    try:
+        with held(root, told):
+            overflow(root)
+            subprocess.run(["umount", str(root / "empty")], check=True)
+        wait_for(lambda: told.overflows > 0, told)
+        assert watcher.drain(SOON)
+        assert told.gone == set()
+    finally:
+        told.gate.set()
+        watcher.stop()

@@ -28,6 +28,7 @@ from onesync.core.model import (
 from onesync.core.ordering import PublishOrder
 from onesync.core.plan import Difference, Move, Plan, make_plan
 from onesync.cut import Cut, Cuts
+from onesync.deletions import Deletions
 from onesync.errors import MountNotThere, NotArrived
 from onesync.index import Index
 from onesync.local import on_this_machine
@@ -98,6 +99,7 @@ class Batches:
     index: Index
     marks: Marks
     cuts: Cuts
+    deletions: Deletions
     manifest: Manifest
     order: PublishOrder
     pool: ThreadPoolExecutor
@@ -128,6 +130,7 @@ class Batches:
             committed = self._batch(everything)
         except BaseException:
             self.marks.give_back()
+            self.deletions.failed()
             raise
         self.marks.done()
         return committed
@@ -239,6 +242,7 @@ class Batches:
         if self._half_done or self.unverified.suspected:
             self._prepare()
         began = time.monotonic()
+        self.cuts.scanner.verify_root()
         with Pins(self.root) as pins:
             with on_this_machine():
                 if everything or self.awaits() or self.cuts.is_needed(due):
@@ -249,6 +253,7 @@ class Batches:
             plan = self._plan(cut)
             if plan.empty:
                 self._await(plan)
+                self.deletions.done(self._awaited.removals, self._awaited.moves)
                 return False
             cut.seconds = time.monotonic() - began
             self._identify()
@@ -297,6 +302,7 @@ class Batches:
             self.marks.growing(path, _PACE * seconds)
         for move in plan.moves:
             self.marks.tree_changed(move.target)
+        self.deletions.done(self._awaited.removals, self._awaited.moves)
         push.tidy()
         self._half_done = False
         for item in cut.frozen.values():
@@ -368,7 +374,9 @@ class Batches:
 
     def _plan(self, cut: Cut) -> Plan:
         renames = self._renames(cut.found, cut.moves | self._awaited.moves)
-        return make_plan(cut.found, renames, self._awaited.removals, self._awaited.moves)
+        settled = self._awaited.removals | {move.source for move in renames}
+        found = self.deletions.judge(cut.found, cut.looked, settled, self.cuts.drain)
+        return make_plan(found, renames, self._awaited.removals, self._awaited.moves)
 
     def _renames(
         self, differences: dict[RelPath, Difference], pairs: set[tuple[RelPath, RelPath]]

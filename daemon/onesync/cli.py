@@ -18,7 +18,7 @@ from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
 from onesync.core import legacy
 from onesync.core.model import Kind, show
 from onesync.errors import ConfigurationError, Exit, OnesyncError
-from onesync.inspect import find_damage, read_manifest, verify_folder
+from onesync.inspect import find_damage, had_copy, held_deletions, read_manifest, verify_folder
 from onesync.service import STOP_SIGNALS, Service, unlock_folder
 from onesync.settings import Settings, check_directories, load
 from onesync.systemd import JournalFormatter
@@ -39,7 +39,7 @@ def run(config: Config = None, instance: Instance = None) -> None:
     handler.setFormatter(JournalFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     settings = load(config, instance)
-    check_directories(settings)
+    check_directories(settings, copy_may_be_gone=had_copy(settings))
     code = Service(settings).run()
     sys.stdout.flush()
     # A thread may be stuck on a hung mount's child: nothing that follows may wait for it.
@@ -72,6 +72,32 @@ def flush(config: Config = None, instance: Instance = None) -> None:
     for problem in reply["problems"]:
         typer.echo(problem, err=True)
     raise typer.Exit(3 if reply["problems"] else 0)
+
+
+@app.command()
+def resume(
+    config: Config = None,
+    instance: Instance = None,
+    accept_deletions: Annotated[
+        bool, typer.Option("--accept-deletions", help="Let go what is held now.")
+    ] = False,
+) -> None:
+    """List the deletions that are held for a person to decide; exit code 3 if there are any."""
+    settings = load(config, instance)
+    if accept_deletions:
+        reply = _ask(settings, "accept_deletions")
+        typer.echo(f"Accepted: {reply['accepted']} paths leave OneData with the next batches.")
+        return
+    held = held_deletions(settings)
+    for path in held:
+        typer.echo(show(path))
+    if held:
+        typer.echo(
+            f"{len(held)} paths are missing from the working directory and kept in OneData."
+            " 'onesync resume --accept-deletions' lets them go.",
+            err=True,
+        )
+    raise typer.Exit(3 if held else 0)
 
 
 @app.command()

@@ -97,6 +97,8 @@ NEVER_RAN: dict[str, Any] = {
     "pending_paths": 0,
     "pending_bytes": 0,
     "oldest_unsynced_at": None,
+    "pending": [],
+    "held_deletions": 0,
     "last_checkpoint": None,
     "lock": None,
     "mount": None,

@@ -54,9 +54,11 @@ class Cut:
         moves: (source, target) pairs that the kernel told as one rename.
         deferred: paths that wait for the next cut; they are marked again.
         seconds: how long it took, for the log.
+        looked: the paths and trees that were looked at.
     """
 
     found: dict[RelPath, Difference]
+    looked: Due
     frozen: dict[RelPath, Frozen] = field(default_factory=dict)
     moves: set[tuple[RelPath, RelPath]] = field(default_factory=set)
     deferred: set[RelPath] = field(default_factory=set)
@@ -90,7 +92,7 @@ class Cuts:
 
     def plain(self, due: Due) -> Cut:
         """Look at what is due alone: it promises nothing."""
-        return Cut(self._look(due, set()), moves=set(due.moves))
+        return Cut(self._look(due, set()), due, moves=set(due.moves))
 
     def take(self, first: Due, awaited: set[RelPath], pins: Pins, *, as_is: bool) -> Cut:
         """Cut all that is dirty now, with what is ``first`` and ``awaited``; ``pins`` hold it.
@@ -126,7 +128,8 @@ class Cuts:
                 del found[path]
                 self._defer(path)
         self._complete(found, frozen, pins, late.paths if late.trees else None)
-        return Cut(found, frozen, set(_joined(due).moves), self._deferred)
+        looked = _joined(due)
+        return Cut(found, looked, frozen, set(looked.moves), self._deferred)
 
     def _look(self, due: Due, awaited: set[RelPath]) -> dict[RelPath, Difference]:
         found = self.scanner.scan(due.paths | awaited, due.trees)

@@ -17,6 +17,7 @@ from onesync.core.model import Problem, RelPath, is_unconfirmed, lost_stamp, sho
 from onesync.errors import Halted
 from onesync.index import Index
 from onesync.intent import INTENTS
+from onesync.local import Origin, origin_of
 from onesync.lock import Lock
 from onesync.manifest import MANIFEST, read_head, remove_torn_beginnings
 from onesync.mount import Mount
@@ -77,6 +78,13 @@ class Deploy:
         keys = ("staged", "undeployed", "staging")
         return any(self._index.get(key) is not None for key in keys)
 
+    def verify_root(self) -> None:
+        """Raise WorkingCopyLost unless the working copy is the one that was staged in."""
+        inode, birth = self._index.get("root_inode"), self._index.get("root_birth")
+        if inode is not None:
+            self._scanner.origin = Origin(int(inode), None if birth is None else int(birth))
+        self._scanner.verify_root()
+
     def take_over(self, epoch: int) -> Batches:
         """Make the working copy complete, as the owner of ``epoch``.
 
@@ -102,7 +110,9 @@ class Deploy:
             ):
                 log.warning("half-done batch settled", extra={"what": sentence})
             self._stage_in(batches, head)
-        self._scanner.root_inode = int(self._index.get("root_inode") or 0) or None
+        if self._index.get("root_birth") is None:  # an index of before it was kept
+            self._index.set(**_root_values(self._root))
+        self.verify_root()
         return batches
 
     def _tell_of(self, head: Head | None) -> None:
@@ -200,7 +210,7 @@ class Deploy:
             staging=None,
             stager=None,
             head_name=batches.manifest.head[0] if batches.manifest.head else None,
-            root_inode=str(os.stat(self._root).st_ino),
+            **_root_values(self._root),
         )
 
     def _link_moves(self, head: Head | None) -> list[tuple[bytes, bytes]]:
@@ -208,6 +218,16 @@ class Deploy:
             return []
         pairs = zip(head.working_dirs, self._working_dirs, strict=False)
         return [(old, new) for old, new in pairs if old != new and old != b"/"]
+
+
+def _root_values(root: bytes) -> dict[str, str | None]:
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
+    try:
+        origin = origin_of(fd)
+    finally:
+        os.close(fd)
+    birth = origin.birth_ns
+    return {"root_inode": str(origin.inode), "root_birth": None if birth is None else str(birth)}
 
 
 def _still_marked(head: Head | None, staged: Staged) -> list[Problem]:

@@ -10,23 +10,25 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from pathspec import PathSpec
 
-from onesync import __version__, working_copy
+from onesync import __version__, lost_copy, working_copy
 from onesync.batch import Batches, Events
 from onesync.core.chain import Head, Noted
 from onesync.core.clock import Clock
 from onesync.core.dirty import DirtySet
+from onesync.core.guard import Bound
 from onesync.core.model import Problem, RelPath, show
 from onesync.core.ordering import DATA, PublishOrder
 from onesync.core.trouble import Reaction, judge, pause_seconds
 from onesync.cut import Cuts
+from onesync.deletions import Deletions, Held
 from onesync.deploy import Deploy
 from onesync.errors import (
     ConfigurationError,
@@ -39,6 +41,7 @@ from onesync.errors import (
     OnesyncError,
     StopRequested,
     Suspended,
+    WorkingCopyLost,
 )
 from onesync.heartbeat import Heartbeat
 from onesync.index import Index
@@ -94,6 +97,7 @@ class _Requests:
     handover: threading.Event = field(default_factory=threading.Event)
     suspect: threading.Event = field(default_factory=threading.Event)
     doubted: set[RelPath] = field(default_factory=set)
+    accepted: set[RelPath] = field(default_factory=set)
     flushes: list[Future[Flushed]] = field(default_factory=list)
     guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -110,14 +114,19 @@ class Engine:
         lock: Lock,
         keeps_at_shutdown: Callable[[], bool],
         observer: Observer,
+        last_status: Mapping[str, Any] | None,
     ) -> None:
-        """Put the deployment's parts together; the mount is not touched before ``live``."""
+        """Put the deployment's parts together; the mount is not touched before ``live``.
+
+        ``last_status`` is the status document that the life before this one left.
+        """
         self._settings = settings
         self._clock = clock
         self._index = index
         self._replica = leased(replica, self._may_write)
         self._keeps_at_shutdown = keeps_at_shutdown
         self._observer = observer
+        self._last_status = last_status
         self._root = os.fsencode(settings.working_dir.resolve())
         self._pool = ThreadPoolExecutor(settings.push.workers, thread_name_prefix="push")
         self._order = PublishOrder(settings.push.publish_order)
@@ -138,6 +147,9 @@ class Engine:
             clock,
             lambda path: self._order.group_of(path, is_database=False) != DATA,
         )
+        guards = settings.guards
+        bound = Bound(guards.unexplained_deletions, guards.unexplained_percent)
+        self._deletions = Deletions(index, self._scanner, self.marks, bound)
         self._deployment = Deploy(
             settings,
             self._replica,
@@ -181,11 +193,25 @@ class Engine:
         with self._requests.guard:
             self._requests.doubted.add(path)
 
+    def accept_deletions(self) -> int:
+        """Let go what is held now; returns how many files and directories that are."""
+        held = self.held
+        with self._requests.guard:
+            self._requests.accepted |= held.paths
+        self.marks.arrived.set()
+        return held.count
+
+    @property
+    def held(self) -> Held:
+        """What is missing unexplained, and is kept in OneData until a person decides."""
+        return self._deletions.held
+
     def problems(self) -> list[Problem]:
-        """Return why nothing is pushed, if nothing is, and what is wrong with single paths."""
+        """Return why nothing is pushed, if nothing is, and what is wrong with paths."""
         merged = self._problems | self._scanner.problems
         trouble = [self._trouble] if self._trouble is not None else []
-        return trouble + sorted(merged.values(), key=lambda problem: problem.path)
+        found = sorted(merged.values(), key=lambda problem: problem.path)
+        return trouble + self.held.problems() + found
 
     def glance(self) -> None:
         """Notice that the mount is gone; asks the kernel's table, never the mount."""
@@ -223,6 +249,8 @@ class Engine:
         if self._index.get("cleaning") is not None:
             return self._finish_cleaning()
         self._set_phase("starting")
+        if self._index.get("staged") is not None:
+            self._find_copy()
         self.mount.look()
         try:
             self.mount.refuse_newer()
@@ -235,9 +263,25 @@ class Engine:
         try:
             self._sync(batches)
             return self._leave(batches)
+        except WorkingCopyLost as lost:
+            waiting = self.marks.pending(lost_copy.NAMED)
+            unsynced = lost_copy.Unsynced.of(self.last_checkpoint, len(self.marks), waiting)
+            raise lost_copy.refused(self._index, lost, unsynced) from lost
         finally:
             self._end_threads()
             self._answer_flushes(OnesyncError("onesync is stopping"))
+
+    def _find_copy(self) -> None:
+        """Make sure of the working copy that was staged in, or give it up where that is wanted."""
+        try:
+            self._deployment.verify_root()
+        except WorkingCopyLost as lost:
+            unsynced = lost_copy.remembered(self._index, self._last_status)
+            if self._settings.stagein.lost_copy == "refuse":
+                raise lost_copy.refused(self._index, lost, unsynced) from lost
+            lost_copy.give_up(self._index, self._root, self._settings.state_dir, unsynced)
+        else:
+            self._index.set(lost=None)
 
     def _end_threads(self) -> None:
         if self._heartbeat is not None:
@@ -336,6 +380,7 @@ class Engine:
             index=self._index,
             marks=self.marks,
             cuts=cuts,
+            deletions=self._deletions,
             manifest=manifest,
             order=self._order,
             pool=self._pool,
@@ -416,6 +461,7 @@ class Engine:
         """Do one batch or the flushes asked for; returns the failures in a row."""
         try:
             self._look_again(batches)
+            self._take_accepted()
             if self._requests.flushes:
                 self._flush(batches)
             else:
@@ -483,6 +529,13 @@ class Engine:
         for future in asked:
             future.set_result(answer)
 
+    def _take_accepted(self) -> None:
+        with self._requests.guard:
+            accepted, self._requests.accepted = self._requests.accepted, set()
+        if accepted:
+            log.warning("held deletions were accepted", extra={"tops": len(accepted)})
+            self._deletions.accept(accepted)
+
     def _answer_flushes(self, error: Exception) -> None:
         with self._requests.guard:
             asked, self._requests.flushes = self._requests.flushes, []
@@ -490,6 +543,8 @@ class Engine:
             future.set_exception(error)
 
     def _rescan(self, reason: str) -> None:
+        # Before the marks of single paths go: they name what a lost copy had not sent yet.
+        self._scanner.verify_root()
         self.marks.tree_changed(b"")
         self._observer.rescanned(reason)
 
@@ -526,6 +581,7 @@ class Engine:
 
     def _final_flush(self, batches: Batches, *, verified: bool) -> None:
         self._look_again(batches)
+        self._take_accepted()
         self._rescan("final")
         batches.clean()
         if batches.left:
@@ -578,7 +634,7 @@ class Engine:
         kept = self._index.get("kept")
         if kept is None:
             self._index.replace(())
-            self._index.set(cleaning=None, undeployed=None, root_inode=None)
+            self._index.set(cleaning=None, undeployed=None, root_inode=None, root_birth=None)
             return Exit.CLEAN
         self._index.set(cleaning=None)
         raise Halted(

@@ -10,6 +10,7 @@ OnesyncError (1 unexpected)
 ├── NotArrived                    what was written reads back short or different
 ├── FlushNotFinished (10)         the final flush ended early; lock and local data kept
 └── Halted (13)                   a person must decide
+    └── WorkingCopyLost           what was deployed is gone, or another one stands in its place
 
 A LocalError is an OSError of this machine's own disks; every other OSError that reaches the engine
 is the mount's. ``core.trouble`` says what is done about each.
@@ -87,6 +88,10 @@ class Halted(OnesyncError):
     """A person must decide before anything more is written."""
 
     code = Exit.HALTED
+
+
+class WorkingCopyLost(Halted):
+    """The working copy is gone, or another directory stands in its place."""
 
 
 class StopRequested(Exception):

@@ -19,7 +19,7 @@ from onesync.core.chain import Change, Gone, Renamed, Set
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, doubted_stamp, parent_of
 from onesync.errors import Halted
 
-FORMAT = 2
+FORMAT = 3
 _COLUMNS = (
     "path, kind, size, mtime_ns, mode, digest, target, link_group, xattrs,"
     " inode, s_size, s_mtime, s_ctime, s_mode, s_linked"
@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS blocks (
 CREATE TABLE IF NOT EXISTS unverified (
     path BLOB PRIMARY KEY, is_read INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS held (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS entry_parent ON entry (parent);
 CREATE INDEX IF NOT EXISTS entry_inode ON entry (inode);
 """
@@ -70,7 +71,9 @@ class Index:
             self.set(format=str(FORMAT))
         elif found == "1":
             self._db.executescript(_FROM_1)
-        elif int(found) > FORMAT:
+        if found in ("1", "2"):
+            self.set(format=str(FORMAT))  # 3 added a table alone; 2 would not honour it
+        elif found is not None and int(found) > FORMAT:
             raise Halted(
                 f"The index {path} has format {found}, newer than this onesync's {FORMAT}; nothing"
                 " was changed. Install the newer onesync again."
@@ -181,6 +184,25 @@ class Index:
             else:
                 self._put(path, known.entry, doubted_stamp(Kind.FILE))
 
+    def held(self) -> frozenset[RelPath]:
+        """Return the tops of what is held: absent from the working copy and not to be deleted."""
+        return frozenset(row[0] for row in self._db.execute("SELECT path FROM held"))
+
+    def count_beneath(self, paths: Iterable[RelPath]) -> int:
+        """Return the number of rows at and beneath ``paths``, of which none lies in another."""
+        return sum(self._count_at(path) for path in paths)
+
+    def _count_at(self, path: RelPath) -> int:
+        where, values = _range(path)
+        query = f"SELECT count(*) FROM entry WHERE {where}"
+        return int(self._db.execute(query, values).fetchone()[0])
+
+    def hold(self, add: Iterable[RelPath], release: Iterable[RelPath]) -> None:
+        """Change what is held, durably and at once."""
+        with self._transaction():
+            self._db.executemany("DELETE FROM held WHERE path = ?", [(p,) for p in release])
+            self._db.executemany("INSERT OR IGNORE INTO held VALUES (?)", [(p,) for p in add])
+
     def blocks(self, digest: str) -> Blocks | None:
         """Return the blocks of the large file with this digest, where they are known."""
         query = "SELECT size, digests FROM blocks WHERE digest = ?"
@@ -199,11 +221,14 @@ class Index:
             [(digest, item.size, item.digests) for digest, item in blocks.items()],
         )
 
-    def replace(self, tree: Iterable[tuple[RelPath, Entry, Stamp | None]], **meta: str) -> None:
+    def replace(
+        self, tree: Iterable[tuple[RelPath, Entry, Stamp | None]], **meta: str | None
+    ) -> None:
         """Replace all rows, as after stage-in."""
         with self._transaction():
             self._db.execute("DELETE FROM entry")
             self._db.execute("DELETE FROM unverified")
+            self._db.execute("DELETE FROM held")
             for path, entry, stamp in tree:
                 self._put(path, entry, stamp)
             self._set(dict(meta))
@@ -224,6 +249,7 @@ class Index:
             if old is not None and old.entry.kind is Kind.DIRECTORY is not change.entry.kind:
                 self._delete(change.path)
             self._put(change.path, change.entry, stamps.get(change.path))
+            self._db.execute("DELETE FROM held WHERE path = ?", (change.path,))
         elif isinstance(change, Gone):
             self._delete(change.path)
         elif isinstance(change, Renamed):
@@ -246,15 +272,19 @@ class Index:
         where, values = _range(path)
         self._db.execute(f"DELETE FROM entry WHERE {where}", values)
         self._db.execute(f"DELETE FROM unverified WHERE {where}", values)
+        self._db.execute(f"DELETE FROM held WHERE {where}", values)
 
     def _rename(self, source: RelPath, target: RelPath) -> None:
         rows = list(self.beneath(source))
         where, values = _range(source)
         query = f"SELECT path, is_read FROM unverified WHERE {where}"
         pushed = list(self._db.execute(query, values))
+        held = self._db.execute(f"SELECT path FROM held WHERE {where}", values).fetchall()
         self._delete(source)
         self._delete(target)
         self._put_unverified({target + path[len(source) :]: is_read for path, is_read in pushed})
+        moved = [(target + path[len(source) :],) for (path,) in held]
+        self._db.executemany("INSERT INTO held VALUES (?)", moved)
         for path, known in rows:
             self._put(target + path[len(source) :], known.entry, known.stamp)
 

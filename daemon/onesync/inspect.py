@@ -11,7 +11,7 @@ from pathspec import PathSpec
 
 from onesync.core.model import Entry, Kind, RelPath
 from onesync.errors import Halted, MountNotThere
-from onesync.index import Index
+from onesync.index import FORMAT, Index
 from onesync.local import digest_local
 from onesync.manifest import read_head
 from onesync.replica.children import ChildrenReplica
@@ -24,6 +24,26 @@ def read_manifest(settings: Settings) -> dict[RelPath, Entry]:
     """Return every entry of the newest checkpoint. Raises MountNotThere, or Halted without one."""
     with _replica(settings) as replica:
         return _tree(replica)
+
+
+def had_copy(settings: Settings) -> bool:
+    """Return whether a working copy was staged in here and not yet undeployed to the end."""
+    path = settings.state_dir / "index.sqlite"
+    if not path.exists():
+        return False
+    with closing(Index(path, readonly=True)) as index:
+        return index.get("staged") is not None or index.get("cleaning") is not None
+
+
+def held_deletions(settings: Settings) -> list[RelPath]:
+    """Return every path that is held, in the order of their bytes; see ``deletions``."""
+    path = settings.state_dir / "index.sqlite"
+    if not path.exists():
+        return []
+    with closing(Index(path, readonly=True)) as index:
+        if index.get("staged") is None or int(index.get("format") or 0) < FORMAT:
+            return []  # nothing was ever held here
+        return [p for top in sorted(index.held()) for p, _ in index.beneath(top)]
 
 
 def verify_folder(settings: Settings, content: bool) -> list[Finding]:

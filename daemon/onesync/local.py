@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
 import stat
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,47 @@ _CHUNK = 1 << 20
 _MOST_INODE = (1 << 63) - 1
 """Inode numbers have 64 bits; SQLite's integers keep 63 of them and a sign."""
 _PINNED = re.compile(rb"/proc/\d+/fd/\d+")
+
+
+_statx = ctypes.CDLL(None, use_errno=True).statx
+_EMPTY_PATH = 0x1000
+_BIRTH_TIME = 0x800
+_BIRTH = struct.Struct("=I76xqI")
+"""Of struct statx: what was answered, and the birth time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which directory it is, over restarts, reboots and remounts.
+
+    Device numbers change with every boot; inode numbers alone repeat themselves on a disk that was
+    formatted anew. The time of birth does not, where the file system keeps one.
+
+    Attributes:
+        inode: inode number.
+        birth_ns: when it was made, nanoseconds since 1970; None where nobody knows.
+    """
+
+    inode: int
+    birth_ns: int | None
+
+    def is_same(self, other: Origin) -> bool:
+        """Return whether both are one directory, as far as both tell."""
+        births = {self.birth_ns, other.birth_ns} - {None}
+        return self.inode == other.inode and len(births) <= 1
+
+
+def origin_of(fd: int) -> Origin:
+    """Return which directory ``fd`` is."""
+    return Origin(os.fstat(fd).st_ino & _MOST_INODE, _birth_of(fd))
+
+
+def _birth_of(fd: int) -> int | None:
+    answer = ctypes.create_string_buffer(256)
+    if _statx(fd, b"", _EMPTY_PATH, _BIRTH_TIME, answer) != 0:
+        return None  # a sandbox that does not know the call
+    mask, seconds, nanoseconds = _BIRTH.unpack_from(answer)
+    return seconds * 10**9 + nanoseconds if mask & _BIRTH_TIME else None
 
 
 @dataclass(frozen=True, slots=True)

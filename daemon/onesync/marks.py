@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 
 from onesync.core.clock import Clock
 from onesync.core.dirty import DirtySet, Due
+from onesync.core.guard import Told
 from onesync.core.model import RelPath
 from onesync.core.ordering import database_of
 
@@ -30,6 +31,7 @@ class Marks:
         self._is_restless = is_restless
         self._guard = threading.Lock()
         self._taken: list[Due] = []
+        self._told = Told()
         self.databases: set[RelPath] = set()
         self.arrived = threading.Event()
         self.overflows = 0
@@ -45,9 +47,21 @@ class Marks:
             self._dirty.mark(path, now, restless=restless)
         self.arrived.set()
 
+    def deleted(self, path: RelPath) -> None:
+        """Mark one path whose absence, with all that was beneath, is explained (watcher)."""
+        with self._guard:
+            self._told.add(path)
+        self.changed(path)
+
+    def take_deleted(self) -> set[RelPath]:
+        """Return and forget the paths whose absence was explained since the last call."""
+        with self._guard:
+            return self._told.take()
+
     def moved(self, source: RelPath, target: RelPath) -> None:
         """Mark both ends of a rename that the kernel told as a pair (watcher)."""
         with self._guard:
+            self._told.add(source)
             self._dirty.moved(source, target, self._clock.boottime())
         self.arrived.set()
 

@@ -59,6 +59,9 @@ class Metrics:
         self.mount_up = gauge("mount_up", "Whether the mount answered last time")
         self.epoch = gauge("lock_epoch", "Epoch of our claim; 0: none")
         self.problems = gauge("problems", "Paths that have a problem")
+        self.held_deletions = gauge(
+            "held_deletions", "Paths that are missing unexplained and are kept in the replica"
+        )
         self.pushed_files = counter("pushed_files", "Files published in the replica")
         self.pushed_bytes = counter("pushed_bytes", "Bytes of files published in the replica")
         self.push_errors = counter("push_errors", "Batches that failed", "kind")
@@ -81,6 +84,7 @@ class Metrics:
         self.epoch.set(status["epoch"] or 0)
         if status["lock"] is not None:
             self.lock_beat_timestamp.set(status["lock"]["confirmed_at"])
+        self.held_deletions.set(status["held_deletions"])
         self.problems.set(len(status["problems"]))
 
     def serve(self, listen: str) -> None:

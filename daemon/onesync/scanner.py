@@ -26,9 +26,9 @@ from onesync.core.model import (
     show,
 )
 from onesync.core.plan import Difference
-from onesync.errors import Halted
+from onesync.errors import WorkingCopyLost
 from onesync.index import Index
-from onesync.local import stamp_of
+from onesync.local import Origin, origin_of, stamp_of
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
@@ -42,7 +42,7 @@ class Scanner:
         self._index = index
         self._excluded = excluded
         self._fd = -1
-        self.root_inode: int | None = None
+        self.origin: Origin | None = None
         self.problems: dict[RelPath, Problem] = {}
 
     def scan(self, paths: Iterable[RelPath], trees: Iterable[RelPath]) -> dict[RelPath, Difference]:
@@ -75,6 +75,11 @@ class Scanner:
         names = {path for inode in inodes for path, _ in self._index.by_inode(inode)}
         return names - {d.path for d in found}
 
+    def verify_root(self) -> None:
+        """Raise WorkingCopyLost unless the root is there and is the one that was deployed."""
+        with self._opened():
+            pass
+
     def look(self, path: RelPath) -> Stamp | None:
         """Look at one path alone, whatever the index holds; None where no entry stands."""
         with self._opened():
@@ -82,16 +87,16 @@ class Scanner:
 
     @contextmanager
     def _opened(self) -> Iterator[None]:
-        """Hold the root open; raises Halted when it is not the directory that was deployed."""
-        self._fd = os.open(self._root, _DIRECTORY)
+        """Hold the root open; raises WorkingCopyLost when it is not the one that was deployed."""
         try:
-            inode = os.fstat(self._fd).st_ino
-            if self.root_inode is not None and inode != self.root_inode:
-                raise Halted(
-                    f"The working directory {show(self._root)} is not the one that was deployed (it"
-                    " was replaced, or its file system is not mounted); nothing was written or"
-                    " deleted in OneData, and the lock is kept. Bring it back and start again."
-                )
+            self._fd = os.open(self._root, _DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            if self.origin is None:
+                raise
+            raise WorkingCopyLost(_lost(self._root, "is gone")) from None
+        try:
+            if self.origin is not None and not self.origin.is_same(origin_of(self._fd)):
+                raise WorkingCopyLost(_lost(self._root, "is not the one that was deployed"))
             yield
         finally:
             os.close(self._fd)
@@ -199,6 +204,13 @@ class Scanner:
 
     def _note(self, path: RelPath, kind: str, text: str) -> None:
         self.problems[path] = Problem(path, kind, f"{show(path)} {text}.")
+
+
+def _lost(root: bytes, what: str) -> str:
+    return (
+        f"The working directory {show(root)} {what} (it was removed or replaced, or its file system"
+        " is not mounted); nothing was written or deleted in OneData, and the lock is kept."
+    )
 
 
 def _differs(old: Stamp, new: Stamp) -> bool:

@@ -57,6 +57,7 @@ _WEDGED_SECONDS = 900.0
 _STARTING = ("starting", "locking", "staging_in", "cleaning")
 _PATIENCE_SECONDS = 120.0
 _MEASURED_PATHS = 10_000
+_NAMED_PATHS = 20
 
 
 class Service:
@@ -89,6 +90,7 @@ class Service:
             make_lock(settings, self._lock_lane, self._clock, claim),
             self._keeps_at_shutdown,
             self,
+            self._status_file.read(),
         )
 
     # -- main thread ----------------------------------------------------------------------------
@@ -106,6 +108,7 @@ class Service:
                 "status": self._on_status,
                 "flush": self._on_flush,
                 "doubt": self._on_doubt,
+                "accept_deletions": self._on_accept_deletions,
                 "handover": self._on_handover,
             },
         )
@@ -113,7 +116,7 @@ class Service:
         threading.Thread(target=self._live, name="engine", daemon=True).start()
         stopping = False
         while not self._outcome.done():
-            if signal.sigtimedwait(STOP_SIGNALS, _TICK_SECONDS) is not None:
+            if _stop_signal_came(_TICK_SECONDS):
                 if stopping:
                     log.error("second signal: left at once, lock and local data kept")
                     self._end(Exit.FLUSH_NOT_FINISHED)
@@ -234,6 +237,9 @@ class Service:
         self._engine.doubt(str(request.get("path", "")).encode("utf-8", "surrogateescape"))
         return {"ok": True}
 
+    def _on_accept_deletions(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"ok": True, "accepted": self._engine.accept_deletions()}
+
     def _on_handover(self, _: dict[str, Any]) -> dict[str, Any]:
         self._engine.handover()
         code = self._outcome.result()
@@ -255,6 +261,8 @@ class Service:
             "deployment_id": state.deployment_id if state else None,
             "pending_paths": len(engine.marks),
             "pending_bytes": self._pending_bytes(),
+            "pending": [show(path) or "." for path in engine.marks.pending(_NAMED_PATHS)],
+            "held_deletions": engine.held.count,
             "oldest_unsynced_at": None if oldest is None else now - self._clock.boottime() + oldest,
             "last_checkpoint": self._last_checkpoint,
             "lock": {"beat": state.beat, "confirmed_at": now - age} if state else None,
@@ -268,6 +276,16 @@ class Service:
         return sum(
             _size_of(join(root, path)) for path in self._engine.marks.pending(_MEASURED_PATHS)
         )
+
+
+def _stop_signal_came(seconds: float) -> bool:
+    """Wait for a stop signal.
+
+    CPython's sigtimedwait answers with nonsense where it was interrupted and its time was up, as
+    after SIGSTOP and SIGCONT or a suspended machine: only a signal that was asked for counts.
+    """
+    found = signal.sigtimedwait(STOP_SIGNALS, seconds)
+    return found is not None and found.si_signo in STOP_SIGNALS
 
 
 class _ClaimFile:

@@ -46,6 +46,13 @@ class BatchSettings(_Section):
     rescan_seconds: float = Field(default=900.0, gt=0)
 
 
+class GuardSettings(_Section):
+    """``[guards]``."""
+
+    unexplained_deletions: int = Field(default=1000, ge=0)
+    unexplained_percent: float = Field(default=25.0, ge=0, le=100)
+
+
 class PushSettings(_Section):
     """``[push]``."""
 
@@ -85,6 +92,7 @@ class StageInSettings(_Section):
     """``[stagein]``."""
 
     relocate_links: bool = True
+    lost_copy: Literal["refuse", "restage"] = "refuse"
 
 
 class MetricsSettings(_Section):
@@ -125,6 +133,7 @@ class Settings(BaseSettings):
     )
     mount: MountSettings = MountSettings()
     batch: BatchSettings = BatchSettings()
+    guards: GuardSettings = GuardSettings()
     push: PushSettings = PushSettings()
     verify: VerifySettings = VerifySettings()
     lock: LockSettings = LockSettings()
@@ -209,10 +218,13 @@ def _told(item: ErrorDetails) -> str:
     return f"{key or 'lock'}: {item['msg'].removeprefix('Value error, ')}"
 
 
-def check_directories(settings: Settings) -> None:
-    """Refuse directories that cannot work together; looks at local directories only."""
+def check_directories(settings: Settings, *, copy_may_be_gone: bool = False) -> None:
+    """Refuse directories that cannot work together; looks at local directories only.
+
+    ``copy_may_be_gone`` where there was a working copy, whose loss has a sentence of its own.
+    """
     work, data = settings.working_dir, settings.onedata_dir
-    if not work.is_dir():
+    if not work.is_dir() and not copy_may_be_gone:
         raise ConfigurationError(f"working_dir {work} is not a directory; make it first.")
     real = work.resolve()
     for one, other in ((real, data), (data, real)):

@@ -53,6 +53,9 @@ class Sink(Protocol):
     def changed(self, path: RelPath) -> None:
         """``path`` may have changed."""
 
+    def deleted(self, path: RelPath) -> None:
+        """The kernel deleted ``path``, or moved it away, with all that was beneath."""
+
     def moved(self, source: RelPath, target: RelPath) -> None:
         """The kernel renamed ``source`` to ``target``."""
 
@@ -114,6 +117,8 @@ class InotifyWatcher:
         self._cookie_watch = -1
         self._waiting: dict[bytes, threading.Event] = {}
         self._leaving: dict[int, tuple[RelPath, bool]] = {}
+        self._mounted: set[int] = set()
+        self._device = -1
         self._wake = os.eventfd(0)
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
@@ -176,6 +181,7 @@ class InotifyWatcher:
     def _take(self, event: _Event) -> None:
         if event.mask & pyinotify.IN_Q_OVERFLOW:
             self._sink.overflowed()
+            self._tell_of_dead_watches()
             self._watch_tree(b"")
             return
         if event.watch == self._cookie_watch:
@@ -186,6 +192,9 @@ class InotifyWatcher:
         directory = self._paths.get(event.watch)
         if event.mask & pyinotify.IN_IGNORED:
             self._paths.pop(event.watch, None)
+            self._mounted.discard(event.watch)
+            if directory == b"":
+                self._sink.changed(b"")  # the root is gone or unmounted: the next look tells
             return
         if directory is None:
             return
@@ -202,8 +211,31 @@ class InotifyWatcher:
         elif is_directory and event.mask & pyinotify.IN_CREATE:
             self._watch_tree(path)
             self._sink.tree_changed(path)
+        elif event.mask & pyinotify.IN_DELETE:
+            self._sink.deleted(path)
         else:
             self._sink.changed(path)
+
+    def _tell_of_dead_watches(self) -> None:
+        """Tell which directories the kernel deleted, though its events were dropped.
+
+        It drops a directory's watch together with the directory. It also does so where a file
+        system is unmounted: only those that lie on the root's own are told, and none if the root's
+        watch is dead.
+        """
+        alive = self._watches_alive()
+        root = next((watch for watch, path in self._paths.items() if not path), None)
+        if root not in alive:
+            return
+        for watch in [watch for watch in self._paths if watch not in alive]:
+            path = self._paths.pop(watch)
+            if watch not in self._mounted:
+                self._sink.deleted(path)
+
+    def _watches_alive(self) -> set[int]:
+        lines = Path(f"/proc/self/fdinfo/{self._manager.get_fd()}").read_text().splitlines()
+        words = [line.split() for line in lines if line.startswith("inotify wd:")]
+        return {int(line[1].removeprefix("wd:"), 16) for line in words}
 
     def _arrived(
         self, path: RelPath, is_directory: bool, origin: tuple[RelPath, bool] | None
@@ -234,8 +266,8 @@ class InotifyWatcher:
             self._sink.tree_changed(target)
 
     def _left(self, path: RelPath, is_directory: bool) -> None:
+        self._sink.deleted(path)
         if not is_directory:
-            self._sink.changed(path)
             return
         for watch in [w for w, p in self._paths.items() if is_beneath(p, path)]:
             del self._paths[watch]
@@ -269,11 +301,20 @@ class InotifyWatcher:
         """Return the kernel's number of a watch on the directory ``path``, or -1."""
         try:
             with _opened(join(self._root, path) if path else self._root) as fd:
-                return self._add(fd)
+                watch = self._add(fd)
+                self._note_device(watch, path, os.fstat(fd).st_dev)
+                return watch
         except OSError as error:
             if error.errno not in _GONE:  # if it is: the scan tells
                 self._sink.unwatched(path, error.strerror or "unknown")
             return -1
+
+    def _note_device(self, watch: int, path: RelPath, device: int) -> None:
+        """Remember the watches of directories that lie on another file system than the root."""
+        if not path:
+            self._device = device
+        if device != self._device:
+            self._mounted.add(watch)
 
     def _add(self, fd: int) -> int:
         # By descriptor: pyinotify cannot encode every name, and no link is followed on the way.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from onesync.beneath import open_beneath
-from onesync.core.model import Entry, Kind, Known, RelPath, name_of, parent_of, show
+from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, name_of, parent_of, show
 from onesync.core.plan import Difference
 from onesync.errors import Halted
 from onesync.index import Index
@@ -68,13 +68,15 @@ def clean(root: bytes, index: Index, told: Callable[[int], None]) -> Cleaned:
     ``told`` is called with the number removed so far. May be interrupted and done again.
     """
     cleaned = Cleaned()
+    if not os.path.lexists(root):
+        return cleaned  # gone with all that was in it
     scanner = Scanner(root, index, lambda _: False)
     rows = [(path, known) for path, known in index.beneath(b"") if path]
     for path, known in reversed(rows):
         seen = scanner.look(path)
         if seen is None:
             continue
-        if known.entry.kind is not Kind.DIRECTORY and seen != known.stamp:
+        if not _is_known(known, seen):
             cleaned.kept.append(path)
         elif _remove(root, path, known.entry.kind):
             cleaned.removed += 1
@@ -82,6 +84,12 @@ def clean(root: bytes, index: Index, told: Callable[[int], None]) -> Cleaned:
     cleaned.kept += [os.fsencode(name) for name in os.listdir(root)]
     cleaned.kept = sorted(set(cleaned.kept))
     return cleaned
+
+
+def _is_known(known: Known, seen: Stamp) -> bool:
+    """Whether what stands there is what OneData holds; a directory's time is not work."""
+    both_directories = seen.kind is Kind.DIRECTORY is known.entry.kind
+    return both_directories or seen == known.stamp
 
 
 def _is_edit(root: bytes, difference: Difference) -> bool:

@@ -292,7 +292,7 @@ class Life:
             self._remember,
         )
         replica = Direct(root, self.calls)
-        return Engine(settings, self.clock, index, replica, lock, lambda: False, self)
+        return Engine(settings, self.clock, index, replica, lock, lambda: False, self, None)
 
     def _remember(self, remembered: Remembered) -> None:
         self.boundary()

@@ -1,0 +1,104 @@
+"""Few unexplained absences are believed, many are held; what the kernel told is never held."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onesync.core.guard import Bound, Told, absences, arrived, identity, rule, tops
+from onesync.core.model import Kind, Known, RelPath, is_beneath, parent_of
+from onesync.core.plan import Difference
+from tests.core.test_plan import PATHS, entry_of, stamp, trees
+
+PATH_SETS = st.sets(PATHS, max_size=6)
+Rows = dict[RelPath, Known]
+
+
+def rows_of(tree: dict[RelPath, object]) -> Rows:
+    """An index in which every row has an inode of its own."""
+    rows = {}
+    for number, path in enumerate(sorted(tree), 10):
+        is_above = any(parent_of(other) == path for other in tree)
+        seen = stamp(Kind.DIRECTORY if is_above else Kind.FILE, number)
+        rows[path] = Known(entry_of(seen), seen)
+    return rows
+
+
+def beneath(rows: Rows, top: RelPath) -> list[tuple[RelPath, Known]]:
+    return [(path, known) for path, known in sorted(rows.items()) if is_beneath(path, top)]
+
+
+@given(PATH_SETS)
+def test_tops_cover_all_and_never_each_other(paths: set[RelPath]) -> None:
+    found = tops(paths)
+    assert all(any(is_beneath(path, top) for top in found) for path in paths)
+    assert not any(is_beneath(a, b) for a in found for b in found if a != b)
+
+
+@given(trees(), PATH_SETS, PATH_SETS, st.integers(0, 8))
+def test_what_goes_unexplained_is_never_more_than_the_bound(
+    tree: dict[RelPath, object], missing: set[RelPath], believed: set[RelPath], bound: int
+) -> None:
+    rows = rows_of(tree)
+    gone = tops(missing & rows.keys())
+    held = rule(gone, believed, lambda top: beneath(rows, top), set(), bound)
+    explained = {path for path in gone if any(is_beneath(path, top) for top in believed)}
+    assert held <= gone
+    assert not held & explained, "the kernel is believed, whatever the number"
+    unexplained = {p for top in gone - explained for p, _ in beneath(rows, top)}
+    assert held == (gone - explained if len(unexplained) > bound else set())
+
+
+@given(trees(), st.integers(0, 3))
+def test_what_was_renamed_is_not_deleted(tree: dict[RelPath, object], bound: int) -> None:
+    rows = rows_of(tree)
+    stamps = {path: known.stamp for path, known in rows.items() if known.stamp is not None}
+    moved = {b"new/" + path: Difference(b"new/" + path, None, s) for path, s in stamps.items()}
+    gone = tops(rows)
+    assert rule(gone, set(), lambda top: beneath(rows, top), arrived(moved), bound) == set()
+
+
+def test_another_file_with_the_inode_of_a_lost_one_does_not_stand_for_it() -> None:
+    assert identity(stamp(Kind.FILE, 1)) != identity(stamp(Kind.FILE, 2))
+    assert identity(stamp(Kind.DIRECTORY, 1)) != identity(stamp(Kind.FILE, 1))
+
+
+def test_a_directory_that_became_a_link_is_an_absence() -> None:
+    old, new = stamp(Kind.DIRECTORY, 1), stamp(Kind.LINK, 2)
+    changed = {b"a": Difference(b"a", Known(entry_of(old), old), new)}
+    assert absences(changed) == {b"a"}
+    other = {b"a": Difference(b"a", Known(entry_of(new), new), stamp(Kind.FILE, 1))}
+    assert absences(other) == set()
+
+
+@given(st.integers(0, 100_000), st.integers(0, 2000), st.integers(0, 49))
+def test_more_than_half_is_never_believed_unless_the_operator_says_so(
+    entries: int, number: int, percent: int
+) -> None:
+    assert Bound(number, percent).of(entries) <= entries / 2
+    assert Bound(number, 100).of(entries) == entries
+
+
+def test_the_default_bound() -> None:
+    bounds = [Bound(1000, 25).of(entries) for entries in (0, 51, 2000, 3000, 100_000)]
+    assert bounds == [0, 25, 1000, 1000, 25_000]
+
+
+def test_a_directory_stands_for_all_that_was_told_in_it() -> None:
+    told = Told(limit=100)
+    for number in range(99):
+        told.add(b"run/%d" % number)
+    told.add(b"run")
+    for number in range(40):
+        told.add(b"other/%d" % number)
+    assert told.take() == {b"run"} | {b"other/%d" % number for number in range(40)}
+    assert told.take() == set()
+
+
+def test_too_many_explanations_are_forgotten_not_guessed() -> None:
+    told = Told(limit=10)
+    for number in range(30):
+        told.add(b"%d" % number)
+    assert told.take() == {b"%d" % number for number in range(10)}
+    told.add(b"again")
+    assert told.take() == {b"again"}

@@ -1,0 +1,296 @@
+"""What is deleted in OneData, and what is held: only positive evidence deletes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.node import SOON, Node, picture
+
+QUEUE = 16_384
+
+
+@pytest.fixture
+def one(nodes: list[Node]) -> Node:
+    """A deployed node with two runs of 60 files each in OneData."""
+    node = nodes[0]
+    node.deploy()
+    for run in ("one", "two"):
+        fill_run(node.work / "Runs" / run)
+    assert node.flush() == 0, node.log()
+    return node
+
+
+def fill_run(run: Path, content: bytes = b"1") -> None:
+    (run / "extra").mkdir(parents=True)
+    for number in range(60):
+        (run / "extra" / f"mic_{number:02d}.mrc").write_bytes(content)
+
+
+def files_in(root: Path) -> set[str]:
+    found = (p.relative_to(root) for p in root.rglob("*") if not p.is_dir())
+    return {str(path) for path in found if not str(path).startswith(".")}
+
+
+def wait_until(node: Node, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline, node.log()
+        time.sleep(0.05)
+
+
+def held(node: Node) -> int:
+    count = node.status()["held_deletions"]
+    assert isinstance(count, int)
+    return count
+
+
+def lose_events(node: Node, act: Callable[[], object]) -> None:
+    """Do ``act`` while the kernel's queue of events is full."""
+    assert node.process is not None
+    (node.work / "a").touch()
+    (node.work / "b").touch()
+    assert node.flush() == 0, node.log()
+    node.process.send_signal(signal.SIGSTOP)
+    for _ in range(QUEUE // 2 + 100):
+        for name in ("a", "b"):
+            (node.work / name).chmod(0o644)
+    act()
+    node.process.send_signal(signal.SIGCONT)
+    assert node.flush() in (0, 3), node.log()
+    assert "kernel events were dropped" in node.log()
+
+
+# -- a copy that came back empty or half ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_a_copy_that_came_back_empty_or_half_deletes_nothing(
+    one: Node, store: Path, left: int
+) -> None:
+    before, whole = files_in(store), picture(one.work)
+    one.end(signal.SIGKILL)
+    for path in sorted((one.work / "Runs").rglob("*.mrc"))[left:]:
+        path.unlink()
+    one.deploy()
+    (one.work / "new").write_bytes(b"work goes on")
+    assert one.flush() == 3, one.log()
+    assert files_in(store) == before | {"new"}
+    status = one.status()
+    assert (status["phase"], status["held_deletions"]) == ("syncing", 120 - left)
+    assert [p["kind"] for p in status["problems"]] == ["held_deletions"]
+    listed = one.command("resume")
+    assert listed.returncode == 3, listed.stderr
+    assert set(listed.stdout.split()) == before - files_in(one.work)
+    # A final flush records it and ends clean; the next deployment brings everything back.
+    assert one.end() == 0, one.log()
+    assert files_in(store) == before | {"new"}
+    one.deploy()
+    assert (held(one), one.command("resume").returncode) == (0, 0)
+    (one.work / "new").unlink()
+    assert {p: v[:2] for p, v in picture(one.work).items() if v[0] == "file"} == {
+        p: v[:2] for p, v in whole.items() if v[0] == "file"
+    }
+    assert one.end() == 0, one.log()
+
+
+def test_an_emptied_root_deletes_nothing_and_another_node_gets_it_all(
+    one: Node, nodes: list[Node], store: Path
+) -> None:
+    before = files_in(store)
+    one.end(signal.SIGKILL)
+    shutil.rmtree(one.work / "Runs")
+    one.deploy()
+    assert one.flush() == 3
+    assert held(one) == 125, "all entries: 120 files and 5 directories"
+    assert one.end() == 0, one.log()
+    assert files_in(store) == before
+    nodes[1].deploy()
+    assert files_in(nodes[1].work) == before
+    assert nodes[1].end() == 0
+
+
+def test_held_deletions_outlive_a_restart_and_are_said_once(one: Node, store: Path) -> None:
+    before = files_in(store)
+    one.end(signal.SIGKILL)
+    hidden = one.home / "hidden"
+    (one.work / "Runs" / "one" / "extra").rename(hidden)
+    shutil.rmtree(one.work / "Runs" / "two")
+    one.deploy()
+    assert one.flush() == 3
+    assert one.log().count("are missing from the working directory") == 1
+    one.end(signal.SIGKILL)
+    # Half of it is back: what remains is no longer much, but was never accepted.
+    hidden.rename(one.work / "Runs" / "one" / "extra")
+    one.deploy()
+    assert one.flush() == 3
+    assert held(one) == 62
+    assert files_in(store) == before
+    assert one.end() == 0, one.log()
+
+
+def test_accepted_deletions_are_carried_out(one: Node, store: Path) -> None:
+    one.end(signal.SIGKILL)
+    shutil.rmtree(one.work / "Runs")
+    one.deploy()
+    assert one.flush() == 3
+    accepted = one.command("resume", "--accept-deletions")
+    assert (accepted.returncode, "125 paths" in accepted.stdout) == (0, True), accepted.stderr
+    assert one.flush() == 0, one.log()
+    assert files_in(store) == set()
+    assert held(one) == 0
+    assert one.end() == 0, one.log()
+
+
+def test_what_reappears_is_held_no_longer(one: Node, store: Path) -> None:
+    before = files_in(store)
+    one.end(signal.SIGKILL)
+    hidden = one.home / "hidden"
+    (one.work / "Runs").rename(hidden)
+    one.deploy()
+    assert one.flush() == 3
+    assert held(one) == 125
+    hidden.rename(one.work / "Runs")
+    wait_until(one, lambda: held(one) == 0)
+    assert one.flush() == 0, one.log()
+    assert files_in(store) == before
+    (one.work / "Runs" / "one" / "extra" / "mic_00.mrc").unlink()
+    assert one.flush() == 0
+    assert files_in(store) == before - {"Runs/one/extra/mic_00.mrc"}
+    assert one.end() == 0, one.log()
+
+
+def test_a_directory_that_became_a_link_while_nobody_watched_is_held(
+    one: Node, store: Path
+) -> None:
+    before = files_in(store)
+    one.end(signal.SIGKILL)
+    (one.work / "Runs").rename(one.home / "elsewhere")
+    (one.work / "Runs").symlink_to(one.home / "elsewhere")
+    one.deploy()
+    assert one.flush() == 3
+    assert (held(one), files_in(store)) == (125, before)
+    assert one.command("resume", "--accept-deletions").returncode == 0
+    assert one.flush() == 0, one.log()
+    assert files_in(store) == set()
+    assert f"Runs -> {one.home}/elsewhere" in one.command("manifest", "links").stdout
+    assert one.end() == 0, one.log()
+
+
+def test_what_is_held_goes_along_with_a_rename_and_with_a_deletion_above(
+    one: Node, store: Path
+) -> None:
+    one.end(signal.SIGKILL)
+    for run in ("one", "two"):
+        for path in sorted((one.work / "Runs" / run / "extra").iterdir())[2:]:
+            path.unlink()
+    one.deploy()
+    assert one.flush() == 3
+    assert held(one) == 116
+    (one.work / "Runs" / "one").rename(one.work / "Runs" / "renamed")
+    assert one.flush() == 3
+    assert len(list((store / "Runs" / "renamed" / "extra").iterdir())) == 60
+    assert held(one) == 116
+    # What a person deletes above it, with the kernel as the witness, is deleted.
+    shutil.rmtree(one.work / "Runs" / "renamed")
+    assert one.flush() == 3
+    assert not (store / "Runs" / "renamed").exists()
+    assert held(one) == 58
+    assert one.end() == 0, one.log()
+
+
+# -- nobody is asked ------------------------------------------------------------------------------
+
+
+def test_who_deletes_everything_is_never_asked(one: Node, store: Path) -> None:
+    shutil.rmtree(one.work / "Runs")
+    assert one.flush() == 0, one.log()
+    assert files_in(store) == set()
+    assert "are missing" not in one.log()
+    assert one.end() == 0
+
+
+def test_a_run_deleted_while_events_are_lost_is_not_asked_about(one: Node, store: Path) -> None:
+    lose_events(one, lambda: shutil.rmtree(one.work / "Runs"))
+    assert one.flush() == 0, one.log()
+    assert files_in(store) == {"a", "b"}
+    assert "are missing" not in one.log()
+    assert one.end() == 0, one.log()
+
+
+def test_files_of_a_directory_that_stays_deleted_while_events_are_lost_are_held(
+    one: Node, store: Path
+) -> None:
+    before = files_in(store)
+
+    def delete() -> None:
+        for path in (one.work / "Runs").rglob("*.mrc"):
+            path.unlink()
+
+    lose_events(one, delete)
+    assert one.flush() == 3, one.log()
+    assert held(one) == 120
+    assert files_in(store) == before | {"a", "b"}
+    assert one.command("resume", "--accept-deletions").returncode == 0
+    assert one.flush() == 0, one.log()
+    assert files_in(store) == {"a", "b"}
+    assert one.end() == 0, one.log()
+
+
+def test_a_protocol_restart_is_never_asked_about(one: Node, store: Path) -> None:
+    for content in (b"2", b"3"):
+        for run in ("one", "two"):
+            shutil.rmtree(one.work / "Runs" / run)
+            (one.work / "Runs" / run / "extra").mkdir(parents=True)
+            (one.work / "Runs" / run / "extra" / "mic_00.mrc").write_bytes(content)
+    assert one.flush() == 0, one.log()
+    assert files_in(store) == {f"Runs/{run}/extra/mic_00.mrc" for run in ("one", "two")}
+    assert (store / "Runs/one/extra/mic_00.mrc").read_bytes() == b"3"
+    assert "are missing" not in one.log()
+    assert one.end() == 0
+
+
+def test_a_run_that_is_moved_and_then_deleted_is_never_asked_about(one: Node, store: Path) -> None:
+    (one.work / "Runs").rename(one.work / "Trash")
+    for path in (one.work / "Trash").rglob("*.mrc"):
+        path.unlink()
+    assert one.flush() == 0, one.log()
+    assert files_in(store) == set()
+    assert "are missing" not in one.log()
+    assert one.end() == 0
+
+
+def test_a_run_renamed_while_nobody_watched_is_never_asked_about(one: Node, store: Path) -> None:
+    one.end(signal.SIGKILL)
+    (one.work / "Runs").rename(one.work / "Renamed")
+    one.deploy()
+    assert one.flush() == 0, one.log()
+    assert {path.split("/")[0] for path in files_in(store)} == {"Renamed"}
+    assert len(files_in(store)) == 120
+    assert one.end() == 0, one.log()
+
+
+def test_few_deletions_while_nobody_watched_are_carried_out(one: Node, store: Path) -> None:
+    one.end(signal.SIGKILL)
+    shutil.rmtree(one.work / "Runs" / "one" / "extra")
+    one.deploy()
+    assert one.flush() == 0, one.log()
+    assert {path.split("/")[1] for path in files_in(store)} == {"two"}
+    assert one.end() == 0, one.log()
+
+
+def test_the_operator_sets_the_bound(one: Node, store: Path) -> None:
+    one.end(signal.SIGKILL)
+    (one.work / "Runs" / "one" / "extra" / "mic_00.mrc").unlink()
+    one.configure(guards__unexplained_deletions=0, guards__unexplained_percent=0)
+    one.deploy()
+    assert one.flush() == 3
+    assert held(one) == 1
+    one.end(signal.SIGKILL)
+    assert os.path.exists(store / "Runs" / "one" / "extra" / "mic_00.mrc")
