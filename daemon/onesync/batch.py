@@ -242,15 +242,16 @@ class Batches:
         if self._half_done or self.unverified.suspected:
             self._prepare()
         began = time.monotonic()
-        self.cuts.scanner.verify_root()
+        with on_this_machine():
+            self.cuts.scanner.verify_root()
         with Pins(self.root) as pins:
             with on_this_machine():
                 if everything or self.awaits() or self.cuts.is_needed(due):
                     cut = self.cuts.take(due, self._awaited.paths(), pins, as_is=everything)
                 else:
                     cut = self.cuts.plain(due)
+                plan = self._plan(cut)
             self.left |= cut.deferred
-            plan = self._plan(cut)
             if plan.empty:
                 self._await(plan)
                 self.deletions.done(self._awaited.removals, self._awaited.moves)

@@ -15,6 +15,7 @@ from onesync.core.guard import LIMIT, Bound, absences, arrived, rule, tops
 from onesync.core.model import Kind, Problem, RelPath, lies_in, show
 from onesync.core.plan import Difference
 from onesync.index import Index
+from onesync.local import on_this_machine
 from onesync.marks import Marks
 from onesync.scanner import Scanner
 
@@ -146,11 +147,12 @@ class Deletions:
         What the next batch removes needs none; what its renames will carry along is still to come.
         """
         coming = {target for _, target in moves}
-        self._believed = {
-            path
-            for path in tops(self._believed)
-            if path not in removals and (lies_in(path, coming) or not self._is_back(path))
-        }
+        with on_this_machine():
+            self._believed = {
+                path
+                for path in tops(self._believed)
+                if path not in removals and (lies_in(path, coming) or not self._is_back(path))
+            }
         if self.held.paths and self._index.held() != self.held.paths:
             self._load()  # a rename carried it along, or it was written anew
 

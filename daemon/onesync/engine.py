@@ -114,7 +114,7 @@ class Engine:
         lock: Lock,
         keeps_at_shutdown: Callable[[], bool],
         observer: Observer,
-        last_status: Mapping[str, Any] | None,
+        last_status: Mapping[str, Any] | None = None,
     ) -> None:
         """Put the deployment's parts together; the mount is not touched before ``live``.
 
@@ -207,7 +207,7 @@ class Engine:
         return self._deletions.held
 
     def problems(self) -> list[Problem]:
-        """Return why nothing is pushed, if nothing is, and what is wrong with paths."""
+        """Return why nothing is pushed, if nothing is, and what is wrong, with one path or many."""
         merged = self._problems | self._scanner.problems
         trouble = [self._trouble] if self._trouble is not None else []
         found = sorted(merged.values(), key=lambda problem: problem.path)
@@ -281,7 +281,8 @@ class Engine:
                 raise lost_copy.refused(self._index, lost, unsynced) from lost
             lost_copy.give_up(self._index, self._root, self._settings.state_dir, unsynced)
         else:
-            self._index.set(lost=None)
+            if self._index.get("lost") is not None:
+                self._index.set(lost=None)
 
     def _end_threads(self) -> None:
         if self._heartbeat is not None:

@@ -30,7 +30,7 @@ from onesync.lock import Claimant, Lock
 from onesync.marks import Marks
 from onesync.replica import folder, inplace
 from onesync.replica.folder import FolderReplica
-from onesync.settings import BatchSettings, LockSettings, MountSettings, Settings
+from onesync.settings import BatchSettings, GuardSettings, LockSettings, MountSettings, Settings
 from onesync.snapshot import Taken
 from tests.campaign.calls import Calls, Crash, Fault, Hung
 from tests.campaign.virtual import VirtualClock
@@ -63,6 +63,8 @@ class Place:
             runtime_dir=self.home,
             mount=MountSettings(require_fuse=False, io_timeout_seconds=30),
             batch=BatchSettings(),
+            # The story empties the working copy also while nobody watches, and means it.
+            guards=GuardSettings(unexplained_percent=100),
             lock=LockSettings(settle_seconds=0),
         )
 
@@ -175,7 +177,7 @@ class Told:
             if old.get(path) != new[path] and source is None:
                 self._marks.changed(path)
         for path in old.keys() - new.keys():
-            self._marks.changed(path)
+            self._marks.deleted(path)
 
     def _look(self) -> dict[bytes, _Seen]:
         found = {}
@@ -292,7 +294,7 @@ class Life:
             self._remember,
         )
         replica = Direct(root, self.calls)
-        return Engine(settings, self.clock, index, replica, lock, lambda: False, self, None)
+        return Engine(settings, self.clock, index, replica, lock, lambda: False, self)
 
     def _remember(self, remembered: Remembered) -> None:
         self.boundary()
