@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from onesync.core.blocks import Blocks
 from onesync.core.model import STATUS_FOLDER, RelPath, is_beneath, join, name_of, parent_of
@@ -29,6 +29,7 @@ from onesync.core.names import (
     unescape,
     write_note,
 )
+from onesync.errors import LocalError
 from onesync.replica.door import Compared, Copied, Identity, Listed, NameRefused
 from onesync.replica.folder import FolderReplica
 
@@ -178,15 +179,11 @@ class EscapedNames:
         except OSError as error:
             doubted = self._in_doubt(path, error)
             if doubted == place:
-                if _is_escaped(place, path):
-                    raise _refused(error, path) from error
-                raise
+                _raise_refused(error, path, _is_escaped(place, path))
         try:
             return act(doubted)
         except OSError as error:
-            if _is_refusal(error):
-                raise _refused(error, path) from error
-            raise
+            _raise_refused(error, path, _is_refusal(error))
 
     def _create(self, path: RelPath, act: Callable[[RelPath], T]) -> T:
         """Create what ``path`` is to be, under its escaped name where its own one is refused."""
@@ -201,7 +198,7 @@ class EscapedNames:
             except OSError as error:
                 if not _is_refusal(error):
                     raise
-        raise _refused(refusal, path) from refusal
+        raise NameRefused(refusal.errno, refusal.strerror, path) from refusal
 
     def _create_at(self, path: RelPath, place: RelPath, act: Callable[[RelPath], T]) -> T:
         if _is_escaped(place, path):
@@ -218,7 +215,7 @@ class EscapedNames:
         nothing there must be taken for missing.
         """
         ours = is_beneath(path, STATUS_FOLDER) and is_plain(path)
-        if ours or isinstance(error, NameRefused) or not _is_refusal(error):
+        if ours or not _is_refusal(error):
             raise error
         return self._place(path, in_doubt=True)
 
@@ -366,6 +363,8 @@ def _is_escaped(place: RelPath, path: RelPath) -> bool:
 
 def _is_refusal(error: OSError) -> bool:
     """Whether a name may be the reason: a write that is refused names none."""
+    if isinstance(error, LocalError):
+        return False
     if error.errno == errno.EINVAL:
         return error.filename is not None
     return error.errno in (errno.EILSEQ, errno.ENAMETOOLONG)
@@ -378,5 +377,8 @@ def _choices(path: RelPath, refused: RelPath, doubted: RelPath) -> list[RelPath]
     return [place for place in dict.fromkeys([doubted, *others]) if place != refused]
 
 
-def _refused(error: OSError, path: RelPath) -> NameRefused:
-    return NameRefused(error.errno, error.strerror, path)
+def _raise_refused(error: OSError, path: RelPath, is_refused: bool) -> NoReturn:
+    """Raise that ``path`` is refused for good; else ``error``, and what tells of another path."""
+    if not is_refused or isinstance(error, NameRefused):
+        raise error
+    raise NameRefused(error.errno, error.strerror, path) from error
