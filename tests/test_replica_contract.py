@@ -22,8 +22,10 @@ from onesync.errors import OnesyncError
 from onesync.replica.children import ChildrenReplica
 from onesync.replica.door import Compared, Copied, Listed, Replica
 from onesync.replica.folder import CHUNK, FolderReplica
+from onesync.replica.names import EscapedNames
 from tests.memory import MemoryReplica
 from tests.standin.mounted import Mounted
+from tests.workload.names import ODD_NAMES
 
 ON_FUSE = [
     pytest.param("folder on fuse", marks=pytest.mark.fuse),
@@ -42,7 +44,7 @@ def backing(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture(params=["memory", "folder", "children", *ON_FUSE])
+@pytest.fixture(params=["memory", "folder", "escaped", "children", *ON_FUSE])
 def replica(request: pytest.FixtureRequest, backing: Path) -> Iterator[Replica]:
     kind: str = request.param
     root = backing
@@ -54,6 +56,10 @@ def replica(request: pytest.FixtureRequest, backing: Path) -> Iterator[Replica]:
         folder = FolderReplica(os.fsencode(root))
         yield folder
         folder.forget()
+    elif kind == "escaped":
+        escaped = EscapedNames(FolderReplica(os.fsencode(root)))
+        yield escaped
+        escaped.forget()
     else:
         children = ChildrenReplica(os.fsencode(root), processes=2, threads=4, patience=20)
         yield children
@@ -144,6 +150,24 @@ def test_listing_gives_kinds_and_sizes(replica: Replica) -> None:
         Listed(b"d", Kind.DIRECTORY, 0),
         Listed(b"\xff odd\nname", Kind.FILE, 3),
     ]
+
+
+def test_any_name_is_kept_and_told_as_it_is(replica: Replica, source: Path) -> None:
+    for name in ODD_NAMES:
+        replica.make_directory(name)
+        replica.put(os.fsencode(source), name + b"/" + name)
+    assert sorted(item.name for item in replica.list(b"")) == sorted(ODD_NAMES)
+    for name in ODD_NAMES:
+        assert replica.list(name) == [Listed(name, Kind.FILE, 9000)]
+        assert replica.look(name) == Listed(name, Kind.DIRECTORY, 0)
+        replica.rename(name + b"/" + name, b"away")
+        replica.rename(b"away", name + b"/" + name, is_file=True)
+        with pytest.raises(FileExistsError):
+            replica.write_new(name + b"/" + name, b"")
+        assert replica.digest(name + b"/" + name)[1] == 9000
+        replica.remove(name)
+        assert replica.look(name) is None
+    assert replica.list(b"") == []
 
 
 def test_overwrite_keeps_the_name_and_needs_one(replica: Replica) -> None:

@@ -16,6 +16,7 @@ from typing import Protocol
 from onesync import recovery
 from onesync.core.blocks import Blocks
 from onesync.core.chain import Change, Noted, Set
+from onesync.core.dirty import Due
 from onesync.core.model import (
     Entry,
     Kind,
@@ -23,7 +24,9 @@ from onesync.core.model import (
     RelPath,
     Stamp,
     is_unconfirmed,
+    lies_in,
     lost_stamp,
+    parent_of,
 )
 from onesync.core.ordering import PublishOrder
 from onesync.core.plan import Difference, Move, Plan, make_plan
@@ -35,7 +38,7 @@ from onesync.local import on_this_machine
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
 from onesync.pins import Pins
-from onesync.push import Outcome, Push
+from onesync.push import NAME_REFUSED, Outcome, Push
 from onesync.replica.door import Replica
 from onesync.unverified import Unverified
 
@@ -250,6 +253,7 @@ class Batches:
                     cut = self.cuts.take(due, self._awaited.paths(), pins, as_is=everything)
                 else:
                     cut = self.cuts.plain(due)
+                self._forget_renamed(due)
                 plan = self._plan(cut)
             self.left |= cut.deferred
             if plan.empty:
@@ -373,10 +377,23 @@ class Batches:
         if self.awaits():
             self.marks.arrived.set()
 
+    def _forget_renamed(self, due: Due) -> None:
+        """Let go of refused names that are gone: they were renamed, as they had to be."""
+        for path in self._refused():
+            told = lies_in(path, due.paths | due.trees)
+            if told and self.cuts.scanner.look(path) is None:
+                del self.problems[path]
+
+    def _refused(self) -> set[RelPath]:
+        return {p.path for p in self.problems.values() if p.kind == NAME_REFUSED}
+
     def _plan(self, cut: Cut) -> Plan:
-        renames = self._renames(cut.found, cut.moves | self._awaited.moves)
+        # In a directory that OneData refused nothing can be kept until it is tried again.
+        closed = self._refused() - cut.found.keys()
+        open_to = {p: d for p, d in cut.found.items() if not lies_in(parent_of(p), closed)}
+        renames = self._renames(open_to, cut.moves | self._awaited.moves)
         settled = self._awaited.removals | {move.source for move in renames}
-        found = self.deletions.judge(cut.found, cut.looked, settled, self.cuts.drain)
+        found = self.deletions.judge(open_to, cut.looked, settled, self.cuts.drain)
         return make_plan(found, renames, self._awaited.removals, self._awaited.moves)
 
     def _renames(

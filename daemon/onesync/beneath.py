@@ -16,6 +16,9 @@ _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 
+_LONGEST_PATH = 4096
+"""With the zero at its end; in OneData, names that are escaped make paths longer than here."""
+
 _RENAME_NOREPLACE = 1
 _REFUSED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 """What a file system answers that does not know the flags of renameat2."""
@@ -47,7 +50,8 @@ def open_beneath(root: int, path: bytes, flags: int, mode: int = 0) -> int:
     try:
         return _openat2(root, path or b".", how)
     except OSError as error:
-        if error.errno != errno.ENOSYS:
+        is_long = error.errno == errno.ENAMETOOLONG and len(path) >= _LONGEST_PATH
+        if error.errno != errno.ENOSYS and not is_long:
             raise
         if path.startswith(b"/") or b".." in path.split(b"/"):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path) from None

@@ -25,6 +25,7 @@ from onesync.core.model import (
     RelPath,
     Stamp,
     join,
+    lies_in,
     parent_of,
     show,
 )
@@ -34,11 +35,12 @@ from onesync.core.trouble import Reaction, judge
 from onesync.errors import LocalError, NotArrived, OnesyncError
 from onesync.intent import Intent
 from onesync.local import digest_local, local_size, open_source, read_xattrs
-from onesync.replica.door import Replica
+from onesync.replica.door import NameRefused, Replica
 from onesync.transfer import Brought, NameTaken, Source, may_patch, transfer
 from onesync.workers import each
 
 BEHIND = "behind"
+NAME_REFUSED = "name_refused"
 _ROUND_SECONDS = 5.0
 """A large file that takes longer travels on in the next batches: it holds back nobody."""
 
@@ -152,6 +154,7 @@ class Push:
         self._removed: dict[RelPath, RelPath] = {}
         self._removes: dict[RelPath, list[RelPath]] = {}
         self._held: set[RelPath] = set()
+        self._refused: set[RelPath] = set()
         self._guard = threading.Lock()
 
     def carry_out(
@@ -175,6 +178,7 @@ class Push:
             if difference.seen is not None:
                 self._remove(difference)
         self._make_directories(plan.directories)
+        plan = self._without_refused(plan)
         self._publish_all(self._transfer(plan.files, snapshots), plan, snapshots)
         for difference in plan.links + plan.metadata:
             self._record_seen(difference)
@@ -265,15 +269,28 @@ class Push:
 
     def _make_directories(self, directories: list[Difference]) -> None:
         for difference in sorted(directories, key=lambda d: d.path.count(b"/")):
+            if lies_in(difference.path, self._refused):
+                continue
             self._may_write()
             try:
                 self._replica.make_directory(difference.path)
+            except NameRefused:
+                self._refuse(difference.path)
+                continue
             except FileExistsError:
                 found = self._replica.look(difference.path)
                 if found is None or found.kind is not Kind.DIRECTORY:
                     self._occupied(difference.path)
                     continue
             self._record_seen(difference)
+
+    def _without_refused(self, plan: Plan) -> Plan:
+        """Return the plan without what lies in directories that OneData refused."""
+
+        def good(differences: list[Difference]) -> list[Difference]:
+            return [d for d in differences if not lies_in(d.path, self._refused)]
+
+        return replace(plan, files=good(plan.files), links=good(plan.links))
 
     def _transfer(
         self, files: list[Difference], snapshots: Mapping[RelPath, bytes]
@@ -366,6 +383,9 @@ class Push:
         """Let one path wait or have a problem; raises ``error`` where it is not about that path."""
         if isinstance(error, FileNotFoundError | NotADirectoryError | InterruptedError):
             self.outcome.retry.add(path)  # gone or changed its kind since the scan: still dirty
+            return
+        if isinstance(error, NameRefused):
+            self._refuse(path)
             return
         trouble = judge(error)
         is_local = isinstance(error, LocalError)
@@ -489,6 +509,12 @@ class Push:
             self._occupied(path)
             self._leftover.append(temporary)
             return False
+        except NameRefused:
+            if aside is not None:
+                raise  # it stood there: the version that went aside comes back
+            self._refuse(path)
+            self._leftover.append(temporary)
+            return False
         return True
 
     def _tally(self, size: int) -> None:
@@ -516,8 +542,12 @@ class Push:
                 self.outcome.postponed_moves.add((move.source, move.target))
                 continue
             self._may_write()
-            if move.kind is not Kind.LINK:
-                self._replica.rename(move.source, move.target)
+            try:
+                if move.kind is not Kind.LINK:
+                    self._replica.rename(move.source, move.target)
+            except NameRefused:
+                self._refuse(move.target)  # what it was renamed from stays in OneData until then
+                continue
             self.outcome.changes.append(Renamed(move.source, move.target))
         for difference in plan.removals:
             if difference.seen is not None:
@@ -558,6 +588,16 @@ class Push:
         self._replica.write_new(note, path)
         self._leftover.append(note)
         self._occupied(path)
+
+    def _refuse(self, path: RelPath) -> None:
+        """Leave ``path``, and what lies beneath it, out: OneData can keep it under no name."""
+        text = (
+            f"OneData refuses the name of {show(path)} and the one that onesync gave it instead; it"
+            " is only in the working copy. Rename it there, everything else is pushed."
+        )
+        with self._guard:
+            self._refused.add(path)
+            self.outcome.problems.append(Problem(path, NAME_REFUSED, text))
 
     def _occupied(self, path: RelPath) -> None:
         text = (

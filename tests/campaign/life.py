@@ -29,7 +29,9 @@ from onesync.index import Index
 from onesync.lock import Claimant, Lock
 from onesync.marks import Marks
 from onesync.replica import folder, inplace
+from onesync.replica.door import NameRefused
 from onesync.replica.folder import FolderReplica
+from onesync.replica.names import EscapedNames
 from onesync.settings import BatchSettings, GuardSettings, LockSettings, MountSettings, Settings
 from onesync.snapshot import Taken
 from tests.campaign.calls import Calls, Crash, Fault, Hung
@@ -95,7 +97,7 @@ class Direct:
     """A replica without a process of its own; abandons what hangs, as ``ChildrenReplica`` does."""
 
     def __init__(self, root: bytes, calls: Calls) -> None:
-        self._replica = FolderReplica(root)
+        self._replica = EscapedNames(FolderReplica(root))
         self._calls = calls
 
     def __getattr__(self, name: str) -> Any:
@@ -108,7 +110,7 @@ class Direct:
                 self._calls.hung = False
                 self._replica.forget()
                 raise MountHung("The mount did not answer.") from None
-            except LocalError:
+            except (LocalError, NameRefused):
                 raise
             except OSError as error:
                 if judge(error).is_suspicious:

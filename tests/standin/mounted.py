@@ -154,6 +154,10 @@ class Mounted:
         """Let nothing fail any more."""
         self._ask("clear")
 
+    def names(self, **switches: Any) -> None:
+        """Set what becomes of names (``refusals.Refusals``)."""
+        self._ask("names", **switches)
+
     def hang(self) -> None:
         """Let no call return until ``release``."""
         self._ask("hang")

@@ -14,14 +14,15 @@ late or not taken; names that are not UTF-8 refused; special names not listed; e
 
 By the control socket (``mounted``): latency, a hang of everything, faults of every kind
 (``weather.Fault``), late sizes and times and listings (``views``), quota and read-only storage
-(``space``), a log of all calls (``log``). Two mounts as two providers: ``providers``.
+(``space``), names that are refused or taken for others (``refusals``), a log of all calls
+(``log``). Two mounts as two providers: ``providers``.
 
 Simplified: buffers are not stored by time but by size and call alone, and every handle has one;
 the events of a write are not modelled, only sizes and times that come late; listings are stale
 only when told so; 21.02 refuses links too; all reads pass the kernel's cache as libfuse sets it
 up; a time that was set is shown as the provider keeps it; the mount's top is inside a space; "@"
-in names means something only between two providers; a quota counts bytes of files and no
-truncation.
+in names means something only between two providers, or when told so; a quota counts bytes of files
+and no truncation.
 
 Run as ``python -m tests.standin.onedata BACKING MOUNTPOINT CONTROL [PROFILE]``.
 """
@@ -51,6 +52,7 @@ from tests.standin.control import Verbs, serve
 from tests.standin.handles import Handles
 from tests.standin.log import Log
 from tests.standin.profiles import PROFILES, Profile
+from tests.standin.refusals import Refusals, judged
 from tests.standin.space import Space
 from tests.standin.views import Late, Listings, Told, real_of
 from tests.standin.weather import Deferred, Weather
@@ -98,6 +100,7 @@ class OneData(mfusepy.Operations):  # type: ignore[misc]  # the library has no t
     def __init__(self, backing: str, profile: Profile) -> None:
         self.weather = Weather()
         self.log = Log()
+        self.refusals = Refusals()
         self.profile = profile
         self._backing = os.fsencode(backing)
         self._space = Space(self._backing)
@@ -110,6 +113,7 @@ class OneData(mfusepy.Operations):  # type: ignore[misc]  # the library has no t
         """Return what the control socket may ask for."""
         own: Verbs = {
             "late": self._late.set,
+            "names": self.refusals.set,
             "buffer": self._set_buffer,
             "lose_connection": self._lose_connection,
             "start_log": self.log.start,
@@ -127,6 +131,7 @@ class OneData(mfusepy.Operations):  # type: ignore[misc]  # the library has no t
             self._keeps_lost_sizes = keep_sizes
             self._handles.lose_all()
 
+    @judged
     def _at(self, path: str) -> bytes:
         return self._backing + os.fsencode(path)
 
@@ -318,7 +323,7 @@ class OneData(mfusepy.Operations):  # type: ignore[misc]  # the library has no t
 
     def _named(self, path: str) -> bytes:
         """Return where a new name goes, if OneData takes that name."""
-        at = self._at(path)
+        at = self._at(path, is_new=True)
         if self.profile.name_error:
             try:
                 at.decode()

@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from onesync.errors import LocalError
+from onesync.replica.door import NameRefused
 from onesync.replica.folder import FolderReplica
+from onesync.replica.names import EscapedNames
 
 LENGTH = struct.Struct("!I")
 
@@ -55,7 +57,7 @@ class _Servant:
         self._connection = connection
         self._sending = threading.Lock()
         self._current = threading.local()
-        self._replica = FolderReplica(root, self._progress)
+        self._replica = EscapedNames(FolderReplica(root, self._progress))
 
     def serve(self, threads: int) -> None:
         """Answer until the parent goes."""
@@ -74,6 +76,8 @@ class _Servant:
             outcome: tuple[bool, Any] = (True, getattr(self._replica, method)(*arguments))
         except LocalError as error:
             outcome = (False, LocalError(error.errno, error.strerror, error.filename))
+        except NameRefused as error:
+            outcome = (False, NameRefused(error.errno, error.strerror, error.filename))
         except OSError as error:
             outcome = (False, OSError(error.errno, error.strerror, error.filename))
         except Exception as error:  # noqa: BLE001 - reported to the parent, which raises it

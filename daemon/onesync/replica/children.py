@@ -26,7 +26,7 @@ from onesync.core.model import RelPath
 from onesync.core.trouble import judge
 from onesync.errors import LocalError, MountHung, MountNotThere
 from onesync.replica.child import receive, send
-from onesync.replica.door import Compared, Copied, Identity, Listed
+from onesync.replica.door import Compared, Copied, Identity, Listed, NameRefused
 
 _ENDED = "The process that talks to the mount ended; nothing is lost, the call is made again."
 
@@ -231,7 +231,7 @@ class ChildrenReplica:
         except LocalError:
             raise
         except OSError as error:
-            if judge(error).is_suspicious:
+            if judge(error).is_suspicious and not isinstance(error, NameRefused):
                 self._forgotten.add(b"")  # the mount may be another one when it answers again
             raise
 

@@ -3,8 +3,9 @@
 All paths are ``RelPath`` beneath the replica's root; no call follows a symbolic link. Every call
 may block on the mount and raises ``OSError`` with the kernel's errno, or ``MountHung`` where it did
 not answer in time (its result is then unknown). What goes wrong with a local file, a copy's source
-or destination, is raised as ``LocalError`` instead. Implementations may be called from several
-threads.
+or destination, is raised as ``LocalError`` instead. Every name is given and told as the working
+copy has it, whatever it is called in OneData; where one cannot be kept at all, creating it raises
+``NameRefused``. Implementations may be called from several threads.
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ class Compared:
 
     copied: Copied
     changed: tuple[int, ...]
+
+
+class NameRefused(OSError):
+    """What stands behind the door takes neither a name nor the one that it is given instead."""
 
 
 class Replica(Protocol):

@@ -13,7 +13,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TypeVar
 
@@ -166,6 +166,15 @@ class FolderReplica:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return _listed(name_of(path), looked)
+
+    def names(self, path: RelPath) -> Set[bytes]:
+        """List the names in a directory, as they stand there, and look at none of them."""
+        with self._directory(path) as held:
+            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=held)
+        try:
+            return frozenset(map(os.fsencode, os.listdir(fd)))
+        finally:
+            os.close(fd)
 
     def list(self, path: RelPath) -> list[Listed]:
         with self._directory(path) as held:
