@@ -24,7 +24,7 @@ from onesync.core.claims import Remembered, decode_remembered, encode_remembered
 from onesync.core.clock import Happening
 from onesync.core.trouble import judge
 from onesync.engine import Engine
-from onesync.errors import Exit, MountHung, OnesyncError
+from onesync.errors import Exit, LocalError, MountHung, OnesyncError
 from onesync.index import Index
 from onesync.lock import Claimant, Lock
 from onesync.marks import Marks
@@ -106,6 +106,8 @@ class Direct:
                 self._calls.hung = False
                 self._replica.forget()
                 raise MountHung("The mount did not answer.") from None
+            except LocalError:
+                raise
             except OSError as error:
                 if judge(error).is_suspicious:
                     self._replica.forget()
