@@ -187,8 +187,8 @@ def unmount(mounted: Mounted) -> None:
 
 
 def test_nothing_is_written_into_a_bare_directory(one: Node, mounted: Mounted) -> None:
-    # A beat every second: the lock file that is not there either must not be taken for deleted.
-    one.configure(mount__require_fuse=True, mount__io_timeout_seconds=0.5)
+    # Beats go on: the lock file that is not there either must not be taken for deleted.
+    one.configure(mount__require_fuse=True, mount__io_timeout_seconds=2)
     one.deploy()
     (one.work / "before").write_bytes(b"x")
     flushed(one)
