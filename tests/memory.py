@@ -86,7 +86,9 @@ class MemoryReplica:
         whole = blake3(content).hexdigest()
         return Copied(whole, len(content), stamp, True, blocks=_blocks(content))
 
-    def compare(self, source: bytes, length: int, blocks: Blocks) -> Compared:
+    def compare(
+        self, source: bytes, length: int, blocks: Blocks, seconds: float | None = None
+    ) -> Compared:
         with open(source, "rb") as file:
             stamp = stamp_of(os.fstat(file.fileno()), Kind.FILE)
             content = file.read()

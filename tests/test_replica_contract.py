@@ -394,6 +394,62 @@ def test_a_copy_whose_time_is_up_goes_on_later(tmp_path: Path, stack: Path) -> N
     assert replica.digest(b"stack") == (last.digest, last.size)
 
 
+@pytest.fixture(params=["folder", "children"])
+def on_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Replica]:
+    """Those that keep what they have read when their time is up."""
+    root = tmp_path / "replica"
+    root.mkdir()
+    if request.param == "folder":
+        yield FolderReplica(os.fsencode(root))
+        return
+    children = ChildrenReplica(os.fsencode(root), processes=4, threads=1, patience=20)
+    for _ in range(4):
+        children.look(b"anything")
+    yield children
+    children.close()
+
+
+def test_a_comparison_whose_time_is_up_goes_on_later(on_disk: Replica, stack: Path) -> None:
+    replica, source = on_disk, os.fsencode(stack)
+    old, whole = changed_inside(stack, replica)
+    assert old.blocks is not None
+    assert whole.changed
+    parts = [replica.compare(source, old.size, old.blocks, seconds=0) for _ in range(2)]
+    assert [part.copied.size for part in parts] == [CHUNK, 2 * CHUNK]
+    assert [part.changed for part in parts] == [(), ()]
+    assert all(part.copied.steady for part in parts)
+    assert replica.compare(source, old.size, old.blocks, seconds=0) == whole
+
+
+def test_a_comparison_of_what_changed_meanwhile_begins_anew(on_disk: Replica, stack: Path) -> None:
+    replica, source = on_disk, os.fsencode(stack)
+    old, _ = changed_inside(stack, replica)
+    assert old.blocks is not None
+    replica.compare(source, old.size, old.blocks, seconds=0)
+    with stack.open("r+b") as file:
+        file.write(b"again")
+    part = replica.compare(source, old.size, old.blocks, seconds=0).copied
+    assert (part.size, part.steady) == (CHUNK, False)
+    rest = replica.compare(source, old.size, old.blocks)
+    assert rest.copied.digest == blake3(stack.read_bytes()).hexdigest()
+    assert rest.copied.steady
+    assert 0 in rest.changed
+
+
+def test_an_append_may_read_its_beginning_in_rounds(on_disk: Replica, stack: Path) -> None:
+    replica, source = on_disk, os.fsencode(stack)
+    old = replica.put(source, b"stack")
+    with stack.open("ab") as file:
+        file.write(b"more" * 1000)
+    sizes = []
+    for _ in range(3):
+        copied = replica.append(source, b"stack", old.size, old.digest, seconds=0)
+        assert copied is not None
+        sizes.append(copied.size)
+    assert sizes == [CHUNK, 2 * CHUNK, old.size + 4000]
+    assert replica.digest(b"stack") == (copied.digest, copied.size)
+
+
 def test_holes_stay_holes_in_both_directions(tmp_path: Path) -> None:
     (tmp_path / "replica").mkdir()
     sparse = tmp_path / "sparse"

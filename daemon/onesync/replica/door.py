@@ -126,10 +126,20 @@ class Replica(Protocol):
         Returns what a whole copy would have given, or None, with nothing written, unless ``source``
         begins with the ``offset`` bytes that have this digest and ``path`` is exactly that long.
         After an error, or where the result is no ``prefix``, ``path`` must be truncated.
+
+        After ``seconds`` it ends; where the result's size is less than ``offset``, the source is
+        still being read and nothing was written. The next call for it goes on from there.
         """
 
-    def compare(self, source: bytes, length: int, blocks: Blocks) -> Compared:
-        """Compare ``source`` (as in ``put``) with a version of ``length`` bytes. Reads only it."""
+    def compare(
+        self, source: bytes, length: int, blocks: Blocks, seconds: float | None = None
+    ) -> Compared:
+        """Compare ``source`` (as in ``put``) with a version of ``length`` bytes. Reads only it.
+
+        After ``seconds`` it ends with ``copied`` as far as it was read and ``changed`` empty. The
+        next call for it goes on from there, unless the source changed: then it begins anew, and a
+        result that is again only a part is not ``steady``.
+        """
 
     def write_undo(
         self, path: RelPath, undo: RelPath, length: int, blocks: Blocks, numbers: tuple[int, ...]

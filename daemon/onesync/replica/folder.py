@@ -32,6 +32,8 @@ _Where = Callable[[], AbstractContextManager[None]]
 
 CHUNK = 1 << 20
 _HELD_DIRECTORIES = 256
+_INTERRUPTED = 100
+_COPY, _COMPARE = "copy", "compare"
 _PIECE_OF_ZEROS = bytes(32 << 10)
 """What is left out of a sparse copy; no smaller, or holes would cost more than they save."""
 _TRIES = 5
@@ -55,25 +57,28 @@ class _Pour:
 
     def __init__(
         self,
-        length: int,
-        seconds: float | None,
+        blocks: BlockHasher | None,
         progress: Callable[[int], None],
         *,
         outward: bool = True,
     ) -> None:
-        """Begin at 0 of a file of about ``length`` bytes; ``outward`` is to the replica."""
+        """Begin at 0, for as long as it takes; ``blocks`` are fed too.
+
+        ``outward`` is to the replica.
+        """
         self._reading: _Where = on_this_machine if outward else nullcontext
         self._writing: _Where = nullcontext if outward else on_this_machine
         self.hasher = blake3()
         self.offset = 0
-        self._blocks = BlockHasher(block_size(length)) if length >= PATCH_FROM else None
+        self.is_late = False
+        self._blocks = blocks
         self._progress = progress
-        self._deadline = 0.0
-        self.begin(seconds)
+        self._deadline = float("inf")
 
     def begin(self, seconds: float | None) -> None:
         """Allow ``seconds`` (None: for ever) from now on."""
         self._deadline = float("inf") if seconds is None else time.monotonic() + seconds
+        self.is_late = False
 
     def run(
         self, origin: int, target: int | None, end: int | None, *, sparse: bool = False
@@ -97,7 +102,8 @@ class _Pour:
                     hole = self._write(target, chunk, sparse=sparse)
             self.offset += len(chunk)
             self._progress(len(chunk) if target is not None else 0)
-            if time.monotonic() >= self._deadline:
+            self.is_late = time.monotonic() >= self._deadline
+            if self.is_late:
                 break
         if hole and target is not None:
             os.ftruncate(target, self.offset)
@@ -130,7 +136,7 @@ class FolderReplica:
         self._held: OrderedDict[RelPath, _HeldDirectory] = OrderedDict()
         self._guard = threading.Lock()
         self._forgotten = 0
-        self._travelling: dict[tuple[int, int], tuple[Stamp, _Pour]] = {}
+        self._interrupted: OrderedDict[tuple[int, int, str], tuple[Stamp, _Pour]] = OrderedDict()
         self._expected: int | None = None
 
     def expect(self, mount: int | None) -> None:
@@ -199,7 +205,8 @@ class FolderReplica:
             before = os.fstat(origin)
             if not stat.S_ISREG(before.st_mode):
                 raise InterruptedError(4, "not a regular file any more", source)
-            pour = _Pour(before.st_size, seconds, self._progress)
+            pour = _Pour(_block_hasher(before.st_size), self._progress)
+            pour.begin(seconds)
             self._write_copy(origin, before, temporary, pour)
             return self._poured(origin, before, pour)
         finally:
@@ -231,7 +238,7 @@ class FolderReplica:
         stamp = stamp_of(before, Kind.FILE)
         steady, prefix = self._look_again(origin, before, digest, size)
         if steady and size < before.st_size:
-            self._travelling[_identity(before)] = (stamp, pour)
+            self._interrupt(_COPY, before, pour)
         return Copied(digest, size, stamp, steady, prefix, pour.blocks())
 
     def _look_again(
@@ -283,7 +290,8 @@ class FolderReplica:
     ) -> Copied:
         target = _create_here(destination)
         try:
-            pour = _Pour(os.fstat(origin).st_size, None, self._progress, outward=False)
+            hasher = _block_hasher(os.fstat(origin).st_size)
+            pour = _Pour(hasher, self._progress, outward=False)
             pour.run(origin, target, None, sparse=True)
             with on_this_machine():
                 os.fchmod(target, mode & 0o777)
@@ -300,7 +308,11 @@ class FolderReplica:
         origin = _open_source(source)
         try:
             before = os.fstat(origin)
-            pour = self._continued(origin, before, offset, seconds)
+            pour = self._read_up_to(offset, origin, before, seconds)
+            if pour.is_late and pour.offset < offset:
+                self._interrupt(_COPY, before, pour)
+                stamp = stamp_of(before, Kind.FILE)
+                return Copied(pour.hasher.hexdigest(), pour.offset, stamp, True)
             if pour.offset != offset or pour.hasher.hexdigest() != digest:
                 return None
             target = self._open(path, os.O_RDWR)
@@ -315,31 +327,52 @@ class FolderReplica:
         finally:
             os.close(origin)
 
-    def _continued(
-        self, origin: int, status: os.stat_result, offset: int, seconds: float | None
+    def _read_up_to(
+        self, offset: int, origin: int, status: os.stat_result, seconds: float | None
     ) -> _Pour:
-        """Return the pour that was interrupted at ``offset``, or one that has read so far."""
-        stamp, pour = self._travelling.pop(_identity(status), (None, None))
-        if pour is None or stamp != stamp_of(status, Kind.FILE) or pour.offset != offset:
-            pour = _Pour(status.st_size, None, self._progress)
-            pour.run(origin, None, offset)
+        """Return a pour that has read the first ``offset`` bytes, or fewer where it is late."""
+        pour, _ = self._resumed(_COPY, status)
+        if pour is None or pour.offset > offset:
+            pour = _Pour(_block_hasher(status.st_size), self._progress)
         pour.begin(seconds)
+        pour.run(origin, None, offset)
         return pour
 
-    def compare(self, source: bytes, length: int, blocks: Blocks) -> Compared:
+    def _interrupt(self, purpose: str, status: os.stat_result, pour: _Pour) -> None:
+        """Keep a pour whose time was up; of those that nobody asks for again the oldest goes."""
+        self._interrupted[_identity(status, purpose)] = (stamp_of(status, Kind.FILE), pour)
+        while len(self._interrupted) > _INTERRUPTED:
+            self._interrupted.popitem(last=False)
+
+    def _resumed(self, purpose: str, status: os.stat_result) -> tuple[_Pour | None, bool]:
+        """Return the pour that was interrupted, and whether one is lost as the file changed."""
+        stamp, pour = self._interrupted.pop(_identity(status, purpose), (None, None))
+        if stamp is None or stamp == stamp_of(status, Kind.FILE):
+            return pour, False
+        return None, True
+
+    def compare(
+        self, source: bytes, length: int, blocks: Blocks, seconds: float | None = None
+    ) -> Compared:
         origin = _open_source(source)
         try:
             before = os.fstat(origin)
-            hasher = BlockHasher(blocks.size)
+            pour, changed_meanwhile = self._resumed(_COMPARE, before)
+            pour = pour or _Pour(BlockHasher(blocks.size), self._progress)
+            pour.begin(seconds)
+            pour.run(origin, None, before.st_size)
+            digest, size, new = pour.hasher.hexdigest(), pour.offset, pour.blocks()
+            assert new is not None
+            stamp = stamp_of(before, Kind.FILE)
+            if pour.is_late and size < before.st_size:
+                self._interrupt(_COMPARE, before, pour)
+                return Compared(Copied(digest, size, stamp, not changed_meanwhile, True, new), ())
             with on_this_machine():
-                digest, size = inplace.hash_file(origin, before.st_size, hasher, self._progress)
-                changed = inplace.changed_blocks(origin, length, blocks, hasher.blocks())
+                changed = inplace.changed_blocks(origin, length, blocks, new)
             steady, prefix = self._look_again(origin, before, digest, size)
         finally:
             os.close(origin)
-        stamp = stamp_of(before, Kind.FILE)
-        copied = Copied(digest, size, stamp, steady, prefix, hasher.blocks())
-        return Compared(copied, tuple(changed))
+        return Compared(Copied(digest, size, stamp, steady, prefix, new), tuple(changed))
 
     def write_undo(
         self, path: RelPath, undo: RelPath, length: int, blocks: Blocks, numbers: tuple[int, ...]
@@ -587,8 +620,13 @@ def _discard(name: bytes, directory: int) -> None:
         raise OSError(errno.EIO, f"a half-made copy remains ({error.strerror})", name) from error
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
+def _identity(status: os.stat_result, purpose: str) -> tuple[int, int, str]:
+    return status.st_dev, status.st_ino, purpose
+
+
+def _block_hasher(length: int) -> BlockHasher | None:
+    """Return a hasher for the blocks of a file of about ``length`` bytes; None of a small one."""
+    return BlockHasher(block_size(length)) if length >= PATCH_FROM else None
 
 
 def _is_sparse(status: os.stat_result) -> bool:
