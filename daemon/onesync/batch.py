@@ -38,8 +38,9 @@ from onesync.local import on_this_machine
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
 from onesync.pins import Pins
-from onesync.push import NAME_REFUSED, Outcome, Push
+from onesync.push import BEHIND, NAME_REFUSED, Outcome, Push
 from onesync.replica.door import Replica
+from onesync.travels import Travels
 from onesync.unverified import Unverified
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,8 @@ class Batches:
         is_read: whether a file is read back some seconds after it was pushed, told whether it is a
             database.
         problems: what went wrong with single paths, until they are pushed.
+        travels: whole copies that take more than one batch.
+        round_seconds: so long a large file travels in one batch.
         left: what the last batch took and could not commit.
     """
 
@@ -112,6 +115,8 @@ class Batches:
     problems: dict[RelPath, Problem]
     unverified: Unverified
     is_read: Callable[[bool], bool]
+    travels: Travels
+    round_seconds: float
     left: set[RelPath] = field(default_factory=set)
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
@@ -144,6 +149,8 @@ class Batches:
             self.batch(everything=True)
             if not self.left and not self.awaits():
                 break
+        # What is not dirty any more, or failed, travels no further.
+        self.travels.end_beneath(b"")
 
     def awaits(self) -> bool:
         """Whether the next batch has second halves to do."""
@@ -203,7 +210,11 @@ class Batches:
             is_base = checkpoint.header.why == "base"
             changes = () if is_base else checkpoint.changes
             self._record(written, changes, self._stamps, pushed=self._sent)
-        told = recovery.settle(self.replica, self.manifest.committed, self.pool, self._published)
+        travelling = self.travels.intents()
+        told = recovery.settle(
+            self.replica, self.manifest.committed, self.pool, self._published, travelling
+        )
+        self.travels.mend()
         for sentence in told:
             log.warning("half-done batch settled", extra={"what": sentence})
         self._half_done = False
@@ -275,7 +286,8 @@ class Batches:
             lambda top: (path for path, _ in self.index.beneath(top)),
             self.index.blocks,
             self._is_waited_for,
-            whole=everything,
+            self.travels.get,
+            None if everything else self.round_seconds,
             may_defer=not everything and self._may_defer(plan),
         )
         self._half_done = True
@@ -284,8 +296,12 @@ class Batches:
     def _push_and_commit(self, push: Push, plan: Plan, cut: Cut, pins: Pins) -> bool:
         began = time.monotonic()
         snapshots = {path: item.path for path, item in cut.frozen.items()}
+        for top in [d.path for d in plan.removals] + [move.source for move in plan.moves]:
+            self.may_write()
+            self.travels.end_beneath(top)
         outcome = push.carry_out(plan, snapshots, pins.sources())
-        if outcome.changes:
+        committed = bool(outcome.changes) or push.begins_travel() or self._is_behind_anew(outcome)
+        if committed:
             noted = [Noted(problem) for problem in outcome.problems]
             self._stamps = outcome.stamps
             self._sent = {path: self.is_read(is_db) for path, is_db in outcome.sent.items()}
@@ -308,12 +324,21 @@ class Batches:
         for move in plan.moves:
             self.marks.tree_changed(move.target)
         self.deletions.done(self._awaited.removals, self._awaited.moves)
+        done = {d.path for d in plan.files} - outcome.deferred - outcome.travels.keys()
+        self.travels.end(done)
+        self.travels.advance(outcome.travels)
         push.tidy()
         self._half_done = False
         for item in cut.frozen.values():
             Path(os.fsdecode(item.path)).unlink(missing_ok=True)
         self._log(plan, outcome, cut.seconds, time.monotonic() - began)
-        return bool(outcome.changes)
+        return committed
+
+    def _is_behind_anew(self, outcome: Outcome) -> bool:
+        """Whether a file is behind of which the last checkpoints do not say so."""
+        behind = (problem.path for problem in outcome.problems if problem.kind == BEHIND)
+        told = {path for path, problem in self.problems.items() if problem.kind == BEHIND}
+        return any(path not in told for path in behind)
 
     def _may_defer(self, plan: Plan) -> bool:
         since = self._deferring_since
@@ -363,7 +388,8 @@ class Batches:
 
     def _take_problems(self, plan: Plan, outcome: Outcome) -> None:
         for difference in plan.files + plan.directories + plan.links + plan.removals:
-            self.problems.pop(difference.path, None)
+            if difference.path not in outcome.deferred:
+                self.problems.pop(difference.path, None)
         self.problems.update({p.path: p for p in outcome.problems})
 
     def _await(

@@ -242,8 +242,9 @@ def _still_marked(head: Head | None, staged: Staged) -> list[Problem]:
     for path, problem in head.problems.items():
         if path in staged.tree and problem.kind == BEHIND:
             text = (
-                f"{show(path)} was still travelling when its node ended: the first"
-                f" {head.tree[path].size} bytes are here, the rest never reached OneData."
+                f"{show(path)} was still travelling when its node ended: here are the"
+                f" {head.tree[path].size} bytes that OneData has of it, what came later never"
+                " reached OneData."
             )
             found.append(Problem(path, BEHIND, text))
         elif problem.kind == CHANGED_OUTSIDE and path in staged.tree and path not in staged.fetched:

@@ -53,6 +53,7 @@ from onesync.replica.door import Replica
 from onesync.replica.leased import leased
 from onesync.scanner import Scanner
 from onesync.settings import Settings
+from onesync.travels import Travels
 from onesync.unverified import Unverified
 from onesync.watcher import Watcher, choose_watcher
 
@@ -391,6 +392,8 @@ class Engine:
             problems=self._problems,
             unverified=Unverified(self._replica, self._index, self._pool, self._clock.boottime),
             is_read=self._is_read,
+            travels=Travels(self._replica),
+            round_seconds=self._settings.push.round_seconds,
         )
 
     def _is_read(self, is_database: bool) -> bool:

@@ -36,14 +36,12 @@ from onesync.errors import LocalError, NotArrived, OnesyncError
 from onesync.intent import Intent
 from onesync.local import digest_local, local_size, open_source, read_xattrs
 from onesync.replica.door import NameRefused, Replica
-from onesync.transfer import Brought, NameTaken, Source, may_patch, transfer
+from onesync.transfer import Brought, NameTaken, Source, Travelling, may_patch, transfer
+from onesync.travels import Travel
 from onesync.workers import each
 
 BEHIND = "behind"
 NAME_REFUSED = "name_refused"
-_ROUND_SECONDS = 5.0
-"""A large file that takes longer travels on in the next batches: it holds back nobody."""
-
 _PORTION_SECONDS = 1.5
 """After so long a batch begins no more data files: those that came meanwhile wait for its end."""
 
@@ -61,8 +59,9 @@ class Outcome:
         retry: paths that changed while they were copied, or went; they stay dirty.
         deferred: data that the next batch brings, for this one has lasted long enough.
         held: markers and databases that wait for data.
-        growing: paths that were published as far as they had come and stay dirty, with the
-            seconds that this took.
+        growing: paths that are not done and stay dirty, with the seconds that they took in vain or
+            to be published as far as they had come: the dearer, the longer they rest.
+        travels: whole copies that go on in the next batches, by their targets.
         blocks: digests of the blocks of large files, by the files' digests.
         postponed: removals that wait, because databases of their run were held back.
         postponed_moves: renames, likewise.
@@ -78,6 +77,7 @@ class Outcome:
     deferred: set[RelPath] = field(default_factory=set)
     held: set[RelPath] = field(default_factory=set)
     growing: dict[RelPath, float] = field(default_factory=dict)
+    travels: dict[RelPath, Travel] = field(default_factory=dict)
     blocks: dict[str, Blocks] = field(default_factory=dict)
     postponed: set[RelPath] = field(default_factory=set)
     postponed_moves: set[tuple[RelPath, RelPath]] = field(default_factory=set)
@@ -113,8 +113,9 @@ class Push:
         known_beneath: Callable[[RelPath], Iterable[RelPath]],
         blocks_of: Callable[[str], Blocks | None],
         is_waited_for: Callable[[RelPath], bool],
+        travel_to: Callable[[RelPath], Travel | None],
+        seconds: float | None,
         *,
-        whole: bool,
         may_defer: bool = False,
     ) -> None:
         """Prepare a batch.
@@ -130,7 +131,9 @@ class Push:
             known_beneath: the index's paths at and beneath a path.
             blocks_of: the digests of a large file's blocks, by the file's digest.
             is_waited_for: whether databases wait for a file that changed while it was copied.
-            whole: large files are brought to their end, however long that takes.
+            travel_to: the copy that earlier batches began, by its target.
+            seconds: so long a large file travels before it goes on in the next batch; None brings
+                all to their end, however long that takes.
             may_defer: what takes too long is left for the next batch.
         """
         self._replica = replica
@@ -141,7 +144,8 @@ class Push:
         self._known_beneath = known_beneath
         self._blocks_of = blocks_of
         self._is_waited_for = is_waited_for
-        self._seconds = None if whole else _ROUND_SECONDS
+        self._travel_to = travel_to
+        self._seconds = seconds
         self._may_defer = may_defer
         self._enough = float("inf")
         self.intent = Intent(position)
@@ -185,10 +189,15 @@ class Push:
         self._second_halves(plan)
         return self.outcome
 
+    def begins_travel(self) -> bool:
+        """Whether the intent stands for a copy that goes on: then it needs its checkpoint."""
+        return any(travel.intent == self.intent.path for travel in self.outcome.travels.values())
+
     def tidy(self) -> None:
         """Remove the asides and the intent: the checkpoint stands, they are not needed."""
         each(self._pool, self._replica.remove, self._leftover)
-        self._replica.remove(self.intent.path)
+        if not self.begins_travel():
+            self._replica.remove(self.intent.path)
 
     def _prepare(
         self, plan: Plan, snapshots: Mapping[RelPath, bytes], pinned: Mapping[RelPath, bytes]
@@ -200,7 +209,9 @@ class Push:
         )
         for difference in plan.files:
             path, known = difference.path, difference.known
-            temporary, undo = self._name_beside(path), None
+            travel = self._travel(difference, is_database=path in snapshots)
+            temporary = travel.temporary if travel else self._name_beside(path)
+            undo = None
             self.intent.new.append((path, temporary))
             is_data = self._order.group_of(path, is_database=path in snapshots) == DATA
             if not is_data or _was_link(difference):
@@ -217,7 +228,10 @@ class Push:
             if digested is not None:
                 self.intent.create.append((path, *digested))
             digest = digested[1] if digested is not None else None
-            self._sources[path] = Source(local, path in snapshots, temporary, undo, blocks, digest)
+            so_far = travel.copied if travel else None
+            self._sources[path] = Source(
+                local, path in snapshots, temporary, undo, blocks, digest, so_far
+            )
         ours = [set(self._known_beneath(d.path)) for d in plan.removals]
         tops = each(self._pool, self._to_remove, plan.removals, ours)
         for difference, found in zip(plan.removals, tops, strict=True):
@@ -229,6 +243,12 @@ class Push:
         self.intent.promise.extend(d.path for d in plan.directories if _was_link(d))
         moves = [m for m in plan.moves if m.kind is not Kind.LINK]
         self.intent.rename.extend((m.source, m.target) for m in moves)
+
+    def _travel(self, difference: Difference, *, is_database: bool) -> Travel | None:
+        """Return the copy that earlier batches began, where it can still be used."""
+        if is_database or _is_new(difference):
+            return None
+        return self._travel_to(difference.path)
 
     def _to_remove(self, difference: Difference, ours: set[RelPath]) -> list[RelPath]:
         """Return what a removal takes out of the replica: never what somebody put there."""
@@ -364,8 +384,11 @@ class Push:
         except OSError as error:
             self._not_brought(source, path, error)
             return None
+        if isinstance(brought, Travelling):
+            self._note_travelling(difference, brought, time.monotonic() - began)
+            return None
         if brought is None:
-            self.outcome.retry.add(path)
+            self._note_changed(path, time.monotonic() - began)
             return None
         if brought.undo is not None:
             self._leftover.append(brought.undo)
@@ -408,6 +431,38 @@ class Push:
             return read_xattrs(fd)
         finally:
             os.close(fd)
+
+    def _note_travelling(self, difference: Difference, on: Travelling, seconds: float) -> None:
+        """Keep a file dirty whose new version goes on in the next batches."""
+        path, seen = difference.path, _seen(difference)
+        travel = self._travel_to(path)
+        so_far = "it is still compared with that"
+        changed = not on.steady
+        if on.copied is not None:
+            temporary = self._sources[path].temporary
+            spent = seconds
+            if travel is not None and travel.temporary == temporary:
+                changed |= travel.copied.before != seen
+                spent += travel.seconds
+            intent = travel.intent if travel is not None else self.intent.path
+            self.outcome.travels[path] = Travel(temporary, intent, on.copied, spent)
+            so_far = f"{on.copied.size} of {seen.size} bytes came so far"
+        self.outcome.growing[path] = seconds if changed else 0.0
+        text = f"{show(path)} is still travelling: OneData has its version before, {so_far}."
+        self.outcome.problems.append(Problem(path, BEHIND, text))
+
+    def _note_changed(self, path: RelPath, seconds: float) -> None:
+        """Keep a file dirty that changed while it was copied; dear copies are begun less often."""
+        travel = self._travel_to(path)
+        if self._seconds is None or (travel is None and seconds < self._seconds):
+            self.outcome.retry.add(path)
+            return
+        self.outcome.growing[path] = seconds + (travel.seconds if travel is not None else 0.0)
+        text = (
+            f"{show(path)} changed while it travelled: OneData has its version before, the copy is"
+            " begun anew after a rest."
+        )
+        self.outcome.problems.append(Problem(path, BEHIND, text))
 
     def _note_growing(self, path: RelPath, brought: Brought, stamp: Stamp, seconds: float) -> Stamp:
         """Keep a file dirty that is published as far as it came; returns the stamp to remember."""

@@ -8,9 +8,10 @@ and so are files that came in part. What holds bytes is never removed but kept i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import MappingProxyType
 
 from onesync.core.chain import Position
 from onesync.core.model import (
@@ -39,6 +40,7 @@ def settle(
     head: Position | None,
     pool: ThreadPoolExecutor,
     published: Callable[[dict[RelPath, Entry]], None] = lambda _: None,
+    travelling: Mapping[RelPath, RelPath] = MappingProxyType({}),
 ) -> list[str]:
     """Settle every intent there is, newest first. May be interrupted and done again.
 
@@ -49,6 +51,8 @@ def settle(
         published: told, before an intent goes, the new files and directories that its batch
             published without a checkpoint. The owner of that batch may replace or remove them;
             anybody else meets them as newcomers.
+        travelling: temporaries that batches with checkpoints began and that go on, with the intents
+            that stand for them. Nobody but their owner knows them; all others remove them.
 
     Returns:
         A sentence for each thing undone. Raises Halted where a newer onesync wrote an intent.
@@ -67,8 +71,10 @@ def settle(
             published(_with_digests(left, intent))
         else:
             each(pool, replica.remove, (a for _, a in intent.replace + intent.remove))
-        each(pool, replica.remove, (name for _, name in intent.new + intent.patch))
-        replica.remove(intent.path)
+        names = {name for _, name in intent.new + intent.patch}
+        each(pool, replica.remove, names - travelling.keys())
+        if intent.path not in travelling.values():
+            replica.remove(intent.path)
         list(map(replica.remove, notes))
     for intent_name in foreign.keys() - {name_of(intent.path) for intent in intents}:
         list(map(replica.remove, foreign[intent_name]))

@@ -57,6 +57,7 @@ class PushSettings(_Section):
     """``[push]``."""
 
     workers: int = Field(default=16, ge=1, le=256)
+    round_seconds: float = Field(default=5.0, gt=0)
     exclude: tuple[str, ...] = ()
     publish_order: tuple[str, ...] = SCIPION_ORDER
 

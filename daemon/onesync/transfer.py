@@ -1,7 +1,8 @@
 """Brings one file's content to the replica, with as few bytes as can be.
 
 What the replica has already is not sent; a large file is appended to, or only its changed blocks
-are written; everything else travels whole into a temporary. Called in the push's workers.
+are written; everything else travels whole into a temporary. What takes long goes on in the next
+batches. Called in the push's workers.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Source:
         undo: the name for the old blocks; None where it is not patched.
         blocks: of the version in the replica, where they are known.
         digest: of a small new file, which is created under its own name; None of all others.
+        so_far: how far the whole copy in the temporary came in earlier batches; None where none was
+            begun.
     """
 
     local: bytes
@@ -37,6 +40,7 @@ class Source:
     undo: RelPath | None
     blocks: Blocks | None
     digest: str | None = None
+    so_far: Copied | None = None
 
 
 class NameTaken(Exception):
@@ -66,8 +70,20 @@ class Brought:
     @property
     def is_behind(self) -> bool:
         """Whether the time was up before the end of the file."""
-        before = self.copied.before
-        return before is not None and self.copied.steady and self.copied.size < before.size
+        return self.copied.steady and _is_part(self.copied)
+
+
+@dataclass(frozen=True, slots=True)
+class Travelling:
+    """A new version that is not there when the time is up; the old one stays until it is.
+
+    Attributes:
+        copied: how far the whole copy in the temporary has come; None while nothing is written.
+        steady: whether the file kept its content while it was read.
+    """
+
+    copied: Copied | None
+    steady: bool
 
 
 def may_patch(entry: Entry) -> bool:
@@ -77,46 +93,53 @@ def may_patch(entry: Entry) -> bool:
 
 def transfer(
     replica: Replica, difference: Difference, source: Source, seconds: float | None
-) -> Brought | None:
+) -> Brought | Travelling | None:
     """Bring the content of ``difference``; None where it changed meanwhile and must wait.
 
-    A new or growing file ends after ``seconds`` with as much as came. Raises NameTaken, and as
-    ``Replica.put``.
+    A new or growing file ends after ``seconds`` with as much as came, and so does the way of what
+    replaces an old version. A snapshot is brought to its end: no later batch has it. Raises
+    NameTaken, and as ``Replica.put``.
     """
     if source.digest is not None:
         return _created(replica, difference.path, source)
     known = difference.known
-    if known is None or known.entry.kind is not Kind.FILE:
-        return _whole(replica, source, known, None if source.frozen else seconds)
-    if is_doubted(known.stamp):
-        return _whole(replica, source, known, None)
+    if source.frozen:
+        seconds = None
+    if source.so_far is not None:
+        return _onwards(replica, source, source.so_far, known, seconds)
+    if known is None or known.entry.kind is not Kind.FILE or is_doubted(known.stamp):
+        return _whole(replica, source, known, seconds)
     return _changed(replica, difference, known, source, seconds)
 
 
 def _changed(
     replica: Replica, difference: Difference, known: Known, source: Source, seconds: float | None
-) -> Brought | None:
+) -> Brought | Travelling | None:
     """Bring what differs from the version that the replica has."""
     assert difference.seen is not None
     if source.undo is not None and _travels(known, difference.seen, source):
         entry = known.entry
         copied = replica.append(source.local, difference.path, entry.size, entry.digest, seconds)
         if copied is not None:
+            if copied.size < entry.size:
+                return Travelling(None, copied.steady)
             if copied.prefix:
                 return Brought(copied, copied.size - entry.size)
             replica.truncate(difference.path, entry.size)
             return None
     if source.undo is None or source.blocks is None:
-        return _same(source, known) or _whole(replica, source, known, None)
-    compared = replica.compare(source.local, known.entry.size, source.blocks)
+        return _same(source, known) or _whole(replica, source, known, seconds)
+    compared = replica.compare(source.local, known.entry.size, source.blocks, seconds)
+    if seconds is not None and _is_part(compared.copied):
+        return Travelling(None, compared.copied.steady)
     if compared.copied.digest == known.entry.digest and compared.copied.steady:
         return Brought(compared.copied, 0)
     if not (compared.copied.steady or source.frozen or compared.copied.prefix):
         return None
     numbers = _to_write(compared, known.entry.size, source.blocks.size)
     if not _is_worth_it(compared, numbers, known.entry.size, source.blocks.size):
-        return _whole(replica, source, known, None)
-    return _patched(replica, difference.path, source, known.entry.size, compared, numbers)
+        return _whole(replica, source, known, seconds)
+    return _patched(replica, difference.path, source, known, compared, numbers, seconds)
 
 
 def _created(replica: Replica, path: RelPath, source: Source) -> Brought | None:
@@ -129,7 +152,8 @@ def _created(replica: Replica, path: RelPath, source: Source) -> Brought | None:
         return Brought(copied, copied.size)
     # It changed since the intent told its digest: nobody could judge what stands there.
     replica.remove(path)
-    return _whole(replica, source, None, None)
+    copied = replica.put(source.local, source.temporary)
+    return _judged(replica, source, None, copied)
 
 
 def _travels(known: Known, seen: Stamp, source: Source) -> bool:
@@ -158,8 +182,40 @@ def _same(source: Source, known: Known) -> Brought | None:
 
 def _whole(
     replica: Replica, source: Source, known: Known | None, seconds: float | None
-) -> Brought | None:
+) -> Brought | Travelling | None:
     copied = replica.put(source.local, source.temporary, seconds)
+    if seconds is not None and _replaces(known) and copied.prefix and _is_part(copied):
+        return Travelling(copied, copied.steady)
+    return _judged(replica, source, known, copied)
+
+
+def _onwards(
+    replica: Replica, source: Source, so_far: Copied, known: Known | None, seconds: float | None
+) -> Brought | Travelling | None:
+    """Go on with a whole copy that earlier batches began; None where the file changed."""
+    temporary = source.temporary
+    copied = replica.append(source.local, temporary, so_far.size, so_far.digest, seconds)
+    if copied is None:
+        return None
+    if copied.size < so_far.size:
+        return Travelling(so_far, copied.steady)
+    if seconds is not None and copied.prefix and _is_part(copied):
+        return Travelling(copied, copied.steady)
+    return _judged(replica, source, known, copied)
+
+
+def _replaces(known: Known | None) -> bool:
+    return known is not None and known.entry.kind is Kind.FILE
+
+
+def _is_part(copied: Copied) -> bool:
+    return copied.before is not None and copied.size < copied.before.size
+
+
+def _judged(
+    replica: Replica, source: Source, known: Known | None, copied: Copied
+) -> Brought | None:
+    """Return what a whole copy brought; None, with the copy removed, of what changed meanwhile."""
     grown = known is None or copied.size > known.entry.size
     if copied.steady or source.frozen or (copied.prefix and grown):
         return Brought(copied, copied.size, in_place=False, temporary=source.temporary)
@@ -185,11 +241,12 @@ def _patched(
     replica: Replica,
     path: RelPath,
     source: Source,
-    length: int,
+    known: Known,
     compared: Compared,
     numbers: tuple[int, ...],
-) -> Brought | None:
-    blocks = compared.copied.blocks
+    seconds: float | None,
+) -> Brought | Travelling | None:
+    blocks, length = compared.copied.blocks, known.entry.size
     assert source.undo is not None
     assert source.blocks is not None
     assert blocks is not None
@@ -198,7 +255,7 @@ def _patched(
         path, undo, length, source.blocks, compared.changed
     ):
         # The replica's file is not what it was: the whole new version takes its place.
-        return _whole(replica, source, None, None)
+        return _whole(replica, source, known, seconds)
     sent = (len(compared.changed) + len(numbers)) * blocks.size
     brought = Brought(compared.copied, sent, numbers=numbers, undo=undo)
     if source.frozen:

@@ -1,0 +1,267 @@
+"""A large file that is rewritten travels across batches: old or new, and it holds back nobody."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from onesync.core.model import STATUS_FOLDER
+from tests.node import SOON, Node, picture
+from tests.standin.mounted import Mounted
+from tests.test_program import names_of_ours
+
+pytestmark = pytest.mark.fuse
+STACK = "Runs/000001_ProtMock/extra/particles.mrcs"
+SIZE = 20_000_000
+STATUS = os.fsdecode(STATUS_FOLDER)
+
+
+@pytest.fixture
+def store(mounted: Mounted) -> Path:
+    return mounted.path / "project"
+
+
+@pytest.fixture
+def old() -> bytes:
+    return os.urandom(SIZE)
+
+
+@pytest.fixture
+def new() -> bytes:
+    return os.urandom(SIZE)
+
+
+@pytest.fixture
+def one(nodes: list[Node], old: bytes) -> Node:
+    """A node whose replica has the old version, and which makes short rounds."""
+    node = nodes[0]
+    node.configure(mount__require_fuse=True, push__round_seconds=0.3)
+    node.deploy()
+    (node.work / STACK).parent.joinpath("DONE").mkdir(parents=True)
+    (node.work / STACK).write_bytes(old)
+    assert node.flush() == 0, node.log()
+    return node
+
+
+@pytest.fixture
+def replica(mounted: Mounted) -> Path:
+    """The replica's version, without the mount."""
+    return mounted.backing / "project" / STACK
+
+
+def until(node: Node, holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not holds():
+        assert time.monotonic() < deadline, node.log()
+        time.sleep(0.02)
+
+
+def temporaries(replica: Path) -> list[Path]:
+    return list(replica.parent.glob(".onesync~*"))
+
+
+def arrived(replica: Path) -> int:
+    """How many bytes of the new version are there."""
+    try:
+        return max((path.stat().st_size for path in temporaries(replica)), default=0)
+    except FileNotFoundError:
+        return 0
+
+
+def intents(mounted: Mounted) -> list[str]:
+    return os.listdir(mounted.backing / "project" / STATUS / "intent")
+
+
+def checkpoints(mounted: Mounted) -> int:
+    return len(os.listdir(mounted.backing / "project" / STATUS / "manifest"))
+
+
+def behind(node: Node) -> list[str]:
+    return [p["text"] for p in node.status()["problems"] if p["kind"] == "behind"]
+
+
+def rewrite(node: Node, mounted: Mounted, content: bytes) -> None:
+    """Begin a travel, and wait until it is told."""
+    mounted.latency(0.05)
+    (node.work / STACK).write_bytes(content)
+    until(node, lambda: any("bytes came so far" in text for text in behind(node)))
+
+
+def restored(mounted: Mounted, home: Path) -> Node:
+    """Deploy what a node that was lost has left, elsewhere."""
+    shutil.copytree(mounted.backing / "project", home / "copy")
+    (home / "copy" / STATUS / "lock").unlink()
+    other = Node(home / "other", home / "copy")
+    other.deploy()
+    return other
+
+
+def test_others_arrive_while_it_travels_and_then_it_is_there(
+    one: Node, mounted: Mounted, replica: Path, old: bytes, new: bytes
+) -> None:
+    rewrite(one, mounted, new)
+    marker = one.work / STACK
+    (marker.parent / "small").write_bytes(b"small")
+    (marker.parent / "DONE" / "marker.TXT").touch()
+    until(one, (replica.parent / "DONE" / "marker.TXT").exists)
+    assert (replica.parent / "small").exists()
+    assert replica.read_bytes() == old
+    assert 0 < arrived(replica) < SIZE
+    mounted.latency(0)
+    until(one, lambda: replica.read_bytes() == new)
+    until(one, lambda: behind(one) == [])
+    until(one, lambda: intents(mounted) == [])
+    assert temporaries(replica) == []
+    assert mounted.counts()["bytes_written"] < 2.2 * SIZE, "the old and the new, each once"
+    assert one.end() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+
+
+def test_a_death_in_the_middle_leaves_the_old(
+    one: Node, mounted: Mounted, replica: Path, tmp_path: Path, old: bytes, new: bytes
+) -> None:
+    rewrite(one, mounted, new)
+    one.end(signal.SIGKILL)
+    mounted.latency(0)
+    assert arrived(replica) > 0
+    other = restored(mounted, tmp_path)
+    assert (other.work / STACK).read_bytes() == old
+    [text] = behind(other)
+    assert "what came later never reached OneData" in text
+    assert other.end() == 0, other.log()
+    assert names_of_ours(tmp_path / "copy") == []
+    assert os.listdir(tmp_path / "copy" / STATUS / "intent") == []
+    one.deploy()
+    assert one.flush() == 0, one.log()
+    assert replica.read_bytes() == new
+    assert behind(one) == []
+    assert temporaries(replica) == []
+    assert intents(mounted) == []
+
+
+@pytest.mark.parametrize("operation", ["aside", "publish", "checkpoint", "tidy"])
+def test_a_death_while_it_is_published_leaves_old_or_new(
+    one: Node,
+    mounted: Mounted,
+    replica: Path,
+    tmp_path: Path,
+    old: bytes,
+    new: bytes,
+    operation: str,
+) -> None:
+    rewrite(one, mounted, new)
+    if operation in ("aside", "publish"):
+        nth = {"aside": 1, "publish": 2}[operation]
+        mounted.fail("rename", errno.EIO, nth=nth, times=-1, pattern="particles.mrcs|onesync~")
+    elif operation == "checkpoint":
+        before = arrived(replica)
+        until(one, lambda: arrived(replica) > before)
+        mounted.fail("create", errno.EIO, times=-1, pattern="manifest/")
+    else:
+        mounted.fail("unlink", errno.EIO, times=-1, pattern="onesync~")
+    mounted.latency(0)
+    one.wait_for_phase("backing_off")
+    one.end(signal.SIGKILL)
+    mounted.clear()
+    other = restored(mounted, tmp_path)
+    expected = new if operation == "tidy" else old
+    assert (other.work / STACK).read_bytes() == expected
+    assert other.end() == 0, other.log()
+    assert names_of_ours(tmp_path / "copy") == []
+    one.deploy()
+    assert one.flush() == 0, one.log()
+    assert replica.read_bytes() == new
+    assert temporaries(replica) == []
+    assert intents(mounted) == []
+
+
+def test_a_failed_batch_does_not_lose_what_has_come(
+    one: Node, mounted: Mounted, replica: Path, new: bytes
+) -> None:
+    rewrite(one, mounted, new)
+    [temporary] = temporaries(replica)
+    inode = temporary.stat().st_ino
+    mounted.fail("write", errno.EIO, times=2, pattern="onesync~")
+    one.wait_for_phase("backing_off")
+    mounted.latency(0)
+    until(one, lambda: replica.read_bytes() == new)
+    assert replica.stat().st_ino == inode
+    assert one.end() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+    assert intents(mounted) == []
+
+
+def test_what_is_rewritten_again_is_begun_anew(
+    one: Node, mounted: Mounted, replica: Path, old: bytes, new: bytes
+) -> None:
+    rewrite(one, mounted, os.urandom(SIZE))
+    [first] = temporaries(replica)
+    (one.work / STACK).write_bytes(new)
+    until(one, lambda: not first.exists())
+    assert replica.read_bytes() == old
+    mounted.latency(0)
+    until(one, lambda: replica.read_bytes() == new)
+    assert one.end() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+    assert intents(mounted) == []
+
+
+@pytest.mark.parametrize("leave", ["flush", "undeploy", "handover"])
+def test_a_flush_brings_it_to_its_end(
+    one: Node, nodes: list[Node], mounted: Mounted, replica: Path, new: bytes, leave: str
+) -> None:
+    rewrite(one, mounted, new)
+    mounted.latency(0.001)
+    if leave == "flush":
+        assert one.flush() == 0, one.log()
+        assert behind(one) == []
+    elif leave == "handover":
+        assert one.command("handover").returncode == 0
+        assert one.process is not None
+        one.process.wait(SOON)
+    else:
+        assert one.end() == 0, one.log()
+    assert replica.read_bytes() == new
+    assert temporaries(replica) == []
+    assert intents(mounted) == []
+    if leave == "undeploy":
+        expected = picture(one.work)
+        nodes[1].deploy()
+        assert picture(nodes[1].work) == expected
+        assert behind(nodes[1]) == []
+
+
+@pytest.mark.parametrize("change", ["removed", "renamed", "its directory", "a directory", "back"])
+def test_what_becomes_of_a_travel_whose_target_goes(
+    one: Node, nodes: list[Node], mounted: Mounted, replica: Path, old: bytes, change: str
+) -> None:
+    rewrite(one, mounted, os.urandom(SIZE))
+    path = one.work / STACK
+    if change == "removed":
+        path.unlink()
+    elif change == "renamed":
+        path.rename(path.with_name("other"))
+    elif change == "its directory":
+        path.parent.rename(path.parent.with_name("elsewhere"))
+    elif change == "a directory":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(old)
+    (one.work / "later").write_bytes(b"later")
+    until(one, (mounted.backing / "project" / "later").exists)
+    mounted.latency(0)
+    assert one.flush() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+    assert intents(mounted) == []
+    expected = picture(one.work)
+    assert one.end() == 0, one.log()
+    nodes[1].deploy()
+    assert picture(nodes[1].work) == expected
