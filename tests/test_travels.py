@@ -213,6 +213,44 @@ def test_what_is_rewritten_again_is_begun_anew(
     assert intents(mounted) == []
 
 
+def test_what_is_rewritten_again_rests_before_it_is_begun_anew(
+    one: Node, mounted: Mounted, replica: Path, old: bytes
+) -> None:
+    rewrite(one, mounted, os.urandom(SIZE))
+    until(one, lambda: arrived(replica) > SIZE / 4)
+    (one.work / STACK).write_bytes(os.urandom(SIZE))
+    until(one, lambda: any("after a rest" in text for text in behind(one)))
+    mounted.latency(0)
+    (one.work / "later").write_bytes(b"later")
+    until(one, (mounted.backing / "project" / "later").exists)
+    assert temporaries(replica) == []
+    assert replica.read_bytes() == old
+
+
+def test_a_huge_file_is_compared_across_batches(
+    one: Node, mounted: Mounted, replica: Path, old: bytes
+) -> None:
+    """Only its header changes: all of it is read here, and little is sent."""
+    path = one.work / STACK
+    os.truncate(path, 1 << 30)
+    assert one.flush() == 0, one.log()
+    one.configure(mount__require_fuse=True, push__round_seconds=0.05)
+    assert one.command("handover").returncode == 0
+    assert one.process is not None
+    one.process.wait(SOON)
+    one.deploy()
+    mounted.reset()
+    with path.open("r+b") as file:
+        file.write(b"header")
+    until(one, lambda: any("still compared" in text for text in behind(one)))
+    (one.work / "later").write_bytes(b"later")
+    until(one, (mounted.backing / "project" / "later").exists)
+    assert replica.open("rb").read(6) == old[:6]
+    until(one, lambda: replica.open("rb").read(6) == b"header")
+    until(one, lambda: behind(one) == [])
+    assert mounted.counts()["bytes_written"] < 5_000_000
+
+
 @pytest.mark.parametrize("leave", ["flush", "undeploy", "handover"])
 def test_a_flush_brings_it_to_its_end(
     one: Node, nodes: list[Node], mounted: Mounted, replica: Path, new: bytes, leave: str

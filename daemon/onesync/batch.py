@@ -15,7 +15,7 @@ from typing import Protocol
 
 from onesync import recovery
 from onesync.core.blocks import Blocks
-from onesync.core.chain import Change, Noted, Set
+from onesync.core.chain import Change, Noted, Set, follow
 from onesync.core.dirty import Due
 from onesync.core.model import (
     Entry,
@@ -390,6 +390,8 @@ class Batches:
         for difference in plan.files + plan.directories + plan.links + plan.removals:
             if difference.path not in outcome.deferred:
                 self.problems.pop(difference.path, None)
+        for change in outcome.changes:
+            follow(self.problems, change)
         self.problems.update({p.path: p for p in outcome.problems})
 
     def _await(

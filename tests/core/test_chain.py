@@ -141,6 +141,13 @@ def test_a_renamed_directory_takes_what_is_beneath() -> None:
     assert tree == {b"c": Entry(Kind.DIRECTORY), b"c/b": entry(1), b"ab": entry(2)}
 
 
+def test_problems_follow_their_paths() -> None:
+    problems = {path: Problem(path, "behind", "") for path in (b"a/x", b"b/x", b"c/x", b"ax")}
+    changes: list[Change] = [Gone(b"a"), Renamed(b"b", b"d/e"), Set(b"c/x", Entry(Kind.FILE))]
+    apply({}, changes, problems)
+    assert problems == {path: Problem(path, "behind", "") for path in (b"ax", b"d/e/x")}
+
+
 def test_no_file_is_no_head() -> None:
     assert find_head([], Manifest().read) is None
 

@@ -11,7 +11,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from blake3 import blake3
@@ -207,22 +207,34 @@ def apply(
     """Fold ``changes`` into ``tree``, and the problems that they note into ``problems``."""
     noted = {} if problems is None else problems
     for change in changes:
+        follow(noted, change)
         if isinstance(change, Set):
-            noted.pop(change.path, None)
             old = tree.get(change.path)
             if old is not None and old.kind is Kind.DIRECTORY is not change.entry.kind:
                 _cut(tree, change.path)
             tree[change.path] = change.entry
         elif isinstance(change, Gone):
-            noted.pop(change.path, None)
             _cut(tree, change.path)
         elif isinstance(change, Renamed):
             moved = _cut(tree, change.source)
             _cut(tree, change.target)
             for path, entry in moved.items():
                 tree[change.target + path[len(change.source) :]] = entry
-        else:
-            noted[change.problem.path] = change.problem
+
+
+def follow(problems: dict[RelPath, Problem], change: Change) -> None:
+    """Change ``problems`` as ``change`` does: they last until their path is written anew."""
+    if isinstance(change, Noted):
+        problems[change.problem.path] = change.problem
+    elif isinstance(change, Set):
+        problems.pop(change.path, None)
+    else:
+        top = change.path if isinstance(change, Gone) else change.source
+        for path in [path for path in problems if is_beneath(path, top)]:
+            problem = problems.pop(path)
+            if isinstance(change, Renamed):
+                target = change.target + path[len(top) :]
+                problems[target] = replace(problem, path=target)
 
 
 def find_head(
