@@ -30,7 +30,9 @@ def make(path: Path, rows: int, mode: str = "DELETE") -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(f"PRAGMA journal_mode={mode}")
         db.execute("CREATE TABLE IF NOT EXISTS Steps (id INTEGER)")
+        db.execute("BEGIN")
         db.executemany("INSERT INTO Steps VALUES (?)", [(n,) for n in range(rows)])
+        db.execute("COMMIT")
 
 
 def count(path: Path) -> int:
@@ -168,3 +170,54 @@ def test_the_journal_of_a_database_with_any_name_stays_here(node: Node) -> None:
         db.execute("COMMIT")
     assert node.flush() == 0
     assert count(node.store / "anything.dat") == 2
+
+
+DIES = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA cache_size=1")
+db.execute("INSERT INTO Steps VALUES (7000)")
+db.execute("BEGIN")
+db.execute("UPDATE Steps SET id = id + 1000000")
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+def test_the_final_flush_takes_what_a_dead_writer_committed_and_no_more(
+    nodes: list[Node], mode: str
+) -> None:
+    one, two = nodes
+    one.deploy()
+    path = one.work / "project.sqlite"
+    make(path, 1000, mode)
+    assert one.flush() == 0
+    subprocess.run([sys.executable, "-c", DIES, path], check=False)
+    sidecar = {"DELETE": "-journal", "WAL": "-wal"}[mode]
+    assert path.with_name(path.name + sidecar).stat().st_size > 0
+    assert one.end() == 0, one.log()
+    assert [item.name for item in one.store.glob("project.sqlite*")] == [path.name]
+    two.deploy()
+    with closing(sqlite3.connect(two.work / "project.sqlite")) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert db.execute("SELECT count(*), max(id) FROM Steps").fetchone() == (1001, 7000)
+    assert two.end() == 0, two.log()
+
+
+@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+@pytest.mark.parametrize("how", ["overwritten", "recreated"])
+def test_another_database_in_its_place_is_pushed(node: Node, mode: str, how: str) -> None:
+    path, other = node.work / "run.db", node.home / "other.db"
+    make(path, 50, mode)
+    assert node.flush() == 0
+    make(other, 20, mode)
+    if how == "overwritten":
+        path.write_bytes(other.read_bytes())
+    else:
+        path.unlink()
+        path.write_bytes(other.read_bytes())
+    deadline = time.monotonic() + SOON
+    while count(node.store / "run.db") != 20:
+        assert time.monotonic() < deadline, node.log()
+        time.sleep(0.05)
+    assert [item.name for item in node.store.glob("run.db*")] == ["run.db"]

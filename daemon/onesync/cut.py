@@ -89,6 +89,7 @@ class Cuts:
     _sidecars: dict[RelPath, Stamp] = field(default_factory=dict)
     _impostors: set[RelPath] = field(default_factory=set)
     _empty_since: dict[RelPath, float] = field(default_factory=dict)
+    _taken: dict[RelPath, tuple[str, bytes | None]] = field(default_factory=dict)
 
     def plain(self, due: Due) -> Cut:
         """Look at what is due alone: it promises nothing."""
@@ -218,6 +219,7 @@ class Cuts:
         The project's first and the sets last: a row must not name what its database's snapshot
         could not know yet.
         """
+        databases = {path for path in databases if not self._is_unchanged(path)}
         found = sorted(databases, key=lambda p: (-self.order.group_of(p, is_database=True), p))
         before = [(path, self.scanner.look(path)) for path in found]
         for path in found:
@@ -233,11 +235,24 @@ class Cuts:
                 continue
             if result.taken and stamp is not None:
                 frozen[path] = Frozen(place, stamp, digest_local(place).digest)
+                self._taken[path] = (frozen[path].digest, snapshot.unchanged_header(place))
             elif not result.is_database:
                 self._impostors.add(path)
             elif stamp is not None:
                 self._not_frozen(path, result.reason)
         return frozen
+
+    def _is_unchanged(self, path: RelPath) -> bool:
+        """Whether OneData has the database as it is: it was only opened, or locked and let go.
+
+        Its stamp alone does not tell: two commits may have the same time.
+        """
+        known = self.index.known(path)
+        digest, header = self._taken.get(path, ("", None))
+        if known is None or header is None or known.entry.digest != digest:
+            return False
+        now = snapshot.unchanged_header(join(self.root, path))
+        return now == header and self.scanner.look(path) == known.stamp
 
     def _is_being_rebuilt(self, path: RelPath, has_rows: bool) -> bool:
         """Whether ``path`` lost its rows so lately that OneData keeps its last good version.

@@ -1,0 +1,94 @@
+"""How a database's bytes are copied while its writers wait."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from onesync import snapshot
+from onesync.snapshot import Snapshots
+from tests.test_databases import count, make
+
+
+@pytest.fixture
+def reflinks(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own that can share content."""
+    maker = shutil.which("mkfs.btrfs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if os.geteuid() != 0 or maker is None or "btrfs" not in Path("/proc/filesystems").read_text():
+        pytest.skip("needs root, btrfs-progs and a kernel with btrfs")
+    image, path = tmp_path / "image", tmp_path / "reflinks"
+    path.mkdir()
+    with image.open("wb") as file:
+        file.truncate(300 << 20)
+    subprocess.run([maker, "-q", image], check=True, capture_output=True)
+    mounted = subprocess.run(["mount", "-o", "loop", image, path], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount: {mounted.stderr.decode()}")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def taken(source: Path, target: Path) -> snapshot.Taken:
+    snapshots = Snapshots()
+    with closing(snapshots):
+        [found] = snapshots.take([(bytes(source), bytes(target))], 60)
+    return found
+
+
+def used(path: Path) -> int:
+    os.sync()
+    found = os.statvfs(path)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def test_a_snapshot_shares_its_content_where_the_file_system_can(reflinks: Path) -> None:
+    source, target = reflinks / "run.db", reflinks / "snapshot"
+    make(source, 2_000_000)
+    size = source.stat().st_size
+    assert size > 20_000_000
+    before = used(reflinks)
+    assert taken(source, target).taken
+    assert used(reflinks) - before < size / 10
+    old = target.read_bytes()
+    assert old == source.read_bytes()
+    make(source, 1000)
+    assert target.read_bytes() == old, "what is written later is in the source alone"
+    assert count(target) == 2_000_000
+
+
+def test_a_snapshot_on_another_file_system_is_copied(reflinks: Path, tmp_path: Path) -> None:
+    source, target = reflinks / "run.db", tmp_path / "snapshot"
+    make(source, 100_000)
+    assert taken(source, target).taken
+    assert target.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ETXTBSY, errno.EIO]
+)
+def test_what_cannot_be_shared_is_copied_and_what_fails_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    asked: list[int] = []
+
+    def refuse(fd: int, request: int, source: int) -> int:
+        asked.append(request)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("onesync.snapshot.fcntl.ioctl", refuse)
+    source, target = tmp_path / "run.db", tmp_path / "snapshot"
+    make(source, 100_000)
+    found = snapshot._take_one(bytes(source), bytes(target))
+    assert asked == [0x40049409]
+    if number == errno.EIO:
+        assert (found.taken, found.reason) == (False, os.strerror(errno.EIO))
+    else:
+        assert found.taken
+        assert target.read_bytes() == source.read_bytes()
