@@ -129,6 +129,7 @@ class Cuts:
                 del found[path]
                 self._defer(path)
         self._complete(found, frozen, pins, late.paths if late.trees else None)
+        self._take_back_sidecars(found, awaited | frozen.keys())
         looked = _joined(due)
         return Cut(found, looked, frozen, set(looked.moves), self._deferred)
 
@@ -298,6 +299,16 @@ class Cuts:
             if young or (path not in frozen and self._is_database(path)):
                 del found[path]
                 self._defer(path)
+
+    def _take_back_sidecars(
+        self, found: dict[RelPath, Difference], paths: Iterable[RelPath]
+    ) -> None:
+        """Let go what was pushed as a file before the file beside it became a database."""
+        for base in {database_of(path) or path for path in paths}:
+            rows = {base + suffix: self.index.known(base + suffix) for suffix in SIDECARS}
+            if any(rows.values()) and self._is_database(base):
+                gone = {p: Difference(p, row, None) for p, row in rows.items() if row is not None}
+                found.update(gone)
 
     def _is_marker(self, path: RelPath) -> bool:
         return self.order.group_of(path, is_database=False) != DATA
