@@ -154,6 +154,20 @@ def test_a_locked_database_is_said_and_pushed_when_it_is_free(node: Node) -> Non
     assert count(node.store / "set.sqlite") == 2
 
 
+def test_a_lock_that_changed_nothing_is_no_problem_afterwards(node: Node) -> None:
+    path = node.work / "set.sqlite"
+    make(path, 1)
+    assert node.flush() == 0
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        path.chmod(0o600)
+        assert node.flush() == 3
+        path.chmod(0o644)
+        db.execute("ROLLBACK")
+    assert node.flush() == 0, node.log()
+    assert node.status()["problems"] == []
+
+
 def test_the_journal_of_a_database_with_any_name_stays_here(node: Node) -> None:
     path = node.work / "anything.dat"
     make(path, 1)

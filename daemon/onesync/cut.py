@@ -27,6 +27,7 @@ _SNAPSHOT_SECONDS = 600.0
 _REBUILD_SECONDS = 30.0
 _ROUNDS = 6
 _STRICT_ROUNDS = 3
+_BUSY = "database_busy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +221,11 @@ class Cuts:
         The project's first and the sets last: a row must not name what its database's snapshot
         could not know yet.
         """
-        databases = {path for path in databases if not self._is_unchanged(path)}
-        found = sorted(databases, key=lambda p: (-self.order.group_of(p, is_database=True), p))
+        unchanged = set(filter(self._is_unchanged, databases))
+        self._not_busy(unchanged)
+        found = sorted(
+            databases - unchanged, key=lambda p: (-self.order.group_of(p, is_database=True), p)
+        )
         before = [(path, self.scanner.look(path)) for path in found]
         for path in found:
             self._remember_sidecars(path)
@@ -241,6 +245,7 @@ class Cuts:
                 self._impostors.add(path)
             elif stamp is not None:
                 self._not_frozen(path, result.reason)
+        self._not_busy(frozen)
         return frozen
 
     def _is_unchanged(self, path: RelPath) -> bool:
@@ -268,7 +273,13 @@ class Cuts:
 
     def _not_frozen(self, path: RelPath, reason: str) -> None:
         text = f"The database {show(path)} could not be copied ({reason}); it is tried again."
-        self.problems[path] = Problem(path, "database_busy", text)
+        self.problems[path] = Problem(path, _BUSY, text)
+
+    def _not_busy(self, paths: Iterable[RelPath]) -> None:
+        for path in paths:
+            problem = self.problems.get(path)
+            if problem is not None and problem.kind == _BUSY:
+                del self.problems[path]
 
     def _remember_sidecars(self, base: RelPath) -> None:
         for suffix in SIDECARS:
