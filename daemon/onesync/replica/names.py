@@ -99,8 +99,10 @@ class EscapedNames:
             path, lambda place: self._folder.append(source, place, offset, digest, seconds)
         )
 
-    def compare(self, source: bytes, length: int, blocks: Blocks) -> Compared:
-        return self._folder.compare(source, length, blocks)
+    def compare(
+        self, source: bytes, length: int, blocks: Blocks, seconds: float | None = None
+    ) -> Compared:
+        return self._folder.compare(source, length, blocks, seconds)
 
     def write_undo(
         self, path: RelPath, undo: RelPath, length: int, blocks: Blocks, numbers: tuple[int, ...]
