@@ -177,6 +177,8 @@ EVENTS: Mapping[type[Exception], Row] = {
 
 _PAUSES: Mapping[Reaction, tuple[float, ...]] = {
     Reaction.AGAIN: (0.1, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
+    # To look whether it is there again is one call.
+    Reaction.WAIT: (1.0, 2.0, 5.0, 10.0),
     Reaction.PERSON: (1.0, 2.0, 5.0, 10.0, 30.0),
 }
 _BACKOFF = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
