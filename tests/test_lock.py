@@ -12,7 +12,16 @@ from typing import cast
 
 import pytest
 
-from onesync.core.claims import EPOCHS, LOCK_BYTES, LockTimes, Remembered, parse_lock
+from onesync.core.claims import (
+    EPOCHS,
+    LOCK_BYTES,
+    Free,
+    Held,
+    LockTimes,
+    Ours,
+    Remembered,
+    parse_lock,
+)
 from onesync.core.clock import Happening
 from onesync.errors import DeployedElsewhere, Halted, LockLost
 from onesync.lock import LOCK, Claimant, Lock
@@ -589,3 +598,22 @@ def test_the_old_claims_end_is_not_asked_for_twice(replica: Replica) -> None:
     lock, door, _ = faulty_owner(replica)
     lock._claims()
     assert door.calls.count("read") <= 4
+
+
+def test_an_original_that_beats_after_the_watch_of_its_clone_is_seen(replica: Replica) -> None:
+    """The clone slept between its last look and its claim: what it watched counts, not that."""
+    lock, clock = claimed(replica)
+    claimant = Claimant("one", "another boot", "machine-one", "me", "/work", "/data", "0")
+    clone = Lock(replica, clock, TIMES, claimant, lock.state())
+    judge = clone._judge
+    looks = iter(range(9))
+
+    def late() -> Free | Ours | Held:
+        verdict = judge()
+        if next(looks) == 1:
+            lock.beat()
+        return verdict
+
+    clone._judge = late  # type: ignore[method-assign]
+    with pytest.raises(DeployedElsewhere, match="came to life again"):
+        clone.acquire()

@@ -278,34 +278,33 @@ class Lock:
         verdict = self._judge()
         if isinstance(verdict, Held):
             return verdict
-        if isinstance(verdict, Ours):
-            held = self._watch_own(verdict)
-            if held is not None:
-                return held
-        return self._claim(verdict)
+        newest = self._watch_own(verdict) if isinstance(verdict, Ours) else 0
+        return newest if isinstance(newest, Held) else self._claim(verdict, newest)
 
-    def _watch_own(self, ours: Ours) -> Held | None:
-        """After a reboot or in a clone: is the claim that we remember really dead?"""
+    def _watch_own(self, ours: Ours) -> int | Held:
+        """After a reboot or in a clone: is the claim that we remember really dead?
+
+        Returns its newest beat from before the watch: none may come until we hold the folder.
+        """
         epoch, record, remembered = ours.claim.epoch, ours.claim.record, self._remembered
         assert remembered is not None
         newest = self._newest_beat(epoch)
         if record is not None and epoch == remembered.epoch and newest > remembered.beat:
             return Held(f"epoch {epoch} is ours by name but has gone on without this node", epoch)
         if record is not None and record.boot_id == self._claimant.boot_id:
-            return None  # our own flock on the state directory tells that it is dead
+            return newest  # our own flock on the state directory tells that it is dead
         # As long as its last confirmed beat lets it write: or a clone and its original both would.
         if self._lives(epoch, newest, self.times.watch):
             return Held(f"epoch {epoch} is ours by name but another machine keeps it alive", epoch)
         if self._judge() != ours:
             return Held(f"epoch {epoch} changed while it was watched for life", epoch)
-        return None
+        return newest
 
-    def _claim(self, verdict: Free | Ours) -> int | Held:
+    def _claim(self, verdict: Free | Ours, newest: int) -> int | Held:
         epoch = verdict.next_epoch
         deployment = uuid.uuid4().hex
         if isinstance(verdict, Ours) and self._remembered is not None:
             deployment = self._remembered.deployment_id
-        newest = self._newest_beat(verdict.claim.epoch) if isinstance(verdict, Ours) else 0
         self._remember(Remembered(deployment, epoch, 0))
         try:
             self._replica.make_directory(self._place(epoch))

@@ -151,7 +151,7 @@ class Manifest:
         self.position = Position(epoch, 1)
         self._base_size = head.base_size if head else 0
         self._since_base = head.since_base if head else 0
-        self._tried = False
+        self._tried: str | None = None
 
     def write(self, changes: Iterable[Change], why: str) -> Written:
         """Write the next checkpoint and read it back.
@@ -160,6 +160,8 @@ class Manifest:
         unknown: ``unfinished`` must be asked before the next one.
         """
         wall = self._clock.wall_ns() / 1e9
+        if self._tried not in (None, self._name(why)):
+            self._skip()  # or what may still arrive would stand beside it, at the same position
         header = Header(
             self._folder_id,
             self.position,
@@ -170,9 +172,8 @@ class Manifest:
             self._working_dirs,
         )
         data = encode(header, changes)
-        name = base_name(self.position) if why == "base" else checkpoint_name(self.position)
+        name = self._tried = self._name(why)
         path = join(MANIFEST, name.encode())
-        self._tried = True
         self._replica.write_new(path, data)
         if self._replica.read(path) != data:
             raise NotArrived(
@@ -185,8 +186,9 @@ class Manifest:
     def unfinished(self) -> tuple[Checkpoint, Written] | None:
         """Find out about a checkpoint whose write or read-back failed: it may stand all the same.
 
-        One that stands is taken as written and returned; a torn one is removed. Otherwise the
-        position is left out: what was sent may still arrive, and its name must not be another's.
+        One that stands is taken as written and returned; a torn one is removed. What was sent may
+        still arrive: a name is created once, so the same one may be tried again, but a position
+        never gets the other kind.
         """
         for name in (checkpoint_name(self.position), base_name(self.position)):
             path = join(MANIFEST, name.encode())
@@ -198,15 +200,17 @@ class Manifest:
                 found = decode(data)
             except Damaged as error:
                 # Torn while we wrote it: nobody can have continued it.
-                self._tried = True
                 log.warning("torn checkpoint removed", extra={"file": name, "reason": str(error)})
                 self._replica.remove(path)
                 continue
             wall = self._clock.wall_ns() / 1e9
             return found, self._advance(name, data, found.header.why, wall)
-        if self._tried:
+        if self._tried == base_name(self.position):
             self._skip()
         return None
+
+    def _name(self, why: str) -> str:
+        return base_name(self.position) if why == "base" else checkpoint_name(self.position)
 
     def compaction_due(self) -> bool:
         """Whether the checkpoints since the last base outweigh it."""
@@ -244,4 +248,4 @@ class Manifest:
 
     def _skip(self) -> None:
         self.position = Position(self.position.epoch, self.position.sequence + 1)
-        self._tried = False
+        self._tried = None
