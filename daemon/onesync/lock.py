@@ -42,7 +42,7 @@ from onesync.core.claims import (
     parse_lock,
 )
 from onesync.core.clock import Clock
-from onesync.core.model import STATUS_FOLDER, Kind, join
+from onesync.core.model import STATUS_FOLDER, join
 from onesync.errors import DeployedElsewhere, Halted, LockLost, MountNotThere
 from onesync.replica.door import Replica
 
@@ -329,7 +329,7 @@ class Lock:
         if isinstance(verdict, Ours) and self._newest_beat(verdict.claim.epoch) > newest:
             self._end(epoch, WITHDRAWN, None)
             return Held(f"epoch {verdict.claim.epoch} came to life again", verdict.claim.epoch)
-        if (highest := max(self._epochs())) > epoch:
+        if (highest := self._highest()) > epoch:
             self._end(epoch, WITHDRAWN, None)
             return Held(f"a claim newer than ours ({epoch}) stands there", highest)
         self._remove_probes()
@@ -432,34 +432,34 @@ class Lock:
                 return join(EPOCHS, item.name)
         return None
 
-    def _epochs(self) -> list[int]:
-        """Return every epoch, newest first; those that a stale listing hides are found by name."""
-        listed = [item for item in self._replica.list(EPOCHS) if item.kind is Kind.DIRECTORY]
-        found = sorted(epoch for i in listed if (epoch := parse_epoch(i.name)) is not None)
-        following = max(found, default=0) + 1
-        while self._replica.look(self._place(following)) is not None:
-            found.append(following)
-            following += 1
-        return found[::-1]
+    def _highest(self) -> int:
+        """Return the highest epoch; one that a stale listing hides is found by its name."""
+        listed = self._replica.list(EPOCHS)
+        highest = max((parse_epoch(item.name) or 0 for item in listed), default=0)
+        while self._replica.look(self._place(highest + 1)) is not None:
+            highest += 1
+        return highest
 
     def _claims(self) -> list[Claim]:
         """Return the claims from the highest down to one that was not withdrawn and ended."""
         found = []
-        for epoch in self._epochs():
+        for epoch in range(self._highest(), 0, -1):
             claim = self._read_claim(epoch)
-            found.append(claim)
-            if claim.ended not in (None, WITHDRAWN):
-                break
+            if claim is not None:
+                found.append(claim)
+                if claim.ended not in (None, WITHDRAWN):
+                    break
         return found
 
-    def _read_claim(self, epoch: int) -> Claim:
+    def _read_claim(self, epoch: int) -> Claim | None:
         place = self._place(epoch)
         with suppress(FileNotFoundError):
             return Claim(epoch, None, how_it_ended(self._replica.read(join(place, b"end.json"))))
         try:
             record = decode_record(self._replica.read(join(place, b"record.json")))
         except FileNotFoundError:
-            return Claim(epoch, None, None)
+            there = self._replica.look(place) is not None
+            return Claim(epoch, None, None) if there else None
         except NewerRecord as error:
             raise Halted(
                 f"A newer onesync holds the folder as epoch {epoch} ({error}); nothing was"

@@ -31,7 +31,7 @@ from onesync.core.claims import EPOCHS, epoch_name, parse_beat, parse_epoch, tol
 from onesync.core.clock import Clock
 from onesync.core.model import STATUS_FOLDER, join, show
 from onesync.errors import Halted, NotArrived
-from onesync.replica.door import Replica
+from onesync.replica.door import Listed, Replica
 
 log = logging.getLogger(__name__)
 
@@ -81,28 +81,34 @@ def read_head(replica: Replica, folder_id: str | None = None) -> Head | None:
 def _told_by_claims(replica: Replica, names: list[str]) -> tuple[list[str], list[str]]:
     """Return the first names of epochs that ``names`` lacks, and what the newest claims tell of."""
     listed = max((found[0].epoch for name in names if (found := parse_name(name))), default=0)
-    claimed = _epochs(replica)
-    places = [Position(epoch, 1) for epoch in claimed if epoch > listed]
+    highest = _highest_epoch(replica)
+    places = [Position(epoch, 1) for epoch in range(listed + 1, highest + 1)]
     first = [name for place in places for name in (checkpoint_name(place), base_name(place))]
-    told = []
-    for epoch in reversed(claimed):
+    told: list[str] = []
+    for epoch in range(highest, 0, -1):
         told = _told_by(replica, join(EPOCHS, epoch_name(epoch)))
         if told or epoch <= listed:
             break
     return first, told
 
 
-def _epochs(replica: Replica) -> list[int]:
+def _highest_epoch(replica: Replica) -> int:
+    """Return the highest epoch; all below it were claimed, whether or not a listing has them."""
     try:
         listed = replica.list(EPOCHS)
     except FileNotFoundError:
-        return []
-    return sorted(epoch for item in listed if (epoch := parse_epoch(item.name)) is not None)
+        return 0
+    highest = max((parse_epoch(item.name) or 0 for item in listed), default=0)
+    while replica.look(join(EPOCHS, epoch_name(highest + 1))) is not None:
+        highest += 1
+    return highest
 
 
 def _told_by(replica: Replica, claim: bytes) -> list[str]:
     """Return the checkpoints that a claim's end and newest beat name, as far as they are listed."""
-    listed = replica.list(claim)
+    listed: list[Listed] = []
+    with suppress(FileNotFoundError):
+        listed = replica.list(claim)
     beats = sorted(item.name for item in listed if parse_beat(item.name) is not None)
     told = []
     for name in (b"end.json", *beats[-1:]):
