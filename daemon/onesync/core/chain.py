@@ -22,7 +22,7 @@ FORMAT = 1
 _MOST_BYTES = 4 << 30
 _LONGEST_PATH = 65_536
 _LONGEST_GAP = 3
-"""A position whose write failed is left out; so many are looked for by name."""
+"""Positions are left out where writing failed; so many are looked for by name."""
 
 _LOOKED_INTO = 2
 """Of so many of the highest epochs successors are looked for that a listing may hide."""
@@ -255,9 +255,7 @@ def find_head(
     search = _Search(read, folder_id)
     told = {name for name in told if parse_name(name)}
     known = {name for name in names if parse_name(name)} | told
-    newest = {_position_of(n).epoch: n for n in sorted(known, key=_newest_first, reverse=True)}
-    for name in sorted({newest[epoch] for epoch in sorted(newest)[-_LOOKED_INTO:]} | told):
-        known |= search.successors(name)
+    known |= search.hidden(known, told)
     for name in sorted(known, key=_newest_first):
         head = search.head_at(name)
         if head is not None:
@@ -312,8 +310,22 @@ class _Search:
             return None
         return checkpoint
 
+    def hidden(self, names: set[str], told: set[str]) -> set[str]:
+        """Return what a stale listing hides behind the newest of the highest epochs that stand."""
+        newest = {_position_of(n).epoch: n for n in sorted(names, key=_newest_first, reverse=True)}
+        found: set[str] = set()
+        left = _LOOKED_INTO
+        for _, name in sorted(newest.items(), reverse=True):
+            found |= self.successors(name)
+            left -= self._stands(name)
+            if not left:
+                break
+        for name in sorted(told):
+            found |= self.successors(name)
+        return found
+
     def successors(self, name: str) -> set[str]:
-        """Look successors up by name: a stale listing must not hide a newer head."""
+        """Look up by name what follows ``name`` in its epoch."""
         parsed = parse_name(name)
         found: set[str] = set()
         last = parsed[0] if parsed is not None else None
@@ -386,7 +398,8 @@ class _Search:
             for name in sorted(told)
             if _position_of(name) > head.position and not self._stands(name)
         }
-        return list({**self.reasons, **found, **missing}.values())
+        unusable = {n: text for n, text in self.reasons.items() if _position_of(n) > base}
+        return list({**unusable, **found, **missing}.values())
 
     def _place_of(self, name: str, head: Head) -> str:
         if _position_of(name) > head.position:
