@@ -7,6 +7,8 @@ promises was seen, and can be read even when it is deleted before it travels. En
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,7 @@ _SNAPSHOT_SECONDS = 600.0
 _REBUILD_SECONDS = 30.0
 _ROUNDS = 6
 _STRICT_ROUNDS = 3
+_FULL = ("database or disk is full", os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +254,12 @@ class Cuts:
         return now - self._empty_since.setdefault(path, now) < _REBUILD_SECONDS
 
     def _not_frozen(self, path: RelPath, reason: str) -> None:
+        kind = "database_busy"
         text = f"The database {show(path)} could not be copied ({reason}); it is tried again."
-        self.problems[path] = Problem(path, "database_busy", text)
+        if reason in _FULL:
+            kind = "spool_full"
+            text += f" All else goes on: make room in {self.spool.parent}."
+        self.problems[path] = Problem(path, kind, text)
 
     def _remember_sidecars(self, base: RelPath) -> None:
         for suffix in SIDECARS:

@@ -42,7 +42,7 @@ from onesync.core.claims import (
     parse_lock,
 )
 from onesync.core.clock import Clock
-from onesync.core.model import STATUS_FOLDER, join
+from onesync.core.model import STATUS_FOLDER, join, printable
 from onesync.errors import DeployedElsewhere, Halted, LockLost, MountNotThere
 from onesync.replica.door import Replica
 
@@ -117,6 +117,14 @@ class Lock:
     def is_held(self) -> bool:
         """Whether this lock was taken; says nothing about whether it was lost since."""
         return self._record is not None
+
+    def remembers(self) -> bool:
+        """Whether this node's state directory tells of a claim of its own."""
+        return self._remembered is not None
+
+    def is_resumed(self) -> bool:
+        """Whether the claim that was taken goes on with a deployment that this node had before."""
+        return self._record is not None and self._record.parent is not None
 
     def acquire(self, wait_seconds: float = 0, pause: Callable[[float], None] | None = None) -> int:
         """Take the lock; returns the epoch.
@@ -413,7 +421,7 @@ class Lock:
         # An older epoch's text is a late call of one who lost the folder to us: we write it anew.
         late = (epoch_of(fields) or record.epoch) < record.epoch
         if (fields.get("DEPLOYMENT"), fields.get("EPOCH")) != mine and not late:
-            return f"the lock file names {fields.get('HOST', 'somebody else')} now"
+            return f"the lock file names {printable(fields.get('HOST', 'somebody else'))} now"
         if self._replica.look(self._place(record.epoch + 1)) is not None:
             return f"epoch {record.epoch + 1} was claimed, or this one unlocked"
         twin = self._twin()

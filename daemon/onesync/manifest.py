@@ -232,7 +232,12 @@ class Manifest:
             for item in self._replica.list(MANIFEST)
             if (parsed := parse_name(item.name.decode("utf-8", "replace"))) is not None
         }
-        bases = sorted(position for position, is_base in found.values() if is_base)
+        # Later ones than ours nobody can have written but to have the real ones removed.
+        bases = sorted(
+            position
+            for position, is_base in found.values()
+            if is_base and self.committed is not None and position <= self.committed
+        )
         if len(bases) < _KEPT_BASES:
             return None
         for name, (position, _) in found.items():

@@ -136,7 +136,7 @@ class Mount:
         try:
             found = json.loads(content)
             number, folder_id = int(found["format"]), str(found["folder_id"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Halted(
                 f"folder.json of the status folder cannot be read ({error!r}); nothing was changed."
                 " Restore it from a backup, or remove it if this is the right folder."

@@ -6,6 +6,7 @@ relative to the root's descriptor and follows no link.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -109,7 +110,7 @@ class Scanner:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            if error.errno == 40:  # ELOOP: a parent became a link, so nothing stands there
+            if error.errno == errno.ELOOP:  # a parent became a link: nothing stands there
                 return None
             raise
         try:
@@ -147,6 +148,8 @@ class Scanner:
         except FileNotFoundError:
             return  # gone since it was listed: its own event or the next scan tells
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise  # says nothing of the directory: the batch is done again
             # Never delete on absence alone: what cannot be listed is a problem, not a deletion.
             self._note(directory, "unreadable", f"cannot be listed: {error.strerror}")
             return

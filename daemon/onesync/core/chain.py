@@ -16,16 +16,29 @@ from typing import Any
 
 from blake3 import blake3
 
-from onesync.core.model import Entry, Kind, Problem, RelPath, is_beneath, is_reserved
+from onesync.core.model import (
+    Entry,
+    Kind,
+    Problem,
+    RelPath,
+    is_beneath,
+    is_user_path,
+    printable,
+)
 
 FORMAT = 1
 _MOST_BYTES = 4 << 30
-_LONGEST_PATH = 65_536
 _LONGEST_GAP = 3
 """Positions are left out where writing failed; so many are looked for by name."""
 
 _LOOKED_INTO = 2
 """Of so many of the highest epochs successors are looked for that a listing may hide."""
+
+_MOST_PER_BYTE = 200
+_ALWAYS_ALLOWED = 64 << 20
+"""JSON lines with digests pack to a tenth; gzip's worst is a thousand times its size: a bomb."""
+_MOST_NUMBER = (1 << 63) - 1
+_MOST_GROUP = (1 << 64) - 1
 
 
 class Damaged(Exception):
@@ -222,7 +235,9 @@ def apply(
             for path, entry in moved.items():
                 tree[change.target + path[len(change.source) :]] = entry
         else:
-            noted[change.problem.path] = change.problem
+            # For a person's terminal, from a folder that others may write to.
+            kind, text = printable(change.problem.kind), printable(change.problem.text)
+            noted[change.problem.path] = Problem(change.problem.path, kind, text)
 
 
 def find_head(
@@ -484,8 +499,9 @@ def _change_fields(change: Change) -> dict[str, Any]:
 
 def _inflate(data: bytes, most_bytes: int) -> bytes:
     engine = zlib.decompressobj(wbits=31)
+    most = min(most_bytes, max(_ALWAYS_ALLOWED, _MOST_PER_BYTE * len(data)))
     try:
-        body = engine.decompress(data, most_bytes)
+        body = engine.decompress(data, most)
     except zlib.error as error:
         if not any(data):
             raise Torn("it holds nothing but zeros") from error
@@ -502,7 +518,7 @@ def _inflate(data: bytes, most_bytes: int) -> bytes:
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"a line is not JSON ({error})") from error
     if not isinstance(fields, dict):
         raise Damaged("a line is not an object")
@@ -548,8 +564,8 @@ def _read_change(fields: dict[str, Any]) -> Change:
     if "renamed" in fields:
         return Renamed(_path(fields, "renamed"), _path(fields, "to"))
     if "problem" in fields:
-        raw = _string(fields, "path").encode("utf-8", "surrogateescape")
-        return Noted(Problem(raw, _string(fields, "problem"), _string(fields, "text")))
+        path = _raw(_string(fields, "path"))
+        return Noted(Problem(path, _string(fields, "problem"), _string(fields, "text")))
     return Set(_path(fields, "path"), _read_entry(fields))
 
 
@@ -567,13 +583,13 @@ def _read_entry(fields: dict[str, Any]) -> Entry:
     if mode > 0o777:
         raise Damaged("an entry has a mode that is never restored")
     mtime_ns = fields.get("mtime_ns")
-    if type(mtime_ns) is not int:
+    if type(mtime_ns) is not int or abs(mtime_ns) > _MOST_NUMBER:
         raise Damaged("an entry has no time")
     xattrs = _xattrs(fields)
     if kind is Kind.DIRECTORY:
         return Entry(kind, mtime_ns=mtime_ns, mode=mode, xattrs=xattrs)
     size, digest = _number(fields, "size"), _string(fields, "digest")
-    group = _number(fields, "group") if "group" in fields else 0
+    group = _number(fields, "group", _MOST_GROUP) if "group" in fields else 0
     return Entry(kind, size, mtime_ns, mode, digest, group=group, xattrs=xattrs)
 
 
@@ -589,10 +605,9 @@ def _xattrs(fields: dict[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
 
 def _path(fields: dict[str, Any], key: str) -> RelPath:
     path = _raw(_string(fields, key))
-    parts = path.split(b"/")
-    if len(path) > _LONGEST_PATH or any(part in (b"", b".", b"..") for part in parts):
+    if any(part in (b"", b".", b"..") for part in path.split(b"/")):
         raise Damaged("a path does not lie beneath the folder")
-    if b"\0" in path or is_reserved(path):
+    if not is_user_path(path):
         raise Damaged("a path is one that no user file can have")
     return path
 
@@ -611,9 +626,9 @@ def _string(fields: dict[str, Any], key: str) -> str:
     return value
 
 
-def _number(fields: dict[str, Any], key: str) -> int:
+def _number(fields: dict[str, Any], key: str, most: int = _MOST_NUMBER) -> int:
     value = fields.get(key)
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value <= most:
         raise Damaged(f"{key} is missing")
     return value
 

@@ -14,11 +14,13 @@ from enum import StrEnum
 from onesync.errors import (
     ConfigurationError,
     Halted,
+    IndexDamaged,
     LocalError,
     LockLost,
     MountHung,
     MountNotThere,
     NotArrived,
+    StateDirFailed,
     Suspended,
 )
 
@@ -170,6 +172,8 @@ EVENTS: Mapping[type[Exception], Row] = {
     NotArrived: Row(Reaction.SUSPECT),
     LockLost: Row(Reaction.HALT),
     Halted: Row(Reaction.HALT),
+    IndexDamaged: Row(Reaction.HALT),
+    StateDirFailed: Row(Reaction.PERSON),
     ConfigurationError: Row(Reaction.HALT),
     Exception: Row(Reaction.LATER),
 }
