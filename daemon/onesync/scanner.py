@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 from onesync.beneath import open_beneath
 from onesync.core.model import (
+    LONGEST_PATH,
     Kind,
     Known,
     Problem,
@@ -119,7 +120,8 @@ class Scanner:
             os.close(parent)
 
     def _left_out(self, path: RelPath) -> bool:
-        return is_reserved(path) or bool(path and self._excluded(path))
+        out = is_reserved(path) or len(path) > LONGEST_PATH
+        return out or bool(path and self._excluded(path))
 
     def _path(self, path: RelPath) -> Iterator[Difference]:
         seen = self.stamp(path)
@@ -174,6 +176,8 @@ class Scanner:
     def _note_reserved(self, path: RelPath) -> None:
         if is_reserved(path):
             self._note(path, "reserved", "has a name that onesync keeps for itself: rename it")
+        elif len(path) > LONGEST_PATH:
+            self._note(path, "unreadable", "has a longer path than can be opened: move it up")
 
     def _is_gone(self, path: RelPath) -> bool:
         """Whether the absence of ``path`` is evidence: the root must still be there."""

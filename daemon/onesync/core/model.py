@@ -14,7 +14,7 @@ RelPath = bytes
 
 STATUS_FOLDER = b".deployment_status_do_not_delete"
 RESERVED_PREFIX = b".onesync~"
-_LONGEST_PATH = 4095
+LONGEST_PATH = 4095
 _LONGEST_NAME = 255
 """What Linux can open (limits.h): nothing longer was ever pushed."""
 
@@ -171,7 +171,7 @@ def is_reserved(path: RelPath) -> bool:
 def is_user_path(path: bytes) -> bool:
     """Return whether ``path``, which came from outside, is one that a user's file can have."""
     parts = path.split(b"/")
-    if len(path) > _LONGEST_PATH or b"\0" in path or is_reserved(path):
+    if len(path) > LONGEST_PATH or b"\0" in path or is_reserved(path):
         return False
     return all(0 < len(part) <= _LONGEST_NAME and part not in (b".", b"..") for part in parts)
 
