@@ -180,7 +180,8 @@ def test_a_node_with_few_watches_misses_nothing_and_says_so(node: PrefixedNode) 
 
 
 def test_a_burst_beyond_the_kernels_queue_loses_nothing(node: PrefixedNode) -> None:
-    (node.store / "old").write_bytes(b"1")
+    for name in ("old", *(f"kept {number}" for number in range(9))):
+        (node.store / name).write_bytes(b"1")
     node.deploy()
     assert node.process is not None
     node.process.send_signal(signal.SIGSTOP)
@@ -331,7 +332,8 @@ def test_a_full_working_directory_halts_and_goes_on_where_it_was(
     node.work = work
     node.configure(working_dir=work, push__workers=1)
     assert node.refusal() == 13, node.log()
-    assert "Make room there, then start again" in node.log()
+    assert "No space left on device" in node.log()
+    assert "Then start again" in node.log()
     finished = (work / "first").stat().st_ino
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     node.deploy()
