@@ -62,6 +62,11 @@ class Mount:
         self.up = False
         try:
             identity = self._replica.identify()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MountNotThere(
+                f"The OneData folder {self._path} cannot be reached ({error.strerror}); nothing was"
+                " changed. Mount it; a daemon that is running goes on by itself."
+            ) from error
         except OSError as error:
             raise MountNotThere(
                 f"The OneData folder {self._path} cannot be reached: {of_mount(error.errno).text}"
