@@ -129,8 +129,10 @@ class MemoryReplica:
                 self._tree[path] = old[:start] + piece + old[start + len(piece) :]
         return True
 
-    def undo(self, path: RelPath, undo: RelPath) -> bool:
+    def undo(self, path: RelPath, undo: RelPath, length: int) -> bool:
         with self._guard:
+            if len(self.read(undo)) != length:
+                return False
             self._tree[path] = self.read(undo)
         return True
 

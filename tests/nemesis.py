@@ -26,7 +26,7 @@ from onesync.core.model import Entry, Kind, join
 from onesync.errors import LockLost, OnesyncError, Suspended
 from onesync.lock import LOCK, Claimant, Lock
 from onesync.manifest import MANIFEST, Manifest, read_head
-from onesync.replica.door import Replica
+from onesync.replica.door import Listed, Replica
 from onesync.replica.leased import leased
 from tests.memory import MemoryReplica
 
@@ -152,7 +152,7 @@ class Seat:
     def __init__(self, node: Node, store: MemoryReplica) -> None:
         self._node = node
         self._store = store
-        self._seen: dict[bytes, tuple[float, Any]] = {}
+        self._seen: dict[bytes, tuple[float, bytes]] = {}
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def made(*arguments: Any) -> Any:
@@ -163,16 +163,19 @@ class Seat:
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
         node, dice = self._node, self._node.world.random
         self._take_time(dice)
+        if node.vanishing_until > node.world.now and name in ("write_new", "overwrite"):
+            node.world.counts["never left"] += 1
+            return None
         if node.muted_until > node.world.now:
             _current.task.wait(N * 0.9)
             raise OSError(errno.ETIMEDOUT, "no answer", name)
         if dice.random() < node.history.mishaps:
             return self._mishap(name, arguments, dice)
-        if name == "list" or (name == "read" and arguments == (LOCK,)):
-            return self._look_by_cache(name, arguments, dice)
-        if name == "remove" and arguments == (LOCK,):
-            node.history.removes(node)
-        answer = getattr(self._store, name)(*arguments)
+        if name == "list":
+            return self._list(arguments[0], dice)
+        if name == "read" and arguments == (LOCK,):
+            return self._read_by_cache(dice)
+        answer = self._land(name, arguments)
         if dice.random() < 0.1:
             self._take_time(dice)
         return answer
@@ -184,14 +187,26 @@ class Seat:
             self._node.pause()
         _current.task.wait(dice.choice((0.001, 0.01, 0.1, 1.0, N * 0.4)))
 
-    def _look_by_cache(self, name: str, arguments: tuple[Any, ...], dice: random.Random) -> Any:
-        """A listing, or the content of a file that is written in place, of a moment ago."""
-        when, old = self._seen.get(arguments[0], (0.0, None))
-        if old is not None and self._node.world.now - when < 2 * N and dice.random() < 0.3:
-            self._node.world.counts["stale looks"] += 1
+    def _list(self, path: bytes, dice: random.Random) -> list[Listed]:
+        """A listing, perhaps of a while ago: what others made since is not in it."""
+        found = self._store.list(path)
+        if dice.random() < 0.5:
+            return found
+        when = self._node.world.now - dice.choice((1, 5, 20)) * N
+        hidden = self._node.history.hidden(self._node, when)
+        shown = [item for item in found if join(path, item.name) not in hidden]
+        self._node.world.counts["stale listings"] += len(shown) < len(found)
+        return shown
+
+    def _read_by_cache(self, dice: random.Random) -> bytes:
+        """The content of a file that is written in place, perhaps of a moment ago."""
+        now = self._node.world.now
+        when, old = self._seen.get(LOCK, (-1e9, b""))
+        if now - when < 2 * N and dice.random() < 0.3:
+            self._node.world.counts["stale contents"] += 1
             return old
-        found = getattr(self._store, name)(*arguments)
-        self._seen[arguments[0]] = (self._node.world.now, found)
+        found = self._store.read(LOCK)
+        self._seen[LOCK] = (now, found)
         return found
 
     def _mishap(self, name: str, arguments: tuple[Any, ...], dice: random.Random) -> Any:
@@ -211,20 +226,29 @@ class Seat:
                 self._store.write_new(path, content[: dice.randrange(len(content))])
         elif kind == "unknown" and name in _CHANGES:
             counts["unknown"] += 1
-            getattr(self._store, name)(*arguments)
+            with suppress(OSError):
+                self._land(name, arguments)
         elif kind == "late" and name in _CHANGES:
             counts["late"] += 1
             late = self._node.world.now + dice.random() * N
-            self._node.world.at(late, lambda: self._land(name, arguments))
+            self._node.world.at(late, lambda: self._land_late(name, arguments))
         else:
             counts["refused"] += 1
         raise OSError(errno.EIO, kind, name)
 
-    def _land(self, name: str, arguments: tuple[Any, ...]) -> None:
-        if name == "remove" and arguments == (LOCK,):
-            self._node.history.removes(self._node)
+    def _land_late(self, name: str, arguments: tuple[Any, ...]) -> None:
         with suppress(OSError):
-            getattr(self._store, name)(*arguments)
+            self._land(name, arguments)
+
+    def _land(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        """Let a call take effect."""
+        history = self._node.history
+        if name == "remove" and arguments == (LOCK,):
+            history.removes(self._node)
+        answer = getattr(self._store, name)(*arguments)
+        if name in ("write_new", "make_directory"):
+            history.born[arguments[0]] = (self._node.world.now, self._node)
+        return answer
 
 
 @dataclass(slots=True)
@@ -257,8 +281,10 @@ class Node:
         self.boot = 0
         self.paused_until = 0.0
         self.muted_until = 0.0
+        self.vanishing_until = 0.0
         self.remembered: Remembered | None = None
         self.current: Life | None = None
+        self.newest: str | None = None
         self.clock = NodeClock(self.world, self.world.random.uniform(0.95, 1.05))
         self.seat = cast(Replica, Seat(self, history.store))
 
@@ -267,20 +293,23 @@ class Node:
 
     def pause(self) -> None:
         """Nothing here runs for a while: a suspended machine, a stopped process."""
-        self.world.counts["pauses"] += 1
+        self.world.counts["paused"] += 1
         self.paused_until = self.world.now + self.world.random.choice((2, 7, 9, 11, 15, 40)) * N
 
     def die(self) -> None:
         """Whatever runs ends where it is; the next life begins, perhaps after a reboot."""
         self.life += 1
         self.current = None
-        dice = self.world.random
-        if dice.random() < 0.5:
+        if self.world.random.random() < 0.5:
             self.boot += 1
-        if dice.random() < 0.2:
-            self.world.counts["clones"] += 1
-            self.remembered, self.boot = dice.choice(self.history.nodes).remembered, self.boot + 1
-        self.start(dice.random() * 4 * N)
+        self.start(self.world.random.random() * 4 * N)
+
+    def become(self, original: Node) -> None:
+        """Start anew with a copy of another's disk."""
+        self.world.counts["clones"] += 1
+        self.remembered = original.remembered
+        self.boot += 1
+        self.die()
 
     def start(self, after: float) -> None:
         """Begin a life after a while."""
@@ -312,6 +341,7 @@ class Node:
         before = set(self.history.committed)
         head = read_head(door, "folder")
         self.history.saw(head, before)
+        self.newest = head.name if head else None
         manifest = Manifest(door, self.clock, "folder", head, epoch, "w", (), life.may_write)
         self._commit(life, manifest, whole=head is None or bool(head.ignored))
         lock.release(manifest.head[0] if manifest.head else None)
@@ -323,19 +353,19 @@ class Node:
     def _commit(self, life: Life, manifest: Manifest, whole: bool) -> None:
         """Write checkpoints for a while, as batches do."""
         unknown = False
-        left = self.world.random.randint(1, 12)
+        left = self.world.random.randint(1, 60)
         while left or unknown:
             try:
                 life.may_write()
                 if unknown and (found := manifest.unfinished()) is not None:
-                    self.history.commit(found[1].name)
+                    self._committed(found[1].name)
                 unknown = True
                 why = "base" if whole else "incremental"
                 entry = Entry(Kind.FILE, 1, 1, 0o644, "ab" * 32)
                 change = Set(
                     b"%s-%d" % (self.name.encode(), self.world.random.getrandbits(40)), entry
                 )
-                self.history.commit(manifest.write([change], why).name)
+                self._committed(manifest.write([change], why).name)
                 unknown, whole, left = False, False, max(0, left - 1)
             except Suspended:
                 self.world.counts["suspended"] += 1
@@ -343,16 +373,18 @@ class Node:
                 pass
             self.clock.sleep(self.world.random.choice((0.1, 1.0, N, 4 * N)))
 
+    def _committed(self, name: str) -> None:
+        self.newest = name
+        self.history.commit(name)
+
     def _beat(self, life: Life) -> None:
         """What ``heartbeat.Heartbeat`` does in its thread."""
         while self.current is life:
             self.clock.sleep(TIMES.beat)
             if self.current is not life:
                 return
-            if self.world.random.random() < 0.04:
-                self.muted_until = self.world.now + self.world.random.choice((3, 9, 20)) * N
             try:
-                life.lock.beat()
+                life.lock.beat(self.newest)
             except LockLost as error:
                 self.world.counts["fenced"] += 1
                 life.lost = error
@@ -379,6 +411,7 @@ class History:
     nodes: list[Node] = field(init=False)
     committed: list[str] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
+    born: dict[bytes, tuple[float, Node]] = field(default_factory=dict)
     broken: list[BaseException] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -392,6 +425,8 @@ class History:
             node.start(self.world.random.random() * 3 * N)
         person = Node(self, "person")
         Task(person, lambda: self._person(person))
+        fate = Node(self, "fate")
+        Task(fate, lambda: self._fate(fate))
         self.world.run()
         head = read_head(cast(Replica, self.store), "folder") if self.committed else None
         self.saw(head, set(self.committed))
@@ -423,7 +458,13 @@ class History:
         if head is not None:
             self.told |= {name for name in committed - chain if name in " ".join(head.ignored)}
         if missing:
-            self.broken.append(AssertionError(f"{head} does not continue {sorted(missing)}"))
+            self.broken.append(
+                AssertionError(f"{head.name if head else head} does not continue {sorted(missing)}")
+            )
+
+    def hidden(self, node: Node, when: float) -> set[bytes]:
+        """Return the paths that others than ``node`` made later than ``when``."""
+        return {p for p, (born, by) in self.born.items() if born > when and by is not node}
 
     def removes(self, node: Node) -> None:
         """A call of ``node`` removes the lock file: as admitted, also that of its successor."""
@@ -442,6 +483,23 @@ class History:
             previous = decode(self.store.read(join(MANIFEST, name.encode()))).header.previous
             name = previous[0] if previous is not None else None
         return found
+
+    def _fate(self, fate: Node) -> None:
+        """Something befalls the owner, and then, often, a clone of it starts elsewhere."""
+        dice = self.world.random
+        while True:
+            fate.clock.sleep(dice.uniform(5, 30) * N)
+            owners = [node for node in self.nodes if node.current is not None]
+            if not owners:
+                continue
+            owner = dice.choice(owners)
+            until = self.world.now + dice.uniform(2, 16) * N
+            what = dice.choice(("paused", "muted", "vanishing"))
+            setattr(owner, f"{what}_until", until)
+            self.world.counts[what] += 1
+            if dice.random() < 0.6:
+                other = dice.choice([node for node in self.nodes if node is not owner])
+                other.become(owner)
 
     def _person(self, person: Node) -> None:
         """Unlocks what seems dead, now and then; a careless one deletes the lock file."""

@@ -241,7 +241,7 @@ def test_an_unreadable_file_is_a_problem_and_the_rest_goes_on(plain: Node) -> No
     (node.work / "open").write_bytes(b"1")
     flushed = node.command("flush")
     assert flushed.returncode == 3
-    assert "secret cannot be read" in flushed.stderr
+    assert "secret: A file of the working copy cannot be read" in flushed.stderr
     assert "closed cannot be listed" in flushed.stderr
     assert (node.store / "open").read_bytes() == b"1"
     (node.work / "secret").chmod(0o644)

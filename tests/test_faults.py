@@ -174,7 +174,7 @@ def test_a_name_that_onedata_refuses_is_a_problem_of_its_own(one: Node, mounted:
     (one.work / "odd").write_bytes(b"x")
     (one.work / "good").write_bytes(b"x")
     assert one.flush() == 3, one.log()
-    assert [(p["path"], p["kind"]) for p in one.status()["problems"]] == [("odd", "refused")]
+    assert [(p["path"], p["kind"]) for p in one.status()["problems"]] == [("odd", "name_refused")]
     assert (mounted.backing / "project" / "good").exists()
     assert not (mounted.backing / "project" / "odd").exists()
     mounted.clear()

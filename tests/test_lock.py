@@ -12,7 +12,16 @@ from typing import cast
 
 import pytest
 
-from onesync.core.claims import EPOCHS, LOCK_BYTES, LockTimes, Remembered, parse_lock
+from onesync.core.claims import (
+    EPOCHS,
+    LOCK_BYTES,
+    Free,
+    Held,
+    LockTimes,
+    Ours,
+    Remembered,
+    parse_lock,
+)
 from onesync.core.clock import Happening
 from onesync.errors import DeployedElsewhere, Halted, LockLost
 from onesync.lock import LOCK, Claimant, Lock
@@ -554,7 +563,9 @@ def test_a_listing_that_hides_the_newest_claim_deceives_nobody(replica: Replica)
 
 
 class Stale:
-    """A door whose listing of the claims is from before there were any."""
+    """A door whose listing of the claims hides all but one."""
+
+    shown = b""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
@@ -563,7 +574,8 @@ class Stale:
         return getattr(self._replica, name)
 
     def list(self, path: bytes) -> list[Listed]:
-        return [] if path == EPOCHS else self._replica.list(path)
+        found = self._replica.list(path)
+        return found if path != EPOCHS else [item for item in found if item.name == self.shown]
 
 
 def test_ten_minutes_without_a_provider_suspend_and_end_by_themselves(
@@ -589,3 +601,47 @@ def test_the_old_claims_end_is_not_asked_for_twice(replica: Replica) -> None:
     lock, door, _ = faulty_owner(replica)
     lock._claims()
     assert door.calls.count("read") <= 4
+
+
+def test_an_original_that_beats_after_the_watch_of_its_clone_is_seen(replica: Replica) -> None:
+    """The clone slept between its last look and its claim: what it watched counts, not that."""
+    lock, clock = claimed(replica)
+    claimant = Claimant("one", "another boot", "machine-one", "me", "/work", "/data", "0")
+    clone = Lock(replica, clock, TIMES, claimant, lock.state())
+    judge = clone._judge
+    looks = iter(range(9))
+
+    def late() -> Free | Ours | Held:
+        verdict = judge()
+        if next(looks) == 1:
+            lock.beat()
+        return verdict
+
+    clone._judge = late  # type: ignore[method-assign]
+    with pytest.raises(DeployedElsewhere, match="came to life again"):
+        clone.acquire()
+
+
+def test_a_listing_that_hides_the_owner_below_a_withdrawn_claim_deceives_nobody(
+    replica: Replica,
+) -> None:
+    owner, _ = claimed(replica)
+    replica.make_directory(place(2))
+    put(replica, place(2, b"end.json"), b'{"format": 1, "how": "withdrawn"}')
+    lock = lock_of(replica, "two")
+    door = Stale(replica)
+    door.shown = b"000002"
+    lock._replica = door  # type: ignore[assignment]
+    with pytest.raises(DeployedElsewhere, match="me on one holds it"):
+        lock.acquire()
+    assert owner.may_write()
+
+
+def test_epochs_that_somebody_removed_hold_nothing(replica: Replica) -> None:
+    for _ in range(3):
+        lock, _ = claimed(replica)
+        lock.release(None)
+    replica.remove(place(3, b"end.json"))
+    put(replica, place(3, b"end.json"), b'{"format": 1, "how": "withdrawn"}')
+    replica.remove(place(2))
+    assert lock_of(replica, "two").acquire() == 4

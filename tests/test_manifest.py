@@ -139,7 +139,11 @@ def test_a_listing_that_hides_the_newest_epochs(replica: Mortal) -> None:
         manifest.write([change(epoch + 10)], "incremental")
         head = found(replica)
     assert head is not None
-    replica.hidden = (join(MANIFEST, b"E000002"), join(MANIFEST, b"E000003"))
+    replica.make_directory(join(EPOCHS, epoch_name(4)))  # ours, which its maker always sees
+    replica.hidden = tuple(
+        [join(MANIFEST, b"E%06d" % epoch) for epoch in (2, 3)]
+        + [join(EPOCHS, epoch_name(epoch)) for epoch in (2, 3)]
+    )
     assert (found(replica).position, found(replica).tree) == (head.position, head.tree)
     assert found(replica).ignored == []
 

@@ -27,7 +27,7 @@ def lived(seed: int, *, careless: bool = False) -> Counter[str]:
 
 def test_a_sample_of_histories() -> None:
     counts = sum((lived(seed) for seed in range(12)), Counter[str]())
-    assert min(counts[what] for what in ("commits", "pauses", "deaths", "unlocked", "clones")) > 0
+    assert min(counts[what] for what in ("commits", "paused", "deaths", "unlocked", "clones")) > 0
 
 
 def test_where_locks_are_deleted_under_live_owners_what_is_left_out_is_told_of() -> None:

@@ -92,6 +92,7 @@ def test_status_answers_while_the_mount_hangs_and_work_goes_on_after(
 
 def test_nothing_changed_costs_no_call(nodes: list[Node], mounted: Mounted) -> None:
     one, _ = nodes
+    one.configure(mount__io_timeout_seconds=60)  # no heartbeat comes meanwhile
     one.deploy()
     fill(one.work)
     assert one.flush() == 0
@@ -238,6 +239,7 @@ def test_a_new_small_file_costs_a_known_number_of_calls(
     nodes: list[Node], mounted: Mounted
 ) -> None:
     one, _ = nodes
+    one.configure(mount__io_timeout_seconds=60)  # no heartbeat comes meanwhile
     one.deploy()
     folders = [one.work / "Runs" / f"{number:06}_X" / "extra" for number in range(4)]
     for folder in folders:

@@ -9,7 +9,7 @@ import pytest
 from blake3 import blake3
 
 from onesync.core.chain import Position
-from onesync.core.model import STATUS_FOLDER, Entry, RelPath
+from onesync.core.model import STATUS_FOLDER, Entry, Kind, RelPath, join, parent_of
 from onesync.errors import Halted
 from onesync.intent import INTENTS, Intent
 from onesync.recovery import TORN, remove_torn, settle
@@ -33,10 +33,14 @@ def replica() -> MemoryReplica:
     return made
 
 
+def nothing(_: RelPath) -> Entry | None:
+    return None
+
+
 def write_intent(replica: MemoryReplica, *paths: RelPath, promise: bool = False) -> Intent:
     intent = Intent(PLACE)
     for path in paths:
-        intent.new.append((path, path + b".temporary"))
+        intent.new.append((path, join(parent_of(path), b".onesync~1")))
         intent.create.append((path, len(WHOLE), blake3(WHOLE).hexdigest()))
     intent.promise.extend(paths if promise else ())
     replica.write_new(intent.path, intent.encode())
@@ -54,7 +58,7 @@ def kept(replica: MemoryReplica) -> list[bytes]:
 def settled(replica: MemoryReplica, pool: ThreadPoolExecutor, head: Position | None) -> set[bytes]:
     """Settle, and return what was told as published."""
     told: dict[RelPath, Entry] = {}
-    settle(replica, head, pool, told.update)
+    settle(replica, head, nothing, pool, told.update)
     assert replica.list(INTENTS) == []
     return set(told)
 
@@ -141,7 +145,7 @@ def test_a_newer_intent_halts_and_stays(replica: MemoryReplica, pool: ThreadPool
     replica.overwrite(intent.path, newer)
     replica.write_new(b"extra/a", WHOLE[:4])
     with pytest.raises(Halted, match="newer"):
-        settle(replica, None, pool)
+        settle(replica, None, nothing, pool)
     assert replica.read(intent.path) == newer
     assert replica.read(b"extra/a") == WHOLE[:4]
 
@@ -201,35 +205,45 @@ def half_done_batch(replica: MemoryReplica) -> None:
         b"runs/old/a": b"a",
         b"replaced": b"new version",
         b".onesync~replaced": b"old version",
-        b"half replaced~aside": b"old",
+        b".onesync~half": b"old",
         b"patched": b"PATCHED",
-        b"undo": b"patched before",
+        b".onesync~undo": b"patched before",
         b"grown": b"12345 and more",
         b"whole": WHOLE,
         b"torn": WHOLE[:3],
         b"empty": b"",
         b"marker": WHOLE,
-        b"temporary": b"half of it",
+        b".onesync~temporary": b"half of it",
         b"newcomer": b"somebody else's",
         b"gone/x": b"x",
         b"made/y": b"y",
     }
     for path, content in contents.items():
         replica.write_new(path, content)
-    replica.rename(b"gone", b"aside of gone")
+    replica.rename(b"gone", b".onesync~gone")
     intent.rename.append((b"before", b"runs/old"))
-    intent.replace += [(b"replaced", b".onesync~replaced"), (b"half", b"half replaced~aside")]
-    intent.remove += [(b"gone", b"aside of gone"), (b"not yet", b"aside of not yet")]
-    intent.patch.append((b"patched", b"undo"))
+    intent.replace += [(b"replaced", b".onesync~replaced"), (b"half", b".onesync~half")]
+    intent.remove += [(b"gone", b".onesync~gone"), (b"not yet", b".onesync~not yet")]
+    intent.patch.append((b"patched", b".onesync~undo"))
     intent.append.append((b"grown", 5))
     intent.make += [b"made", b"unmade"]
-    intent.new += [(b"replaced", b"sent already"), (b"half", b"temporary"), (b"made/y", b"was y")]
+    intent.new += [
+        (b"replaced", b".onesync~sent already"),
+        (b"half", b".onesync~temporary"),
+        (b"made/y", b"made/.onesync~y"),
+    ]
     for path in (b"whole", b"torn", b"empty", b"marker", b"absent"):
-        intent.new.append((path, path + b"~temporary"))
+        intent.new.append((path, b".onesync~" + path))
         intent.create.append((path, len(WHOLE), blake3(WHOLE).hexdigest()))
     intent.promise.append(b"marker")
     replica.write_new(intent.note_of(1), b"newcomer")
     replica.write_new(intent.path, intent.encode())
+
+
+def of_half_done(path: RelPath) -> Entry | None:
+    """What the checkpoint before has."""
+    sizes = {b"patched": len(b"patched before"), b"grown": 5}
+    return Entry(Kind.FILE, sizes[path]) if path in sizes else None
 
 
 @pytest.mark.parametrize("head", [None, PLACE], ids=["back", "forward"])
@@ -242,18 +256,18 @@ def test_death_at_every_call_of_a_recovery(
     before = dict(replica._tree)
     with ThreadPoolExecutor(1) as pool:
         alive = Mortal(before, None, after)
-        settle(alive, head, pool)
+        settle(alive, head, of_half_done, pool)
         wanted = alive.everything()
         deaths = 0
         while True:
             dying = Mortal(before, deaths, after)
             try:
-                settle(dying, head, pool)
+                settle(dying, head, of_half_done, pool)
                 break
             except Dies:
                 deaths += 1
             heir = Mortal(dying.everything(), None, after)
-            settle(heir, head, pool)
+            settle(heir, head, of_half_done, pool)
             assert heir.everything() == wanted, f"died at call {deaths}"
     assert deaths >= 15
     if head is None:
@@ -261,4 +275,6 @@ def test_death_at_every_call_of_a_recovery(
         assert wanted[b"patched"] == b"patched before"
         assert wanted[b"grown"] == b"12345"
         assert {b"before/a", b"gone/x", b"half", b"whole", b"newcomer"} <= wanted.keys()
-        assert not {b"torn", b"empty", b"marker", b"temporary", b"runs/old"} & wanted.keys()
+        assert (
+            not {b"torn", b"empty", b"marker", b".onesync~temporary", b"runs/old"} & wanted.keys()
+        )

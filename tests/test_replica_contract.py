@@ -329,7 +329,7 @@ def test_a_patch_writes_only_the_blocks_that_changed(replica: Replica, stack: Pa
     end = compared.copied.size
     assert replica.patch(os.fsencode(stack), b"stack", compared.copied.blocks, numbers, end)
     assert replica.digest(b"stack") == (compared.copied.digest, end)
-    assert replica.undo(b"stack", b"undo")
+    assert replica.undo(b"stack", b"undo", old.size)
     assert replica.digest(b"stack") == (old.digest, old.size)
 
 
@@ -352,7 +352,7 @@ def test_a_patch_refuses_a_source_that_changed_again(replica: Replica, stack: Pa
         file.write(b"again")
     numbers = patched_numbers(old, compared)
     assert not replica.patch(os.fsencode(stack), b"stack", blocks, numbers, compared.copied.size)
-    assert replica.undo(b"stack", b"undo")
+    assert replica.undo(b"stack", b"undo", old.size)
     assert replica.digest(b"stack") == (old.digest, old.size)
 
 
@@ -365,7 +365,7 @@ def test_a_torn_undo_is_no_undo(tmp_path: Path, stack: Path, kept: int) -> None:
     assert replica.write_undo(b"stack", b"undo", old.size, old.blocks, compared.changed)
     undo = tmp_path / "replica" / "undo"
     undo.write_bytes(undo.read_bytes()[:kept])
-    assert not replica.undo(b"stack", b"undo")
+    assert not replica.undo(b"stack", b"undo", old.size)
     assert replica.digest(b"stack") == (old.digest, old.size)
 
 

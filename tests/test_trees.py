@@ -147,7 +147,7 @@ def test_a_path_too_long_for_any_call_is_a_problem_and_the_rest_goes_on(
     (work / "file").write_bytes(b"x")
     assert nodes[0].flush() == 3, nodes[0].log()
     assert (nodes[0].store / "file").read_bytes() == b"x"
-    assert {p["kind"] for p in nodes[0].status()["problems"]} == {"unreadable"}
+    assert {p["kind"] for p in nodes[0].status()["problems"]} == {"unreadable", "unwatched"}
 
 
 def test_links_of_every_kind_come_back(nodes: list[Node], work: Path) -> None:

@@ -363,27 +363,6 @@ def test_an_overflow_is_told_and_nothing_stays_unwatched(
     wait_for(lambda: told.covers(b"made in the dark/file"), told)
 
 
-def test_a_directory_that_cannot_be_watched_is_told_with_the_reason(
-    root: Path, told: Told, inotify: InotifyWatcher
-) -> None:
-    limit = Path("/proc/sys/fs/inotify/max_user_watches")
-    if not os.access(limit, os.W_OK):
-        pytest.skip("needs root to lower the limit of watches")
-    before = limit.read_text()
-    try:
-        limit.write_text("1")
-        (root / "too many").mkdir()
-        (root / "too many" / "file").write_bytes(b"1")
-        wait_for(lambda: b"too many" in told.refused, told)
-    except OSError as error:
-        pytest.skip(f"the limit of watches cannot be lowered here: {error}")
-    finally:
-        limit.write_text(before)
-    assert "No space" in told.refused[b"too many"]
-    (root / "file").write_bytes(b"the rest goes on")
-    wait_for(lambda: told.covers(b"file"), told)
-
-
 def test_what_was_deleted_is_told_apart_from_what_changed(
     root: Path, told: Told, inotify: InotifyWatcher
 ) -> None:

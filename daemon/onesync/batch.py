@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -120,6 +120,7 @@ class Batches:
     left: set[RelPath] = field(default_factory=set)
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
+    _unrecorded: Callable[[], None] | None = None
     _unsteady: dict[RelPath, float] = field(default_factory=dict)
     _deferring_since: float | None = None
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
@@ -204,20 +205,31 @@ class Batches:
 
     def settle(self) -> None:
         """Bring the replica back to the last checkpoint after a batch that died half way."""
+        if self._unrecorded is not None:
+            self._unrecorded()
         unfinished = self.manifest.unfinished()
         if unfinished is not None:
             checkpoint, written = unfinished
             is_base = checkpoint.header.why == "base"
             changes = () if is_base else checkpoint.changes
             self._record(written, changes, self._stamps, pushed=self._sent)
-        travelling = self.travels.intents()
         told = recovery.settle(
-            self.replica, self.manifest.committed, self.pool, self._published, travelling
+            self.replica,
+            self.manifest.committed,
+            self._committed,
+            self.pool,
+            self._published,
+            self.travels.intents(),
         )
         self.travels.mend()
         for sentence in told:
             log.warning("half-done batch settled", extra={"what": sentence})
         self._half_done = False
+
+    def _committed(self, path: RelPath) -> Entry | None:
+        """Return what the last checkpoint has at ``path``."""
+        known = self.index.known(path)
+        return None if known is None or is_unconfirmed(known.entry) else known.entry
 
     def _published(self, published: dict[RelPath, Entry]) -> None:
         """Remember what a dead batch of ours published: the next one records or removes it."""
@@ -296,8 +308,8 @@ class Batches:
     def _push_and_commit(self, push: Push, plan: Plan, cut: Cut, pins: Pins) -> bool:
         began = time.monotonic()
         snapshots = {path: item.path for path, item in cut.frozen.items()}
+        self.may_write()
         for top in [d.path for d in plan.removals] + [move.source for move in plan.moves]:
-            self.may_write()
             self.travels.end_beneath(top)
         outcome = push.carry_out(plan, snapshots, pins.sources())
         committed = bool(outcome.changes) or push.begins_travel() or self._is_behind_anew(outcome)
@@ -368,11 +380,13 @@ class Batches:
     def _record(
         self,
         written: Written,
-        changes: Iterable[Change],
+        changes: Sequence[Change],
         stamps: dict[RelPath, Stamp],
         blocks: Mapping[str, Blocks] = MappingProxyType({}),
         pushed: Mapping[RelPath, bool] = MappingProxyType({}),
     ) -> None:
+        # A checkpoint that stands and is not in the index yet is recorded before anything else.
+        self._unrecorded = lambda: self._record(written, changes, stamps, blocks, pushed)
         self.index.commit(
             changes,
             stamps,
@@ -383,6 +397,7 @@ class Batches:
             epoch=str(written.position.epoch),
             sequence=str(written.position.sequence),
         )
+        self._unrecorded = None
         self.unverified.pushed(pushed)
         self.events.committed(written.name, written.wall_seconds)
 

@@ -16,7 +16,7 @@ import typer
 from onesync import __version__
 from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
 from onesync.core import legacy
-from onesync.core.model import Kind, show
+from onesync.core.model import Kind, printable, show
 from onesync.errors import ConfigurationError, Exit, OnesyncError
 from onesync.inspect import find_damage, had_copy, held_deletions, read_manifest, verify_folder
 from onesync.service import STOP_SIGNALS, Service, unlock_folder
@@ -67,10 +67,10 @@ def flush(config: Config = None, instance: Instance = None) -> None:
     """Commit everything that reached the working copy before this call."""
     reply = _ask(load(config, instance), "flush")
     if not reply.get("ok"):
-        typer.echo(f"Not flushed: {reply.get('reason')}.", err=True)
+        typer.echo(f"Not flushed: {printable(str(reply.get('reason')))}.", err=True)
         raise typer.Exit(1)
     for problem in reply["problems"]:
-        typer.echo(problem, err=True)
+        typer.echo(printable(problem), err=True)
     raise typer.Exit(3 if reply["problems"] else 0)
 
 
@@ -105,7 +105,7 @@ def handover(config: Config = None, instance: Instance = None) -> None:
     """Flush and leave with the lock kept; the next start goes on without stage-in."""
     reply = _ask(load(config, instance), "handover")
     if not reply.get("ok"):
-        typer.echo(f"Not handed over: {reply.get('reason')}", err=True)
+        typer.echo(f"Not handed over: {printable(str(reply.get('reason')))}", err=True)
         raise typer.Exit(1)
 
 
@@ -145,7 +145,10 @@ def scrub(config: Config = None, instance: Instance = None) -> None:
             err=True,
         )
     if mendable and not (reply := _ask(settings, "flush")).get("ok"):
-        typer.echo(f"Not sent: {reply.get('reason')}; it is sent with the next flush.", err=True)
+        typer.echo(
+            f"Not sent: {printable(str(reply.get('reason')))}; it is sent with the next flush.",
+            err=True,
+        )
         raise typer.Exit(1)
     if not mendable and not lost:
         typer.echo("No damage.")
@@ -248,7 +251,7 @@ def main() -> None:
     try:
         app()
     except OnesyncError as error:
-        sys.stderr.write(f"onesync: {error}\n")
+        sys.stderr.write(f"onesync: {printable(str(error))}\n")
         sys.exit(error.code)
     except Exception as error:
         logging.getLogger(__name__).debug("unexpected", exc_info=True)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
 _MOST_BYTES = 1 << 16
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_EXHAUSTED_SECONDS = 0.5
 
 
 class NotRunning(Exception):
@@ -48,8 +55,11 @@ class ControlServer:
         while True:
             try:
                 connection, _ = self._socket.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    return
+                time.sleep(_EXHAUSTED_SECONDS)  # whoever asks waits until there is one
+                continue
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
@@ -64,7 +74,7 @@ class ControlServer:
         try:
             request = json.loads(line)
             handler = self._handlers[request["command"]]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return {"ok": False, "reason": "unknown command"}
         return handler(request)
 
@@ -101,6 +111,7 @@ NEVER_RAN: dict[str, Any] = {
     "held_deletions": 0,
     "last_checkpoint": None,
     "lock": None,
+    "watches": {"kernel": 0, "polled": 0},
     "mount": None,
     "problems": [],
 }
@@ -114,6 +125,7 @@ class StatusFile:
         """Keep it in ``state_dir``."""
         self.path = state_dir / "status.json"
         self._written = ""
+        self._failing = False
         self._guard = threading.Lock()
 
     def write(self, status: dict[str, Any]) -> None:
@@ -123,9 +135,17 @@ class StatusFile:
             if text == self._written:
                 return
             temporary = self.path.with_suffix(".new")
-            temporary.write_text(text)
-            temporary.replace(self.path)
+            try:
+                temporary.write_text(text)
+                temporary.replace(self.path)
+            except OSError as error:
+                # A full disk must not end the daemon; it is written when there is room again.
+                if not self._failing:
+                    log.warning("status file not written", extra={"reason": error.strerror})
+                self._failing = True
+                return
             self._written = text
+            self._failing = False
 
     def read(self) -> dict[str, Any] | None:
         """Return what the daemon left, or None."""

@@ -7,6 +7,8 @@ promises was seen, and can be read even when it is deleted before it travels. En
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,8 @@ _REBUILD_SECONDS = 30.0
 _ROUNDS = 6
 _STRICT_ROUNDS = 3
 _BUSY = "database_busy"
+_SPOOL_FULL = "spool_full"
+_FULL = ("database or disk is full", os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,13 +276,17 @@ class Cuts:
         return now - self._empty_since.setdefault(path, now) < _REBUILD_SECONDS
 
     def _not_frozen(self, path: RelPath, reason: str) -> None:
+        kind = _BUSY
         text = f"The database {show(path)} could not be copied ({reason}); it is tried again."
-        self.problems[path] = Problem(path, _BUSY, text)
+        if reason in _FULL:
+            kind = _SPOOL_FULL
+            text += f" All else goes on: make room in {self.spool.parent}."
+        self.problems[path] = Problem(path, kind, text)
 
     def _not_busy(self, paths: Iterable[RelPath]) -> None:
         for path in paths:
             problem = self.problems.get(path)
-            if problem is not None and problem.kind == _BUSY:
+            if problem is not None and problem.kind in (_BUSY, _SPOOL_FULL):
                 del self.problems[path]
 
     def _remember_sidecars(self, base: RelPath) -> None:

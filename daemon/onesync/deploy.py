@@ -22,12 +22,15 @@ from onesync.lock import Lock
 from onesync.manifest import MANIFEST, read_head, remove_torn_beginnings
 from onesync.mount import Mount
 from onesync.push import BEHIND
+from onesync.rebuild import rebuild
 from onesync.replica.door import Replica
 from onesync.scanner import Scanner
 from onesync.settings import Settings
 from onesync.stagein import CHANGED_OUTSIDE, Conflict, Staged, StageIn
 
 log = logging.getLogger(__name__)
+
+_NAMED = 5
 
 
 class Deploy:
@@ -70,6 +73,7 @@ class Deploy:
         self._problems = problems
         self._make_batches = make_batches
         self._advanced = advanced
+        self.absent: Problem | None = None
         self._root = os.fsencode(settings.working_dir.resolve())
         self._working_dirs = (os.fsencode(settings.working_dir), self._root)
 
@@ -102,11 +106,16 @@ class Deploy:
             remove_torn_beginnings(self._replica)
         self._tell_of(head)
         batches = self._make_batches(folder_id, head, epoch)
+        if not self.is_known_copy() and os.listdir(self._root):
+            self._know_again(head)
         if self._index.get("staged") is not None:
             self._resume(batches, head)
         else:
             for sentence in recovery.settle(
-                self._replica, head.position if head else None, self._pool
+                self._replica,
+                head.position if head else None,
+                head.tree.get if head else lambda _: None,
+                self._pool,
             ):
                 log.warning("half-done batch settled", extra={"what": sentence})
             self._stage_in(batches, head)
@@ -122,6 +131,30 @@ class Deploy:
             text = f"The manifest is damaged: {sentence}. The checkpoint {head.name} is used."
             log.error(text)
             self._problems[MANIFEST] = Problem(MANIFEST, "manifest_damaged", text)
+
+    def refuse_foreign(self) -> None:
+        """Raise Halted where the working copy is not ours and no claim tells that it may be."""
+        if not self.is_known_copy() and not self._lock.remembers():
+            working_copy.refuse_foreign(self._root)
+
+    def _know_again(self, head: Head | None) -> None:
+        """Make the index of a deployment of this node anew that was lost; refuse any other copy."""
+        if head is None or not self._lock.is_resumed():
+            working_copy.refuse_foreign(self._root)
+            return
+        log.error("index lost, the working copy is compared with the manifest")
+        rebuilt = rebuild(self._root, self._scanner, head.tree, self._pool, self._advanced)
+        self._index.replace(
+            rebuilt.rows,
+            staged=self._lock.state().deployment_id,
+            head_name=head.name,
+            **_root_values(self._root),
+        )
+        self._index.remember_blocks(rebuilt.blocks)
+        log.info("index made anew", extra={"paths": len(rebuilt.rows)})
+        if rebuilt.absent:
+            self.absent = _absent(rebuilt.absent)
+            log.warning(self.absent.text)
 
     def _resume(self, batches: Batches, head: Head | None) -> None:
         """Go on on this node: what the chain has and the index lacks is taken over as dirty."""
@@ -217,7 +250,16 @@ class Deploy:
         if head is None or not self._settings.stagein.relocate_links:
             return []
         pairs = zip(head.working_dirs, self._working_dirs, strict=False)
-        return [(old, new) for old, new in pairs if old != new and old != b"/"]
+        return [(old, new) for old, new in pairs if old != new and len(old) > 1 and old[:1] == b"/"]
+
+
+def _absent(paths: list[RelPath]) -> Problem:
+    named = ", ".join(map(show, sorted(paths)[:_NAMED])) + (", …" if len(paths) > _NAMED else "")
+    text = (
+        f"The index was lost, and {len(paths)} paths of the manifest are not in the working copy"
+        f" ({named}). They stay in OneData, and come back with the next stage-in."
+    )
+    return Problem(b"", "absent", text)
 
 
 def _root_values(root: bytes) -> dict[str, str | None]:

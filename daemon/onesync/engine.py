@@ -35,10 +35,12 @@ from onesync.errors import (
     Exit,
     FlushNotFinished,
     Halted,
+    IndexDamaged,
     LocalError,
     LockLost,
     MountNotThere,
     OnesyncError,
+    StateDirFailed,
     StopRequested,
     Suspended,
     WorkingCopyLost,
@@ -220,6 +222,30 @@ class Engine:
             self.mount.up = False
             self.marks.arrived.set()
 
+    def conditions(self) -> list[Problem]:
+        """Return what is wrong with this node as a whole, while everything else goes on."""
+        found = (self._deployment.absent, self._unwatched())
+        return [problem for problem in found if problem is not None]
+
+    def polled(self) -> int:
+        """Return how many directories are polled, for want of kernel watches."""
+        return self._watcher.polled() if self._watcher is not None else 0
+
+    def watches(self) -> int:
+        """Return the number of kernel watches."""
+        return self._watcher.watches() if self._watcher is not None else 0
+
+    def _unwatched(self) -> Problem | None:
+        count = self.polled()
+        if not count:
+            return None
+        text = (
+            f"{count} directories cannot be watched and are looked at every few seconds instead;"
+            " nothing is missed, but it costs. Raise the limit: sysctl"
+            " fs.inotify.max_user_watches=1048576."
+        )
+        return Problem(b"", "unwatched", text)
+
     # -- told by the batches --------------------------------------------------------------------
 
     def pushed(self, files: int, size: int) -> None:
@@ -308,8 +334,7 @@ class Engine:
     # -- deploying ------------------------------------------------------------------------------
 
     def _deploy(self) -> Batches:
-        if not self._deployment.is_known_copy():
-            working_copy.refuse_foreign(self._root)
+        self._deployment.refuse_foreign()
         self._set_phase("locking")
         epoch = self.lock.acquire(self._settings.lock.wait_seconds, self._pause)
         self._heartbeat = Heartbeat(
@@ -351,9 +376,12 @@ class Engine:
     def _make_batches(self, folder_id: str, head: Head | None, epoch: int) -> Batches:
         self.last_checkpoint = head.name if head is not None else None
         spool = self._settings.state_dir / "spool"
-        spool.mkdir(exist_ok=True)
-        for left in spool.iterdir():
-            left.unlink()
+        try:
+            spool.mkdir(exist_ok=True)
+            for left in spool.iterdir():
+                left.unlink()
+        except OSError as error:
+            raise self._state_dir_failed(error) from error
         writer = f"onesync {__version__} on {platform.node()}"
         manifest = Manifest(
             self._replica,
@@ -400,6 +428,12 @@ class Engine:
         wanted = self._settings.verify.content
         return wanted == "all" or (wanted == "databases" and is_database)
 
+    def _state_dir_failed(self, error: OSError) -> StateDirFailed:
+        return StateDirFailed(
+            f"state_dir {self._settings.state_dir} cannot be written ({error.strerror}); nothing is"
+            " lost. Make room there or mend its disk, then start again."
+        )
+
     def _working_dirs(self) -> tuple[bytes, ...]:
         return (os.fsencode(self._settings.working_dir), self._root)
 
@@ -425,7 +459,10 @@ class Engine:
         self._watcher = choose_watcher(
             self._root, os.fsencode(self._settings.state_dir / "cookie"), self.marks
         )
-        self._watcher.start()
+        try:
+            self._watcher.start()
+        except OSError as error:
+            raise self._state_dir_failed(error) from error
         # Watch before scan: what changed before the watches stood is found by this one.
         self._rescan("start")
         self._set_phase("syncing")
@@ -475,7 +512,7 @@ class Engine:
                 batches.base()
         except LockLost:
             raise
-        except (Halted, ConfigurationError) as error:
+        except (Halted, ConfigurationError, IndexDamaged) as error:
             self._answer_flushes(error)
             raise
         except (OSError, OnesyncError) as error:
@@ -576,7 +613,8 @@ class Engine:
             return Exit.CLEAN
         problems = [Noted(problem) for problem in self.problems()]
         self._retry(batches, lambda: batches.commit(problems, {}, "final"), None)
-        self._index.set(staged=None, undeployed=self.last_checkpoint)
+        left = {"staged": None, "undeployed": self.last_checkpoint}
+        self._retry(batches, lambda: self._index.set(**left), None)
         if self._settings.undeploy.clean_working_dir:
             self._clean()
         self._retry(batches, lambda: self.lock.release(self.last_checkpoint), None)
@@ -603,7 +641,7 @@ class Engine:
             self._observer.alive()
             try:
                 act()
-            except (LockLost, Halted):
+            except (LockLost, Halted, IndexDamaged):
                 raise
             except (OSError, OnesyncError) as error:
                 if batches is not None:

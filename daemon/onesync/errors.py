@@ -9,6 +9,8 @@ OnesyncError (1 unexpected)
 ├── LockLost (12)                 we held it and do not any more
 ├── NotArrived                    what was written reads back short or different
 ├── FlushNotFinished (10)         the final flush ended early; lock and local data kept
+├── StateDirFailed (1)            state_dir is full or fails; goes on when it can be written
+├── IndexDamaged (1)              the next start makes the index anew
 └── Halted (13)                   a person must decide
     └── WorkingCopyLost           what was deployed is gone, or another one stands in its place
 
@@ -92,6 +94,14 @@ class Halted(OnesyncError):
 
 class WorkingCopyLost(Halted):
     """The working copy is gone, or another directory stands in its place."""
+
+
+class StateDirFailed(OnesyncError):
+    """The state directory is full or fails: nothing is committed, nothing is lost."""
+
+
+class IndexDamaged(OnesyncError):
+    """The index cannot be read; the next start makes it anew by comparing contents."""
 
 
 class StopRequested(Exception):

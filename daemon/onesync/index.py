@@ -7,19 +7,35 @@ survives a power loss. Opened by the thread that starts, then used by the engine
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import quote
 
 from onesync.core.blocks import Blocks
 from onesync.core.chain import Change, Gone, Renamed, Set
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, doubted_stamp, parent_of
-from onesync.errors import Halted
+from onesync.errors import Halted, IndexDamaged, StateDirFailed
+
+log = logging.getLogger(__name__)
 
 FORMAT = 3
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT")
+_FAILED = (
+    "SQLITE_FULL",
+    "SQLITE_IOERR",
+    "SQLITE_CANTOPEN",
+    "SQLITE_READONLY",
+    "SQLITE_NOMEM",
+    "SQLITE_BUSY",
+    "SQLITE_PROTOCOL",
+)
+_MOST_INTEGER = (1 << 63) - 1
 _COLUMNS = (
     "path, kind, size, mtime_ns, mode, digest, target, link_group, xattrs,"
     " inode, s_size, s_mtime, s_ctime, s_mode, s_linked"
@@ -53,31 +69,108 @@ COMMIT;
 """
 
 
+def open_index(path: Path) -> Index:
+    """Open or create the index; a damaged one is kept beside and an empty one made.
+
+    Raises Halted where a newer onesync wrote it, StateDirFailed where it cannot be written.
+    """
+    try:
+        return Index(path)
+    except IndexDamaged as error:
+        keep_damaged(path, error)
+        return Index(path)
+
+
+def keep_damaged(path: Path, error: IndexDamaged) -> None:
+    """Move a damaged index out of the way, under a name of its own."""
+    number = 1
+    while (kept := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(kept.with_name(kept.name + suffix))
+    log.error("index damaged", extra={"reason": str(error), "kept": str(kept)})
+
+
 class Index:
-    """Rows by path, and a few named values (``meta``)."""
+    """Rows by path, and a few named values (``meta``).
+
+    Every method raises StateDirFailed where the file cannot be read or written, with nothing
+    changed, and IndexDamaged where it holds what no index can.
+    """
 
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
         """Open or create the index. Raises Halted where a newer onesync wrote it."""
-        if readonly:
-            uri = f"file:{quote(os.fsencode(path))}?mode=ro"
-            self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
-            return
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._path = path
+        with self._told():
+            if readonly:
+                uri = f"file:{quote(os.fsencode(path))}?mode=ro"
+                self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
+                return
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
+        (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise self._damaged(found)
         self._db.executescript(_SCHEMA)
-        found = self.get("format")
-        if found is None:
+        version = self.get("format")
+        if version is None:
             self.set(format=str(FORMAT))
-        elif found == "1":
+        elif version == "1":
             self._db.executescript(_FROM_1)
-        if found in ("1", "2"):
+        if version in ("1", "2"):
             self.set(format=str(FORMAT))  # 3 added a table alone; 2 would not honour it
-        elif found is not None and int(found) > FORMAT:
+        elif version is not None and not version.isdecimal():
+            raise self._damaged(f"format {version!r:.20}")
+        elif version is not None and int(version) > FORMAT:
             raise Halted(
-                f"The index {path} has format {found}, newer than this onesync's {FORMAT}; nothing"
-                " was changed. Install the newer onesync again."
+                f"The index {self._path} has format {version}, newer than this onesync's {FORMAT};"
+                " nothing was changed. Install the newer onesync again."
             )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn what SQLite says into a sentence for a person."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            name = getattr(error, "sqlite_errorname", "")
+            if name.startswith(_DAMAGED):
+                raise self._damaged(error) from error
+            if not name.startswith(_FAILED):
+                raise
+            raise StateDirFailed(
+                f"{self._path} cannot be written ({error}), so nothing is committed; nothing is"
+                f" lost. Make room in {self._path.parent} or mend its disk: onesync then goes on by"
+                " itself."
+            ) from error
+
+    def _damaged(self, error: object) -> IndexDamaged:
+        return IndexDamaged(
+            f"The index {self._path} is damaged ({error}); nothing was deleted in OneData. The next"
+            " start makes it anew, by comparing the working copy with the manifest."
+        )
+
+    def _rows(self, query: str, values: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        with self._told():
+            yield from self._db.execute(query, values)
+
+    def _row(self, query: str, values: tuple[object, ...] = ()) -> tuple[Any, ...] | None:
+        return next(iter(list(self._rows(query, values))), None)
+
+    def _known(self, row: tuple[object, ...]) -> Known:
+        try:
+            return _known(row)
+        except (ValueError, TypeError) as error:  # such as an unknown kind
+            raise self._damaged(error) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -85,7 +178,7 @@ class Index:
 
     def get(self, key: str) -> str | None:
         """Return a named value, or None."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        row = self._row("SELECT value FROM meta WHERE key = ?", (key,))
         return None if row is None else str(row[0])
 
     def set(self, **values: str | None) -> None:
@@ -95,31 +188,30 @@ class Index:
 
     def known(self, path: RelPath) -> Known | None:
         """Return the row of ``path``."""
-        row = self._db.execute(f"SELECT {_COLUMNS} FROM entry WHERE path = ?", (path,)).fetchone()
-        return None if row is None else _known(row)
+        row = self._row(f"SELECT {_COLUMNS} FROM entry WHERE path = ?", (path,))
+        return None if row is None else self._known(row)
 
     def children(self, path: RelPath) -> dict[RelPath, Known]:
         """Return the rows directly in the directory ``path``, by their paths."""
-        rows = self._db.execute(
-            f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND path != x''", (path,)
-        )
-        return {row[0]: _known(row) for row in rows}
+        query = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND path != x''"
+        return {row[0]: self._known(row) for row in self._rows(query, (path,))}
 
     def beneath(self, path: RelPath) -> Iterator[tuple[RelPath, Known]]:
         """Yield the row of ``path`` and all beneath it, in the order of their bytes."""
         where, values = _range(path)
         query = f"SELECT {_COLUMNS} FROM entry WHERE {where} ORDER BY path"
-        for row in self._db.execute(query, values):
-            yield row[0], _known(row)
+        for row in self._rows(query, values):
+            yield row[0], self._known(row)
 
     def by_inode(self, inode: int) -> list[tuple[RelPath, Known]]:
         """Return the rows whose source had this inode."""
-        rows = self._db.execute(f"SELECT {_COLUMNS} FROM entry WHERE inode = ?", (inode,))
-        return [(row[0], _known(row)) for row in rows]
+        rows = self._rows(f"SELECT {_COLUMNS} FROM entry WHERE inode = ?", (inode,))
+        return [(row[0], self._known(row)) for row in rows]
 
     def count(self) -> int:
         """Return the number of rows."""
-        return int(self._db.execute("SELECT count(*) FROM entry").fetchone()[0])
+        (found,) = self._rows("SELECT count(*) FROM entry")
+        return int(found[0])
 
     def commit(
         self,
@@ -206,7 +298,7 @@ class Index:
     def blocks(self, digest: str) -> Blocks | None:
         """Return the blocks of the large file with this digest, where they are known."""
         query = "SELECT size, digests FROM blocks WHERE digest = ?"
-        row = self._db.execute(query, (digest,)).fetchone()
+        row = self._row(query, (digest,))
         return None if row is None else Blocks(*row)
 
     def remember_blocks(self, blocks: Mapping[str, Blocks]) -> None:
@@ -233,8 +325,18 @@ class Index:
                 self._put(path, entry, stamp)
             self._set(dict(meta))
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """An immediate transaction: committed on success, rolled back on any error."""
+        with self._told():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # SQLite may have rolled back by itself
+                    self._db.execute("ROLLBACK")
+                raise
 
     def _set(self, values: dict[str, str | None]) -> None:
         for key, value in values.items():
@@ -257,7 +359,7 @@ class Index:
 
     def _put(self, path: RelPath, entry: Entry, stamp: Stamp | None) -> None:
         known = (entry.kind, entry.size, entry.mtime_ns, entry.mode, entry.digest, entry.target)
-        more = (entry.group, _xattrs_text(entry.xattrs))
+        more = (entry.group & _MOST_INTEGER, _xattrs_text(entry.xattrs))
         seen: tuple[int | None, ...] = (None,) * 6
         if stamp is not None:
             times = (stamp.mtime_ns, stamp.ctime_ns)
@@ -287,19 +389,6 @@ class Index:
         self._db.executemany("INSERT INTO held VALUES (?)", moved)
         for path, known in rows:
             self._put(target + path[len(source) :], known.entry, known.stamp)
-
-
-class _Transaction:
-    """An immediate transaction: committed on success, rolled back on any error."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
 
 
 def _range(path: RelPath) -> tuple[str, tuple[bytes, ...]]:

@@ -9,12 +9,13 @@ from contextlib import closing, contextmanager
 
 from pathspec import PathSpec
 
-from onesync.core.model import Entry, Kind, RelPath
+from onesync.core.model import Entry, Kind, RelPath, join
 from onesync.errors import Halted, MountNotThere
 from onesync.index import FORMAT, Index
 from onesync.local import digest_local
 from onesync.manifest import read_head
 from onesync.replica.children import ChildrenReplica
+from onesync.scanner import Scanner
 from onesync.settings import Settings
 from onesync.snapshot import is_database
 from onesync.verify import Finding, Verification
@@ -86,12 +87,13 @@ def find_damage(settings: Settings) -> tuple[list[Finding], list[Finding]]:
 
 
 def _has_good_copy(root: bytes, path: RelPath, entry: Entry, index: Index) -> bool:
-    if entry.kind is Kind.DIRECTORY:
-        return os.path.isdir(os.path.join(root, path))
-    if is_database(os.path.join(root, path)):
+    seen = Scanner(root, index, lambda _: False).look(path)
+    if seen is None or seen.kind is not entry.kind or entry.kind is Kind.DIRECTORY:
+        return seen is not None and seen.kind is entry.kind
+    if is_database(join(root, path)):
         return True  # its snapshot is what travels, whose bytes may differ
     try:
-        found = digest_local(os.path.join(root, path))
+        found = digest_local(join(root, path))
     except OSError:
         return False
     known = index.known(path)

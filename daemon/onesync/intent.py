@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onesync.core.chain import Position
-from onesync.core.model import STATUS_FOLDER, RelPath, join
+from onesync.core.model import (
+    STATUS_FOLDER,
+    RelPath,
+    is_place_beside,
+    is_user_path,
+    join,
+    show,
+)
 
 INTENTS = STATUS_FOLDER + b"/intent"
 FORMAT = 2
@@ -16,6 +23,14 @@ _NOTE = b"~occupied~"
 
 class NewerFormat(Exception):
     """A newer onesync wrote the intent; its message names the format."""
+
+
+class Torn(ValueError):
+    """An intent that was not written to its end: nothing that it would name was begun."""
+
+
+class Forged(ValueError):
+    """An intent that is whole and names what no batch of onesync would touch."""
 
 
 @dataclass(slots=True)
@@ -70,20 +85,32 @@ class Intent:
     def decode(cls, content: bytes) -> Intent:
         """Read an intent of this or an older format.
 
-        Raises NewerFormat on one of a newer format, ValueError on anything else.
+        Raises NewerFormat on one of a newer format, Torn on one that is not JSON, Forged where it
+        names anything but users' paths and temporaries beside them, and ValueError, KeyError or
+        TypeError on anything else.
         """
         found = _read(content)
-        intent = cls(Position(int(found["epoch"]), int(found["sequence"])))
+        intent = cls(Position(_number(found["epoch"]), _number(found["sequence"])))
         for name in cls._PARTS:
             pairs = found[name] if name in cls._FIRST else found.get(name, [])
-            getattr(intent, name).extend((_raw(a), _raw(b)) for a, b in pairs)
+            second = _user_path if name == "rename" else _raw
+            getattr(intent, name).extend((_user_path(a), second(b)) for a, b in pairs)
         for name in cls._SINGLE:
-            getattr(intent, name).extend(map(_raw, found.get(name, [])))
+            getattr(intent, name).extend(map(_user_path, found.get(name, [])))
         intent.create.extend(
-            (_raw(path), int(size), str(digest)) for path, size, digest in found.get("create", [])
+            (_user_path(path), _number(size), str(digest))
+            for path, size, digest in found.get("create", [])
         )
-        intent.append.extend((_raw(path), int(length)) for path, length in found.get("append", []))
+        intent.append.extend(
+            (_user_path(path), _number(length)) for path, length in found.get("append", [])
+        )
+        intent._check_places()
         return intent
+
+    def _check_places(self) -> None:
+        for target, place in self.new + self.replace + self.remove + self.patch:
+            if not is_place_beside(place, target):
+                raise Forged(f"{show(place)} is no temporary of {show(target)}")
 
     @property
     def path(self) -> RelPath:
@@ -105,7 +132,12 @@ def noted_by(name: bytes) -> bytes | None:
 
 
 def _read(content: bytes) -> dict[str, Any]:
-    found = json.loads(content)
+    try:
+        found = json.loads(content)
+    except RecursionError as error:
+        raise Forged("it is nested too deeply") from error
+    except ValueError as error:
+        raise Torn(str(error)) from error
     if not isinstance(found, dict) or found.get("onesync") != "intent":
         raise ValueError("not an intent")
     version = int(found["format"])
@@ -118,8 +150,18 @@ def _text(path: RelPath) -> str:
     return path.decode("utf-8", "surrogateescape")
 
 
-def _raw(text: str) -> RelPath:
-    path = text.encode("utf-8", "surrogateescape")
-    if path.startswith(b"/") or b".." in path.split(b"/") or b"\0" in path or not path:
-        raise ValueError("a path leaves the folder")
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _user_path(text: str) -> RelPath:
+    path = _raw(text)
+    if not is_user_path(path):
+        raise Forged(f"{show(path)} leaves the folder or is onesync's own")
     return path
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise Forged(f"{value!r:.50} is no length or place")
+    return value

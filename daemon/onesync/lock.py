@@ -42,7 +42,7 @@ from onesync.core.claims import (
     parse_lock,
 )
 from onesync.core.clock import Clock
-from onesync.core.model import STATUS_FOLDER, Kind, join
+from onesync.core.model import STATUS_FOLDER, join, printable
 from onesync.errors import DeployedElsewhere, Halted, LockLost, MountNotThere
 from onesync.replica.door import Replica
 
@@ -117,6 +117,14 @@ class Lock:
     def is_held(self) -> bool:
         """Whether this lock was taken; says nothing about whether it was lost since."""
         return self._record is not None
+
+    def remembers(self) -> bool:
+        """Whether this node's state directory tells of a claim of its own."""
+        return self._remembered is not None
+
+    def is_resumed(self) -> bool:
+        """Whether the claim that was taken goes on with a deployment that this node had before."""
+        return self._record is not None and self._record.parent is not None
 
     def acquire(self, wait_seconds: float = 0, pause: Callable[[float], None] | None = None) -> int:
         """Take the lock; returns the epoch.
@@ -278,34 +286,33 @@ class Lock:
         verdict = self._judge()
         if isinstance(verdict, Held):
             return verdict
-        if isinstance(verdict, Ours):
-            held = self._watch_own(verdict)
-            if held is not None:
-                return held
-        return self._claim(verdict)
+        newest = self._watch_own(verdict) if isinstance(verdict, Ours) else 0
+        return newest if isinstance(newest, Held) else self._claim(verdict, newest)
 
-    def _watch_own(self, ours: Ours) -> Held | None:
-        """After a reboot or in a clone: is the claim that we remember really dead?"""
+    def _watch_own(self, ours: Ours) -> int | Held:
+        """After a reboot or in a clone: is the claim that we remember really dead?
+
+        Returns its newest beat from before the watch: none may come until we hold the folder.
+        """
         epoch, record, remembered = ours.claim.epoch, ours.claim.record, self._remembered
         assert remembered is not None
         newest = self._newest_beat(epoch)
         if record is not None and epoch == remembered.epoch and newest > remembered.beat:
             return Held(f"epoch {epoch} is ours by name but has gone on without this node", epoch)
         if record is not None and record.boot_id == self._claimant.boot_id:
-            return None  # our own flock on the state directory tells that it is dead
+            return newest  # our own flock on the state directory tells that it is dead
         # As long as its last confirmed beat lets it write: or a clone and its original both would.
         if self._lives(epoch, newest, self.times.watch):
             return Held(f"epoch {epoch} is ours by name but another machine keeps it alive", epoch)
         if self._judge() != ours:
             return Held(f"epoch {epoch} changed while it was watched for life", epoch)
-        return None
+        return newest
 
-    def _claim(self, verdict: Free | Ours) -> int | Held:
+    def _claim(self, verdict: Free | Ours, newest: int) -> int | Held:
         epoch = verdict.next_epoch
         deployment = uuid.uuid4().hex
         if isinstance(verdict, Ours) and self._remembered is not None:
             deployment = self._remembered.deployment_id
-        newest = self._newest_beat(verdict.claim.epoch) if isinstance(verdict, Ours) else 0
         self._remember(Remembered(deployment, epoch, 0))
         try:
             self._replica.make_directory(self._place(epoch))
@@ -330,7 +337,7 @@ class Lock:
         if isinstance(verdict, Ours) and self._newest_beat(verdict.claim.epoch) > newest:
             self._end(epoch, WITHDRAWN, None)
             return Held(f"epoch {verdict.claim.epoch} came to life again", verdict.claim.epoch)
-        if (highest := max(self._epochs())) > epoch:
+        if (highest := self._highest()) > epoch:
             self._end(epoch, WITHDRAWN, None)
             return Held(f"a claim newer than ours ({epoch}) stands there", highest)
         self._remove_probes()
@@ -414,7 +421,7 @@ class Lock:
         # An older epoch's text is a late call of one who lost the folder to us: we write it anew.
         late = (epoch_of(fields) or record.epoch) < record.epoch
         if (fields.get("DEPLOYMENT"), fields.get("EPOCH")) != mine and not late:
-            return f"the lock file names {fields.get('HOST', 'somebody else')} now"
+            return f"the lock file names {printable(fields.get('HOST', 'somebody else'))} now"
         if self._replica.look(self._place(record.epoch + 1)) is not None:
             return f"epoch {record.epoch + 1} was claimed, or this one unlocked"
         twin = self._twin()
@@ -433,34 +440,34 @@ class Lock:
                 return join(EPOCHS, item.name)
         return None
 
-    def _epochs(self) -> list[int]:
-        """Return every epoch, newest first; those that a stale listing hides are found by name."""
-        listed = [item for item in self._replica.list(EPOCHS) if item.kind is Kind.DIRECTORY]
-        found = sorted(epoch for i in listed if (epoch := parse_epoch(i.name)) is not None)
-        following = max(found, default=0) + 1
-        while self._replica.look(self._place(following)) is not None:
-            found.append(following)
-            following += 1
-        return found[::-1]
+    def _highest(self) -> int:
+        """Return the highest epoch; one that a stale listing hides is found by its name."""
+        listed = self._replica.list(EPOCHS)
+        highest = max((parse_epoch(item.name) or 0 for item in listed), default=0)
+        while self._replica.look(self._place(highest + 1)) is not None:
+            highest += 1
+        return highest
 
     def _claims(self) -> list[Claim]:
         """Return the claims from the highest down to one that was not withdrawn and ended."""
         found = []
-        for epoch in self._epochs():
+        for epoch in range(self._highest(), 0, -1):
             claim = self._read_claim(epoch)
-            found.append(claim)
-            if claim.ended not in (None, WITHDRAWN):
-                break
+            if claim is not None:
+                found.append(claim)
+                if claim.ended not in (None, WITHDRAWN):
+                    break
         return found
 
-    def _read_claim(self, epoch: int) -> Claim:
+    def _read_claim(self, epoch: int) -> Claim | None:
         place = self._place(epoch)
         with suppress(FileNotFoundError):
             return Claim(epoch, None, how_it_ended(self._replica.read(join(place, b"end.json"))))
         try:
             record = decode_record(self._replica.read(join(place, b"record.json")))
         except FileNotFoundError:
-            return Claim(epoch, None, None)
+            there = self._replica.look(place) is not None
+            return Claim(epoch, None, None) if there else None
         except NewerRecord as error:
             raise Halted(
                 f"A newer onesync holds the folder as epoch {epoch} ({error}); nothing was"

@@ -31,7 +31,7 @@ from onesync.core.claims import EPOCHS, epoch_name, parse_beat, parse_epoch, tol
 from onesync.core.clock import Clock
 from onesync.core.model import STATUS_FOLDER, join, show
 from onesync.errors import Halted, NotArrived
-from onesync.replica.door import Replica
+from onesync.replica.door import Listed, Replica
 
 log = logging.getLogger(__name__)
 
@@ -81,28 +81,34 @@ def read_head(replica: Replica, folder_id: str | None = None) -> Head | None:
 def _told_by_claims(replica: Replica, names: list[str]) -> tuple[list[str], list[str]]:
     """Return the first names of epochs that ``names`` lacks, and what the newest claims tell of."""
     listed = max((found[0].epoch for name in names if (found := parse_name(name))), default=0)
-    claimed = _epochs(replica)
-    places = [Position(epoch, 1) for epoch in claimed if epoch > listed]
+    highest = _highest_epoch(replica)
+    places = [Position(epoch, 1) for epoch in range(listed + 1, highest + 1)]
     first = [name for place in places for name in (checkpoint_name(place), base_name(place))]
-    told = []
-    for epoch in reversed(claimed):
+    told: list[str] = []
+    for epoch in range(highest, 0, -1):
         told = _told_by(replica, join(EPOCHS, epoch_name(epoch)))
         if told or epoch <= listed:
             break
     return first, told
 
 
-def _epochs(replica: Replica) -> list[int]:
+def _highest_epoch(replica: Replica) -> int:
+    """Return the highest epoch; all below it were claimed, whether or not a listing has them."""
     try:
         listed = replica.list(EPOCHS)
     except FileNotFoundError:
-        return []
-    return sorted(epoch for item in listed if (epoch := parse_epoch(item.name)) is not None)
+        return 0
+    highest = max((parse_epoch(item.name) or 0 for item in listed), default=0)
+    while replica.look(join(EPOCHS, epoch_name(highest + 1))) is not None:
+        highest += 1
+    return highest
 
 
 def _told_by(replica: Replica, claim: bytes) -> list[str]:
     """Return the checkpoints that a claim's end and newest beat name, as far as they are listed."""
-    listed = replica.list(claim)
+    listed: list[Listed] = []
+    with suppress(FileNotFoundError):
+        listed = replica.list(claim)
     beats = sorted(item.name for item in listed if parse_beat(item.name) is not None)
     told = []
     for name in (b"end.json", *beats[-1:]):
@@ -151,7 +157,7 @@ class Manifest:
         self.position = Position(epoch, 1)
         self._base_size = head.base_size if head else 0
         self._since_base = head.since_base if head else 0
-        self._tried = False
+        self._tried: str | None = None
 
     def write(self, changes: Iterable[Change], why: str) -> Written:
         """Write the next checkpoint and read it back.
@@ -160,6 +166,8 @@ class Manifest:
         unknown: ``unfinished`` must be asked before the next one.
         """
         wall = self._clock.wall_ns() / 1e9
+        if self._tried not in (None, self._name(why)):
+            self._skip()  # or what may still arrive would stand beside it, at the same position
         header = Header(
             self._folder_id,
             self.position,
@@ -170,9 +178,8 @@ class Manifest:
             self._working_dirs,
         )
         data = encode(header, changes)
-        name = base_name(self.position) if why == "base" else checkpoint_name(self.position)
+        name = self._tried = self._name(why)
         path = join(MANIFEST, name.encode())
-        self._tried = True
         self._replica.write_new(path, data)
         if self._replica.read(path) != data:
             raise NotArrived(
@@ -185,8 +192,9 @@ class Manifest:
     def unfinished(self) -> tuple[Checkpoint, Written] | None:
         """Find out about a checkpoint whose write or read-back failed: it may stand all the same.
 
-        One that stands is taken as written and returned; a torn one is removed. Otherwise the
-        position is left out: what was sent may still arrive, and its name must not be another's.
+        One that stands is taken as written and returned; a torn one is removed. What was sent may
+        still arrive: a name is created once, so the same one may be tried again, but a position
+        never gets the other kind.
         """
         for name in (checkpoint_name(self.position), base_name(self.position)):
             path = join(MANIFEST, name.encode())
@@ -198,15 +206,17 @@ class Manifest:
                 found = decode(data)
             except Damaged as error:
                 # Torn while we wrote it: nobody can have continued it.
-                self._tried = True
                 log.warning("torn checkpoint removed", extra={"file": name, "reason": str(error)})
                 self._replica.remove(path)
                 continue
             wall = self._clock.wall_ns() / 1e9
             return found, self._advance(name, data, found.header.why, wall)
-        if self._tried:
+        if self._tried == base_name(self.position):
             self._skip()
         return None
+
+    def _name(self, why: str) -> str:
+        return base_name(self.position) if why == "base" else checkpoint_name(self.position)
 
     def compaction_due(self) -> bool:
         """Whether the checkpoints since the last base outweigh it."""
@@ -222,7 +232,12 @@ class Manifest:
             for item in self._replica.list(MANIFEST)
             if (parsed := parse_name(item.name.decode("utf-8", "replace"))) is not None
         }
-        bases = sorted(position for position, is_base in found.values() if is_base)
+        # Later ones than ours nobody can have written but to have the real ones removed.
+        bases = sorted(
+            position
+            for position, is_base in found.values()
+            if is_base and self.committed is not None and position <= self.committed
+        )
         if len(bases) < _KEPT_BASES:
             return None
         for name, (position, _) in found.items():
@@ -244,4 +259,4 @@ class Manifest:
 
     def _skip(self) -> None:
         self.position = Position(self.position.epoch, self.position.sequence + 1)
-        self._tried = False
+        self._tried = None

@@ -78,8 +78,8 @@ class Marks:
         self.tree_changed(b"")
 
     def unwatched(self, path: RelPath, reason: str) -> None:
-        """A directory cannot be watched: rescans find what changes in it (watcher)."""
-        log.warning("directory is not watched", extra={"path": path, "reason": reason})
+        """Directories cannot be watched: they are polled (watcher)."""
+        log.warning("not all can be watched, polled", extra={"path": path, "reason": reason})
         self.tree_changed(path)
 
     def again(self, paths: Iterable[RelPath]) -> None:

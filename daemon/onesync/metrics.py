@@ -58,6 +58,8 @@ class Metrics:
         )
         self.mount_up = gauge("mount_up", "Whether the mount answered last time")
         self.epoch = gauge("lock_epoch", "Epoch of our claim; 0: none")
+        self.watches = gauge("inotify_watches", "Directories that the kernel watches")
+        self.polled = gauge("polled_directories", "Directories polled, for want of kernel watches")
         self.problems = gauge("problems", "Paths that have a problem")
         self.held_deletions = gauge(
             "held_deletions", "Paths that are missing unexplained and are kept in the replica"
@@ -85,6 +87,8 @@ class Metrics:
         if status["lock"] is not None:
             self.lock_beat_timestamp.set(status["lock"]["confirmed_at"])
         self.held_deletions.set(status["held_deletions"])
+        self.watches.set(status["watches"]["kernel"])
+        self.polled.set(status["watches"]["polled"])
         self.problems.set(len(status["problems"]))
 
     def serve(self, listen: str) -> None:

@@ -62,6 +62,11 @@ class Mount:
         self.up = False
         try:
             identity = self._replica.identify()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MountNotThere(
+                f"The OneData folder {self._path} cannot be reached ({error.strerror}); nothing was"
+                " changed. Mount it; a daemon that is running goes on by itself."
+            ) from error
         except OSError as error:
             raise MountNotThere(
                 f"The OneData folder {self._path} cannot be reached: {of_mount(error.errno).text}"
@@ -136,7 +141,7 @@ class Mount:
         try:
             found = json.loads(content)
             number, folder_id = int(found["format"]), str(found["folder_id"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Halted(
                 f"folder.json of the status folder cannot be read ({error!r}); nothing was changed."
                 " Restore it from a backup, or remove it if this is the right folder."

@@ -6,6 +6,7 @@ keeps its content, so the checkpoint is whole all the same; the next one removes
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import stat
@@ -17,7 +18,7 @@ from onesync.core.model import Kind, RelPath, Stamp
 from onesync.local import stamp_of
 
 _SPARE = 512
-"""Descriptors left to everything else."""
+"""Descriptors left to everything else; where there are few, three quarters of them."""
 
 
 class Pins:
@@ -27,7 +28,8 @@ class Pins:
         """Pin nothing yet in the working copy at ``root``."""
         self._top = os.open(root, os.O_PATH | os.O_DIRECTORY)
         self._fds: dict[RelPath, int] = {}
-        self._room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._room = limit - min(_SPARE, limit * 3 // 4)
 
     def __enter__(self) -> Pins:
         return self
@@ -55,7 +57,9 @@ class Pins:
                 return
             try:
                 fd = open_beneath(self._top, path, os.O_RDONLY | os.O_NONBLOCK)
-            except OSError:
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    return
                 continue  # gone or unreadable: the push finds out and says so
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 os.close(fd)

@@ -36,6 +36,7 @@ from onesync.errors import LocalError, NotArrived, OnesyncError
 from onesync.intent import Intent
 from onesync.local import digest_local, local_size, open_source, read_xattrs
 from onesync.replica.door import NameRefused, Replica
+from onesync.snapshot import HEADER
 from onesync.transfer import Brought, NameTaken, Source, Travelling, may_patch, transfer
 from onesync.travels import Travel
 from onesync.workers import each
@@ -376,6 +377,9 @@ class Push:
     def _try_to_bring(self, difference: Difference, source: Source) -> _Ready | None:
         path = difference.path
         began = time.monotonic()
+        if _became_database(difference, source):
+            self.outcome.retry.add(path)
+            return None
         try:
             brought = transfer(self._replica, difference, source, self._seconds)
         except NameTaken:
@@ -660,6 +664,21 @@ class Push:
             " kept, and so is the working copy's. Rename one of them."
         )
         self.outcome.problems.append(Problem(path, "occupied", text))
+
+
+def _became_database(difference: Difference, source: Source) -> bool:
+    """Whether what was too short for a database when it was cut is one now: it is younger."""
+    seen = difference.seen
+    if source.frozen or seen is None or seen.size >= len(HEADER):
+        return False
+    try:
+        fd = open_source(source.local)
+    except OSError:
+        return False  # the transfer meets it again, and says so
+    try:
+        return os.pread(fd, len(HEADER), 0) == HEADER
+    finally:
+        os.close(fd)
 
 
 def _path_of(difference: Difference) -> RelPath:

@@ -4,6 +4,10 @@ A batch whose checkpoint stands is rolled forward (its asides go), any other one
 return to their names). New files that arrived whole stay: they are additive, and the next scan or
 stage-in meets them. New markers and databases are taken back, which promise more than what arrived,
 and so are files that came in part. What holds bytes is never removed but kept in the status folder.
+
+An intent lies in a folder that others may write to. One that names anything but users' paths and
+temporaries beside them, or another length than the checkpoint's, is refused as a whole and kept;
+and what a checkpoint holds is never taken back.
 """
 
 from __future__ import annotations
@@ -26,11 +30,13 @@ from onesync.core.model import (
     unconfirmed,
 )
 from onesync.errors import Halted
-from onesync.intent import INTENTS, Intent, NewerFormat, noted_by
-from onesync.replica.door import Replica
+from onesync.intent import INTENTS, Forged, Intent, NewerFormat, Torn, noted_by
+from onesync.replica.door import Listed, Replica
 from onesync.workers import each
 
 TORN = STATUS_FOLDER + b"/torn"
+REFUSED = STATUS_FOLDER + b"/refused"
+_MOST_BYTES = 1 << 30
 _LONGEST = 150
 """So much of a torn file's name is kept in its new one."""
 
@@ -38,6 +44,7 @@ _LONGEST = 150
 def settle(
     replica: Replica,
     head: Position | None,
+    committed: Callable[[RelPath], Entry | None],
     pool: ThreadPoolExecutor,
     published: Callable[[dict[RelPath, Entry]], None] = lambda _: None,
     travelling: Mapping[RelPath, RelPath] = MappingProxyType({}),
@@ -47,6 +54,7 @@ def settle(
     Args:
         replica: the door.
         head: the position of the newest valid checkpoint.
+        committed: returns what that checkpoint has at a path.
         pool: the workers.
         published: told, before an intent goes, the new files and directories that its batch
             published without a checkpoint. The owner of that batch may replace or remove them;
@@ -55,7 +63,8 @@ def settle(
             that stand for them. Nobody but their owner knows them; all others remove them.
 
     Returns:
-        A sentence for each thing undone. Raises Halted where a newer onesync wrote an intent.
+        A sentence for each thing undone or refused. Raises Halted where a newer onesync wrote an
+        intent.
     """
     told: list[str] = []
     intents, foreign = _intents(replica, told)
@@ -63,9 +72,13 @@ def settle(
         notes = foreign.get(name_of(intent.path), {})
         theirs = set(notes.values())
         if head is None or intent.position > head:
-            told += _roll_back(replica, intent)
+            if (reason := _lies(intent, committed)) is not None:
+                told.append(_refuse(replica, intent.path, reason))
+                continue
+            told += _roll_back(replica, intent, committed)
             done = dict(_published(replica, intent, theirs, pool))
             taken = _to_take_back(replica, intent, theirs, done, pool)
+            taken = {p: kind for p, kind in taken.items() if not _holds(committed(p), kind)}
             told += [_take_away(replica, intent, path, kind) for path, kind in taken.items()]
             left = {p: kind for p, kind in done.items() if not lies_in(p, taken.keys())}
             published(_with_digests(left, intent))
@@ -130,20 +143,58 @@ def _intents(
             foreign.setdefault(intent_name, {})[path] = replica.read(path)
             continue
         try:
-            found.append(Intent.decode(replica.read(path)))
+            found.append(_read(replica, path, item))
         except NewerFormat as error:
             raise Halted(
                 f"A newer onesync ({error}) left a batch half done; nothing was changed. Install"
                 " the newer onesync."
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except Torn as error:
             # Torn while it was written: nothing that it would have named was begun.
             told.append(f"The intent {show(item.name)} is torn ({error}); removed.")
             replica.remove(path)
+        except (ValueError, KeyError, TypeError) as error:
+            told.append(_refuse(replica, path, repr(error)))
     return found, foreign
 
 
-def _roll_back(replica: Replica, intent: Intent) -> list[str]:
+def _read(replica: Replica, path: RelPath, item: Listed) -> Intent:
+    if item.kind is not Kind.FILE or item.size > _MOST_BYTES:
+        raise Forged("no file of an intent's size")
+    intent = Intent.decode(replica.read(path))
+    if intent.path != path:
+        raise Forged("it has another one's name")
+    return intent
+
+
+def _lies(intent: Intent, committed: Callable[[RelPath], Entry | None]) -> str | None:
+    """Return where an intent tells of other lengths than the checkpoint; None if nowhere."""
+    for path, length in intent.append:
+        entry = committed(path)
+        if entry is None or entry.kind is not Kind.FILE or entry.size != length:
+            return f"{show(path)} has not {length} bytes in the checkpoint"
+    for path, _ in intent.patch:
+        if not _holds(committed(path), Kind.FILE):
+            return f"the checkpoint has no file {show(path)}"
+    return None
+
+
+def _holds(entry: Entry | None, kind: Kind) -> bool:
+    return entry is not None and entry.kind is kind
+
+
+def _refuse(replica: Replica, path: RelPath, reason: str) -> str:
+    """Move an intent that no onesync wrote out of the way of those that are; returns a sentence."""
+    kept = _keep(replica, path, REFUSED, name_of(path)[:_LONGEST])
+    return (
+        f"The intent {show(name_of(path))} was refused ({reason}): no onesync wrote it, and nothing"
+        f" that it names was touched. It is kept as {show(kept)}; see who may write to the folder."
+    )
+
+
+def _roll_back(
+    replica: Replica, intent: Intent, committed: Callable[[RelPath], Entry | None]
+) -> list[str]:
     told = []
     for source, target in reversed(intent.rename):
         if replica.look(source) is None and replica.look(target) is not None:
@@ -151,11 +202,12 @@ def _roll_back(replica: Replica, intent: Intent) -> list[str]:
             told.append(f"The rename of {show(source)} was undone.")
     for path, aside in intent.replace + intent.remove:
         if replica.look(aside) is not None:
-            _return(replica, path, aside)
+            _return(replica, intent, path, aside)
             told.append(f"{show(path)} has its version of the last checkpoint again.")
     for path, undo in intent.patch:
+        entry = committed(path)
         with suppress(FileNotFoundError):
-            if replica.undo(path, undo):
+            if entry is not None and replica.undo(path, undo, entry.size):
                 told.append(f"{show(path)} has its blocks of the last checkpoint again.")
     for path, length in intent.append:
         found = replica.look(path)
@@ -165,8 +217,10 @@ def _roll_back(replica: Replica, intent: Intent) -> list[str]:
     return told
 
 
-def _return(replica: Replica, path: RelPath, aside: RelPath) -> None:
-    replica.remove(path)
+def _return(replica: Replica, intent: Intent, path: RelPath, aside: RelPath) -> None:
+    found = replica.look(path)
+    if found is not None:
+        _take_away(replica, intent, path, found.kind)
     replica.rename(aside, path)
 
 
@@ -203,20 +257,22 @@ def _is_good(replica: Replica, path: RelPath, size: int, digest: str) -> bool:
 def _take_away(replica: Replica, intent: Intent, path: RelPath, kind: Kind) -> str:
     """Take ``path`` out of the folder; what holds bytes is kept, for it might be somebody's."""
     found = replica.look(path)
-    if kind is Kind.DIRECTORY or found is None or found.size == 0:
+    if found is None or not (found.size or (kind is Kind.DIRECTORY and replica.list(path))):
         replica.remove(path)
         return f"{show(path)} was taken back: no checkpoint has it."
-    with suppress(FileExistsError):
-        replica.make_directory(TORN)
-    kept = _free_name(replica, intent.position, name_of(path)[:_LONGEST])
-    replica.rename(path, kept, is_file=True)
+    place = b"E%06d-%06d" % (intent.position.epoch, intent.position.sequence)
+    kept = _keep(replica, path, TORN, name_of(path)[:_LONGEST], place)
     return f"{show(path)} was taken back: no checkpoint has it. It is kept as {show(kept)}."
 
 
-def _free_name(replica: Replica, place: Position, name: bytes) -> RelPath:
+def _keep(
+    replica: Replica, path: RelPath, folder: RelPath, name: bytes, place: bytes = b""
+) -> RelPath:
+    """Rename ``path`` to a free name in a folder of the status folder; returns that."""
+    with suppress(FileExistsError):
+        replica.make_directory(folder)
     number = 1
-    while True:
-        tag = b"E%06d-%06d~%d~" % (place.epoch, place.sequence, number)
-        if replica.look(join(TORN, tag + name)) is None:
-            return join(TORN, tag + name)
+    while replica.look(kept := join(folder, place + b"~%d~" % number + name)) is not None:
         number += 1
+    replica.rename(path, kept)
+    return kept

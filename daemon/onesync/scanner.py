@@ -6,6 +6,7 @@ relative to the root's descriptor and follows no link.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 
 from onesync.beneath import open_beneath
 from onesync.core.model import (
+    LONGEST_PATH,
     Kind,
     Known,
     Problem,
@@ -109,7 +111,7 @@ class Scanner:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            if error.errno == 40:  # ELOOP: a parent became a link, so nothing stands there
+            if error.errno == errno.ELOOP:  # a parent became a link: nothing stands there
                 return None
             raise
         try:
@@ -118,7 +120,8 @@ class Scanner:
             os.close(parent)
 
     def _left_out(self, path: RelPath) -> bool:
-        return is_reserved(path) or bool(path and self._excluded(path))
+        out = is_reserved(path) or len(path) > LONGEST_PATH
+        return out or bool(path and self._excluded(path))
 
     def _path(self, path: RelPath) -> Iterator[Difference]:
         seen = self.stamp(path)
@@ -147,6 +150,8 @@ class Scanner:
         except FileNotFoundError:
             return  # gone since it was listed: its own event or the next scan tells
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise  # says nothing of the directory: the batch is done again
             # Never delete on absence alone: what cannot be listed is a problem, not a deletion.
             self._note(directory, "unreadable", f"cannot be listed: {error.strerror}")
             return
@@ -171,6 +176,8 @@ class Scanner:
     def _note_reserved(self, path: RelPath) -> None:
         if is_reserved(path):
             self._note(path, "reserved", "has a name that onesync keeps for itself: rename it")
+        elif len(path) > LONGEST_PATH:
+            self._note(path, "unreadable", "has a longer path than can be opened: move it up")
 
     def _is_gone(self, path: RelPath) -> bool:
         """Whether the absence of ``path`` is evidence: the root must still be there."""

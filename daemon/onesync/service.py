@@ -7,6 +7,7 @@ watcher's, the control socket's and the metrics server's are their modules' own.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import getpass
 import logging
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from onesync import __version__
+from onesync.beneath import open_beneath
 from onesync.clock import SystemClock
 from onesync.control import ControlServer, StatusFile
 from onesync.core.claims import (
@@ -29,17 +31,19 @@ from onesync.core.claims import (
     decode_remembered,
     encode_remembered,
 )
-from onesync.core.model import Problem, join, show
+from onesync.core.model import Problem, RelPath, show
 from onesync.engine import Engine
 from onesync.errors import (
     ConfigurationError,
     DeployedElsewhere,
     Exit,
     Halted,
+    IndexDamaged,
     MountNotThere,
     OnesyncError,
+    StateDirFailed,
 )
-from onesync.index import Index
+from onesync.index import keep_damaged, open_index
 from onesync.lock import Claimant, Lock
 from onesync.metrics import Metrics
 from onesync.progress import Progress
@@ -85,7 +89,7 @@ class Service:
         self._engine = Engine(
             settings,
             self._clock,
-            Index(settings.state_dir / "index.sqlite"),
+            open_index(settings.state_dir / "index.sqlite"),
             self._replica,
             make_lock(settings, self._lock_lane, self._clock, claim),
             self._keeps_at_shutdown,
@@ -167,6 +171,8 @@ class Service:
             log.error(str(error))  # noqa: TRY400 - a sentence for a person, not a trace
             self._fatal = Problem(b"", type(error).__name__, str(error))
             code = error.code
+            if isinstance(error, IndexDamaged):
+                keep_damaged(self._settings.state_dir / "index.sqlite", error)
         except BaseException as error:
             log.exception("unexpected")
             self._fatal = Problem(b"", "unexpected", f"An unexpected failure: {error!r}.")
@@ -254,7 +260,8 @@ class Service:
         now = time.time()
         state = engine.lock.state() if engine.lock.is_held() else None
         age = engine.lock.age()
-        problems = ([self._fatal] if self._fatal else []) + engine.problems()
+        problems = [self._fatal] if self._fatal else []
+        problems += engine.conditions() + engine.problems()
         return {
             "phase": engine.phase,
             "epoch": state.epoch if state else None,
@@ -266,16 +273,21 @@ class Service:
             "oldest_unsynced_at": None if oldest is None else now - self._clock.boottime() + oldest,
             "last_checkpoint": self._last_checkpoint,
             "lock": {"beat": state.beat, "confirmed_at": now - age} if state else None,
+            "watches": {"kernel": engine.watches(), "polled": engine.polled()},
             "mount": {"path": str(self._settings.onedata_dir), "up": engine.mount.up},
             "problems": [{"path": show(p.path), "kind": p.kind, "text": p.text} for p in problems],
         }
 
     def _pending_bytes(self) -> int:
         """Return the bytes of the pending files that are known, of the first 10,000."""
-        root = os.fsencode(self._settings.working_dir)
-        return sum(
-            _size_of(join(root, path)) for path in self._engine.marks.pending(_MEASURED_PATHS)
-        )
+        try:
+            root = os.open(self._settings.working_dir, os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return 0
+        try:
+            return sum(_size_of(root, path) for path in self._engine.marks.pending(_MEASURED_PATHS))
+        finally:
+            os.close(root)
 
 
 def _stop_signal_came(seconds: float) -> bool:
@@ -300,6 +312,8 @@ class _ClaimFile:
             return decode_remembered(self._path.read_text())
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise _state_dir_failed(self._path, error) from error
         except (BadRecord, UnicodeDecodeError) as error:
             raise Halted(
                 f"{self._path} cannot be read ({error}); nothing was changed. Remove it if this"
@@ -309,16 +323,19 @@ class _ClaimFile:
     def write(self, remembered: Remembered) -> None:
         """Write it durably; readers see the old or the new one."""
         temporary = self._path.with_suffix(".new")
-        with temporary.open("w") as file:
-            file.write(encode_remembered(remembered))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(directory)  # or a power cut brings the old one back
-        finally:
-            os.close(directory)
+            with temporary.open("w") as file:
+                file.write(encode_remembered(remembered))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._path)
+            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)  # or a power cut brings the old one back
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise _state_dir_failed(self._path, error) from error
 
 
 def unlock_folder(settings: Settings, epoch: int) -> list[str]:
@@ -359,11 +376,20 @@ def make_lock(
     return Lock(replica, clock, times, claimant, claim.read(), claim.write)
 
 
+def _state_dir_failed(path: Path, error: OSError) -> StateDirFailed:
+    return StateDirFailed(
+        f"{path} cannot be written ({error.strerror}); nothing is lost. Make room in state_dir or"
+        " mend its disk: onesync then goes on by itself."
+    )
+
+
 def _own_state_dir(state_dir: Path) -> int:
     """Hold a flock on the state directory for as long as the process lives; returns its fd."""
     try:
         fd = os.open(state_dir / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise _state_dir_failed(state_dir, error) from error
         raise ConfigurationError(
             f"state_dir {state_dir} cannot be written ({error.strerror}); nothing was changed. Name"
             " a directory that onesync may write."
@@ -378,11 +404,15 @@ def _own_state_dir(state_dir: Path) -> int:
     return fd
 
 
-def _size_of(path: bytes) -> int:
+def _size_of(root: int, path: RelPath) -> int:
     try:
-        return os.lstat(path).st_size
+        fd = open_beneath(root, path, os.O_PATH)
     except OSError:
         return 0
+    try:
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
 
 
 def _read(path: str) -> str:

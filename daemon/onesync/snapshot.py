@@ -3,6 +3,10 @@
 ``python -m onesync.snapshot`` copies each in one read transaction: a stepwise backup is restarted
 by every foreign commit. It is a process of its own because closing any other descriptor of a
 database drops SQLite's locks on it in that process.
+
+SQLite opens by name, follows links, and where it rolls back it writes, and deletes what the journal
+names. So it must have opened the very file that was opened without following any link, is asked for
+reading alone, and rolls back in a copy of our own.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import os
 import select
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -30,6 +35,10 @@ _HEADER_BYTES = 100
 _VERSIONS, _ROLLBACK = slice(18, 20), b"\1\1"
 """Where the header tells the file's format, and that of a database without a log."""
 _CHUNK = 64 << 20
+_JOURNALS = (b"-journal", b"-wal")
+_SIDECARS = (*_JOURNALS, b"-shm")
+_SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
+"""The last bytes of a journal that names a super-journal (SQLite's file format, 3.3)."""
 _FICLONE = 0x40049409
 _CANNOT_CLONE = (
     errno.EXDEV,
@@ -86,17 +95,13 @@ def unchanged_header(path: bytes) -> bytes | None:
         header = os.pread(fd, _HEADER_BYTES, 0)
     finally:
         os.close(fd)
-    in_file = header[_VERSIONS] == _ROLLBACK and not any(map(_holds_bytes, _sidecars(path)))
+    in_file = header[_VERSIONS] == _ROLLBACK and not any(_holds_bytes(path + s) for s in _JOURNALS)
     return header if in_file else None
-
-
-def _sidecars(path: bytes) -> tuple[bytes, ...]:
-    return path + b"-journal", path + b"-wal"
 
 
 def _holds_bytes(path: bytes) -> bool:
     try:
-        return os.stat(path).st_size > 0
+        return os.lstat(path).st_size > 0
     except FileNotFoundError:
         return False
 
@@ -179,12 +184,16 @@ def _take_one(source: bytes, target: bytes) -> Taken:
         return Taken(False, not looks_only, str(error))
     except OSError as error:
         return Taken(False, True, error.strerror or repr(error))
-    return Taken(True, has_rows=_has_rows(target))
+    try:
+        return Taken(True, has_rows=_has_rows(target))
+    except sqlite3.Error:
+        return Taken(True)  # a table that only its own program can read
 
 
 def _has_rows(target: bytes) -> bool:
     uri = f"file:{quote(target)}?mode=ro&immutable=1"
     with closing(sqlite3.connect(uri, uri=True)) as copy:
+        copy.execute("PRAGMA trusted_schema=OFF")
         names = copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         return any(
             copy.execute('SELECT 1 FROM "{}" LIMIT 1'.format(name.replace('"', '""'))).fetchone()
@@ -193,37 +202,104 @@ def _has_rows(target: bytes) -> bool:
 
 
 def _copy(source: bytes, target: bytes) -> None:
-    try:
-        _backup(source, target, "ro")
-    except sqlite3.OperationalError as error:
-        if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
-            raise
-        # A hot journal or lone WAL of dead writers: SQLite rolls it back, which needs to write.
-        _backup(source, target, "rw")
-
-
-def _backup(source: bytes, target: bytes, mode: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(target)
-    uri = f"file:{quote(source)}?mode={mode}"
+    _clear(target)
     # Opened before and closed after the connection: closing any descriptor of the file drops
     # SQLite's locks on it in this process.
-    fd = open_plain(source, os.O_RDONLY)
+    fd = _open_file(source)
     try:
-        with closing(
-            sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
-        ) as origin:
-            origin.execute("BEGIN")
-            origin.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if _holds_bytes(source + b"-wal"):
-                with closing(sqlite3.connect(os.fsdecode(target))) as copy:
-                    origin.backup(copy, pages=-1)
-            else:
-                # Under the read lock nobody changes the file, so its bytes are the snapshot: the
-                # backup call would count one change more and differ from the source for ever.
-                _copy_bytes(fd, target)
+        try:
+            _backup(source, fd, target)
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+                raise
+            # A hot journal or lone WAL of dead writers.
+            _clear(target)
+            _roll_back_copy(source, fd, target)
+    except BaseException:
+        _clear(target)  # room for the next one, where that was what it lacked
+        raise
     finally:
         os.close(fd)
+
+
+def _open_file(path: bytes) -> int:
+    fd = open_plain(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "it is not a regular file any more")
+
+
+def _clear(target: bytes) -> None:
+    for suffix in (b"", *_SIDECARS):
+        with suppress(FileNotFoundError):
+            os.unlink(target + suffix)
+
+
+def _backup(source: bytes, fd: int, target: bytes) -> None:
+    uri = f"file:{quote(source)}?mode=ro"
+    with closing(
+        sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+    ) as origin:
+        _refuse_another(fd)
+        origin.execute("BEGIN")
+        origin.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if _holds_bytes(source + b"-wal"):
+            with closing(sqlite3.connect(os.fsdecode(target))) as copy:
+                origin.backup(copy, pages=-1)
+        else:
+            # Under the read lock nobody changes the file, so its bytes are the snapshot: the
+            # backup call would count one change more and differ from the source for ever.
+            _copy_bytes(fd, target)
+
+
+def _refuse_another(fd: int) -> None:
+    """Raise unless SQLite, which opens by name, has opened the file of ``fd`` too."""
+    wanted = os.fstat(fd)
+    opened = 0
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            opened += os.path.samestat(os.fstat(int(name)), wanted)
+    if opened < 2:
+        raise OSError(errno.ESTALE, "another file has its name now")
+
+
+def _roll_back_copy(source: bytes, fd: int, target: bytes) -> None:
+    """Copy what dead writers left, and let SQLite roll the copy back."""
+    before = _stamps(source, fd)
+    _copy_bytes(fd, target)
+    for suffix in _JOURNALS:
+        with suppress(FileNotFoundError):
+            side = _open_file(source + suffix)
+            try:
+                _copy_bytes(side, target + suffix)
+            finally:
+                os.close(side)
+    if _stamps(source, fd) != before:
+        raise OSError(errno.EBUSY, "it is written again")
+    if _names_another(target + b"-journal"):
+        raise OSError(errno.EPERM, "its journal names another one: open it with its own program")
+    with closing(sqlite3.connect(os.fsdecode(target))) as copy:
+        copy.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+
+def _stamps(source: bytes, fd: int) -> list[tuple[int, ...]]:
+    """Return what tells that the database or a sidecar was written."""
+    found = [os.fstat(fd)]
+    for suffix in _JOURNALS:
+        with suppress(FileNotFoundError):
+            found.append(os.lstat(source + suffix))
+    return [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found]
+
+
+def _names_another(journal: bytes) -> bool:
+    """Return whether a journal ends with a super-journal's name, which rolling back deletes."""
+    try:
+        with open(journal, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - len(_SUPER_JOURNAL)))
+            return file.read() == _SUPER_JOURNAL
+    except FileNotFoundError:
+        return False
 
 
 def _copy_bytes(fd: int, target: bytes) -> None:

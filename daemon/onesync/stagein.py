@@ -8,6 +8,7 @@ finished.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -181,6 +182,14 @@ class StageIn:
         """Return what to stage in; newcomers have no digest and no time yet."""
         wanted: dict[RelPath, Entry] = {}
         for path, entry in tree.items():
+            if (above := _not_a_directory(tree, path)) is not None:
+                text = (
+                    f"The manifest has {show(path)} beneath {show(above)}, which is no directory:"
+                    " no onesync wrote that. It was not restored; see who may write to the folder."
+                )
+                staged.problems.append(Problem(path, "misplaced", text))
+                staged.tree[path] = (entry, None)
+                continue
             found = listed.get(path)
             if entry.kind is Kind.FILE and found is None:
                 # A listing may be stale; a name is called missing only when it was looked up.
@@ -235,10 +244,7 @@ class StageIn:
                 try:
                     os.mkdir(name_of(path), 0o700, dir_fd=parent)
                 except FileExistsError:
-                    found = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
-                    if not stat.S_ISDIR(found.st_mode):
-                        raise Conflict(path) from None
-                    os.chmod(name_of(path), 0o700, dir_fd=parent)
+                    _open_for_us(parent, path)
 
     def _fetch(
         self, path: RelPath, entry: Entry, staged: Staged
@@ -359,6 +365,22 @@ class StageIn:
             os.close(fd)
 
 
+def _open_for_us(parent: int, path: RelPath) -> None:
+    """Let us write in a directory that is there already; raises Conflict where it is none."""
+    try:
+        fd = open_beneath(parent, name_of(path), os.O_RDONLY | os.O_DIRECTORY)
+    except NotADirectoryError:
+        raise Conflict(path) from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise Conflict(path) from None
+        raise
+    try:
+        os.fchmod(fd, 0o700)
+    finally:
+        os.close(fd)
+
+
 class _Parent:
     """The descriptor of the directory that ``path`` lies in, beneath the working copy's root."""
 
@@ -396,8 +418,8 @@ def _not_a_directory(tree: dict[RelPath, Entry], path: RelPath) -> RelPath | Non
     """Return what lies above ``path`` and has another kind than a directory's, if anything."""
     above = parent_of(path)
     while above:
-        if above in tree:
-            return None if tree[above].kind is Kind.DIRECTORY else above
+        if above in tree and tree[above].kind is not Kind.DIRECTORY:
+            return above
         above = parent_of(above)
     return None
 

@@ -9,6 +9,8 @@ import time
 
 import sdnotify
 
+from onesync.core.model import printable
+
 _LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -54,7 +56,7 @@ class JournalFormatter(logging.Formatter):
         """Return the record's line; line breaks in values are escaped."""
         fields = {k: v for k, v in vars(record).items() if k not in _STANDARD}
         told = "".join(f" {key}={value!r}" for key, value in fields.items())
-        text = record.getMessage() + told
+        text = printable(record.getMessage()) + told
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         prefix = f"<{_LEVELS.get(record.levelno, 6)}>" if "JOURNAL_STREAM" in os.environ else ""

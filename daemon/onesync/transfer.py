@@ -265,6 +265,6 @@ def _patched(
     if undo is None:
         replica.truncate(path, length)
     else:
-        replica.undo(path, undo)
+        replica.undo(path, undo, length)
         replica.remove(undo)
     return None

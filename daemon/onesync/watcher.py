@@ -8,13 +8,15 @@ anything but the kernel, and its sink's calls are quick.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import struct
 import threading
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -29,7 +31,9 @@ from watchdog.events import (
 from watchdog.observers.polling import PollingObserverVFS
 
 from onesync.beneath import open_plain
-from onesync.core.model import RelPath, is_beneath, is_reserved, join
+from onesync.core.model import RelPath, is_beneath, is_reserved, join, lies_in, parent_of
+
+log = logging.getLogger(__name__)
 
 _MASK = (
     pyinotify.IN_CREATE
@@ -43,6 +47,7 @@ _MASK = (
 )
 _HEAD = struct.Struct("iIII")
 _BUFFER_BYTES = 1 << 18
+_POLL_SECONDS = 10.0
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # ELOOP: a link stands there now
 _REMOTE = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "glusterfs", "beegfs", "9p", "fuse")
 
@@ -66,7 +71,7 @@ class Sink(Protocol):
         """Events were dropped."""
 
     def unwatched(self, path: RelPath, reason: str) -> None:
-        """``path`` and what is beneath it cannot be watched."""
+        """``path``, the first of perhaps many, cannot be watched and is polled from now on."""
 
 
 class Watcher(Protocol):
@@ -83,6 +88,9 @@ class Watcher(Protocol):
 
     def watches(self) -> int:
         """Return the number of kernel watches."""
+
+    def polled(self) -> int:
+        """Return the number of directories that are looked at from time to time instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +115,16 @@ def _opened(path: bytes, flags: int = os.O_PATH) -> Iterator[int]:
 class InotifyWatcher:
     """Kernel events."""
 
-    def __init__(self, root: bytes, cookies: bytes, sink: Sink) -> None:
-        """Watch ``root``; cookie files are made in ``cookies``. Both are absolute."""
+    def __init__(
+        self, root: bytes, cookies: bytes, sink: Sink, interval: float = _POLL_SECONDS
+    ) -> None:
+        """Watch ``root``; cookie files are made in ``cookies``. Both are absolute.
+
+        What cannot be watched is told as changed every ``interval`` seconds, and tried again.
+        """
+        self._interval = interval
+        self._unwatched: set[RelPath] = set()
+        self._polled_at = 0.0
         self._root = root
         self._cookies = cookies
         self._sink = sink
@@ -126,15 +142,26 @@ class InotifyWatcher:
         os.makedirs(self._cookies, exist_ok=True)
         for name in os.listdir(self._cookies):
             os.unlink(join(self._cookies, name))
-        with _opened(self._cookies) as fd:
-            self._cookie_watch = self._add(fd)
+        self._watch_cookies()
         self._watch_tree(b"")
         self._thread.start()
 
+    def _watch_cookies(self) -> None:
+        if self._cookie_watch >= 0:
+            return
+        with suppress(OSError), _opened(self._cookies) as fd:
+            self._cookie_watch = self._add(fd)
+
     def drain(self, timeout: float) -> bool:
+        if self._cookie_watch < 0:  # not even one watch was left
+            self._sink.tree_changed(b"")
+            return timeout >= 0
         name = uuid.uuid4().hex.encode()
         seen = self._waiting[name] = threading.Event()
         path = Path(os.fsdecode(join(self._cookies, name)))
+        # Nobody tells what happened there: have it scanned.
+        for top in self._tops():
+            self._sink.tree_changed(top)
         try:
             path.touch()
             return seen.wait(timeout)
@@ -155,14 +182,44 @@ class InotifyWatcher:
     def watches(self) -> int:
         return len(self._paths)
 
+    def polled(self) -> int:
+        return len(self._unwatched)
+
     def _run(self) -> None:
         events = self._manager.get_fd()
         both = select.poll()
         both.register(events, select.POLLIN)
         both.register(self._wake, select.POLLIN)
-        while self._wake not in (ready := [fd for fd, _ in both.poll()]):
+        while self._wake not in (ready := [fd for fd, _ in both.poll(self._patience())]):
             if events in ready:
                 self._take_all(os.read(events, _BUFFER_BYTES))
+            if self._unwatched and time.monotonic() >= self._polled_at + self._interval:
+                self._poll()
+
+    def _patience(self) -> float | None:
+        """Return the milliseconds until the next poll; None where nothing is polled."""
+        if not self._unwatched:
+            return None
+        return max(0.0, 1000 * (self._polled_at + self._interval - time.monotonic()))
+
+    def _poll(self) -> None:
+        """Tell of all that is not watched, and watch it where that is possible again."""
+        self._polled_at = time.monotonic()
+        self._watch_cookies()
+        tops = self._tops()
+        for top in tops:
+            if self._watch(top) == -errno.ENOSPC:
+                break  # the limit is still reached: it would be asked in vain for all others
+            self._unwatched = {path for path in self._unwatched if not is_beneath(path, top)}
+            self._watch_tree(top)
+        # After the watches: what changed before they stood is found by these scans.
+        for top in tops:
+            self._sink.tree_changed(top)
+
+    def _tops(self) -> list[RelPath]:
+        """Return the unwatched directories that lie beneath no other one."""
+        unwatched = self._unwatched
+        return [path for path in unwatched if not path or not lies_in(parent_of(path), unwatched)]
 
     def _take_all(self, events: bytes) -> None:
         # Taken apart here: pyinotify gives up on a name that is not UTF-8, and its own map of paths
@@ -183,6 +240,10 @@ class InotifyWatcher:
             self._sink.overflowed()
             self._tell_of_dead_watches()
             self._watch_tree(b"")
+            # After the watches: what changed before they stood is found by this scan.
+            self._sink.tree_changed(b"")
+            for seen in list(self._waiting.values()):
+                seen.set()  # a cookie may be among what was dropped, and all is told by this
             return
         if event.watch == self._cookie_watch:
             waiting = self._waiting.get(event.name)
@@ -283,10 +344,10 @@ class InotifyWatcher:
         while waiting:
             path = waiting.pop()
             watch = self._watch(path)
-            if watch < 0:
-                continue
-            self._paths[watch] = path
-            waiting += self._directories(path)
+            if watch >= 0:
+                self._paths[watch] = path
+            if watch >= 0 or path in self._unwatched:
+                waiting += self._directories(path)
 
     def _directories(self, path: RelPath) -> list[RelPath]:
         local = join(self._root, path) if path else self._root
@@ -298,16 +359,21 @@ class InotifyWatcher:
         return [p for p in (join(path, os.fsencode(name)) for name in names) if not is_reserved(p)]
 
     def _watch(self, path: RelPath) -> int:
-        """Return the kernel's number of a watch on the directory ``path``, or -1."""
+        """Return the kernel's number of a watch on the directory ``path``, or minus an errno."""
         try:
             with _opened(join(self._root, path) if path else self._root) as fd:
                 watch = self._add(fd)
                 self._note_device(watch, path, os.fstat(fd).st_dev)
-                return watch
         except OSError as error:
-            if error.errno not in _GONE:  # if it is: the scan tells
-                self._sink.unwatched(path, error.strerror or "unknown")
-            return -1
+            if error.errno in _GONE:  # the scan tells
+                self._unwatched.discard(path)
+            elif path not in self._unwatched:
+                if not self._unwatched:
+                    self._sink.unwatched(path, error.strerror or "unknown")
+                self._unwatched.add(path)
+            return -(error.errno or errno.EIO)
+        self._unwatched.discard(path)
+        return watch
 
     def _note_device(self, watch: int, path: RelPath, device: int) -> None:
         """Remember the watches of directories that lie on another file system than the root."""
@@ -334,7 +400,7 @@ class PollingWatcher(FileSystemEventHandler):
         """Watch ``root`` every ``interval`` seconds."""
         self._root = os.fsdecode(root)
         self._sink = sink
-        self._observer = PollingObserverVFS(_lstat, os.scandir, polling_interval=interval)
+        self._observer = PollingObserverVFS(_lstat, _listed, polling_interval=interval)
 
     def start(self) -> None:
         self._observer.schedule(self, self._root, recursive=True)
@@ -350,6 +416,9 @@ class PollingWatcher(FileSystemEventHandler):
         self._observer.join()
 
     def watches(self) -> int:
+        return 0
+
+    def polled(self) -> int:
         return 0
 
     def on_any_event(self, event: FileSystemEvent) -> None:
@@ -370,15 +439,31 @@ def _lstat(path: str) -> os.stat_result:
     Watchdog follows links unless told, and sees neither a new mode nor a rewrite that keeps the
     modification time.
     """
-    status = os.lstat(path)
+    above, name = os.path.split(os.fsencode(path))
+    with _opened(above) as fd:
+        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
     return os.stat_result(tuple(status), {"st_mtime": status.st_ctime_ns})
+
+
+def _listed(path: str | None) -> Iterator[os.DirEntry[str]]:
+    """List a directory, following no link on the way; what cannot be listed, the scan tells."""
+    assert path is not None
+    try:
+        with _opened(os.fsencode(path), os.O_RDONLY) as fd, os.scandir(fd) as items:
+            return iter(list(items))
+    except OSError:
+        return iter(())
 
 
 def choose_watcher(root: bytes, cookies: bytes, sink: Sink) -> Watcher:
     """Return the watcher that sees what happens at ``root``."""
     if file_system_of(root).startswith(_REMOTE):
         return PollingWatcher(root, sink)
-    return InotifyWatcher(root, cookies, sink)
+    try:
+        return InotifyWatcher(root, cookies, sink)
+    except OSError as error:
+        log.warning("no kernel events to be had, polling", extra={"reason": str(error)})
+        return PollingWatcher(root, sink)
 
 
 def file_system_of(path: bytes) -> str:

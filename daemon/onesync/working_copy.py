@@ -12,7 +12,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from onesync.beneath import open_beneath
-from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, name_of, parent_of, show
+from onesync.core.model import (
+    Entry,
+    Kind,
+    Known,
+    RelPath,
+    Stamp,
+    join,
+    name_of,
+    parent_of,
+    show,
+)
 from onesync.core.plan import Difference
 from onesync.errors import Halted
 from onesync.index import Index
@@ -96,19 +106,19 @@ def _is_edit(root: bytes, difference: Difference) -> bool:
     seen, known = difference.seen, difference.known
     if seen is None or seen.kind is Kind.DIRECTORY:
         return False  # removed ones come back; a directory's time is not work
-    return known is None or not _same_content(root, difference.path, known)
+    return known is None or not _same_content(root, difference.path, known, seen)
 
 
-def _same_content(root: bytes, path: RelPath, known: Known) -> bool:
+def _same_content(root: bytes, path: RelPath, known: Known, seen: Stamp) -> bool:
     """Whether only the stamp differs, as after a change of owner or a restored disk."""
-    local = os.path.join(root, path)
-    if known.entry.kind is Kind.LINK:
-        return os.path.islink(local) and os.readlink(local) == known.entry.target
-    status = os.lstat(local)
-    if (status.st_size, status.st_mtime_ns) != (known.entry.size, known.entry.mtime_ns):
+    entry = known.entry
+    same = (seen.kind, seen.target) == (entry.kind, entry.target)
+    if not same or entry.kind is Kind.LINK:
+        return same
+    if (seen.size, seen.mtime_ns) != (entry.size, entry.mtime_ns):
         return False
     try:
-        return digest_local(local).digest == known.entry.digest
+        return digest_local(join(root, path)).digest == entry.digest
     except OSError:
         return False
 
@@ -120,6 +130,10 @@ def _remove(root: bytes, path: RelPath, kind: Kind) -> bool:
         parent = open_beneath(top, parent_of(path), os.O_PATH | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False  # a link stands above it now: what lies behind that is not ours
     finally:
         os.close(top)
     try:

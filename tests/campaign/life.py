@@ -154,6 +154,9 @@ class Told:
     def watches(self) -> int:
         return 0
 
+    def polled(self) -> int:
+        return 0
+
     def drain(self, _: float) -> bool:
         self.tell()
         return True
@@ -202,7 +205,7 @@ class CrashingIndex(Index):
         super().__init__(path)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:  # type: ignore[override]
+    def _transaction(self) -> Iterator[None]:
         with super()._transaction():
             yield
             self._life.boundary()

@@ -87,12 +87,15 @@ def test_a_fault_at_every_call(loop: Loop, chunk: int, home: Path) -> None:
     go_through(loop, 1, chunk, home)
 
 
+@pytest.mark.parametrize("chunk", range(CHUNKS))
 @pytest.mark.parametrize("returns", [False, True])
-def test_a_death_at_every_write_of_the_state_directory(returns: bool, home: Path) -> None:
+def test_a_death_at_every_write_of_the_state_directory(
+    returns: bool, chunk: int, home: Path
+) -> None:
     wrong: dict[int, list[str]] = {}
-    happened, number = True, 0
+    happened, number = True, chunk + 1 - CHUNKS
     while happened:
-        number += 1
+        number += CHUNKS
         trial = Trial(home / str(number), returns=returns)
         happened = trial.live(dies_at=number)
         trial.converge()

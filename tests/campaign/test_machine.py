@@ -316,7 +316,7 @@ def test_some_deployments() -> None:
     run_state_machine_as_test(
         Deployments,
         settings=settings(
-            max_examples=25,
+            max_examples=10,
             stateful_step_count=40,
             derandomize=True,
             deadline=None,

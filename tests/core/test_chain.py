@@ -354,3 +354,15 @@ def test_a_file_that_cannot_be_read_now_is_not_passed_over() -> None:
 
     with pytest.raises(OSError, match="sick"):
         find_head(manifest.files, read)
+
+
+def test_epochs_that_never_wrote_do_not_keep_a_reader_from_looking_further() -> None:
+    manifest = Manifest()
+    stale = [manifest.write(1, 1, Set(b"a", entry(1)), why="base")]
+    manifest.write(1, 2, Set(b"a", entry(2)))
+    first = [
+        name(Position(epoch, 1)) for epoch in (2, 3, 4) for name in (checkpoint_name, base_name)
+    ]
+    head = find_head([*stale, *first], manifest.read)
+    assert head is not None
+    assert (head.position, head.ignored) == (Position(1, 2), [])

@@ -16,16 +16,29 @@ from typing import Any
 
 from blake3 import blake3
 
-from onesync.core.model import Entry, Kind, Problem, RelPath, is_beneath, is_reserved
+from onesync.core.model import (
+    Entry,
+    Kind,
+    Problem,
+    RelPath,
+    is_beneath,
+    is_user_path,
+    printable,
+)
 
 FORMAT = 1
 _MOST_BYTES = 4 << 30
-_LONGEST_PATH = 65_536
 _LONGEST_GAP = 3
-"""A position whose write failed is left out; so many are looked for by name."""
+"""Positions are left out where writing failed; so many are looked for by name."""
 
 _LOOKED_INTO = 2
 """Of so many of the highest epochs successors are looked for that a listing may hide."""
+
+_MOST_PER_BYTE = 200
+_ALWAYS_ALLOWED = 64 << 20
+"""JSON lines with digests pack to a tenth; gzip's worst is a thousand times its size: a bomb."""
+_MOST_NUMBER = (1 << 63) - 1
+_MOST_GROUP = (1 << 64) - 1
 
 
 class Damaged(Exception):
@@ -225,7 +238,9 @@ def apply(
 def follow(problems: dict[RelPath, Problem], change: Change) -> None:
     """Change ``problems`` as ``change`` does: they last until their path is written anew."""
     if isinstance(change, Noted):
-        problems[change.problem.path] = change.problem
+        # For a person's terminal, from a folder that others may write to.
+        kind, text = printable(change.problem.kind), printable(change.problem.text)
+        problems[change.problem.path] = Problem(change.problem.path, kind, text)
     elif isinstance(change, Set):
         problems.pop(change.path, None)
     else:
@@ -267,9 +282,7 @@ def find_head(
     search = _Search(read, folder_id)
     told = {name for name in told if parse_name(name)}
     known = {name for name in names if parse_name(name)} | told
-    newest = {_position_of(n).epoch: n for n in sorted(known, key=_newest_first, reverse=True)}
-    for name in sorted({newest[epoch] for epoch in sorted(newest)[-_LOOKED_INTO:]} | told):
-        known |= search.successors(name)
+    known |= search.hidden(known, told)
     for name in sorted(known, key=_newest_first):
         head = search.head_at(name)
         if head is not None:
@@ -324,8 +337,22 @@ class _Search:
             return None
         return checkpoint
 
+    def hidden(self, names: set[str], told: set[str]) -> set[str]:
+        """Return what a stale listing hides behind the newest of the highest epochs that stand."""
+        newest = {_position_of(n).epoch: n for n in sorted(names, key=_newest_first, reverse=True)}
+        found: set[str] = set()
+        left = _LOOKED_INTO
+        for _, name in sorted(newest.items(), reverse=True):
+            found |= self.successors(name)
+            left -= self._stands(name)
+            if not left:
+                break
+        for name in sorted(told):
+            found |= self.successors(name)
+        return found
+
     def successors(self, name: str) -> set[str]:
-        """Look successors up by name: a stale listing must not hide a newer head."""
+        """Look up by name what follows ``name`` in its epoch."""
         parsed = parse_name(name)
         found: set[str] = set()
         last = parsed[0] if parsed is not None else None
@@ -398,7 +425,8 @@ class _Search:
             for name in sorted(told)
             if _position_of(name) > head.position and not self._stands(name)
         }
-        return list({**self.reasons, **found, **missing}.values())
+        unusable = {n: text for n, text in self.reasons.items() if _position_of(n) > base}
+        return list({**unusable, **found, **missing}.values())
 
     def _place_of(self, name: str, head: Head) -> str:
         if _position_of(name) > head.position:
@@ -483,8 +511,9 @@ def _change_fields(change: Change) -> dict[str, Any]:
 
 def _inflate(data: bytes, most_bytes: int) -> bytes:
     engine = zlib.decompressobj(wbits=31)
+    most = min(most_bytes, max(_ALWAYS_ALLOWED, _MOST_PER_BYTE * len(data)))
     try:
-        body = engine.decompress(data, most_bytes)
+        body = engine.decompress(data, most)
     except zlib.error as error:
         if not any(data):
             raise Torn("it holds nothing but zeros") from error
@@ -501,7 +530,7 @@ def _inflate(data: bytes, most_bytes: int) -> bytes:
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"a line is not JSON ({error})") from error
     if not isinstance(fields, dict):
         raise Damaged("a line is not an object")
@@ -547,8 +576,8 @@ def _read_change(fields: dict[str, Any]) -> Change:
     if "renamed" in fields:
         return Renamed(_path(fields, "renamed"), _path(fields, "to"))
     if "problem" in fields:
-        raw = _string(fields, "path").encode("utf-8", "surrogateescape")
-        return Noted(Problem(raw, _string(fields, "problem"), _string(fields, "text")))
+        path = _raw(_string(fields, "path"))
+        return Noted(Problem(path, _string(fields, "problem"), _string(fields, "text")))
     return Set(_path(fields, "path"), _read_entry(fields))
 
 
@@ -566,13 +595,13 @@ def _read_entry(fields: dict[str, Any]) -> Entry:
     if mode > 0o777:
         raise Damaged("an entry has a mode that is never restored")
     mtime_ns = fields.get("mtime_ns")
-    if type(mtime_ns) is not int:
+    if type(mtime_ns) is not int or abs(mtime_ns) > _MOST_NUMBER:
         raise Damaged("an entry has no time")
     xattrs = _xattrs(fields)
     if kind is Kind.DIRECTORY:
         return Entry(kind, mtime_ns=mtime_ns, mode=mode, xattrs=xattrs)
     size, digest = _number(fields, "size"), _string(fields, "digest")
-    group = _number(fields, "group") if "group" in fields else 0
+    group = _number(fields, "group", _MOST_GROUP) if "group" in fields else 0
     return Entry(kind, size, mtime_ns, mode, digest, group=group, xattrs=xattrs)
 
 
@@ -588,10 +617,9 @@ def _xattrs(fields: dict[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
 
 def _path(fields: dict[str, Any], key: str) -> RelPath:
     path = _raw(_string(fields, key))
-    parts = path.split(b"/")
-    if len(path) > _LONGEST_PATH or any(part in (b"", b".", b"..") for part in parts):
+    if any(part in (b"", b".", b"..") for part in path.split(b"/")):
         raise Damaged("a path does not lie beneath the folder")
-    if b"\0" in path or is_reserved(path):
+    if not is_user_path(path):
         raise Damaged("a path is one that no user file can have")
     return path
 
@@ -610,9 +638,9 @@ def _string(fields: dict[str, Any], key: str) -> str:
     return value
 
 
-def _number(fields: dict[str, Any], key: str) -> int:
+def _number(fields: dict[str, Any], key: str, most: int = _MOST_NUMBER) -> int:
     value = fields.get(key)
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value <= most:
         raise Damaged(f"{key} is missing")
     return value
 

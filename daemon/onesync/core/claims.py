@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from onesync.core.model import STATUS_FOLDER
+from onesync.core.model import STATUS_FOLDER, printable
 
 FORMAT = 1
 LOCK_BYTES = 1024
@@ -180,7 +180,7 @@ def told_checkpoint(content: bytes) -> str | None:
 def _load(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRecord(f"the record is torn ({error})") from error
     if not isinstance(found, dict) or type(found.get("format")) is not int:
         raise BadRecord("the record is not onesync's")
@@ -323,7 +323,7 @@ def judge(
     if held is not None:
         return held
     if other_lock is not None:
-        return Held(f"scipion-docker's lock stands there ({other_lock.strip()[:100]})")
+        return Held(f"scipion-docker's lock stands there ({printable(other_lock.strip()[:100])})")
     return Free(highest + 1)
 
 
@@ -364,11 +364,11 @@ def _story(claim: Claim, lock: Mapping[str, str] | None) -> str:
     if record is None:
         return f"claim {claim.epoch} has no readable record: its owner may be starting right now"
     beat = (lock or {}).get("BEAT", "unknown")
-    return (
+    return printable(
         f"{record.user} on {record.host} holds it since {record.started} as epoch {record.epoch},"
         f" in {record.working_dir}, last beat {beat}"
     )
 
 
 def _words(lock: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in lock.items()) or "unreadable"
+    return printable(", ".join(f"{name} {value}" for name, value in lock.items())) or "unreadable"

@@ -14,6 +14,9 @@ RelPath = bytes
 
 STATUS_FOLDER = b".deployment_status_do_not_delete"
 RESERVED_PREFIX = b".onesync~"
+LONGEST_PATH = 4095
+_LONGEST_NAME = 255
+"""What Linux can open (limits.h): nothing longer was ever pushed."""
 
 
 class Kind(StrEnum):
@@ -165,7 +168,26 @@ def is_reserved(path: RelPath) -> bool:
     return parts[0] == STATUS_FOLDER or any(p.startswith(RESERVED_PREFIX) for p in parts)
 
 
+def is_user_path(path: bytes) -> bool:
+    """Return whether ``path``, which came from outside, is one that a user's file can have."""
+    parts = path.split(b"/")
+    if len(path) > LONGEST_PATH or b"\0" in path or is_reserved(path):
+        return False
+    return all(0 < len(part) <= _LONGEST_NAME and part not in (b".", b"..") for part in parts)
+
+
+def is_place_beside(path: bytes, target: RelPath) -> bool:
+    """Return whether ``path`` is a temporary or aside as onesync makes them for ``target``."""
+    name = name_of(path)
+    fits = name.startswith(RESERVED_PREFIX) and b"\0" not in name and len(name) <= _LONGEST_NAME
+    return fits and path == join(parent_of(target), name)
+
+
 def show(path: RelPath) -> str:
     """Return ``path`` printable on one line: control and undecodable bytes are escaped."""
-    text = path.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(path.decode("utf-8", "backslashreplace"))
+
+
+def printable(text: str) -> str:
+    """Return ``text`` on one line, with nothing in it that a terminal or a log would obey."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -14,11 +14,13 @@ from enum import StrEnum
 from onesync.errors import (
     ConfigurationError,
     Halted,
+    IndexDamaged,
     LocalError,
     LockLost,
     MountHung,
     MountNotThere,
     NotArrived,
+    StateDirFailed,
     Suspended,
 )
 
@@ -170,6 +172,8 @@ EVENTS: Mapping[type[Exception], Row] = {
     NotArrived: Row(Reaction.SUSPECT),
     LockLost: Row(Reaction.HALT),
     Halted: Row(Reaction.HALT),
+    IndexDamaged: Row(Reaction.HALT),
+    StateDirFailed: Row(Reaction.PERSON),
     ConfigurationError: Row(Reaction.HALT),
     Exception: Row(Reaction.LATER),
 }
@@ -177,6 +181,8 @@ EVENTS: Mapping[type[Exception], Row] = {
 
 _PAUSES: Mapping[Reaction, tuple[float, ...]] = {
     Reaction.AGAIN: (0.1, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
+    # To look whether it is there again is one call.
+    Reaction.WAIT: (1.0, 2.0, 5.0, 10.0),
     Reaction.PERSON: (1.0, 2.0, 5.0, 10.0, 30.0),
 }
 _BACKOFF = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)

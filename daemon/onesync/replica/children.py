@@ -309,8 +309,8 @@ class ChildrenReplica:
     ) -> bool:
         return cast(bool, self._call("patch", source, path, blocks, numbers, end))
 
-    def undo(self, path: RelPath, undo: RelPath) -> bool:
-        return cast(bool, self._call("undo", path, undo))
+    def undo(self, path: RelPath, undo: RelPath, length: int) -> bool:
+        return cast(bool, self._call("undo", path, undo, length))
 
     def truncate(self, path: RelPath, length: int) -> None:
         self._call("truncate", path, length)

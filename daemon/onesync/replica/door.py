@@ -159,11 +159,12 @@ class Replica(Protocol):
         any error, ``path`` needs ``undo``.
         """
 
-    def undo(self, path: RelPath, undo: RelPath) -> bool:
+    def undo(self, path: RelPath, undo: RelPath, length: int) -> bool:
         """Bring ``path`` back to what it was before the patch that the file ``undo`` prepared.
 
-        Returns False, with nothing changed, where ``undo`` is torn: then no patch was begun. May be
-        done again. Raises FileNotFoundError where either is not there.
+        Returns False, with nothing changed, where ``undo`` is torn, for then no patch was begun, or
+        tells of a file that had not ``length`` bytes. May be done again. Raises FileNotFoundError
+        where either is not there.
         """
 
     def truncate(self, path: RelPath, length: int) -> None:

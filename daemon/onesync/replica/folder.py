@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 import threading
 import time
@@ -37,6 +38,8 @@ _COPY, _COMPARE = "copy", "compare"
 _PIECE_OF_ZEROS = bytes(32 << 10)
 """What is left out of a sparse copy; no smaller, or holes would cost more than they save."""
 _TRIES = 5
+_MOST_BYTES = 1 << 30
+"""What is read whole: nothing that onesync writes is longer."""
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 _PROGRESS = "org.onedata.replication_progress"
 _CANNOT_TELL = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS, errno.EPERM)
@@ -136,6 +139,8 @@ class FolderReplica:
         self._held: OrderedDict[RelPath, _HeldDirectory] = OrderedDict()
         self._guard = threading.Lock()
         self._forgotten = 0
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most_held = min(_HELD_DIRECTORIES, limit // 4)
         self._interrupted: OrderedDict[tuple[int, int, str], tuple[Stamp, _Pour]] = OrderedDict()
         self._expected: int | None = None
 
@@ -405,24 +410,19 @@ class FolderReplica:
         finally:
             os.close(origin)
 
-    def undo(self, path: RelPath, undo: RelPath) -> bool:
+    def undo(self, path: RelPath, undo: RelPath, length: int) -> bool:
         fd = self._open(undo, os.O_RDONLY)
         try:
-            found = inplace.read_undo(fd, self._progress)
+            found = inplace.read_undo(fd, length, self._progress)
+            if found is None:
+                return False
+            target = self._open(path, os.O_RDWR)
+            try:
+                inplace.write_back(fd, target, found, self._progress)
+            finally:
+                os.close(target)
         finally:
             os.close(fd)
-        if found is None:
-            return False
-        length, old = found
-        target = self._open(path, os.O_RDWR)
-        try:
-            for offset, content in old:
-                inplace.write_at(target, content, offset)
-                self._progress(0)
-            os.ftruncate(target, length)
-            os.fsync(target)
-        finally:
-            os.close(target)
         return True
 
     def _open(self, path: RelPath, flags: int) -> int:
@@ -503,10 +503,11 @@ class FolderReplica:
         os.rmdir(name, dir_fd=directory)
 
     def read(self, path: RelPath) -> bytes:
-        with self._parent(path) as directory:
-            fd = os.open(name_of(path), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
-        with os.fdopen(fd, "rb") as file:
-            return file.read()
+        with os.fdopen(self._open(path, os.O_RDONLY), "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+        return content
 
     def write_new(self, path: RelPath, content: bytes) -> None:
         self._write(path, content, _NEW)
@@ -569,7 +570,7 @@ class FolderReplica:
             if self._forgotten != forgotten:
                 return held  # opened before a rename, maybe: good for this call alone
             self._held[path] = held
-            while len(self._held) > _HELD_DIRECTORIES:
+            while len(self._held) > self._most_held:
                 self._held.popitem(last=False)
         return held
 

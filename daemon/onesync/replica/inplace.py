@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from blake3 import blake3
 
@@ -19,6 +21,8 @@ from onesync.local import on_this_machine
 _CHUNK = 1 << 20
 _HEAD_BYTES = 20
 """The undo file begins with the length of its JSON head: decimal, padded, with a line break."""
+_LONGEST_HEAD = 64 << 20
+_LARGEST_BLOCK = 2 << 20
 
 Progress = Callable[[int], None]
 
@@ -95,30 +99,76 @@ def write_undo(
     return True
 
 
-def read_undo(undo: int, progress: Progress) -> tuple[int, list[tuple[int, bytes]]] | None:
-    """Return the old length and (offset, content) of the old blocks; None unless it is whole."""
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """What an undo file tells: the old length, and (start, length) of the old blocks in turn."""
+
+    length: int
+    blocks: tuple[tuple[int, int], ...]
+
+
+def read_undo(undo: int, length: int, progress: Progress) -> Undo | None:
+    """Read an undo file; None unless it is whole and of a file that had ``length`` bytes.
+
+    It lies where others may write: no number in it is believed that a patch could not have written.
+    """
+    head = _read_head(undo)
+    if head is None or head.get("length") != length:
+        return None
+    blocks = _old_blocks(head.get("blocks"), head.get("block_size"), length)
+    if blocks is None:
+        return None
+    hasher = blake3()
+    for content in _contents(undo, blocks):
+        hasher.update(content)
+        progress(0)
+    return Undo(length, blocks) if hasher.hexdigest() == head.get("digest") else None
+
+
+def write_back(undo: int, target: int, old: Undo, progress: Progress) -> None:
+    """Write the old blocks into ``target``, give it its old length, and flush."""
+    for (start, _), content in zip(old.blocks, _contents(undo, old.blocks), strict=True):
+        write_at(target, content, start)
+        progress(0)
+    os.ftruncate(target, old.length)
+    os.fsync(target)
+
+
+def _read_head(undo: int) -> dict[str, Any] | None:
     size = os.fstat(undo).st_size
-    start = os.pread(undo, _HEAD_BYTES, 0)
-    if not start.strip().isdigit() or not _HEAD_BYTES <= int(start) <= size:
+    start = os.pread(undo, _HEAD_BYTES, 0).strip()
+    if not start.isdigit() or not _HEAD_BYTES <= int(start) <= size:
+        return None
+    if size - int(start) > _LONGEST_HEAD:
         return None
     try:
         head = json.loads(os.pread(undo, size - int(start), int(start)))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(head, dict) or (head.get("onesync"), head.get("format")) != ("undo", 1):
         return None
-    length, block = int(head["length"]), int(head["block_size"])
-    hasher = blake3()
-    offset = _HEAD_BYTES
+    return head
+
+
+def _old_blocks(numbers: object, size: object, length: int) -> tuple[tuple[int, int], ...] | None:
+    """Return (start, length) of the blocks of a file; None unless there are such and they rise."""
+    if type(size) is not int or not 0 < size <= _LARGEST_BLOCK or not isinstance(numbers, list):
+        return None
     blocks = []
-    for number in head["blocks"]:
-        wanted = min(block, length - number * block)
-        content = os.pread(undo, wanted, offset)
-        hasher.update(content)
-        offset += wanted
-        blocks.append((number * block, content))
-        progress(0)
-    return (length, blocks) if hasher.hexdigest() == head["digest"] else None
+    least = 0
+    for number in numbers:
+        if type(number) is not int or not least <= number * size < length:
+            return None
+        blocks.append((number * size, min(size, length - number * size)))
+        least = (number + 1) * size
+    return tuple(blocks)
+
+
+def _contents(undo: int, blocks: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    offset = _HEAD_BYTES
+    for _, size in blocks:
+        yield os.pread(undo, size, offset)
+        offset += size
 
 
 def write_blocks(

@@ -119,9 +119,10 @@ class EscapedNames:
     ) -> bool:
         return self._at(path, lambda place: self._folder.patch(source, place, blocks, numbers, end))
 
-    def undo(self, path: RelPath, undo: RelPath) -> bool:
+    def undo(self, path: RelPath, undo: RelPath, length: int) -> bool:
         return self._at(
-            path, lambda place: self._at(undo, lambda beside: self._folder.undo(place, beside))
+            path,
+            lambda place: self._at(undo, lambda beside: self._folder.undo(place, beside, length)),
         )
 
     def truncate(self, path: RelPath, length: int) -> None:

@@ -1,0 +1,117 @@
+"""Makes a lost index anew, by comparing the working copy with the manifest.
+
+What is equal is known again and never sent; what differs was not pushed yet and is dirty; what only
+the manifest has stays in OneData, for that it is not here is no evidence that anybody deleted it.
+Engine's thread, working with the pool's.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from onesync.beneath import open_beneath
+from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
+from onesync.core.model import Entry, Kind, RelPath, Stamp, lost_stamp
+from onesync.local import read_xattrs, stamp_of
+from onesync.scanner import Scanner
+
+_CHUNK = 1 << 20
+
+
+@dataclass(slots=True)
+class Rebuilt:
+    """What is known again.
+
+    Attributes:
+        rows: (path, entry, stamp) of everything in the manifest.
+        blocks: digests of the blocks of large files that are equal.
+        absent: what the manifest has and the working copy has not.
+    """
+
+    rows: list[tuple[RelPath, Entry, Stamp | None]] = field(default_factory=list)
+    blocks: dict[str, Blocks] = field(default_factory=dict)
+    absent: list[RelPath] = field(default_factory=list)
+
+
+def rebuild(
+    root: bytes,
+    scanner: Scanner,
+    tree: Mapping[RelPath, Entry],
+    pool: ThreadPoolExecutor,
+    advanced: Callable[[int, int], None],
+) -> Rebuilt:
+    """Compare what stands at ``root`` with the manifest's ``tree``; reads every equal file once.
+
+    ``scanner`` is that of an empty index; ``advanced`` is told entries done and in all, and may
+    raise to give up.
+    """
+    rebuilt = Rebuilt()
+    found = {path: difference.seen for path, difference in scanner.scan((), [b""]).items()}
+    top = os.open(root, os.O_PATH | os.O_DIRECTORY)
+    try:
+        compared = pool.map(lambda path: _compare(top, path, tree[path], found.get(path)), tree)
+        for number, ((path, entry), (stamp, blocks)) in enumerate(
+            zip(tree.items(), compared, strict=True), 1
+        ):
+            rebuilt.rows.append((path, entry, stamp))
+            if stamp is None:
+                rebuilt.absent.append(path)
+            if blocks is not None:
+                rebuilt.blocks[entry.digest] = blocks
+            advanced(number, len(tree))
+    finally:
+        os.close(top)
+    return rebuilt
+
+
+def _compare(
+    top: int, path: RelPath, entry: Entry, seen: Stamp | None
+) -> tuple[Stamp | None, Blocks | None]:
+    """Return the stamp that the row of ``path`` gets, and the blocks of an equal large file."""
+    if seen is None:
+        return None, None
+    if (seen.kind, seen.target) != (entry.kind, entry.target):
+        return lost_stamp(entry.kind), None
+    if entry.kind is Kind.LINK:
+        return seen, None
+    if (seen.mtime_ns, seen.mode, seen.size) == (entry.mtime_ns, entry.mode, entry.size):
+        try:
+            fd = open_beneath(top, path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            return lost_stamp(entry.kind), None  # the push meets it again, and says so
+        try:
+            return _compare_opened(fd, entry, seen)
+        finally:
+            os.close(fd)
+    return lost_stamp(entry.kind), None
+
+
+def _compare_opened(fd: int, entry: Entry, seen: Stamp) -> tuple[Stamp, Blocks | None]:
+    lost = lost_stamp(entry.kind)
+    if read_xattrs(fd) != entry.xattrs or seen.linked != bool(entry.group):
+        return lost, None
+    if entry.kind is Kind.DIRECTORY:
+        return seen, None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return lost, None
+    digest, blocks = _digest(fd, entry.size)
+    same = digest == entry.digest and stamp_of(os.fstat(fd), Kind.FILE) == seen
+    return (seen, blocks) if same else (lost, None)
+
+
+def _digest(fd: int, size: int) -> tuple[str, Blocks | None]:
+    hasher = blake3()
+    blocks = BlockHasher(block_size(size)) if size >= PATCH_FROM else None
+    offset = 0
+    while chunk := os.pread(fd, _CHUNK, offset):
+        hasher.update(chunk)
+        if blocks is not None:
+            blocks.update(chunk)
+        offset += len(chunk)
+    return hasher.hexdigest(), blocks.blocks() if blocks is not None else None
