@@ -51,7 +51,7 @@ while True:
             db.execute("DELETE FROM Objects WHERE id = ?", (gone,))
         (run / "extra" / "DONE" / f"mic_{gone}.TXT").unlink()
         (run / "extra" / f"mic_{gone}.mrc").unlink()
-    time.sleep(0.02)
+    time.sleep(0.004)
 """
 
 
