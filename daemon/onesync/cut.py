@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,32 +109,37 @@ class Cuts:
         self._deferred = set()
         due = [first, self.marks.take(everything=True, resting=as_is)]
         found = self._look(_joined(due), awaited)
+        databases = self._databases(_all_paths(due) | found.keys())
+        pins.add(_files(found) - databases)
         frozen: dict[RelPath, Frozen] = {}
         late = due[-1]
         for number in range(_ROUNDS):
             earlier = _all_paths(due)
-            databases = self._databases(_all_paths(due) | found.keys())
-            pins.add(_files(found) - databases)
             frozen = self._freeze(databases, as_is)
             self.drain()
             late = self.marks.take(everything=True, resting=as_is)
             due.append(late)
             late_found = self._look(late, self._known_parents(late.paths))
-            found = _over(found, late, late_found)
+            _renew(found, late, late_found)
+            told = late.paths | late_found.keys()
+            databases = (databases - told) | self._databases(told)
             pins.add(_files(late_found) - databases)
             # What came only after the first look, and went, lived for milliseconds: after a few
             # tries it is taken for what it nearly always is, a temporary that no row names.
             strict = number < _STRICT_ROUNDS
             if not self._came_and_went(late.paths if strict else late.paths & earlier, pins):
                 break
-            self._let_go_of_gone(found, pins)
+            self._let_go_of_gone(found, pins, late)
         else:
             # Too much comes and goes: data are pushed, what promises them waits.
             frozen = {}
             for path in [path for path in _files(found) if self._is_marker(path)]:
                 del found[path]
                 self._defer(path)
-        self._complete(found, frozen, pins, late.paths if late.trees else None)
+        self._keep_what_went(found, pins, _joined(due[2:]))
+        databases = databases - self._impostors
+        self._sort_out(found, frozen, databases, late.paths if late.trees else None)
+        self._add_frozen(found, frozen)
         self._take_back_sidecars(found, awaited | frozen.keys())
         looked = _joined(due)
         return Cut(found, looked, frozen, set(looked.moves), self._deferred)
@@ -153,40 +159,35 @@ class Cuts:
 
     def _came_and_went(self, paths: Iterable[RelPath], pins: Pins) -> bool:
         """Whether a snapshot may name one of ``paths`` and nobody holds what it was."""
-        return any(
-            path not in pins
-            and database_of(path) not in self.marks.databases
-            and self.scanner.look(path) is None
-            and self.index.known(path) is None
+        nameable = {
+            path
             for path in paths
-        )
+            if path not in pins and database_of(path) not in self.marks.databases
+        }
+        return any(self.index.known(path) is None for path in self.scanner.gone(nameable))
 
-    def _let_go_of_gone(self, found: dict[RelPath, Difference], pins: Pins) -> None:
+    def _let_go_of_gone(self, found: dict[RelPath, Difference], pins: Pins, late: Due) -> None:
         """Begin a new cut: what is gone before it is not part of it."""
-        for path in list(pins):
-            if self.scanner.look(path) is None:
-                pins.release(path)
-                if (gone := found.get(path)) is not None and gone.seen is not None:
-                    del found[path]
+        for path in self._gone(pins, late):
+            pins.release(path)
+            if (gone := found.get(path)) is not None and gone.seen is not None:
+                del found[path]
 
-    def _complete(
-        self,
-        found: dict[RelPath, Difference],
-        frozen: dict[RelPath, Frozen],
-        pins: Pins,
-        told: Iterable[RelPath] | None,
-    ) -> None:
-        """Turn what two looks found into what the batch is to push, in place.
+    def _keep_what_went(self, found: dict[RelPath, Difference], pins: Pins, late: Due) -> None:
+        """Push what was deleted since the first look as it was; a later batch removes it."""
+        for path in self._gone(pins, late):
+            found[path] = Difference(path, self.index.known(path), pins.stamp(path))
+            self.marks.again([path])
 
-        ``told`` are the paths of the second look where it walked trees: a marker that only this
-        walk came upon may be younger than the walk of its data.
+    def _gone(self, pins: Pins, late: Due) -> set[RelPath]:
+        """Return what is pinned and has no name any more, by what was told since.
+
+        Each look costs, and most of thousands of pins were told nothing of.
         """
-        for path in pins:
-            if self.scanner.look(path) is None:
-                # Deleted since the first look: pushed as it was, removed by a later batch.
-                found[path] = Difference(path, self.index.known(path), pins.stamp(path))
-                self.marks.again([path])
-        self._sort_out(found, frozen, told)
+        tops = late.paths | late.trees
+        return self.scanner.gone({path for path in pins if lies_in(path, tops)})
+
+    def _add_frozen(self, found: dict[RelPath, Difference], frozen: dict[RelPath, Frozen]) -> None:
         for path, item in frozen.items():
             known = self.index.known(path)
             if known is not None and (known.entry.digest, known.stamp) == (item.digest, item.stamp):
@@ -196,14 +197,9 @@ class Cuts:
 
     def is_needed(self, due: Due) -> bool:
         """Whether anything due promises other files: then whatever is dirty goes with it."""
-        if due.trees or due.moves:
+        if due.trees or due.moves or any(map(self._is_marker, due.paths)):
             return True
-        return any(map(self._is_promise, due.paths))
-
-    def _is_promise(self, path: RelPath) -> bool:
-        base = database_of(path)
-        is_sidecar = base is not None and self._is_database(base)
-        return is_sidecar or self._is_marker(path) or self._is_database(path)
+        return bool(self._databases(due.paths))
 
     def _is_database(self, path: RelPath) -> bool:
         found = path not in self._impostors and snapshot.is_database(join(self.root, path))
@@ -213,7 +209,7 @@ class Cuts:
             self.marks.databases.discard(path)
         return found
 
-    def _databases(self, paths: set[RelPath]) -> set[RelPath]:
+    def _databases(self, paths: AbstractSet[RelPath]) -> set[RelPath]:
         """Return the databases among ``paths`` and those that they are sidecars of."""
         candidates = paths | {base for path in paths if (base := database_of(path))}
         self._impostors -= candidates
@@ -247,6 +243,7 @@ class Cuts:
                 self._taken[path] = (frozen[path].digest, snapshot.unchanged_header(place))
             elif not result.is_database:
                 self._impostors.add(path)
+                self.marks.databases.discard(path)
             elif stamp is not None:
                 self._not_frozen(path, result.reason)
         self._not_busy(frozen)
@@ -301,21 +298,26 @@ class Cuts:
         self,
         found: dict[RelPath, Difference],
         frozen: dict[RelPath, Frozen],
+        databases: AbstractSet[RelPath],
         told: Iterable[RelPath] | None,
     ) -> None:
-        """Leave sidecars out, and what is too late for this batch's cut."""
+        """Leave sidecars out, and what is too late for this batch's cut, in place.
+
+        ``told`` are the paths of the second look where it walked trees: a marker that only this
+        walk came upon may be younger than the walk of its data.
+        """
         told = None if told is None else set(told)
         for path, difference in list(found.items()):
             if difference.seen is None or difference.seen.kind is not Kind.FILE:
                 continue
             base = database_of(path)
-            if base is not None and self._is_database(base):
+            if base is not None and base in databases:
                 del found[path]
                 if self._sidecars.get(path) != difference.seen and base not in frozen:
                     self._defer(base)
                 continue
             young = told is not None and path not in told and self._is_marker(path)
-            if young or (path not in frozen and self._is_database(path)):
+            if young or (path not in frozen and path in databases):
                 del found[path]
                 self._defer(path)
 
@@ -355,13 +357,13 @@ def _files(found: dict[RelPath, Difference]) -> set[RelPath]:
     }
 
 
-def _over(
+def _renew(
     found: dict[RelPath, Difference], late: Due, late_found: dict[RelPath, Difference]
-) -> dict[RelPath, Difference]:
-    """Return what holds after the second look, which speaks of all that ``late`` names."""
-    kept = {
-        path: difference
-        for path, difference in found.items()
-        if path not in late.paths and not lies_in(path, late.trees)
-    }
-    return kept | late_found
+) -> None:
+    """Let ``found`` hold what holds after another look, which speaks of all that ``late`` names."""
+    for path in late.paths:
+        found.pop(path, None)
+    if late.trees:
+        for path in [path for path in found if lies_in(path, late.trees)]:
+            del found[path]
+    found.update(late_found)

@@ -47,6 +47,9 @@ class Pins:
     def __contains__(self, path: RelPath) -> bool:
         return path in self._fds
 
+    def __len__(self) -> int:
+        return len(self._fds)
+
     def __iter__(self) -> Iterator[RelPath]:
         return iter(self._fds)
 

@@ -87,6 +87,11 @@ class Scanner:
         with self._opened():
             return self.stamp(path)
 
+    def gone(self, paths: Iterable[RelPath]) -> set[RelPath]:
+        """Return those of ``paths`` where no entry stands now."""
+        with self._opened():
+            return {path for path in paths if self.stamp(path) is None}
+
     @contextmanager
     def _opened(self) -> Iterator[None]:
         """Hold the root open; raises WorkingCopyLost when it is not the one that was deployed."""

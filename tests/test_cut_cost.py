@@ -1,0 +1,120 @@
+"""What a cut costs: looks in proportion to what changed, whatever comes and goes meanwhile."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from onesync.clock import SystemClock
+from onesync.core.dirty import DirtySet, Due
+from onesync.core.model import RelPath, Stamp
+from onesync.core.ordering import SCIPION_ORDER, PublishOrder
+from onesync.cut import Cuts
+from onesync.index import Index
+from onesync.marks import Marks
+from onesync.pins import Pins
+from onesync.scanner import Scanner
+
+FILES = 300
+NOTHING = Due(frozenset(), frozenset(), (), ())
+
+
+class CountingScanner(Scanner):
+    """Counts the looks at single paths."""
+
+    looks = 0
+
+    def stamp(self, path: RelPath) -> Stamp | None:
+        self.looks += 1
+        return super().stamp(path)
+
+
+class Copy:
+    """A working copy with many new files and a database, in which things come and go."""
+
+    def __init__(self, home: Path, index: Index) -> None:
+        self.root = home / "work"
+        (self.root / "many").mkdir(parents=True)
+        (home / "spool").mkdir()
+        clock = SystemClock()
+        self.marks = Marks(DirtySet(2.0, 30.0), clock, lambda _: False)
+        root = bytes(self.root)
+        self.scanner = CountingScanner(root, index, lambda _: False)
+        self.comings: list[str] = []
+        self.cuts = Cuts(
+            root=root,
+            spool=home / "spool",
+            index=index,
+            scanner=self.scanner,
+            marks=self.marks,
+            order=PublishOrder(SCIPION_ORDER),
+            drain=self.come_and_go,
+            boottime=clock.boottime,
+            problems={},
+        )
+        for number in range(FILES):
+            self.write(f"many/{number}")
+        with closing(sqlite3.connect(self.root / "items.sqlite")) as database:
+            database.execute("CREATE TABLE Objects (id)")
+        self.marks.changed(b"items.sqlite")
+
+    def write(self, name: str) -> None:
+        (self.root / name).write_bytes(b"content")
+        self.marks.changed(name.encode())
+
+    def remove(self, name: str) -> None:
+        (self.root / name).unlink()
+        self.marks.deleted(name.encode())
+
+    def come_and_go(self) -> None:
+        """Stand for the watcher: tell of what came and went while the databases were copied."""
+        if self.comings:
+            name = self.comings.pop(0)
+            self.write(name)
+            self.remove(name)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Iterator[Copy]:
+    with closing(Index(tmp_path / "index.sqlite")) as index:
+        copy = Copy(tmp_path, index)
+        yield copy
+        copy.cuts.snapshots.close()
+
+
+def test_a_file_that_came_and_went_costs_no_second_look_at_all_others(copy: Copy) -> None:
+    copy.comings = ["many/brief", "many/briefer"]
+    with Pins(bytes(copy.root)) as pins:
+        cut = copy.cuts.take(NOTHING, set(), pins, as_is=False)
+        assert len(pins) == FILES
+    assert not copy.comings, "each began a new cut"
+    assert b"items.sqlite" in cut.frozen
+    assert copy.scanner.looks < FILES + 50
+
+
+def test_what_went_while_the_databases_were_copied_is_still_pushed(copy: Copy) -> None:
+    copy.comings = ["many/7"]
+    with Pins(bytes(copy.root)) as pins:
+        cut = copy.cuts.take(NOTHING, set(), pins, as_is=False)
+        difference = cut.found[b"many/7"]
+        assert difference.seen is not None
+        with open(pins.sources()[b"many/7"], "rb") as pinned:
+            assert pinned.read() == b"content"
+    assert copy.marks.take(everything=True).paths == {b"many/7"}
+
+
+def test_a_directory_that_went_before_the_new_cut_takes_its_files_along(copy: Copy) -> None:
+    def move() -> None:
+        (copy.root / "many").rename(copy.root.parent / "elsewhere")
+        copy.marks.deleted(b"many")
+        copy.cuts.drain = copy.come_and_go
+
+    copy.cuts.drain = move
+    with Pins(bytes(copy.root)) as pins:
+        cut = copy.cuts.take(NOTHING, set(), pins, as_is=False)
+        assert len(pins) == 0
+    assert {path for path, d in cut.found.items() if d.seen} == {b"items.sqlite"}
