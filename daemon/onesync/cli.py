@@ -1,4 +1,7 @@
-"""The command line."""
+"""The command line.
+
+Each command imports what it alone needs: asking a daemon takes half the time without its parts.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,10 @@ from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
 from onesync.core import legacy
 from onesync.core.model import Kind, printable, show
 from onesync.errors import ConfigurationError, Exit, OnesyncError
-from onesync.inspect import find_damage, had_copy, held_deletions, read_manifest, verify_folder
-from onesync.service import STOP_SIGNALS, Service, unlock_folder
 from onesync.settings import Settings, check_directories, load
 from onesync.systemd import JournalFormatter
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 Config = Annotated[Path | None, typer.Option(help="Configuration file.")]
 Instance = Annotated[str | None, typer.Option(help="Use /etc/onesync/NAME.toml.")]
@@ -33,6 +34,9 @@ _STATUS_SECONDS = 0.8
 @app.command()
 def run(config: Config = None, instance: Instance = None) -> None:
     """Deploy, keep in sync, and on SIGTERM or SIGINT undeploy."""
+    from onesync.inspect import had_copy
+    from onesync.service import STOP_SIGNALS, Service
+
     # From here on a signal waits until the service takes it.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     handler = logging.StreamHandler()
@@ -83,6 +87,8 @@ def resume(
     ] = False,
 ) -> None:
     """List the deletions that are held for a person to decide; exit code 3 if there are any."""
+    from onesync.inspect import held_deletions
+
     settings = load(config, instance)
     if accept_deletions:
         reply = _ask(settings, "accept_deletions")
@@ -118,6 +124,8 @@ def verify(
     ] = False,
 ) -> None:
     """Compare working copy, manifest and OneData; exit code 3 when they differ."""
+    from onesync.inspect import verify_folder
+
     findings = verify_folder(load(config, instance), content)
     for finding in findings:
         typer.echo(f"{finding.where}: {show(finding.path)} {finding.text}")
@@ -132,6 +140,8 @@ def scrub(config: Config = None, instance: Instance = None) -> None:
 
     The daemon must be running; it goes on syncing meanwhile.
     """
+    from onesync.inspect import find_damage
+
     settings = load(config, instance)
     _ask(settings, "status")
     mendable, lost = find_damage(settings)
@@ -162,6 +172,8 @@ app.add_typer(manifest_app, name="manifest")
 @manifest_app.command("ls")
 def manifest_ls(config: Config = None, instance: Instance = None) -> None:
     """List every entry: kind, mode, size, time, path."""
+    from onesync.inspect import read_manifest
+
     for path, entry in sorted(read_manifest(load(config, instance)).items()):
         when = datetime.fromtimestamp(entry.mtime_ns / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         arrow = f" -> {show(entry.target)}" if entry.kind is Kind.LINK else ""
@@ -172,6 +184,8 @@ def manifest_ls(config: Config = None, instance: Instance = None) -> None:
 @manifest_app.command("links")
 def manifest_links(config: Config = None, instance: Instance = None) -> None:
     """List the symbolic links and their targets."""
+    from onesync.inspect import read_manifest
+
     for path, entry in sorted(read_manifest(load(config, instance)).items()):
         if entry.kind is Kind.LINK:
             typer.echo(f"{show(path)} -> {show(entry.target)}")
@@ -184,6 +198,8 @@ def manifest_export(
     instance: Instance = None,
 ) -> None:
     """Write the links in a format that the predecessors read."""
+    from onesync.inspect import read_manifest
+
     if not linklist:
         raise ConfigurationError("Name a format: --linklist.")
     settings = load(config, instance)
@@ -199,6 +215,8 @@ def unlock(
     instance: Instance = None,
 ) -> None:
     """End the claim of a dead deployment, after watching it for life."""
+    from onesync.service import unlock_folder
+
     settings = load(config, instance)
     check_directories(settings)
     for removed in unlock_folder(settings, epoch):

@@ -6,12 +6,12 @@ import logging
 import sys
 import threading
 import time
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from typing import TYPE_CHECKING
 
 from onesync.systemd import Notifier
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 log = logging.getLogger(__name__)
 
@@ -30,17 +30,7 @@ class Progress:
         self._copied = 0
         self._shown = 0.0
         self._logged = time.monotonic()
-        self._bar: Bar | None = None
-        if sys.stderr.isatty():
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
+        self._bar = _make_bar() if sys.stderr.isatty() else None
 
     def phase(self, name: str) -> None:
         """Begin a phase."""
@@ -86,3 +76,20 @@ class Progress:
         if self._bar is not None and self._bar.tasks:
             self._bar.stop()
             self._bar.remove_task(self._bar.tasks[0].id)
+
+
+def _make_bar() -> Bar:
+    # Imported where a person looks on: a daemon does without, in time and memory.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
