@@ -138,6 +138,18 @@ def test_a_deleted_lock_is_lost_and_frees_the_folder(replica: Replica) -> None:
     assert lock_of(replica, "two").acquire() == 2
 
 
+@pytest.mark.parametrize("left", [b"", bytes(LOCK_BYTES)], ids=["empty", "zeros"])
+def test_a_lock_whose_bytes_onedata_lost_is_written_anew(replica: Replica, left: bytes) -> None:
+    lock = lock_of(replica, "one")
+    lock.acquire()
+    replica.remove(LOCK)
+    replica.write_new(LOCK, left)
+    lock.beat()
+    assert parse_lock(replica.read(LOCK))["HOST"] == "one"
+    with pytest.raises(DeployedElsewhere):
+        lock_of(replica, "two").acquire()
+
+
 def test_an_overwritten_lock_is_lost(replica: Replica) -> None:
     lock = lock_of(replica, "one")
     lock.acquire()

@@ -418,9 +418,10 @@ class Lock:
         if fields is None:
             return "the lock file was removed"
         mine = (record.deployment_id, str(record.epoch))
-        # An older epoch's text is a late call of one who lost the folder to us: we write it anew.
-        late = (epoch_of(fields) or record.epoch) < record.epoch
-        if (fields.get("DEPLOYMENT"), fields.get("EPOCH")) != mine and not late:
+        # We write it anew where it names nobody, for OneData lost what was written, and where it has
+        # an older epoch's text, a late call of one who lost the folder to us.
+        stale = not fields or (epoch_of(fields) or record.epoch) < record.epoch
+        if (fields.get("DEPLOYMENT"), fields.get("EPOCH")) != mine and not stale:
             return f"the lock file names {printable(fields.get('HOST', 'somebody else'))} now"
         if self._replica.look(self._place(record.epoch + 1)) is not None:
             return f"epoch {record.epoch + 1} was claimed, or this one unlocked"
