@@ -30,7 +30,9 @@ def prepare(store: Path) -> None:
     (store / "old" / "frame.mrc").write_bytes(b"frame")
     (store / "notes.txt").write_bytes(b"first\n")
     for path in ("old/frame.mrc", "old", "notes.txt"):
-        os.utime(store / path, (1_600_000_000, 1_600_000_000))  # in whole seconds, as OneData has it
+        os.utime(
+            store / path, (1_600_000_000, 1_600_000_000)
+        )  # in whole seconds, as OneData has it
 
 
 def creates(work: Path, large: int = LARGE) -> None:

@@ -36,7 +36,8 @@ class Fault:
     ``effect`` is ``fail`` (with the errno ``number``), ``drop`` (success, and nothing done; a read
     tells zeros), ``kill`` (the client dies, or the processes ``victims``, with all that they
     started unless those become ``orphans``), ``hang`` (until released) or ``wait`` (``delay``
-    seconds, which every effect waits first). With ``applied`` the call is carried out before it fails, hangs or kills. A write fails late, as a buffered one does, unless ``at_once``. The
+    seconds, which every effect waits first). With ``applied`` the call is carried out before it
+    fails, hangs or kills. A write fails late, as a buffered one does, unless ``at_once``. The
     kernel asks again after one failed ``getattr`` of a name that it knows; its caller sees nothing.
     """
 
@@ -96,7 +97,6 @@ class Fault:
         if operation == "write" and not self.at_once and not self.applied:
             raise Deferred(self.number)
         raise OSError(self.number, os.strerror(self.number))
-
 
     def _kill(self, answer: Any) -> Any:
         ours = os.getpid()
