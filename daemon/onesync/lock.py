@@ -418,8 +418,8 @@ class Lock:
         if fields is None:
             return "the lock file was removed"
         mine = (record.deployment_id, str(record.epoch))
-        # We write it anew where it names nobody, for OneData lost what was written, and where it has
-        # an older epoch's text, a late call of one who lost the folder to us.
+        # We write it anew where it names nobody, for OneData lost what was written, and where it
+        # has an older epoch's text, a late call of one who lost the folder to us.
         stale = not fields or (epoch_of(fields) or record.epoch) < record.epoch
         if (fields.get("DEPLOYMENT"), fields.get("EPOCH")) != mine and not stale:
             return f"the lock file names {printable(fields.get('HOST', 'somebody else'))} now"
