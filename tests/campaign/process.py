@@ -36,6 +36,8 @@ DEATHS = ("crash", "orphans", "power")
 """The program dies with its children, without them, or with them and the mount."""
 
 _AT_ALL_COSTS, _AT_ONCE = 20, 0.5
+_N = 2
+"""Of a claim without a record the next life must see for ten times as long that it is dead."""
 
 
 @dataclass
@@ -71,6 +73,7 @@ class ProcessLife:
         lasts = self.fault is not None and self.fault.lasting
         self.node.configure(
             mount__require_fuse=True,
+            mount__io_timeout_seconds=_N,
             guards__unexplained_percent=100,
             undeploy__flush_retry_seconds=_AT_ONCE if lasts else _AT_ALL_COSTS,
         )
@@ -112,11 +115,12 @@ class ProcessLife:
             self.mounted.remount()
 
     def _syncs(self) -> bool:
-        """Wait until it syncs; False where it has ended, or where it will not before the end."""
-        deadline = time.monotonic() + SOON
-        while self.node.running() and time.monotonic() < deadline:
+        """Wait until it syncs; False where it has ended."""
+        deadline = time.monotonic() + 2 * SOON
+        while self.node.running():
             if self.node.status()["phase"] in ("syncing", "backing_off"):
                 return True
+            assert time.monotonic() < deadline, self.node.log()
             time.sleep(0.02)
         return False
 
