@@ -429,7 +429,7 @@ def faulty_owner(replica: Replica) -> tuple[Lock, Faulty, FakeClock]:
 
 def test_a_beat_costs_few_calls(replica: Replica) -> None:
     lock, door, _ = faulty_owner(replica)
-    for _ in range(3):
+    for _ in range(12):
         lock.beat()
     door.calls.clear()
     lock.beat()
@@ -588,6 +588,62 @@ class Stale:
     def list(self, path: bytes) -> list[Listed]:
         found = self._replica.list(path)
         return found if path != EPOCHS else [item for item in found if item.name == self.shown]
+
+
+def test_a_listing_of_twenty_calls_ago_hides_no_sign_of_life(replica: Replica) -> None:
+    owner, _ = claimed(replica)
+    door = Frozen(replica, replica.list(place(1)))
+    for _ in range(10):
+        owner.beat()
+
+    class Beating(FakeClock):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            owner.beat()
+
+    other = lock_of(replica, "two", clock=Beating())
+    other._replica = door  # type: ignore[assignment]
+    with pytest.raises(DeployedElsewhere, match="alive"):
+        other.unlock(1)
+
+
+class Frozen:
+    """A door that lists the first claim as it once was."""
+
+    def __init__(self, replica: Replica, listed: list[Listed]) -> None:
+        self._replica = replica
+        self._listed = listed
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._replica, name)
+
+    def list(self, path: bytes) -> list[Listed]:
+        return self._listed if path == place(1) else self._replica.list(path)
+
+
+def test_an_unlock_leaves_the_lock_of_a_successor_alone(replica: Replica) -> None:
+    """It was claimed meanwhile, and a cache shows the lock file as it was before."""
+    owner, _ = claimed(replica)
+    before = replica.read(LOCK)
+    other = lock_of(replica, "two")
+    other._lives = lambda *_: lock_of(replica, "one", owner.state()).acquire() == 0  # type: ignore[method-assign]
+    other._replica = Cached(replica, before)  # type: ignore[assignment]
+    other.unlock(1)
+    assert parse_lock(replica.read(LOCK))["EPOCH"] == "2"
+
+
+class Cached:
+    """A door that shows the lock file as it once was."""
+
+    def __init__(self, replica: Replica, content: bytes) -> None:
+        self._replica = replica
+        self._content = content
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._replica, name)
+
+    def read(self, path: bytes) -> bytes:
+        return self._content if path == LOCK else self._replica.read(path)
 
 
 def test_ten_minutes_without_a_provider_suspend_and_end_by_themselves(

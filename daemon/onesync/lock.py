@@ -48,7 +48,8 @@ from onesync.replica.door import Replica
 
 LOCK = STATUS_FOLDER + b"/lock"
 DOCKER_LOCK = b"scipion-docker/project.lock"
-_KEPT_BEATS = 3
+_KEPT_BEATS = 12
+"""What a listing of twenty calls ago does not show is found by name, from the last one it shows."""
 _TWINS = {b"": (STATUS_FOLDER,), STATUS_FOLDER: (b"lock", b"epochs", b"manifest", b"folder.json")}
 """By directory, the names of ours of which a second provider would show another one."""
 _PROBE = b"probe-"
@@ -234,16 +235,18 @@ class Lock:
         except FileExistsError:
             ours = False
         woke_up = self._newest_beat(epoch) > newest
+        removed = False
         if not woke_up:
             self._end(epoch, "unlocked", None)
         if ours:
+            # As long as the next epoch is ours and open, the lock file cannot be a successor's.
+            removed = not woke_up and self._remove_lock(epoch)
             self._end(epoch + 1, WITHDRAWN, None)
         if woke_up:
             raise DeployedElsewhere(
                 f"Epoch {epoch} came to life at the very end of the watch. It ends by itself now,"
                 " with its local data kept: start it again on its node."
             )
-        removed = self._remove_lock(epoch)
         return [f"the claim of epoch {epoch}", *(["the lock file"] if removed else [])]
 
     def _held(self) -> Record:
