@@ -4,7 +4,8 @@ The nodes run the real lock, manifest and search for the head, as threads of whi
 time. Their calls on the store take time, fail before or after they took effect, take effect late,
 never leave, come in part, and those of heartbeats ten times as often; their listings are stale;
 they are paused for longer than every time of the lock, die at any call, come back after a reboot or
-as a clone of another's disk, and a person unlocks what looks dead. What is judged is written at ``History``.
+as a clone of another's disk, and a person unlocks what looks dead. What is judged is written at
+``History``.
 """
 
 from __future__ import annotations
