@@ -86,6 +86,8 @@ class ProcessLife:
         code = self.node.end()
         self.end = Exit(code) if code >= 0 else None
         self.error = "" if self.end is Exit.CLEAN else self.node.log()[-2000:]
+        if self.died and self.fault is not None and self.fault.what == "power":
+            self.mounted.died()
         self._make_well()
         wait_for_children_of(self.node)
         return self
@@ -157,7 +159,7 @@ class ProcessLife:
             if lasts:
                 return False
             time.sleep(0.1)
-        return False
+        raise AssertionError(self.node.log())
 
 
 def wait_for_children_of(node: Node) -> None:

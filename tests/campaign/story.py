@@ -170,7 +170,7 @@ class Story:
         """Whether ``found`` is a state that the project really had, and not one before ``safe``."""
         self.settle()
         return any(
-            _lies_between(found, self.states[max(0, number - 1)], self.states[number])
+            _lies_between(found, self.states[max(self.safe, number - 1)], self.states[number])
             for number in range(self.safe, len(self.states))
         )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from onesync.errors import Exit
 from tests.campaign.calls import Fault
 from tests.campaign.process import DEATHS, ProcessTrial
 
@@ -52,16 +53,18 @@ def fail(number: int, home: Path, *, lasting: bool) -> bool:
     return happened
 
 
-def die(number: int, home: Path) -> int:
-    """Die up to three times, also while the last death is settled; returns how often it was."""
+def die(number: int, home: Path, most: int = 10) -> int:
+    """Die up to ``most`` times, also while the last death is settled; returns how often it was."""
     chance = random.Random(f"{SEED} {number}")
     profile = chance.choice(["plain", "plain", "21.02"])
     deaths = []
     with ProcessTrial(home / str(number), profile=profile) as trial:
-        for most in (CALLS, RECOVERY, RECOVERY)[: chance.randint(1, 3)]:
-            applied = chance.random() < 0.5
-            deaths.append(Fault(chance.randint(1, most), chance.choice(DEATHS), applied=applied))
+        for _ in range(chance.randint(1, most)):
+            call = chance.randint(1, chance.choice((RECOVERY, 2 * RECOVERY, CALLS)))
+            deaths.append(Fault(call, chance.choice(DEATHS), applied=chance.random() < 0.5))
             trial.live(deaths[-1])
+            if trial.wrong or trial.lives[-1].end is Exit.CLEAN:
+                break
         trial.converge()
         trial.stage_in_elsewhere()
     assert not trial.wrong, (SEED, number, profile, list(map(str, deaths)), trial.wrong)
@@ -75,7 +78,7 @@ def test_a_fault_at_some_call(number: int, home: Path) -> None:
 
 @pytest.mark.parametrize("number", range(3))
 def test_some_deaths(number: int, home: Path) -> None:
-    assert die(number, home)
+    assert die(number, home, most=3)
 
 
 @pytest.mark.soak
