@@ -26,7 +26,7 @@ SEED = int(os.environ.get("ONESYNC_SEED", "20260104"))
 STRIDE = int(os.environ.get("ONESYNC_STRIDE", "5"))
 MANY = int(os.environ.get("ONESYNC_DEATHS", "500"))
 FROM = int(os.environ.get("ONESYNC_DEATHS_FROM", "0"))
-CHUNKS = 4
+CHUNKS = 20
 ERRNOS = ("EIO", "ENOSPC", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "EDQUOT", "EACCES", "EROFS")
 CALLS = 900
 """About so many calls a life makes that nothing befalls."""
