@@ -109,8 +109,10 @@ class ProcessLife:
 
     def _make_well(self) -> None:
         alive = self.mounted.running()
-        number = self.fault.number if self.fault is not None else 0
-        self.happened = not alive or 0 < number <= self.mounted.calls()
+        if self.fault is not None and self.fault.what not in DEATHS:
+            self.happened = self.fault.number <= self.mounted.calls()
+        else:
+            self.happened = self.died
         if alive:
             self.mounted.clear()
         else:
