@@ -240,6 +240,64 @@ def test_a_claim_that_died_before_its_record_is_taken_up_again(replica: Replica)
     assert lock_of(replica, "one", kept[-1]).acquire() == 2
 
 
+class Mortal:
+    """A door that dies at the call ``left``, before or after it took effect, and stays dead."""
+
+    def __init__(self, replica: Replica, left: int, after: bool) -> None:
+        self._replica = replica
+        self.left = left
+        self._after = after
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        def made(*arguments: object) -> object:
+            self.left -= 1
+            if self.left < 0 and not (self._after and self.left == -1):
+                raise Dies
+            answer = getattr(self._replica, name)(*arguments)
+            if self.left < 0:
+                raise Dies
+            return answer
+
+        return made
+
+
+def lived(replica: Replica, kept: list[Remembered], left: int, after: bool) -> Lock | None:
+    """Start the node once more; None where it died."""
+    claimant = Claimant("one", "boot-one", "machine-one", "me", "/work", "/data", "0")
+    door = cast(Replica, Mortal(replica, left, after))
+    lock = Lock(door, FakeClock(), TIMES, claimant, kept[-1], kept.append)
+    try:
+        lock.acquire()
+    except Dies:
+        return None
+    return lock
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_death_at_every_call_of_two_starts_in_a_row_needs_no_person(after: bool) -> None:
+    deaths = 0
+    for first in range(99):
+        replica = MemoryReplica()
+        owner, _ = claimed(replica)
+        kept = [owner.state()]
+        if lived(replica, kept, first, after) is not None:
+            break
+        for second in range(first % 3, 99, 3):
+            world, memory = MemoryReplica(), list(kept)
+            world._tree = dict(replica._tree)
+            died = lived(world, memory, second, after) is None
+            deaths += died
+            heir = lived(world, memory, 9999, after)
+            assert heir is not None
+            assert heir.state().deployment_id == owner.state().deployment_id, (first, second)
+            heir.release(None)
+            ends = [world.look(place(n + 1, b"end.json")) for n in range(heir.state().epoch)]
+            assert all(ends), (first, second, ends)
+            if not died:
+                break
+    assert deaths > 150
+
+
 def test_a_deployment_of_many_beats_is_known_again(replica: Replica) -> None:
     kept: list[Remembered] = []
     claimant = Claimant("one", "boot-one", "machine-one", "me", "/work", "/data", "0")

@@ -370,7 +370,8 @@ class Lock:
         self.check()
         self._confirmed = sent
         self._show(record)
-        for claim in self._claims():
+        # From the oldest on, for what lies below one that was ended is not looked for again.
+        for claim in reversed(self._claims()):
             if claim.epoch < epoch and claim.ended is None:
                 self._end(claim.epoch, "superseded", None)
 
