@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ DEATHS = ("crash", "orphans", "power")
 """The program dies with its children, without them, or with them and the mount."""
 
 _AT_ALL_COSTS, _AT_ONCE = 20, 0.5
+_TRIES = 3
+_TOLD = re.compile("The manifest is damaged: .* is cut short")
+"""A checkpoint that a death tore in an earlier epoch is told of; nothing is missing for it."""
 _N = 2
 """Of a claim without a record the next life must see for ten times as long that it is dead."""
 
@@ -150,18 +154,18 @@ class ProcessLife:
 
     def _flushes(self, lasts: bool) -> bool:
         deadline = time.monotonic() + SOON
-        while time.monotonic() < deadline:
+        while True:
             try:
                 answer = ask(self.node.home / "run" / "control.sock", "flush", SOON)
             except NotRunning:
                 return False
-            if answer["ok"] and not answer["problems"]:
+            if answer["ok"] and all(map(_TOLD.match, answer["problems"])):
                 self.story.safe = max(0, len(self.story.states) - 1)
                 return True
             if lasts:
                 return False
+            assert time.monotonic() < deadline, (answer, self.node.log())
             time.sleep(0.1)
-        raise AssertionError(self.node.log())
 
 
 def wait_for_children_of(node: Node) -> None:
@@ -189,6 +193,8 @@ class ProcessTrial(Trial):
     acts: tuple[Act, ...] = STORY
     profile: str = "plain"
     WHERE: ClassVar[str] = " in real processes"
+    # On a busy machine the mount may be too slow, and systemd would try again.
+    ALWAYS: ClassVar[frozenset[Exit]] = frozenset((Exit.CLEAN, Exit.MOUNT_NOT_THERE))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -224,6 +230,14 @@ class ProcessTrial(Trial):
         self.lives.append(life)
         self._judge(life, fault if life.happened else None)
         return life.happened
+
+    def converge(self) -> None:
+        """Live on until a life ends undeployed (``Trial``); systemd starts it again as often."""
+        for _ in range(_TRIES):
+            if self.lives[-1].end in (Exit.CLEAN, None):
+                break
+            self.live()
+        super().converge()
 
     def stage_in_elsewhere(self) -> None:
         """Compare what was undeployed with what a second node gets through the mount."""

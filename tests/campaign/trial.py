@@ -45,6 +45,7 @@ class Trial:
     wrong: list[str] = field(default_factory=list)
     lives: list[Lived] = field(default_factory=list)
     WHERE: ClassVar[str] = ""
+    ALWAYS: ClassVar[frozenset[Exit]] = frozenset((Exit.CLEAN,))
 
     def __post_init__(self) -> None:
         self.store = self._folder()
@@ -108,7 +109,7 @@ class Trial:
             self._look_elsewhere()
 
     def _judge_end(self, life: Lived, fault: Fault | None) -> None:
-        allowed = {Exit.CLEAN}
+        allowed = set(self.ALWAYS)
         if fault is not None:
             allowed.add(Exit.MOUNT_NOT_THERE)
         if fault is not None and fault.lasting:
