@@ -43,7 +43,8 @@ test: setup
 	$(BIN)/pytest -n 4 --dist worksteal
 	$(BIN)/pytest -s -m session
 
-# The whole campaign of faults and crash points, HISTORIES histories of the lock's nemesis, then a
+# The whole campaign of faults and crash points, in one process and as real ones (what shortens or
+# continues it: tests/campaign/test_processes.py), HISTORIES histories of the lock's nemesis, then a
 # live session of every actor of a Scipion project, SECONDS long, and what it measured.
 soak: SECONDS ?= 1200
 soak: HISTORIES ?= 5000

@@ -2,9 +2,10 @@
 
 The nodes run the real lock, manifest and search for the head, as threads of which one runs at a
 time. Their calls on the store take time, fail before or after they took effect, take effect late,
-never leave, come in part; their listings are stale; they are paused for longer than every time of
-the lock, die at any call, come back after a reboot or as a clone of another's disk, and a person
-unlocks what looks dead. What is judged is written at ``History``.
+never leave, come in part, and those of heartbeats ten times as often; their listings are stale;
+they are paused for longer than every time of the lock, die at any call, come back after a reboot or
+as a clone of another's disk, and a person unlocks what looks dead. What is judged is written at
+``History``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ from tests.memory import MemoryReplica
 
 N = 10.0
 TIMES = LockTimes.from_timeout(N)
+_BEAT = b"/beat-"
 _CHANGES = ("write_new", "overwrite", "make_directory", "remove", "rename")
+
+
+def _is_beat(name: str, arguments: tuple[Any, ...]) -> bool:
+    return name == "write_new" and _BEAT in arguments[0]
 
 
 class Dies(BaseException):
@@ -169,6 +175,8 @@ class Seat:
         if node.muted_until > node.world.now:
             _current.task.wait(N * 0.9)
             raise OSError(errno.ETIMEDOUT, "no answer", name)
+        if _is_beat(name, arguments) and dice.random() < node.history.beat_mishaps:
+            return self._beat_mishap(arguments, dice)
         if dice.random() < node.history.mishaps:
             return self._mishap(name, arguments, dice)
         if name == "list":
@@ -235,6 +243,19 @@ class Seat:
         else:
             counts["refused"] += 1
         raise OSError(errno.EIO, kind, name)
+
+    def _beat_mishap(self, arguments: tuple[Any, ...], dice: random.Random) -> None:
+        """What befalls a heartbeat alone, while everything else may go well."""
+        kind = dice.choice(("delayed", "never left", "failed", "torn"))
+        self._node.world.counts[f"beats {kind}"] += 1
+        path, content = arguments
+        if kind == "torn":
+            self._land_late("write_new", (path, content[: dice.randrange(len(content))]))
+        elif kind == "delayed":
+            late = self._node.world.now + dice.random() * 10 * N
+            self._node.world.at(late, lambda: self._land_late("write_new", arguments))
+        if kind == "failed" or (kind != "never left" and dice.random() < 0.5):
+            raise OSError(errno.EIO, kind, path)
 
     def _land_late(self, name: str, arguments: tuple[Any, ...]) -> None:
         with suppress(OSError):
@@ -404,6 +425,7 @@ class History:
     seed: int
     seconds: float = 160 * N
     mishaps: float = 0.01
+    beat_mishaps: float = 0.1
     contenders: int = 3
     careless: bool = False
     world: World = field(init=False)

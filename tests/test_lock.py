@@ -138,6 +138,18 @@ def test_a_deleted_lock_is_lost_and_frees_the_folder(replica: Replica) -> None:
     assert lock_of(replica, "two").acquire() == 2
 
 
+@pytest.mark.parametrize("left", [b"", bytes(LOCK_BYTES)], ids=["empty", "zeros"])
+def test_a_lock_whose_bytes_onedata_lost_is_written_anew(replica: Replica, left: bytes) -> None:
+    lock = lock_of(replica, "one")
+    lock.acquire()
+    replica.remove(LOCK)
+    replica.write_new(LOCK, left)
+    lock.beat()
+    assert parse_lock(replica.read(LOCK))["HOST"] == "one"
+    with pytest.raises(DeployedElsewhere):
+        lock_of(replica, "two").acquire()
+
+
 def test_an_overwritten_lock_is_lost(replica: Replica) -> None:
     lock = lock_of(replica, "one")
     lock.acquire()
@@ -226,6 +238,64 @@ def test_a_claim_that_died_before_its_record_is_taken_up_again(replica: Replica)
     with pytest.raises(DeployedElsewhere, match="no readable record"):
         lock_of(replica, "two").acquire()
     assert lock_of(replica, "one", kept[-1]).acquire() == 2
+
+
+class Mortal:
+    """A door that dies at the call ``left``, before or after it took effect, and stays dead."""
+
+    def __init__(self, replica: Replica, left: int, after: bool) -> None:
+        self._replica = replica
+        self.left = left
+        self._after = after
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        def made(*arguments: object) -> object:
+            self.left -= 1
+            if self.left < 0 and not (self._after and self.left == -1):
+                raise Dies
+            answer = getattr(self._replica, name)(*arguments)
+            if self.left < 0:
+                raise Dies
+            return answer
+
+        return made
+
+
+def lived(replica: Replica, kept: list[Remembered], left: int, after: bool) -> Lock | None:
+    """Start the node once more; None where it died."""
+    claimant = Claimant("one", "boot-one", "machine-one", "me", "/work", "/data", "0")
+    door = cast(Replica, Mortal(replica, left, after))
+    lock = Lock(door, FakeClock(), TIMES, claimant, kept[-1], kept.append)
+    try:
+        lock.acquire()
+    except Dies:
+        return None
+    return lock
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_death_at_every_call_of_two_starts_in_a_row_needs_no_person(after: bool) -> None:
+    deaths = 0
+    for first in range(99):
+        replica = MemoryReplica()
+        owner, _ = claimed(replica)
+        kept = [owner.state()]
+        if lived(replica, kept, first, after) is not None:
+            break
+        for second in range(first % 3, 99, 3):
+            world, memory = MemoryReplica(), list(kept)
+            world._tree = dict(replica._tree)
+            died = lived(world, memory, second, after) is None
+            deaths += died
+            heir = lived(world, memory, 9999, after)
+            assert heir is not None
+            assert heir.state().deployment_id == owner.state().deployment_id, (first, second)
+            heir.release(None)
+            ends = [world.look(place(n + 1, b"end.json")) for n in range(heir.state().epoch)]
+            assert all(ends), (first, second, ends)
+            if not died:
+                break
+    assert deaths > 150
 
 
 def test_a_deployment_of_many_beats_is_known_again(replica: Replica) -> None:
@@ -417,7 +487,7 @@ def faulty_owner(replica: Replica) -> tuple[Lock, Faulty, FakeClock]:
 
 def test_a_beat_costs_few_calls(replica: Replica) -> None:
     lock, door, _ = faulty_owner(replica)
-    for _ in range(3):
+    for _ in range(12):
         lock.beat()
     door.calls.clear()
     lock.beat()
@@ -576,6 +646,62 @@ class Stale:
     def list(self, path: bytes) -> list[Listed]:
         found = self._replica.list(path)
         return found if path != EPOCHS else [item for item in found if item.name == self.shown]
+
+
+def test_a_listing_of_twenty_calls_ago_hides_no_sign_of_life(replica: Replica) -> None:
+    owner, _ = claimed(replica)
+    door = Frozen(replica, replica.list(place(1)))
+    for _ in range(10):
+        owner.beat()
+
+    class Beating(FakeClock):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            owner.beat()
+
+    other = lock_of(replica, "two", clock=Beating())
+    other._replica = door  # type: ignore[assignment]
+    with pytest.raises(DeployedElsewhere, match="alive"):
+        other.unlock(1)
+
+
+class Frozen:
+    """A door that lists the first claim as it once was."""
+
+    def __init__(self, replica: Replica, listed: list[Listed]) -> None:
+        self._replica = replica
+        self._listed = listed
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._replica, name)
+
+    def list(self, path: bytes) -> list[Listed]:
+        return self._listed if path == place(1) else self._replica.list(path)
+
+
+def test_an_unlock_leaves_the_lock_of_a_successor_alone(replica: Replica) -> None:
+    """It was claimed meanwhile, and a cache shows the lock file as it was before."""
+    owner, _ = claimed(replica)
+    before = replica.read(LOCK)
+    other = lock_of(replica, "two")
+    other._lives = lambda *_: lock_of(replica, "one", owner.state()).acquire() == 0  # type: ignore[method-assign]
+    other._replica = Cached(replica, before)  # type: ignore[assignment]
+    other.unlock(1)
+    assert parse_lock(replica.read(LOCK))["EPOCH"] == "2"
+
+
+class Cached:
+    """A door that shows the lock file as it once was."""
+
+    def __init__(self, replica: Replica, content: bytes) -> None:
+        self._replica = replica
+        self._content = content
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._replica, name)
+
+    def read(self, path: bytes) -> bytes:
+        return self._content if path == LOCK else self._replica.read(path)
 
 
 def test_ten_minutes_without_a_provider_suspend_and_end_by_themselves(

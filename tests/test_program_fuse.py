@@ -21,6 +21,7 @@ import pytest
 from onesync.core.model import STATUS_FOLDER, Kind
 from onesync.replica.door import Listed
 from onesync.replica.folder import FolderReplica
+from tests.campaign.process import wait_for_children_of
 from tests.node import SOON, Node, picture
 from tests.standin.mounted import Mounted
 from tests.test_program import fill, names_of_ours
@@ -213,6 +214,23 @@ def test_a_death_while_appending_leaves_the_last_checkpoint(
     assert (two.work / "particles.mrcs").read_bytes() == b"old" * 1_000_000
     assert two.status()["problems"] == []
     assert two.end() == 0, two.log()
+
+
+def test_when_the_program_is_killed_its_children_go_no_further(
+    nodes: list[Node], mounted: Mounted
+) -> None:
+    """A late call of the dead could meet those of the next life."""
+    one, _ = nodes
+    one.deploy()
+    mounted.start_log()
+    mounted.hang_at("create", pattern="file")
+    (one.work / "file").write_bytes(b"precious")
+    _wait(lambda: any(call.path.endswith("/file") for call in mounted.log()), one)
+    one.end(signal.SIGKILL)
+    mounted.release()
+    wait_for_children_of(one)
+    late = {call.operation for call in mounted.log() if call.path.endswith("/file")}
+    assert late <= {"getattr", "create", "flush", "release"}, "only what was in flight"
 
 
 def test_a_flush_that_cannot_finish_keeps_the_lock_and_says_so(

@@ -48,7 +48,8 @@ from onesync.replica.door import Replica
 
 LOCK = STATUS_FOLDER + b"/lock"
 DOCKER_LOCK = b"scipion-docker/project.lock"
-_KEPT_BEATS = 3
+_KEPT_BEATS = 12
+"""What a listing of twenty calls ago does not show is found by name, from the last one it shows."""
 _TWINS = {b"": (STATUS_FOLDER,), STATUS_FOLDER: (b"lock", b"epochs", b"manifest", b"folder.json")}
 """By directory, the names of ours of which a second provider would show another one."""
 _PROBE = b"probe-"
@@ -234,16 +235,18 @@ class Lock:
         except FileExistsError:
             ours = False
         woke_up = self._newest_beat(epoch) > newest
+        removed = False
         if not woke_up:
             self._end(epoch, "unlocked", None)
         if ours:
+            # As long as the next epoch is ours and open, the lock file cannot be a successor's.
+            removed = not woke_up and self._remove_lock(epoch)
             self._end(epoch + 1, WITHDRAWN, None)
         if woke_up:
             raise DeployedElsewhere(
                 f"Epoch {epoch} came to life at the very end of the watch. It ends by itself now,"
                 " with its local data kept: start it again on its node."
             )
-        removed = self._remove_lock(epoch)
         return [f"the claim of epoch {epoch}", *(["the lock file"] if removed else [])]
 
     def _held(self) -> Record:
@@ -367,7 +370,8 @@ class Lock:
         self.check()
         self._confirmed = sent
         self._show(record)
-        for claim in self._claims():
+        # From the oldest on, for what lies below one that was ended is not looked for again.
+        for claim in reversed(self._claims()):
             if claim.epoch < epoch and claim.ended is None:
                 self._end(claim.epoch, "superseded", None)
 
@@ -418,9 +422,10 @@ class Lock:
         if fields is None:
             return "the lock file was removed"
         mine = (record.deployment_id, str(record.epoch))
-        # An older epoch's text is a late call of one who lost the folder to us: we write it anew.
-        late = (epoch_of(fields) or record.epoch) < record.epoch
-        if (fields.get("DEPLOYMENT"), fields.get("EPOCH")) != mine and not late:
+        # We write it anew where it names nobody, for OneData lost what was written, and where it
+        # has an older epoch's text, a late call of one who lost the folder to us.
+        stale = not fields or (epoch_of(fields) or record.epoch) < record.epoch
+        if (fields.get("DEPLOYMENT"), fields.get("EPOCH")) != mine and not stale:
             return f"the lock file names {printable(fields.get('HOST', 'somebody else'))} now"
         if self._replica.look(self._place(record.epoch + 1)) is not None:
             return f"epoch {record.epoch + 1} was claimed, or this one unlocked"

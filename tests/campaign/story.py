@@ -29,13 +29,17 @@ def prepare(store: Path) -> None:
     (store / "old").mkdir(parents=True)
     (store / "old" / "frame.mrc").write_bytes(b"frame")
     (store / "notes.txt").write_bytes(b"first\n")
+    for path in ("old/frame.mrc", "old", "notes.txt"):
+        os.utime(
+            store / path, (1_600_000_000, 1_600_000_000)
+        )  # in whole seconds, as OneData has it
 
 
-def creates(work: Path) -> None:
+def creates(work: Path, large: int = LARGE) -> None:
     extra = work / RUN
     (extra / "DONE").mkdir(parents=True)
     (extra / "mic.mrc").write_bytes(b"m" * 100)
-    (extra / "movie.mrcs").write_bytes(_bytes(3 * LARGE, 1))
+    (extra / "movie.mrcs").write_bytes(_bytes(3 * large, 1))
     (extra / "secret").write_bytes(b"s")
     (extra / "secret").chmod(0o640)
     (extra / "DONE" / "one.TXT").write_bytes(b"")
@@ -47,12 +51,12 @@ def creates(work: Path) -> None:
     _execute(work, f"insert into item (path) values ('{RUN}/mic.mrc')")
 
 
-def changes(work: Path) -> None:
+def changes(work: Path, large: int = LARGE) -> None:
     extra = work / RUN
     (extra / "new").write_bytes(b"M" * 120)
     (extra / "new").rename(extra / "mic.mrc")
     with (extra / "movie.mrcs").open("ab") as file:
-        file.write(_bytes(LARGE, 2))
+        file.write(_bytes(large, 2))
     with (work / "notes.txt").open("ab") as file:
         file.write(b"second\n")
     (work / "link").unlink()
@@ -61,11 +65,11 @@ def changes(work: Path) -> None:
     _execute(work, "insert into item (path) values ('second')")
 
 
-def patches(work: Path) -> None:
+def patches(work: Path, large: int = LARGE) -> None:
     with (work / RUN / "movie.mrcs").open("r+b") as file:
-        file.seek(LARGE)
+        file.seek(large)
         file.write(_bytes(100, 3))
-        file.seek(2 * LARGE + 10)
+        file.seek(2 * large + 10)
         file.write(b"!")
     (work / RUN / "late.mrc").write_bytes(b"late")
     (work / RUN / "DONE" / "two.TXT").write_bytes(b"")
@@ -116,7 +120,8 @@ RETURN = (returns, removes_more)
 
 
 def _bytes(size: int, seed: int) -> bytes:
-    return bytes((seed * 31 + n * n) % 251 for n in range(size))
+    pattern = bytes((seed * 31 + n * n) % 251 for n in range(251))
+    return (pattern * (size // 251 + 1))[:size]
 
 
 def _execute(work: Path, statement: str) -> None:
@@ -141,12 +146,13 @@ class Story:
     def step(self, act: Act) -> Step:
         """Return the step that does ``act`` and remembers what it made."""
 
-        def do(life: Life) -> None:
-            self.settle()
-            act(life.place.work)
-            self.states.append(picture(life.place.work))
+        return lambda life: self.do(act, life.place.work)
 
-        return do
+    def do(self, act: Act, work: Path) -> None:
+        """Do ``act`` and remember what it made."""
+        self.settle()
+        act(work)
+        self.states.append(picture(work))
 
     def flushes(self, life: Life) -> None:
         """Ask for a flush (a step)."""
@@ -164,7 +170,7 @@ class Story:
         """Whether ``found`` is a state that the project really had, and not one before ``safe``."""
         self.settle()
         return any(
-            _lies_between(found, self.states[max(0, number - 1)], self.states[number])
+            _lies_between(found, self.states[max(self.safe, number - 1)], self.states[number])
             for number in range(self.safe, len(self.states))
         )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlite3 import connect
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
@@ -34,6 +34,9 @@ LINKS = ["link", "data/link"]
 ALL = FILES + DIRECTORIES + LINKS
 DATABASE = f"{RUN}/set.sqlite"
 SOME_CALLS = st.integers(1, 80)
+SEED = int(os.environ.get("ONESYNC_SEED", "20260104"))
+MANY = int(os.environ.get("ONESYNC_DEPLOYMENTS", "1000"))
+CHUNKS = 8
 
 
 def clear_way(path: Path) -> None:
@@ -312,30 +315,25 @@ def _may_be(path: bytes, found: Picture, state: Picture) -> bool:
     return here[0] == "dir" or here[1] == there[1]
 
 
-def test_some_deployments() -> None:
-    run_state_machine_as_test(
-        Deployments,
-        settings=settings(
-            max_examples=10,
-            stateful_step_count=40,
-            derandomize=True,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
+def run_some(machine: type[Deployments], examples: int, steps: int, *, derandomize: bool) -> None:
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        derandomize=derandomize,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
+    run_state_machine_as_test(machine, settings=chosen)
+
+
+def test_some_deployments() -> None:
+    run_some(Deployments, 10, 40, derandomize=True)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_many_deployments() -> None:
-    run_state_machine_as_test(
-        Deployments,
-        settings=settings(
-            max_examples=1000,
-            stateful_step_count=80,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_many_deployments(chunk: int) -> None:
+    seeded = seed(SEED + chunk)(type("Deployments", (Deployments,), {}))
+    run_some(seeded, MANY // CHUNKS, 80, derandomize=False)

@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 from onesync.errors import Exit
 from onesync.lock import Lock
@@ -19,6 +20,18 @@ from tests.node import picture
 _FLUSH_AFTER = 3
 
 
+class Lived(Protocol):
+    """What became of a life: its exit code (None: it died), and how many steps it had."""
+
+    end: Exit | None
+    error: str
+    done: int
+
+    @property
+    def died(self) -> bool:
+        """Whether it did not end by itself."""
+
+
 @dataclass
 class Trial:
     """Everything happens in ``home``; ``wrong`` are the promises that were broken.
@@ -30,10 +43,12 @@ class Trial:
     returns: bool = False
     story: Story = field(default_factory=Story)
     wrong: list[str] = field(default_factory=list)
-    lives: list[Life] = field(default_factory=list)
+    lives: list[Lived] = field(default_factory=list)
+    WHERE: ClassVar[str] = ""
+    ALWAYS: ClassVar[frozenset[Exit]] = frozenset((Exit.CLEAN,))
 
     def __post_init__(self) -> None:
-        self.store = self.home / "store"
+        self.store = self._folder()
         prepare(self.store)
         self.first = contents(picture(self.store))
         self.node = Place(self.home / "one", self.store)
@@ -55,11 +70,7 @@ class Trial:
         life = Life(self.node, self.steps[done:], fault, dies_at).live()
         self.lives.append(life)
         happened = bool(life.calls.struck) or life.boundaries >= dies_at > 0
-        count("faults injected", int(happened and not life.died))
-        count("crash points", int(life.died))
-        self._judge_end(life, fault if happened else None)
-        if life.end is not Exit.CLEAN:
-            self._look_elsewhere()
+        self._judge(life, fault if happened else None)
         return happened
 
     def converge(self) -> None:
@@ -85,8 +96,20 @@ class Trial:
         """Remove everything: a campaign makes many."""
         shutil.rmtree(self.home)
 
-    def _judge_end(self, life: Life, fault: Fault | None) -> None:
-        allowed = {Exit.CLEAN}
+    def _folder(self) -> Path:
+        """The folder of OneData as it really is, not as the mount shows it."""
+        return self.home / "store"
+
+    def _judge(self, life: Lived, fault: Fault | None) -> None:
+        """See that a life ended as it may, after the ``fault`` that it met."""
+        count(f"faults injected{self.WHERE}", int(fault is not None and not life.died))
+        count(f"crash points{self.WHERE}", int(life.died))
+        self._judge_end(life, fault)
+        if life.end is not Exit.CLEAN:
+            self._look_elsewhere()
+
+    def _judge_end(self, life: Lived, fault: Fault | None) -> None:
+        allowed = set(self.ALWAYS)
         if fault is not None:
             allowed.add(Exit.MOUNT_NOT_THERE)
         if fault is not None and fault.lasting:

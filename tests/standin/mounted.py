@@ -96,6 +96,16 @@ class Mounted:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        """The client's process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def running(self) -> bool:
+        """Whether the client lives."""
+        return self._process is not None and self._process.poll() is None
+
     def died(self) -> None:
         """Wait until the client has died of ``kill_at``."""
         assert self._process is not None
@@ -139,7 +149,11 @@ class Mounted:
         self._ask("fail", effect="drop", operation=operation, **more)
 
     def kill_at(self, operation: str, **more: Any) -> None:
-        """Let the client die of a call, before it is carried out or (``applied``) after."""
+        """Let the client die of a call, before it is carried out or (``applied``) after.
+
+        With ``victims`` those processes die instead, and all that they started, which with
+        ``orphans`` lives on; ``pid`` is the client's own.
+        """
         self._ask("fail", effect="kill", operation=operation, **more)
 
     def hang_at(self, operation: str, **more: Any) -> None:

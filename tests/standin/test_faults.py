@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +126,25 @@ def test_the_client_dies_of_a_call(mounted: Mounted, applied: bool) -> None:
     assert errno_of(os.listdir, mounted.path) == errno.ENOTCONN
     mounted.remount()
     assert (mounted.path / "fatal").exists() == applied
+
+
+@pytest.mark.parametrize("orphans", [False, True])
+@pytest.mark.parametrize("applied", [False, True])
+def test_others_die_of_a_call(mounted: Mounted, applied: bool, orphans: bool) -> None:
+    command = ["sh", "-c", "exec 3<&0; cat <&3 & echo started; wait"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as victim:
+        assert victim.stdout is not None
+        assert victim.stdin is not None
+        victim.stdout.readline()
+        mounted.kill_at("mkdir", victims=[victim.pid], applied=applied, orphans=orphans)
+        assert errno_of(os.mkdir, mounted.path / "fatal") == (0 if applied else errno.EINTR)
+        assert (mounted.backing / "fatal").exists() == applied
+        assert victim.wait(20) == -signal.SIGKILL
+        assert mounted.running()
+        with suppress(BrokenPipeError):
+            victim.stdin.write(b"alive")
+            victim.stdin.close()
+        assert victim.stdout.read() == (b"alive" if orphans else b"")
 
 
 def test_a_crash_inside_a_rename_leaves_no_target(mounted: Mounted) -> None:

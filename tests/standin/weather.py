@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -9,8 +10,10 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 EVERY = "*"
@@ -31,7 +34,8 @@ class Fault:
     """Befalls ``times`` calls (-1: for ever), from the ``nth`` matching one on.
 
     ``effect`` is ``fail`` (with the errno ``number``), ``drop`` (success, and nothing done; a read
-    tells zeros), ``kill`` (the client dies), ``hang`` (until released) or ``wait`` (``delay``
+    tells zeros), ``kill`` (the client dies, or the processes ``victims``, with all that they
+    started unless those become ``orphans``), ``hang`` (until released) or ``wait`` (``delay``
     seconds, which every effect waits first). With ``applied`` the call is carried out before it
     fails, hangs or kills. A write fails late, as a buffered one does, unless ``at_once``. The
     kernel asks again after one failed ``getattr`` of a name that it knows; its caller sees nothing.
@@ -48,6 +52,8 @@ class Fault:
     delay: float = 0.0
     applied: bool = False
     at_once: bool = False
+    victims: tuple[int, ...] = ()
+    orphans: bool = False
     seen: int = 0
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -84,13 +90,40 @@ class Fault:
             return drop()
         answer = carry_out() if self.applied else None
         if self.effect == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            return self._kill(answer)
         if self.effect == "hang":
             self.over.wait()
             return answer if self.applied else carry_out()
         if operation == "write" and not self.at_once and not self.applied:
             raise Deferred(self.number)
         raise OSError(self.number, os.strerror(self.number))
+
+    def _kill(self, answer: Any) -> Any:
+        ours = os.getpid()
+        for victim in self.victims:
+            if victim != ours:
+                kill(victim, orphans=self.orphans)
+        if not self.victims or ours in self.victims:
+            os.kill(ours, signal.SIGKILL)
+        if self.applied:
+            return answer
+        raise OSError(errno.EINTR, "nobody is left to see it")
+
+
+def kill(pid: int, *, orphans: bool) -> None:
+    """Kill a process, and unless they become ``orphans`` those that it started."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)  # so that it starts no other one
+        started = [child for child, parent in _parents() if parent == pid and not orphans]
+        for victim in (*started, pid):
+            os.kill(victim, signal.SIGKILL)
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            fields = status.read_text().rpartition(")")[2].split()
+            yield int(status.parent.name), int(fields[1])
 
 
 class Weather:

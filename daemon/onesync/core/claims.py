@@ -350,12 +350,11 @@ def _who_holds(
 def _is_ours(claim: Claim, remembered: Remembered | None) -> bool:
     if remembered is None:
         return False
-    if claim.record is None:
-        # We may have died between the claim and its record; the watch for life settles whose it is.
-        return claim.epoch == remembered.epoch
     # With beat 0 the epoch that we remember was tried for, perhaps in vain: the one before is ours.
     tried = remembered.beat == 0 and claim.epoch == remembered.epoch - 1
-    ours = claim.record.deployment_id == remembered.deployment_id
+    # Without a record: we may have died before it was written, also twice in a row. The watch for
+    # life settles whose it is.
+    ours = claim.record is None or claim.record.deployment_id == remembered.deployment_id
     return ours and (claim.epoch == remembered.epoch or tried)
 
 

@@ -60,14 +60,14 @@ class _Servant:
         self._replica = EscapedNames(FolderReplica(root, self._progress))
 
     def serve(self, threads: int) -> None:
-        """Answer until the parent goes."""
-        with ThreadPoolExecutor(threads) as pool:
-            while (request := receive(self._connection)) is not None:
-                number, expected, forgotten, method, arguments = request
-                self._replica.expect(expected)
-                for top in forgotten:
-                    self._replica.forget(top)
-                pool.submit(self._answer, number, method, arguments)
+        """Answer until the parent goes; what is being done then goes no further either."""
+        pool = ThreadPoolExecutor(threads)
+        while (request := receive(self._connection)) is not None:
+            number, expected, forgotten, method, arguments = request
+            self._replica.expect(expected)
+            for top in forgotten:
+                self._replica.forget(top)
+            pool.submit(self._answer, number, method, arguments)
         os._exit(0)
 
     def _answer(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
