@@ -15,7 +15,7 @@ from typing import Protocol
 
 from onesync import recovery
 from onesync.core.blocks import Blocks
-from onesync.core.chain import Change, Noted, Set, follow
+from onesync.core.chain import Change, Noted, Renamed, Set, follow
 from onesync.core.dirty import Due
 from onesync.core.model import (
     Entry,
@@ -139,7 +139,7 @@ class Batches:
             committed = self._batch(everything)
         except BaseException:
             self.marks.give_back()
-            self.deletions.failed()
+            self.deletions.remember()
             raise
         self.marks.done()
         return committed
@@ -277,7 +277,7 @@ class Batches:
                 else:
                     cut = self.cuts.plain(due)
                 self._forget_renamed(due)
-                plan = self._plan(cut)
+                plan = self._plan(cut, everything)
             self.left |= cut.deferred
             if plan.empty:
                 self._await(plan)
@@ -335,10 +335,11 @@ class Batches:
             self.marks.growing(path, _PACE * seconds)
         for move in plan.moves:
             self.marks.tree_changed(move.target)
-        self.deletions.done(self._awaited.removals, self._awaited.moves)
         done = {d.path for d in plan.files} - outcome.deferred - outcome.travels.keys()
         self.travels.end(done)
         self.travels.advance(outcome.travels)
+        renamed = [(c.source, c.target) for c in outcome.changes if isinstance(c, Renamed)]
+        self.deletions.done(self._awaited.removals, self._awaited.moves, renamed)
         push.tidy()
         self._half_done = False
         for item in cut.frozen.values():
@@ -430,13 +431,15 @@ class Batches:
     def _refused(self) -> set[RelPath]:
         return {p.path for p in self.problems.values() if p.kind == NAME_REFUSED}
 
-    def _plan(self, cut: Cut) -> Plan:
+    def _plan(self, cut: Cut, everything: bool) -> Plan:
         # In a directory that OneData refused nothing can be kept until it is tried again.
         closed = self._refused() - cut.found.keys()
         open_to = {p: d for p, d in cut.found.items() if not lies_in(parent_of(p), closed)}
         renames = self._renames(open_to, cut.moves | self._awaited.moves)
         settled = self._awaited.removals | {move.source for move in renames}
-        found = self.deletions.judge(open_to, cut.looked, settled, self.cuts.drain)
+        found = self.deletions.judge(
+            open_to, cut.looked, settled, self.cuts.drain, at_once=everything
+        )
         return make_plan(found, renames, self._awaited.removals, self._awaited.moves)
 
     def _renames(

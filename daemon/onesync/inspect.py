@@ -11,7 +11,7 @@ from pathspec import PathSpec
 
 from onesync.core.model import Entry, Kind, RelPath, join
 from onesync.errors import Halted, MountNotThere
-from onesync.index import FORMAT, Index
+from onesync.index import HELD_SINCE, Index
 from onesync.local import digest_local
 from onesync.manifest import read_head
 from onesync.replica.children import ChildrenReplica
@@ -42,7 +42,7 @@ def held_deletions(settings: Settings) -> list[RelPath]:
     if not path.exists():
         return []
     with closing(Index(path, readonly=True)) as index:
-        if index.get("staged") is None or int(index.get("format") or 0) < FORMAT:
+        if index.get("staged") is None or int(index.get("format") or 0) < HELD_SINCE:
             return []  # nothing was ever held here
         return [p for top in sorted(index.held()) for p, _ in index.beneath(top)]
 

@@ -378,8 +378,8 @@ def make_lock(
 
 def _state_dir_failed(path: Path, error: OSError) -> StateDirFailed:
     return StateDirFailed(
-        f"{path} cannot be written ({error.strerror}); nothing is lost. Make room in state_dir or"
-        " mend its disk: onesync then goes on by itself."
+        f"{path} cannot be read or written ({error.strerror}); nothing is lost. Make room in"
+        " state_dir or mend its disk: onesync then goes on by itself."
     )
 
 
