@@ -17,6 +17,7 @@ from onesync import recovery
 from onesync.core.blocks import Blocks
 from onesync.core.chain import Change, Noted, Renamed, Set, follow
 from onesync.core.dirty import Due
+from onesync.core.guard import certainly_gone
 from onesync.core.model import (
     Entry,
     Kind,
@@ -30,6 +31,7 @@ from onesync.core.model import (
 )
 from onesync.core.ordering import PublishOrder
 from onesync.core.plan import Difference, Move, Plan, make_plan
+from onesync.core.trouble import is_full
 from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
 from onesync.errors import MountNotThere, NotArrived
@@ -120,6 +122,7 @@ class Batches:
     left: set[RelPath] = field(default_factory=set)
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
+    _is_full: bool = False
     _unrecorded: Callable[[], None] | None = None
     _unsteady: dict[RelPath, float] = field(default_factory=dict)
     _deferring_since: float | None = None
@@ -136,8 +139,9 @@ class Batches:
         try:
             if self.unverified.next_due() == 0:
                 self._verify()
-            committed = self._batch(everything)
-        except BaseException:
+            committed = self._make_room() or self._batch(everything)
+        except BaseException as error:
+            self._is_full = is_full(error)
             self.marks.give_back()
             self.deletions.remember()
             raise
@@ -286,6 +290,45 @@ class Batches:
             cut.seconds = time.monotonic() - began
             self._identify()
             return self._push(plan, cut, pins, everything)
+
+    def _make_room(self) -> bool:
+        """Where the last batch found no space, carry out deletions alone; returns whether any.
+
+        What is deleted here must be able to make room there, or a full space would stay full. All
+        else stays dirty, also the databases that may still name what goes: they need the room.
+        """
+        if not self._is_full:
+            return False
+        self._is_full = False
+        self.may_write()
+        self._prepare()
+        due = self.marks.take(everything=True, resting=True)
+        with on_this_machine():
+            self.cuts.scanner.verify_root()
+            cut = self.cuts.plain(due, self._awaited.removals)
+            removals = self._removals_alone(cut)
+        if removals:
+            self._remove_alone(removals, cut)
+            self.left |= due.paths | due.trees
+        self.marks.give_back()
+        return bool(removals)
+
+    def _remove_alone(self, removals: list[Difference], cut: Cut) -> None:
+        awaited = self._awaited
+        self._identify()
+        with Pins(self.root) as pins:
+            self._push(Plan(removals=removals), cut, pins, True)
+        gone = {difference.path for difference in removals}
+        self._awaited = _Awaited(awaited.removals - gone, awaited.moves)
+        log.info("deletions made room in OneData", extra={"removals": len(gone)})
+
+    def _removals_alone(self, cut: Cut) -> list[Difference]:
+        found = self.deletions.judge(
+            cut.found, cut.looked, self._awaited.removals, self.cuts.drain, at_once=False
+        )
+        renamed = {source for source, _ in cut.moves | self._awaited.moves}
+        gone = certainly_gone(found, self.index.beneath)
+        return [gone[path] for path in sorted(gone) if not lies_in(path, renamed)]
 
     def _push(self, plan: Plan, cut: Cut, pins: Pins, everything: bool) -> bool:
         push = Push(

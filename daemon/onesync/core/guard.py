@@ -129,6 +129,23 @@ def arrived(differences: Mapping[RelPath, Difference]) -> set[Identity]:
     return {identity(d.seen) for d in differences.values() if d.known is None and d.seen}
 
 
+def certainly_gone(
+    differences: Mapping[RelPath, Difference],
+    beneath: Callable[[RelPath], Iterable[tuple[RelPath, Known]]],
+) -> dict[RelPath, Difference]:
+    """Return those of ``differences`` that are absences, and whose content came up nowhere else.
+
+    What was renamed, and perhaps is not in the replica under its new name yet, is not among them.
+    """
+    here = arrived(differences)
+    gone = tops(path for path, found in differences.items() if found.known and not found.seen)
+    return {
+        top: differences[top]
+        for top in gone
+        if not any(known.stamp and identity(known.stamp) in here for _, known in beneath(top))
+    }
+
+
 def rule(
     missing: Set[RelPath],
     believed: Set[RelPath],

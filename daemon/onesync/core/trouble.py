@@ -106,6 +106,8 @@ _UNKNOWN = Row(
     "OneData answered with an error that nobody knows; nothing is lost, it is tried again.",
 )
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 MOUNT: Mapping[int, Row] = {
     **_rows(
         (errno.EAGAIN, errno.ECANCELED, errno.EBUSY, errno.EINTR),
@@ -135,7 +137,7 @@ MOUNT: Mapping[int, Row] = {
         "Mount it",
     ),
     **_rows(
-        (errno.ENOSPC, errno.EDQUOT),
+        FULL,
         Reaction.PERSON,
         "OneData has no space left for this folder; nothing is lost, what changed waits here.",
         "Raise the quota, or delete something here or in OneData",
@@ -169,7 +171,7 @@ _LOCAL_UNKNOWN = Row(
 
 LOCAL: Mapping[int, Row] = {
     **_rows(
-        (errno.ENOSPC, errno.EDQUOT),
+        FULL,
         Reaction.PERSON,
         "This node's own disk is full; what is in OneData stays as it is.",
         "Make room in the working directory's and the state directory's file systems",
@@ -223,6 +225,12 @@ def judge(error: Exception) -> Trouble:
 
 def _trouble(kind: str, row: Row, error: OSError) -> Trouble:
     return Trouble(kind, row.reaction, row.told, row.remedy, error.strerror or str(error))
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the replica has no space left."""
+    is_ours = isinstance(error, OSError) and not isinstance(error, LocalError)
+    return is_ours and error.errno in FULL
 
 
 def of_mount(number: int | None) -> Row:
