@@ -128,6 +128,27 @@ def test_undeploy_finds_what_was_lost(one: Node, mounted: Mounted) -> None:
     assert (mounted.backing / "project" / "file").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("profile", ["18.02", "21.02"])
+def test_undeploy_waits_until_onedata_says_that_it_has_it_all(tmp_path: Path, profile: str) -> None:
+    with Mounted(tmp_path / "onedata", profile=profile) as mounted:
+        (mounted.backing / "project").mkdir()
+        node = Node(tmp_path / "node", mounted.path / "project")
+        mounted.lag(8)
+        node.deploy()
+        for name in ("one", "two"):
+            (node.work / name).write_bytes(CONTENT)
+        flushed(node)
+        mounted.start_log()
+        assert node.end() == 0, node.log()
+        calls = mounted.log()
+    asked = [c for c in calls if c.arguments.get("name") == "org.onedata.replication_progress"]
+    # It was not there when it was asked for first, and nothing was read back instead.
+    assert all(len([c for c in asked if c.path == f"/project/{n}"]) > 1 for n in ("one", "two"))
+    assert not [c for c in calls if c.operation == "read" and "deployment_status" not in c.path]
+    released = next(c for c in calls if c.operation == "unlink" and c.path.endswith("/lock"))
+    assert asked[-1].number < released.number
+
+
 @pytest.mark.parametrize("told_at", ["write", "fsync", "close"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_space_loses_nothing_and_goes_on_by_itself(

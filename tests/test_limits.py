@@ -22,6 +22,7 @@ from onesync.core.model import STATUS_FOLDER
 from onesync.errors import IndexDamaged, StateDirFailed
 from onesync.index import Index, open_index
 from onesync.watcher import InotifyWatcher
+from tests.machine import lacks
 from tests.node import SOON, Node, picture
 from tests.standin.mounted import Mounted
 from tests.test_watchers import Told, wait_for
@@ -157,7 +158,8 @@ def may_limit_watches() -> bool:
 
 def test_a_node_with_few_watches_misses_nothing_and_says_so(node: PrefixedNode) -> None:
     if not may_limit_watches():
-        pytest.skip("needs user namespaces with a limit of watches of their own")
+        reason = "needs user namespaces with a limit of watches of their own"
+        lacks(reason, but_root_has=True)
     for number in range(10):
         (node.store / f"{number}").mkdir()
     limit = "echo 5 > /proc/sys/user/max_inotify_watches"
@@ -218,7 +220,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         check=False,
     )
     if made.returncode != 0:
-        pytest.skip("needs root to mount a small file system")
+        lacks("needs root to mount a small file system", but_root_has=True)
     yield path
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 

@@ -90,13 +90,12 @@ def resume(
     from onesync.inspect import held_deletions
 
     settings = load(config, instance)
-    if accept_deletions:
-        reply = _ask(settings, "accept_deletions")
-        typer.echo(f"Accepted: {reply['accepted']} paths leave OneData with the next batches.")
-        return
-    held = held_deletions(settings)
+    held, shown = held_deletions(settings)
     for path in held:
         typer.echo(show(path))
+    if held and accept_deletions:
+        _accept(settings, shown)
+        return
     if held:
         typer.echo(
             f"{len(held)} paths are missing from the working directory and kept in OneData."
@@ -104,6 +103,15 @@ def resume(
             err=True,
         )
     raise typer.Exit(3 if held else 0)
+
+
+def _accept(settings: Settings, shown: str) -> None:
+    """Let go what was shown, and nothing that came to be held since."""
+    reply = _ask(settings, "accept_deletions", shown=shown)
+    if not reply.get("ok"):
+        typer.echo("Other paths are held by now, so nothing was let go. Look again.", err=True)
+        raise typer.Exit(3)
+    typer.echo(f"Accepted: these {reply['accepted']} paths leave OneData with the next batches.")
 
 
 @app.command()

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 
+from blake3 import blake3
+
 from onesync.core.dirty import Due
 from onesync.core.guard import LIMIT, Bound, absences, arrived, carried, outstanding, rule, tops
 from onesync.core.model import Kind, Problem, RelPath, lies_in, show
@@ -36,6 +38,10 @@ class Held:
     paths: frozenset[RelPath] = frozenset()
     count: int = 0
 
+    def fingerprint(self) -> str:
+        """Return what tells these paths from any others."""
+        return fingerprint(self.paths)
+
     def problems(self) -> list[Problem]:
         """Return one problem that sums it up, or none."""
         if not self.paths:
@@ -49,6 +55,11 @@ class Held:
             " the service to bring them back."
         )
         return [Problem(b"", HELD, text)]
+
+
+def fingerprint(paths: Iterable[RelPath]) -> str:
+    """Return what tells a set of paths from any other."""
+    return blake3(b"\0".join(sorted(paths))).hexdigest()
 
 
 class Deletions:
@@ -74,6 +85,7 @@ class Deletions:
         self._believed: set[RelPath] = set()
         self._remembered: Set[RelPath] = frozenset()
         self._settled: Set[RelPath] = frozenset()
+        self._waiting: set[RelPath] = set()
         self._overflows = 0
         self._patient_until = 0.0
         self.held = Held()
@@ -103,25 +115,34 @@ class Deletions:
         self._settled = settled
         self._hear()
         missing = absences(found)
-        back = self._reappeared(missing, looked)
-        known = self.held.paths - back
+        known = self.held.paths - self._reappeared(self.held.paths, missing, looked)
+        self._waiting -= self._reappeared(self._waiting, missing, looked)
         fresh = {path for path in missing if not lies_in(path, known)}
-        more = self._rule(found, fresh, settled, known)
+        more = self._rule(found, fresh, known)
         if more:
             # Something may have been deleted while the scan was going on.
             drain()
             self._hear()
-            more = self._rule(found, fresh, settled, known)
+            more = self._rule(found, fresh, known)
         self._remember()
-        waiting = set() if at_once or self._now() >= self._patient_until else more
-        believed = self._believed | settled
-        kept = tops({path for path in known if not lies_in(path, believed)} | (more - waiting))
-        self._keep(kept)
-        if waiting:
-            log.info("unexplained absences wait for an explanation", extra={"tops": len(waiting)})
-            self._marks.again(waiting)
-        left_out = kept | waiting
+        held, waiting = self._unexplained(known), self._unexplained(self._waiting) | more
+        if at_once or self._now() >= self._patient_until:
+            held, waiting = held | waiting, set()
+        self._keep(tops(held))
+        self._wait_for(tops(waiting))
+        left_out = self.held.paths | self._waiting
         return {p: d for p, d in found.items() if not lies_in(p, left_out)} if left_out else found
+
+    def _unexplained(self, paths: Set[RelPath]) -> set[RelPath]:
+        believed = self._believed | self._settled
+        return {path for path in paths if not lies_in(path, believed)}
+
+    def _wait_for(self, waiting: set[RelPath]) -> None:
+        """Look at ``waiting`` again with the next batch."""
+        if waiting and not self._waiting:
+            log.info("unexplained absences wait for an explanation", extra={"tops": len(waiting)})
+        self._waiting = waiting
+        self._marks.again(waiting)
 
     def _hear(self) -> None:
         """Take what was explained, and notice whether explanations may have been lost."""
@@ -131,24 +152,20 @@ class Deletions:
             self._patient_until = self._now() + _PATIENCE_SECONDS
 
     def _rule(
-        self,
-        found: dict[RelPath, Difference],
-        fresh: set[RelPath],
-        settled: Set[RelPath],
-        known: Set[RelPath],
+        self, found: dict[RelPath, Difference], fresh: set[RelPath], known: Set[RelPath]
     ) -> set[RelPath]:
-        """Return what is to be held too; all that is unexplained while anything is held."""
-        believed = self._believed | settled
-        if all(lies_in(path, believed) for path in fresh):
+        """Return what has no explanation; all that has none while anything is held or waits."""
+        if not self._unexplained(fresh):
             return set()
-        bound = 0 if known else self._bound.of(self._index.count())
+        bound = 0 if known or self._waiting else self._bound.of(self._index.count())
+        believed = self._believed | self._settled
         return rule(fresh, believed, self._index.beneath, arrived(found), bound)
 
-    def _reappeared(self, missing: Set[RelPath], looked: Due) -> set[RelPath]:
-        """Return what is held and was seen to stand there again."""
+    def _reappeared(self, paths: Set[RelPath], missing: Set[RelPath], looked: Due) -> set[RelPath]:
+        """Return which of ``paths`` were seen to stand there again."""
         return {
             path
-            for path in self.held.paths
+            for path in paths
             if (path in looked.paths or lies_in(path, looked.trees))
             and not lies_in(path, missing)
             and self._is_back(path)

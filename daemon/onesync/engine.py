@@ -196,9 +196,14 @@ class Engine:
         with self._requests.guard:
             self._requests.doubted.add(path)
 
-    def accept_deletions(self) -> int:
-        """Let go what is held now; returns how many files and directories that are."""
+    def accept_deletions(self, shown: str) -> int | None:
+        """Let go what is held, if it is what a person was shown (``Held.fingerprint``).
+
+        Returns how many files and directories that are; None where others are held by now.
+        """
         held = self.held
+        if held.fingerprint() != shown:
+            return None
         with self._requests.guard:
             self._requests.accepted |= held.paths
         self.marks.arrived.set()

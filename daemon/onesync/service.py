@@ -243,8 +243,9 @@ class Service:
         self._engine.doubt(str(request.get("path", "")).encode("utf-8", "surrogateescape"))
         return {"ok": True}
 
-    def _on_accept_deletions(self, _: dict[str, Any]) -> dict[str, Any]:
-        return {"ok": True, "accepted": self._engine.accept_deletions()}
+    def _on_accept_deletions(self, request: dict[str, Any]) -> dict[str, Any]:
+        accepted = self._engine.accept_deletions(str(request.get("shown")))
+        return {"ok": accepted is not None, "accepted": accepted}
 
     def _on_handover(self, _: dict[str, Any]) -> dict[str, Any]:
         self._engine.handover()
