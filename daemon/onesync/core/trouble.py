@@ -229,8 +229,9 @@ def _trouble(kind: str, row: Row, error: OSError) -> Trouble:
 
 def is_full(error: BaseException) -> bool:
     """Whether the replica has no space left."""
-    is_ours = isinstance(error, OSError) and not isinstance(error, LocalError)
-    return is_ours and error.errno in FULL
+    if not isinstance(error, OSError) or isinstance(error, LocalError):
+        return False
+    return error.errno in FULL
 
 
 def of_mount(number: int | None) -> Row:
