@@ -59,16 +59,15 @@ def held(node: Node) -> int:
 
 def lose_events(node: Node, act: Callable[[], object]) -> None:
     """Do ``act`` while the kernel's queue of events is full."""
-    assert node.process is not None
     (node.work / "a").touch()
     (node.work / "b").touch()
     assert node.flush() == 0, node.log()
-    node.process.send_signal(signal.SIGSTOP)
+    node.pause()
     for _ in range(QUEUE // 2 + 100):
         for name in ("a", "b"):
             (node.work / name).chmod(0o644)
     act()
-    node.process.send_signal(signal.SIGCONT)
+    node.go_on()
     assert node.flush() in (0, 3), node.log()
     assert "kernel events were dropped" in node.log()
 

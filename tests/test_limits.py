@@ -185,8 +185,7 @@ def test_a_burst_beyond_the_kernels_queue_loses_nothing(node: PrefixedNode) -> N
     for name in ("old", *(f"kept {number}" for number in range(9))):
         (node.store / name).write_bytes(b"1")
     node.deploy()
-    assert node.process is not None
-    node.process.send_signal(signal.SIGSTOP)
+    node.pause()
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     for name in ("one", "two"):
         (node.work / name).write_bytes(b"1")
@@ -196,7 +195,7 @@ def test_a_burst_beyond_the_kernels_queue_loses_nothing(node: PrefixedNode) -> N
     (node.work / "in" / "the" / "dark").mkdir(parents=True)
     (node.work / "in" / "the" / "dark" / "new").write_bytes(b"1")
     (node.work / "old").unlink()
-    node.process.send_signal(signal.SIGCONT)
+    node.go_on()
     until(lambda: same(node), node)
     assert "kernel events were dropped" in node.log()
     # That it was suspended for a while is no stop.

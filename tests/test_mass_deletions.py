@@ -45,8 +45,7 @@ def one(tmp_path: Path, mounted: Mounted, size: int) -> Iterator[Node]:
     until(node, lambda: node.status()["phase"] == "syncing")
     yield node
     if node.running():
-        assert node.process is not None
-        node.process.send_signal(signal.SIGCONT)
+        node.go_on()
         node.end(signal.SIGKILL)
 
 
@@ -97,8 +96,7 @@ def gone(node: Node, mounted: Mounted) -> bool:
 
 def overflow(node: Node) -> None:
     """Let the daemon stand still and fill the kernel's queue of its events."""
-    assert node.process is not None
-    node.process.send_signal(signal.SIGSTOP)
+    node.pause()
     for name in ("a", "b"):
         (node.work / name).touch()
     for _ in range(QUEUE // 2 + 100):
@@ -110,11 +108,6 @@ def explained(node: Node) -> frozenset[bytes]:
     """What the daemon would know of deletions if it died now."""
     with closing(Index(node.home / "state" / "index.sqlite", readonly=True)) as index:
         return index.explained()
-
-
-def go_on(node: Node) -> None:
-    assert node.process is not None
-    node.process.send_signal(signal.SIGCONT)
 
 
 def remove(path: Path) -> None:
@@ -142,7 +135,7 @@ def test_a_run_deleted_while_events_are_lost_in_the_middle(one: Node, mounted: M
     overflow(one)
     for path in (run / "tmp").iterdir():
         path.unlink()
-    go_on(one)
+    one.go_on()
     # Half of the deletion is seen, and nobody told of it; its directories are still there.
     until(one, lambda: "unexplained absences wait" in one.log())
     assert "kernel events were dropped" in one.log()
@@ -170,7 +163,7 @@ def test_a_protocol_that_is_restarted_while_events_are_lost(one: Node, mounted: 
     overflow(one)
     remove(run)
     fill(run, 50, b"2")
-    go_on(one)
+    one.go_on()
     until(one, lambda: files(stored) == files(run) and one.status()["pending_paths"] == 0)
     assert "kernel events were dropped" in one.log()
     assert nobody_was_asked(one)
