@@ -34,6 +34,8 @@ def _no_fuse() -> str | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the campaign of all processes of this run one place for its counts."""
+    # Each program that a test starts would be compiled anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if not hasattr(config, "workerinput"):
         fd, os.environ[counts.PLACE] = tempfile.mkstemp(prefix="onesync-campaign-")
         os.close(fd)

@@ -22,7 +22,7 @@ from onesync.core import legacy
 from onesync.core.model import Kind, printable, show
 from onesync.errors import ConfigurationError, Exit, OnesyncError
 from onesync.settings import Settings, check_directories, load
-from onesync.systemd import JournalFormatter
+from onesync.systemd import STOP_SIGNALS, JournalFormatter
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -34,11 +34,11 @@ _STATUS_SECONDS = 0.8
 @app.command()
 def run(config: Config = None, instance: Instance = None) -> None:
     """Deploy, keep in sync, and on SIGTERM or SIGINT undeploy."""
-    from onesync.inspect import had_copy
-    from onesync.service import STOP_SIGNALS, Service
-
     # From here on a signal waits until the service takes it.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    from onesync.inspect import had_copy
+    from onesync.service import Service
+
     handler = logging.StreamHandler()
     handler.setFormatter(JournalFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -49,11 +49,10 @@ from onesync.metrics import Metrics
 from onesync.progress import Progress
 from onesync.replica.children import ChildrenReplica
 from onesync.settings import Settings
-from onesync.systemd import Notifier, shutdown_job
+from onesync.systemd import STOP_SIGNALS, Notifier, shutdown_job
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 _PROCESSES = 2
 _TICK_SECONDS = 0.5
 _WEDGED_SECONDS = 900.0
