@@ -30,7 +30,7 @@ from onesync.core.model import (
     parent_of,
 )
 from onesync.core.ordering import PublishOrder
-from onesync.core.plan import Difference, Move, Plan, make_plan
+from onesync.core.plan import Difference, Move, Plan, make_plan, portioned
 from onesync.core.trouble import is_full
 from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
@@ -56,6 +56,9 @@ _PORTIONED_FILES = 5000
 
 _PORTIONED_SECONDS = 6.0
 """So long databases wait at most for data that one batch after the other leaves to the next."""
+
+_REMOVED_AT_ONCE = 2000
+"""A batch removes no more than so many, for each is five calls and new data wait meanwhile."""
 
 _WAITED_SECONDS = 10.0
 """So long the databases of a run wait for a file that changes whenever it is copied."""
@@ -483,7 +486,8 @@ class Batches:
         found = self.deletions.judge(
             open_to, cut.looked, settled, self.cuts.drain, at_once=everything
         )
-        return make_plan(found, renames, self._awaited.removals, self._awaited.moves)
+        plan = make_plan(found, renames, self._awaited.removals, self._awaited.moves)
+        return plan if everything else portioned(plan, _REMOVED_AT_ONCE)
 
     def _renames(
         self, differences: dict[RelPath, Difference], pairs: set[tuple[RelPath, RelPath]]
