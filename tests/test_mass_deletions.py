@@ -19,13 +19,18 @@ from onesync.index import Index
 from tests.node import Node
 from tests.standin.mounted import Mounted
 
-pytestmark = [pytest.mark.fuse, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.fuse, pytest.mark.timeout(3600)]
 
 FULL = 60_000
 MANY = 2_500
 """More than the bound of an index of this size, and quick enough for every day."""
 QUEUE = 16_384
-SECONDS = 60.0
+
+
+class PatientNode(Node):
+    """A node that has much to do."""
+
+    patience = 0.0
 
 
 @pytest.fixture(params=[MANY, pytest.param(FULL, marks=pytest.mark.soak)])
@@ -35,12 +40,13 @@ def size(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def one(tmp_path: Path, mounted: Mounted, size: int) -> Iterator[Node]:
-    """A node that staged in a run of ``size`` files, and as much again beside it."""
+def one(tmp_path: Path, mounted: Mounted, size: int) -> Iterator[PatientNode]:
+    """A node that staged in a run of ``size`` files, and a small one beside it."""
     project = mounted.backing / "project"
     fill(project / "Runs" / "one", size)
     fill(project / "Runs" / "two", 100)
-    node = Node(tmp_path / "node", mounted.path / "project", mount__io_timeout_seconds=20)
+    node = PatientNode(tmp_path / "node", mounted.path / "project", mount__io_timeout_seconds=20)
+    node.patience = 60 + size / 50
     node.start()
     until(node, lambda: node.status()["phase"] == "syncing")
     yield node
@@ -56,8 +62,8 @@ def fill(run: Path, size: int, content: bytes = b"1") -> None:
         (run / ("tmp" if number % 10 else "extra") / f"mic_{number:05d}.mrc").write_bytes(content)
 
 
-def until(node: Node, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
+def until(node: PatientNode, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + node.patience
     while not condition():
         assert node.running(), node.log()
         assert time.monotonic() < deadline, (node.status(), node.log()[-5000:])
@@ -72,20 +78,20 @@ def files(run: Path) -> set[str]:
     return {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
 
 
-def nobody_was_asked(node: Node) -> bool:
+def nobody_was_asked(node: PatientNode) -> bool:
     status = node.status()
     kinds = {problem["kind"] for problem in status["problems"]}
     assert "held_deletions" not in kinds
     return "are missing" not in node.log() and status["held_deletions"] == 0
 
 
-def ended(node: Node) -> None:
+def ended(node: PatientNode) -> None:
     assert node.process is not None
     node.process.send_signal(signal.SIGTERM)
-    assert node.process.wait(SECONDS) == 0, node.log()
+    assert node.process.wait(node.patience) == 0, node.log()
 
 
-def gone(node: Node, mounted: Mounted) -> bool:
+def gone(node: PatientNode, mounted: Mounted) -> bool:
     """Whether the run, all that was put aside, and the work are gone."""
     idle = node.status()["pending_paths"] == 0
     # What goes just now is met by this walk without an error.
@@ -94,7 +100,7 @@ def gone(node: Node, mounted: Mounted) -> bool:
     return idle and runs(mounted) == {"two"} and not aside
 
 
-def overflow(node: Node) -> None:
+def overflow(node: PatientNode) -> None:
     """Let the daemon stand still and fill the kernel's queue of its events."""
     node.pause()
     for name in ("a", "b"):
@@ -104,7 +110,7 @@ def overflow(node: Node) -> None:
             (node.work / name).chmod(0o644)
 
 
-def explained(node: Node) -> frozenset[bytes]:
+def explained(node: PatientNode) -> frozenset[bytes]:
     """What the daemon would know of deletions if it died now."""
     with closing(Index(node.home / "state" / "index.sqlite", readonly=True)) as index:
         return index.explained()
@@ -114,7 +120,7 @@ def remove(path: Path) -> None:
     subprocess.run(["rm", "-rf", str(path)], check=True)
 
 
-def test_a_run_deleted_under_the_watcher(one: Node, mounted: Mounted, size: int) -> None:
+def test_a_run_deleted_under_the_watcher(one: PatientNode, mounted: Mounted, size: int) -> None:
     mounted.reset()
     began = time.monotonic()
     remove(one.work / "Runs" / "one")
@@ -130,7 +136,9 @@ def test_a_run_deleted_under_the_watcher(one: Node, mounted: Mounted, size: int)
     ended(one)
 
 
-def test_a_run_deleted_while_events_are_lost_in_the_middle(one: Node, mounted: Mounted) -> None:
+def test_a_run_deleted_while_events_are_lost_in_the_middle(
+    one: PatientNode, mounted: Mounted
+) -> None:
     run = one.work / "Runs" / "one"
     overflow(one)
     for path in (run / "tmp").iterdir():
@@ -145,7 +153,7 @@ def test_a_run_deleted_while_events_are_lost_in_the_middle(one: Node, mounted: M
     ended(one)
 
 
-def test_a_protocol_that_is_restarted(one: Node, mounted: Mounted) -> None:
+def test_a_protocol_that_is_restarted(one: PatientNode, mounted: Mounted) -> None:
     run = one.work / "Runs" / "one"
     stored = mounted.backing / "project" / "Runs" / "one"
     for content in (b"2", b"3"):
@@ -157,7 +165,9 @@ def test_a_protocol_that_is_restarted(one: Node, mounted: Mounted) -> None:
     ended(one)
 
 
-def test_a_protocol_that_is_restarted_while_events_are_lost(one: Node, mounted: Mounted) -> None:
+def test_a_protocol_that_is_restarted_while_events_are_lost(
+    one: PatientNode, mounted: Mounted
+) -> None:
     run = one.work / "Runs" / "one"
     stored = mounted.backing / "project" / "Runs" / "one"
     overflow(one)
@@ -170,7 +180,9 @@ def test_a_protocol_that_is_restarted_while_events_are_lost(one: Node, mounted: 
     ended(one)
 
 
-def test_a_daemon_that_dies_before_the_deletion_is_pushed(one: Node, mounted: Mounted) -> None:
+def test_a_daemon_that_dies_before_the_deletion_is_pushed(
+    one: PatientNode, mounted: Mounted
+) -> None:
     mounted.fail("create", errno.EACCES, times=-1, pattern="intent")
     remove(one.work / "Runs" / "one")
     until(one, lambda: explained(one) == {b"Runs/one"})
@@ -184,7 +196,9 @@ def test_a_daemon_that_dies_before_the_deletion_is_pushed(one: Node, mounted: Mo
     ended(one)
 
 
-def test_a_daemon_that_leaves_before_the_deletion_is_pushed(one: Node, mounted: Mounted) -> None:
+def test_a_daemon_that_leaves_before_the_deletion_is_pushed(
+    one: PatientNode, mounted: Mounted
+) -> None:
     one.configure(mount__io_timeout_seconds=20, undeploy__flush_retry_seconds=1)
     ended(one)
     one.start()
@@ -201,7 +215,7 @@ def test_a_daemon_that_leaves_before_the_deletion_is_pushed(one: Node, mounted: 
 
 
 def test_a_run_deleted_while_nobody_watches_is_held_and_let_go(
-    one: Node, mounted: Mounted, size: int
+    one: PatientNode, mounted: Mounted, size: int
 ) -> None:
     assert one.command("handover").returncode == 0, one.log()
     assert one.wait() == 0
@@ -222,6 +236,6 @@ def test_a_run_deleted_while_nobody_watches_is_held_and_let_go(
     ended(one)
 
 
-def nobody_is_asked_any_more(node: Node) -> bool:
+def nobody_is_asked_any_more(node: PatientNode) -> bool:
     status = node.status()
     return (status["held_deletions"], status["problems"]) == (0, [])
