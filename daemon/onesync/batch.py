@@ -305,9 +305,11 @@ class Batches:
         self._is_full = False
         self.may_write()
         self._prepare()
-        due = self.marks.take(everything=True, resting=True)
         with on_this_machine():
             self.cuts.scanner.verify_root()
+            # Or where something was renamed to might not be known yet.
+            self.cuts.drain()
+            due = self.marks.take(everything=True, resting=True)
             cut = self.cuts.plain(due, self._awaited.removals)
             removals = self._removals_alone(cut)
         if removals:
