@@ -403,16 +403,16 @@ def test_a_statement_that_finds_no_room_changes_nothing(small_disk: Path) -> Non
     assert index.get("key") == "new"
 
 
-LONG = "a long name " * 10
+LONG = "a long name " * 18
 UNREADABLE = r"/index\.sqlite(-wal)?$"
 
 
 @pytest.fixture
 def state_on_fuse(node: PrefixedNode, mounted: Mounted) -> PrefixedNode:
     """A node whose state directory is a mount that can fail, with more rows than SQLite keeps."""
-    folder = node.store / LONG
-    folder.mkdir()
-    for number in range(4000):
+    folder = node.store / LONG / LONG
+    folder.mkdir(parents=True)
+    for number in range(1200):
         (folder / f"{LONG}{number}").write_bytes(b"1")
     state = mounted.path / "state"
     state.mkdir()
@@ -453,7 +453,7 @@ def test_an_index_that_cannot_be_read_for_a_while_is_waited_for(
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
     (node.work / "new").write_bytes(b"2")
-    (node.work / LONG / f"{LONG}17").unlink()
+    (node.work / LONG / LONG / f"{LONG}17").unlink()
     assert node.flush() == 1
     until(lambda: "StateDirFailed" in problems(node), node)
     assert "mend its disk" in problems(node)["StateDirFailed"]
