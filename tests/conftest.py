@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign import counts
+from tests.machine import lacks
 from tests.node import Node
 from tests.standin.mounted import Mounted
 from tests.systemd import container
@@ -22,9 +23,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark, missing in (("fuse", _no_fuse), ("systemd", container.missing)):
         if item.get_closest_marker(mark) is None or (reason := missing()) is None:
             continue
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lacks(reason)
 
 
 def _no_fuse() -> str | None:
@@ -35,6 +34,8 @@ def _no_fuse() -> str | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the campaign of all processes of this run one place for its counts."""
+    # Each program that a test starts would be compiled anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if not hasattr(config, "workerinput"):
         fd, os.environ[counts.PLACE] = tempfile.mkstemp(prefix="onesync-campaign-")
         os.close(fd)

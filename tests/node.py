@@ -146,6 +146,17 @@ class Node:
         self.process.send_signal(number)
         return self.process.wait(SOON)
 
+    def pause(self) -> None:
+        """Let the program stand still; it does when this returns."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+
+    def go_on(self) -> None:
+        """Let it go on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
     def log(self) -> str:
         return (self.home / "log").read_text(errors="replace")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -127,6 +128,27 @@ def test_undeploy_finds_what_was_lost(one: Node, mounted: Mounted) -> None:
     assert (mounted.backing / "project" / "file").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("profile", ["18.02", "21.02"])
+def test_undeploy_waits_until_onedata_says_that_it_has_it_all(tmp_path: Path, profile: str) -> None:
+    with Mounted(tmp_path / "onedata", profile=profile) as mounted:
+        (mounted.backing / "project").mkdir()
+        node = Node(tmp_path / "node", mounted.path / "project")
+        mounted.lag(8)
+        node.deploy()
+        for name in ("one", "two"):
+            (node.work / name).write_bytes(CONTENT)
+        flushed(node)
+        mounted.start_log()
+        assert node.end() == 0, node.log()
+        calls = mounted.log()
+    asked = [c for c in calls if c.arguments.get("name") == "org.onedata.replication_progress"]
+    # It was not there when it was asked for first, and nothing was read back instead.
+    assert all(len([c for c in asked if c.path == f"/project/{n}"]) > 1 for n in ("one", "two"))
+    assert not [c for c in calls if c.operation == "read" and "deployment_status" not in c.path]
+    released = next(c for c in calls if c.operation == "unlink" and c.path.endswith("/lock"))
+    assert asked[-1].number < released.number
+
+
 @pytest.mark.parametrize("told_at", ["write", "fsync", "close"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_space_loses_nothing_and_goes_on_by_itself(
@@ -154,6 +176,46 @@ def test_a_full_space_loses_nothing_and_goes_on_by_itself(
     assert names_of_ours(mounted.backing) == []
     left = {os.fsdecode(path) for path in picture(mounted.backing / "project")}
     assert {p for p in left if not p.startswith(".")} == set(map(os.fsdecode, expected))
+
+
+def used(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("number", "told_at"),
+    [(errno.ENOSPC, "write"), (errno.EDQUOT, "fsync"), (errno.EDQUOT, "close")],
+)
+def test_what_is_deleted_makes_room_in_a_full_space(
+    one: Node, mounted: Mounted, number: int, told_at: str
+) -> None:
+    project = mounted.backing / "project"
+    one.deploy()
+    (one.work / "Runs" / "one").mkdir(parents=True)
+    for name in ("first", "second"):
+        (one.work / "Runs" / "one" / name).write_bytes(os.urandom(150_000))
+    (one.work / "kept").write_bytes(os.urandom(150_000))
+    flushed(one)
+    mounted.quota(used(mounted.backing) + 60_000, number, at=told_at)
+    content = os.urandom(290_000)
+    (one.work / "large").write_bytes(content)
+    (one.work / "kept").rename(one.work / "renamed")
+    one.wait_for_phase("backing_off")
+    assert troubles(one) == [errno.errorcode[number]]
+    assert "delete something here" in one.status()["problems"][0]["text"]
+    shutil.rmtree(one.work / "Runs")
+    # Nobody raises the quota: what the user deleted is what lets the rest go on.
+    wait_for(lambda: one.status()["pending_paths"] == 0 and (project / "renamed").exists(), one)
+    assert "deletions made room" in one.log()
+    assert troubles(one) == []
+    assert (project / "large").read_bytes() == content
+    assert not (project / "Runs").exists()
+    assert one.end() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+    stored, work = (picture(folder) for folder in (project, one.work))
+    assert {p: v[:2] for p, v in stored.items() if not p.startswith(STATUS_FOLDER)} == {
+        p: v[:2] for p, v in work.items()
+    }
 
 
 def test_a_mount_that_became_read_only_is_waited_for(one: Node, mounted: Mounted) -> None:

@@ -6,12 +6,18 @@ import os
 import shutil
 import signal
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from onesync.control import ask
+from onesync.deletions import fingerprint
+from onesync.manifest import read_head
+from onesync.replica.folder import FolderReplica
 from tests.node import SOON, Node, picture
+from tests.test_prometheus import free_port, listening
 
 QUEUE = 16_384
 
@@ -53,16 +59,15 @@ def held(node: Node) -> int:
 
 def lose_events(node: Node, act: Callable[[], object]) -> None:
     """Do ``act`` while the kernel's queue of events is full."""
-    assert node.process is not None
     (node.work / "a").touch()
     (node.work / "b").touch()
     assert node.flush() == 0, node.log()
-    node.process.send_signal(signal.SIGSTOP)
+    node.pause()
     for _ in range(QUEUE // 2 + 100):
         for name in ("a", "b"):
             (node.work / name).chmod(0o644)
     act()
-    node.process.send_signal(signal.SIGCONT)
+    node.go_on()
     assert node.flush() in (0, 3), node.log()
     assert "kernel events were dropped" in node.log()
 
@@ -140,12 +145,104 @@ def test_accepted_deletions_are_carried_out(one: Node, store: Path) -> None:
     shutil.rmtree(one.work / "Runs")
     one.deploy()
     assert one.flush() == 3
+    listed = one.command("resume").stdout
     accepted = one.command("resume", "--accept-deletions")
-    assert (accepted.returncode, "125 paths" in accepted.stdout) == (0, True), accepted.stderr
+    assert accepted.returncode == 0, accepted.stderr
+    # It shows first what goes.
+    assert accepted.stdout.startswith(listed)
+    assert "these 125 paths leave" in accepted.stdout.removeprefix(listed)
     assert one.flush() == 0, one.log()
     assert files_in(store) == set()
     assert held(one) == 0
     assert one.end() == 0, one.log()
+
+
+def test_only_what_was_shown_is_let_go(one: Node, store: Path) -> None:
+    before = files_in(store)
+    one.end(signal.SIGKILL)
+    shutil.rmtree(one.work / "Runs" / "two")
+    hidden = one.home / "hidden"
+    (one.work / "Runs" / "one").rename(hidden)
+    one.deploy()
+    assert one.flush() == 3
+    shown = fingerprint([b"Runs/one"])  # as if the other one had been noticed later
+    socket = one.home / "run" / "control.sock"
+    assert ask(socket, "accept_deletions", SOON, shown=shown) == {"ok": False, "accepted": None}
+    assert ask(socket, "accept_deletions", SOON)["ok"] is False
+    assert one.flush() == 3
+    assert files_in(store) == before
+    hidden.rename(one.work / "Runs" / "one")
+    wait_until(one, lambda: held(one) == 62)
+    shown = fingerprint([b"Runs/two"])
+    assert ask(socket, "accept_deletions", SOON, shown=shown) == {"ok": True, "accepted": 62}
+    assert one.flush() == 0, one.log()
+    assert {path.split("/")[1] for path in files_in(store)} == {"one"}
+    assert one.command("resume", "--accept-deletions").returncode == 0
+    assert one.end() == 0, one.log()
+
+
+def test_names_that_are_held_say_nothing_to_the_terminal(nodes: list[Node]) -> None:
+    one = nodes[0]
+    one.configure(guards__unexplained_deletions=0, guards__unexplained_percent=0)
+    one.deploy()
+    name = "red \x1b[31m\nOK \u202e"
+    (one.work / name).write_bytes(b"1")
+    assert one.flush() == 0, one.log()
+    one.end(signal.SIGKILL)
+    (one.work / name).unlink()
+    one.deploy()
+    assert one.flush() == 3
+    shown = "red \\x1b[31m\\nOK \\u202e"
+    assert one.command("resume").stdout == f"{shown}\n"
+    assert shown in one.status()["problems"][0]["text"]
+    assert shown in one.log().replace("\\\\", "\\")
+    assert "\x1b" not in one.log()
+    accepted = one.command("resume", "--accept-deletions").stdout
+    assert accepted.splitlines()[0] == shown
+    assert len(accepted.splitlines()) == 2
+    assert one.end() == 0, one.log()
+
+
+def test_what_is_held_is_told_everywhere_and_a_final_flush_ends_clean(
+    one: Node, store: Path
+) -> None:
+    one.end(signal.SIGKILL)
+    shutil.rmtree(one.work / "Runs")
+    one.configure(metrics__listen=f"127.0.0.1:{free_port()}")
+    one.deploy()
+    assert one.flush() == 3
+    metrics = scrape(one)
+    assert "onesync_held_deletions 125.0" in metrics
+    assert "onesync_problems 1.0" in metrics
+    assert 'onesync_phase{onesync_phase="syncing"} 1.0' in metrics
+    (problem,) = one.status()["problems"]
+    assert (problem["path"], problem["kind"]) == ("", "held_deletions")
+    assert problem["text"].startswith("125 files and directories are missing")
+    assert one.log().count("125 files and directories are missing") == 1
+    assert one.end() == 0, one.log()
+    assert noted(store) == [(b"", "held_deletions", problem["text"])]
+    left = one.status()
+    assert (left["phase"], left["held_deletions"]) == ("stopped", 125)
+    # Brought back by the next stage-in it is no problem any more.
+    one.deploy()
+    assert one.status()["problems"] == []
+    assert "onesync_held_deletions 0.0" in scrape(one)
+    (one.work / "new").write_bytes(b"1")
+    assert one.end() == 0, one.log()
+    assert noted(store) == []
+
+
+def scrape(node: Node) -> str:
+    with urllib.request.urlopen(f"http://{listening(node)}/metrics", timeout=SOON) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def noted(store: Path) -> list[tuple[bytes, str, str]]:
+    """The problems that the newest checkpoint tells of, as another node reads them."""
+    head = read_head(FolderReplica(os.fsencode(store)))
+    assert head is not None
+    return [(p.path, p.kind, p.text) for p in head.problems.values()]
 
 
 def test_what_reappears_is_held_no_longer(one: Node, store: Path) -> None:

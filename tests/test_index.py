@@ -43,18 +43,33 @@ INSERT INTO entry VALUES (x'61', x'', 'file', 5, 6, 420, 'cd', x'', 7, 5, 6, 8, 
 INSERT INTO entry VALUES
     (x'62', x'', 'link', 0, 0, 0, '', x'61', NULL, NULL, NULL, NULL, NULL, 0, '', NULL);
 """
+FORMAT_3 = (
+    FORMAT_2.replace("('format', '2')", "('format', '3')")
+    + """
+CREATE TABLE unverified (path BLOB PRIMARY KEY, is_read INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE held (path BLOB PRIMARY KEY) WITHOUT ROWID;
+INSERT INTO unverified VALUES (x'61', 1);
+INSERT INTO held VALUES (x'61');
+"""
+)
 OLD = Known(Entry(Kind.FILE, 5, 6, 0o644, "cd"), Stamp(Kind.FILE, 7, 5, 6, 8, 0o644))
 
 
-@pytest.mark.parametrize("old", [FORMAT_1, FORMAT_2])
-def test_an_index_of_an_older_format_is_brought_up_to_date(tmp_path: Path, old: str) -> None:
+@pytest.mark.parametrize(
+    ("old", "held"), [(FORMAT_1, set()), (FORMAT_2, set()), (FORMAT_3, {b"a"})]
+)
+def test_an_index_of_an_older_format_is_brought_up_to_date(
+    tmp_path: Path, old: str, held: set[bytes]
+) -> None:
     path = tmp_path / "index.sqlite"
     with closing(sqlite3.connect(path)) as db:
         db.executescript(old)
-    for _ in range(2):  # once more: it is of format 3 now
+    for _ in range(2):  # once more: it is of format 4 now
         with closing(Index(path)) as index:
-            assert index.get("format") == "3"
-            assert index.held() == frozenset()
+            assert index.get("format") == "4"
+            assert index.held() == held
+            assert index.explained() == set()
+            assert index.unverified(9) == [(path, True) for path in held]
             assert index.get("staged") == "abc"
             assert index.known(b"a") == OLD
             assert index.known(b"b") == Known(Entry(Kind.LINK, target=b"a"), None)
@@ -98,3 +113,14 @@ def test_what_is_held_follows_the_rows(tmp_path: Path) -> None:
         assert index.held() == {b"c/y"}
         index.replace(())
         assert index.held() == frozenset()
+
+
+def test_what_is_explained_comes_back_until_it_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    with closing(Index(path)) as index:
+        index.explain([b"a", b"b"], [])
+        index.explain([b"b", b"c"], [b"a"])
+    with closing(Index(path)) as index:
+        assert index.explained() == {b"b", b"c"}
+        index.replace(())
+        assert index.explained() == set()

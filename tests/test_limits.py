@@ -22,6 +22,7 @@ from onesync.core.model import STATUS_FOLDER
 from onesync.errors import IndexDamaged, StateDirFailed
 from onesync.index import Index, open_index
 from onesync.watcher import InotifyWatcher
+from tests.machine import lacks
 from tests.node import SOON, Node, picture
 from tests.standin.mounted import Mounted
 from tests.test_watchers import Told, wait_for
@@ -157,7 +158,8 @@ def may_limit_watches() -> bool:
 
 def test_a_node_with_few_watches_misses_nothing_and_says_so(node: PrefixedNode) -> None:
     if not may_limit_watches():
-        pytest.skip("needs user namespaces with a limit of watches of their own")
+        reason = "needs user namespaces with a limit of watches of their own"
+        lacks(reason, but_root_has=True)
     for number in range(10):
         (node.store / f"{number}").mkdir()
     limit = "echo 5 > /proc/sys/user/max_inotify_watches"
@@ -183,8 +185,7 @@ def test_a_burst_beyond_the_kernels_queue_loses_nothing(node: PrefixedNode) -> N
     for name in ("old", *(f"kept {number}" for number in range(9))):
         (node.store / name).write_bytes(b"1")
     node.deploy()
-    assert node.process is not None
-    node.process.send_signal(signal.SIGSTOP)
+    node.pause()
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     for name in ("one", "two"):
         (node.work / name).write_bytes(b"1")
@@ -194,7 +195,7 @@ def test_a_burst_beyond_the_kernels_queue_loses_nothing(node: PrefixedNode) -> N
     (node.work / "in" / "the" / "dark").mkdir(parents=True)
     (node.work / "in" / "the" / "dark" / "new").write_bytes(b"1")
     (node.work / "old").unlink()
-    node.process.send_signal(signal.SIGCONT)
+    node.go_on()
     until(lambda: same(node), node)
     assert "kernel events were dropped" in node.log()
     # That it was suspended for a while is no stop.
@@ -218,7 +219,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         check=False,
     )
     if made.returncode != 0:
-        pytest.skip("needs root to mount a small file system")
+        lacks("needs root to mount a small file system", but_root_has=True)
     yield path
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
@@ -333,7 +334,8 @@ def test_a_full_working_directory_halts_and_goes_on_where_it_was(
     node.configure(working_dir=work, push__workers=1)
     assert node.refusal() == 13, node.log()
     assert "No space left on device" in node.log()
-    assert "Then start again" in node.log()
+    assert node.log().count("then start again: it goes on where it was") == 1
+    assert "by itself" not in node.log()
     finished = (work / "first").stat().st_ino
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     node.deploy()
@@ -399,6 +401,69 @@ def test_a_statement_that_finds_no_room_changes_nothing(small_disk: Path) -> Non
     assert index.get("key") == "old"
     index.set(key="new")
     assert index.get("key") == "new"
+
+
+LONG = "a long name " * 18
+UNREADABLE = r"/index\.sqlite(-wal)?$"
+
+
+@pytest.fixture
+def state_on_fuse(node: PrefixedNode, mounted: Mounted) -> PrefixedNode:
+    """A node whose state directory is a mount that can fail, with more rows than SQLite keeps."""
+    folder = node.store / LONG / LONG
+    folder.mkdir(parents=True)
+    for number in range(1200):
+        (folder / f"{LONG}{number}").write_bytes(b"1")
+    state = mounted.path / "state"
+    state.mkdir()
+    node.configure(state_dir=state)
+    node.deploy()
+    return node
+
+
+@pytest.mark.fuse
+def test_an_index_that_cannot_be_read_ends_a_start_and_nothing_is_lost(
+    state_on_fuse: PrefixedNode, mounted: Mounted
+) -> None:
+    node = state_on_fuse
+    node.end(signal.SIGKILL)
+    (node.work / "new").write_bytes(b"2")
+    stored = user_files(node.store)
+    mounted.fail("read", errno.EIO, times=-1, pattern=UNREADABLE)
+    assert node.refusal() == 1
+    assert "index.sqlite cannot be read or written (disk I/O error)" in node.log()
+    assert "mend its disk" in node.log()
+    assert "Traceback" not in node.log()
+    assert not list((mounted.backing / "state").glob("*damaged*"))
+    assert user_files(node.store) == stored
+    mounted.clear()
+    node.deploy()
+    until(lambda: same(node), node)
+    assert node.end() == 0, node.log()
+
+
+@pytest.mark.fuse
+def test_an_index_that_cannot_be_read_for_a_while_is_waited_for(
+    state_on_fuse: PrefixedNode, mounted: Mounted
+) -> None:
+    node = state_on_fuse
+    assert node.flush() == 0, node.log()
+    mounted.fail("read", errno.EIO, times=-1, pattern=UNREADABLE)
+    fd = os.open(mounted.path / "state" / "index.sqlite", os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    (node.work / "new").write_bytes(b"2")
+    (node.work / LONG / LONG / f"{LONG}17").unlink()
+    assert node.flush() == 1
+    until(lambda: "StateDirFailed" in problems(node), node)
+    assert "mend its disk" in problems(node)["StateDirFailed"]
+    assert node.running()
+    mounted.clear()
+    until(lambda: same(node), node)
+    assert node.flush() == 0, node.log()
+    assert problems(node) == {}
+    assert "Traceback" not in node.log()
+    assert node.end() == 0, node.log()
 
 
 @pytest.fixture

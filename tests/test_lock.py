@@ -607,11 +607,15 @@ def test_an_owner_that_wakes_up_during_unlock_is_not_unlocked_unseen(
     assert lock_of(replica, "one", lock.state()).acquire() == 3
 
 
+def clone_of(lock: Lock, replica: Replica, clock: FakeClock) -> Lock:
+    """What a copy of the owner's disk image, or his node after a reboot, starts with."""
+    claimant = Claimant("one", "another boot", "machine-one", "me", "/work", "/data", "0")
+    return Lock(replica, clock, TIMES, claimant, lock.state())
+
+
 def test_a_clone_waits_for_as_long_as_the_mute_original_may_write(replica: Replica) -> None:
     lock, clock = claimed(replica)
-    remembered = lock.state()
-    claimant = Claimant("one", "another boot", "machine-one", "me", "/work", "/data", "0")
-    clone = Lock(replica, clock, TIMES, claimant, remembered)
+    clone = clone_of(lock, replica, clock)
     assert clone.acquire() == 2
     assert not lock.may_write()
 
@@ -626,8 +630,12 @@ def test_a_clone_of_a_moment_ago_sees_that_the_deployment_went_on(replica: Repli
 
 def test_a_listing_that_hides_the_newest_claim_deceives_nobody(replica: Replica) -> None:
     claimed(replica)
+    refused_behind(Stale(replica), replica)
+
+
+def refused_behind(door: Stale, replica: Replica) -> None:
     lock = lock_of(replica, "two")
-    lock._replica = Stale(replica)  # type: ignore[assignment]
+    lock._replica = door  # type: ignore[assignment]
     with pytest.raises(DeployedElsewhere, match="me on one holds it"):
         lock.acquire()
 
@@ -635,10 +643,9 @@ def test_a_listing_that_hides_the_newest_claim_deceives_nobody(replica: Replica)
 class Stale:
     """A door whose listing of the claims hides all but one."""
 
-    shown = b""
-
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Replica, shown: bytes = b"") -> None:
         self._replica = replica
+        self.shown = shown
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._replica, name)
@@ -732,8 +739,7 @@ def test_the_old_claims_end_is_not_asked_for_twice(replica: Replica) -> None:
 def test_an_original_that_beats_after_the_watch_of_its_clone_is_seen(replica: Replica) -> None:
     """The clone slept between its last look and its claim: what it watched counts, not that."""
     lock, clock = claimed(replica)
-    claimant = Claimant("one", "another boot", "machine-one", "me", "/work", "/data", "0")
-    clone = Lock(replica, clock, TIMES, claimant, lock.state())
+    clone = clone_of(lock, replica, clock)
     judge = clone._judge
     looks = iter(range(9))
 
@@ -754,12 +760,7 @@ def test_a_listing_that_hides_the_owner_below_a_withdrawn_claim_deceives_nobody(
     owner, _ = claimed(replica)
     replica.make_directory(place(2))
     put(replica, place(2, b"end.json"), b'{"format": 1, "how": "withdrawn"}')
-    lock = lock_of(replica, "two")
-    door = Stale(replica)
-    door.shown = b"000002"
-    lock._replica = door  # type: ignore[assignment]
-    with pytest.raises(DeployedElsewhere, match="me on one holds it"):
-        lock.acquire()
+    refused_behind(Stale(replica, shown=b"000002"), replica)
     assert owner.may_write()
 
 

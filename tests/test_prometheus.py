@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.machine import lacks
 from tests.node import SOON, Node
 from tests.test_program import fill
 
@@ -32,10 +32,7 @@ def free_port() -> int:
 def _installed() -> None:
     if shutil.which("prometheus") and shutil.which("promtool"):
         return
-    reason = "needs Debian's prometheus"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    lacks("needs Debian's prometheus")
 
 
 @pytest.fixture

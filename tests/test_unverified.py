@@ -16,6 +16,7 @@ from onesync.core.model import Entry, Kind, RelPath, is_doubted
 from onesync.index import Index
 from onesync.unverified import Unverified
 from tests.memory import MemoryReplica
+from tests.test_index import FORMAT_2
 
 ROUND = 40.0
 
@@ -227,30 +228,13 @@ def test_finish_waits_for_nothing_where_nobody_is_asked(bench: Bench) -> None:
 def test_an_index_of_an_earlier_onesync_gets_the_table(tmp_path: Path) -> None:
     place = tmp_path / "index.sqlite"
     db = sqlite3.connect(place)
-    db.executescript(EARLIER)
+    db.executescript(FORMAT_2)
     db.close()
     index = Index(place)
     assert index.unverified(1) == []
     known = index.known(b"a")
     assert known is not None
-    assert known.entry.size == 7
+    assert known.entry.size == 5
     index.commit([], {}, pushed={b"a": True})
     assert index.unverified(9) == [(b"a", True)]
     index.close()
-
-
-EARLIER = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE entry (
-    path BLOB PRIMARY KEY, parent BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL, mode INTEGER NOT NULL, digest TEXT NOT NULL, target BLOB NOT NULL,
-    inode INTEGER, s_size INTEGER, s_mtime INTEGER, s_ctime INTEGER, s_mode INTEGER,
-    link_group INTEGER NOT NULL DEFAULT 0, xattrs TEXT NOT NULL DEFAULT '', s_linked INTEGER
-) WITHOUT ROWID;
-CREATE TABLE blocks (
-    digest TEXT PRIMARY KEY, size INTEGER NOT NULL, digests BLOB NOT NULL
-) WITHOUT ROWID;
-INSERT INTO meta VALUES ('format', '2');
-INSERT INTO entry (path, parent, kind, size, mtime_ns, mode, digest, target)
-    VALUES (x'61', x'', 'file', 7, 1, 420, 'abc', x'');
-"""

@@ -17,6 +17,7 @@ import pytest
 
 from onesync.core.model import RelPath, is_beneath
 from onesync.watcher import InotifyWatcher, PollingWatcher, Watcher
+from tests.machine import lacks
 from tests.node import SOON
 
 
@@ -128,7 +129,7 @@ def exchange(one: Path, other: Path) -> None:
     at_cwd, exchange_flag = -100, 2
     paths = (os.fsencode(one), os.fsencode(other))
     if libc.renameat2(at_cwd, paths[0], at_cwd, paths[1], exchange_flag) != 0:
-        pytest.skip(f"cannot exchange here: {os.strerror(ctypes.get_errno())}")
+        lacks(f"cannot exchange here: {os.strerror(ctypes.get_errno())}")
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], set[bytes]]] = {
@@ -398,7 +399,7 @@ def test_an_unmounted_directory_is_not_a_deleted_one(
 ) -> None:
     mount = ["mount", "-t", "tmpfs", "none", str(root / "empty")]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("needs to mount a tmpfs")
+        lacks("needs root to mount a tmpfs", but_root_has=True)
     (root / "empty" / "inside").mkdir()
     watcher = InotifyWatcher(os.fsencode(root), os.fsencode(tmp_path / "cookie"), told)
     watcher.start()

@@ -15,8 +15,9 @@ from typing import Protocol
 
 from onesync import recovery
 from onesync.core.blocks import Blocks
-from onesync.core.chain import Change, Noted, Set, follow
+from onesync.core.chain import Change, Noted, Renamed, Set, follow
 from onesync.core.dirty import Due
+from onesync.core.guard import certainly_gone
 from onesync.core.model import (
     Entry,
     Kind,
@@ -29,7 +30,8 @@ from onesync.core.model import (
     parent_of,
 )
 from onesync.core.ordering import PublishOrder
-from onesync.core.plan import Difference, Move, Plan, make_plan
+from onesync.core.plan import Difference, Move, Plan, make_plan, portioned
+from onesync.core.trouble import is_full
 from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
 from onesync.errors import MountNotThere, NotArrived
@@ -54,6 +56,9 @@ _PORTIONED_FILES = 5000
 
 _PORTIONED_SECONDS = 6.0
 """So long databases wait at most for data that one batch after the other leaves to the next."""
+
+_REMOVED_AT_ONCE = 2000
+"""A batch removes no more than so many, for each is five calls and new data wait meanwhile."""
 
 _WAITED_SECONDS = 10.0
 """So long the databases of a run wait for a file that changes whenever it is copied."""
@@ -120,6 +125,7 @@ class Batches:
     left: set[RelPath] = field(default_factory=set)
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
+    _is_full: bool = False
     _unrecorded: Callable[[], None] | None = None
     _unsteady: dict[RelPath, float] = field(default_factory=dict)
     _deferring_since: float | None = None
@@ -136,10 +142,11 @@ class Batches:
         try:
             if self.unverified.next_due() == 0:
                 self._verify()
-            committed = self._batch(everything)
-        except BaseException:
+            committed = self._make_room() or self._batch(everything)
+        except BaseException as error:
+            self._is_full = is_full(error)
             self.marks.give_back()
-            self.deletions.failed()
+            self.deletions.remember()
             raise
         self.marks.done()
         return committed
@@ -277,7 +284,7 @@ class Batches:
                 else:
                     cut = self.cuts.plain(due)
                 self._forget_renamed(due)
-                plan = self._plan(cut)
+                plan = self._plan(cut, everything)
             self.left |= cut.deferred
             if plan.empty:
                 self._await(plan)
@@ -286,6 +293,47 @@ class Batches:
             cut.seconds = time.monotonic() - began
             self._identify()
             return self._push(plan, cut, pins, everything)
+
+    def _make_room(self) -> bool:
+        """Where the last batch found no space, carry out deletions alone; returns whether any.
+
+        What is deleted here must be able to make room there, or a full space would stay full. All
+        else stays dirty, also the databases that may still name what goes: they need the room.
+        """
+        if not self._is_full:
+            return False
+        self._is_full = False
+        self.may_write()
+        self._prepare()
+        with on_this_machine():
+            self.cuts.scanner.verify_root()
+            # Or where something was renamed to might not be known yet.
+            self.cuts.drain()
+            due = self.marks.take(everything=True, resting=True)
+            cut = self.cuts.plain(due, self._awaited.removals)
+            removals = self._removals_alone(cut)
+        if removals:
+            self._remove_alone(removals, cut)
+            self.left |= due.paths | due.trees
+        self.marks.give_back()
+        return bool(removals)
+
+    def _remove_alone(self, removals: list[Difference], cut: Cut) -> None:
+        awaited = self._awaited
+        self._identify()
+        with Pins(self.root) as pins:
+            self._push(Plan(removals=removals), cut, pins, True)
+        gone = {difference.path for difference in removals}
+        self._awaited = _Awaited(awaited.removals - gone, awaited.moves)
+        log.info("deletions made room in OneData", extra={"removals": len(gone)})
+
+    def _removals_alone(self, cut: Cut) -> list[Difference]:
+        found = self.deletions.judge(
+            cut.found, cut.looked, self._awaited.removals, self.cuts.drain, at_once=False
+        )
+        renamed = {source for source, _ in cut.moves | self._awaited.moves}
+        gone = certainly_gone(found, self.index.beneath)
+        return [gone[path] for path in sorted(gone) if not lies_in(path, renamed)]
 
     def _push(self, plan: Plan, cut: Cut, pins: Pins, everything: bool) -> bool:
         push = Push(
@@ -335,10 +383,11 @@ class Batches:
             self.marks.growing(path, _PACE * seconds)
         for move in plan.moves:
             self.marks.tree_changed(move.target)
-        self.deletions.done(self._awaited.removals, self._awaited.moves)
         done = {d.path for d in plan.files} - outcome.deferred - outcome.travels.keys()
         self.travels.end(done)
         self.travels.advance(outcome.travels)
+        renamed = [(c.source, c.target) for c in outcome.changes if isinstance(c, Renamed)]
+        self.deletions.done(self._awaited.removals, self._awaited.moves, renamed)
         push.tidy()
         self._half_done = False
         for item in cut.frozen.values():
@@ -430,14 +479,17 @@ class Batches:
     def _refused(self) -> set[RelPath]:
         return {p.path for p in self.problems.values() if p.kind == NAME_REFUSED}
 
-    def _plan(self, cut: Cut) -> Plan:
+    def _plan(self, cut: Cut, everything: bool) -> Plan:
         # In a directory that OneData refused nothing can be kept until it is tried again.
         closed = self._refused() - cut.found.keys()
         open_to = {p: d for p, d in cut.found.items() if not lies_in(parent_of(p), closed)}
         renames = self._renames(open_to, cut.moves | self._awaited.moves)
         settled = self._awaited.removals | {move.source for move in renames}
-        found = self.deletions.judge(open_to, cut.looked, settled, self.cuts.drain)
-        return make_plan(found, renames, self._awaited.removals, self._awaited.moves)
+        found = self.deletions.judge(
+            open_to, cut.looked, settled, self.cuts.drain, at_once=everything
+        )
+        plan = make_plan(found, renames, self._awaited.removals, self._awaited.moves)
+        return plan if everything else portioned(plan, _REMOVED_AT_ONCE)
 
     def _renames(
         self, differences: dict[RelPath, Difference], pairs: set[tuple[RelPath, RelPath]]

@@ -22,7 +22,7 @@ from onesync.core import legacy
 from onesync.core.model import Kind, printable, show
 from onesync.errors import ConfigurationError, Exit, OnesyncError
 from onesync.settings import Settings, check_directories, load
-from onesync.systemd import JournalFormatter
+from onesync.systemd import STOP_SIGNALS, JournalFormatter
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -34,11 +34,11 @@ _STATUS_SECONDS = 0.8
 @app.command()
 def run(config: Config = None, instance: Instance = None) -> None:
     """Deploy, keep in sync, and on SIGTERM or SIGINT undeploy."""
-    from onesync.inspect import had_copy
-    from onesync.service import STOP_SIGNALS, Service
-
     # From here on a signal waits until the service takes it.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    from onesync.inspect import had_copy
+    from onesync.service import Service
+
     handler = logging.StreamHandler()
     handler.setFormatter(JournalFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -90,13 +90,12 @@ def resume(
     from onesync.inspect import held_deletions
 
     settings = load(config, instance)
-    if accept_deletions:
-        reply = _ask(settings, "accept_deletions")
-        typer.echo(f"Accepted: {reply['accepted']} paths leave OneData with the next batches.")
-        return
-    held = held_deletions(settings)
+    held, shown = held_deletions(settings)
     for path in held:
         typer.echo(show(path))
+    if held and accept_deletions:
+        _accept(settings, shown)
+        return
     if held:
         typer.echo(
             f"{len(held)} paths are missing from the working directory and kept in OneData."
@@ -104,6 +103,15 @@ def resume(
             err=True,
         )
     raise typer.Exit(3 if held else 0)
+
+
+def _accept(settings: Settings, shown: str) -> None:
+    """Let go what was shown, and nothing that came to be held since."""
+    reply = _ask(settings, "accept_deletions", shown=shown)
+    if not reply.get("ok"):
+        typer.echo("Other paths are held by now, so nothing was let go. Look again.", err=True)
+        raise typer.Exit(3)
+    typer.echo(f"Accepted: these {reply['accepted']} paths leave OneData with the next batches.")
 
 
 @app.command()

@@ -153,6 +153,9 @@ class StatusFile:
             found = json.loads(self.path.read_text())
         except (FileNotFoundError, ValueError):
             return None
+        except OSError as error:
+            log.warning("status file not read", extra={"reason": error.strerror})
+            return None
         return found if isinstance(found, dict) else None
 
     def last_word(self) -> dict[str, Any]:

@@ -97,9 +97,9 @@ class Cuts:
     _empty_since: dict[RelPath, float] = field(default_factory=dict)
     _taken: dict[RelPath, tuple[str, bytes | None]] = field(default_factory=dict)
 
-    def plain(self, due: Due) -> Cut:
-        """Look at what is due alone: it promises nothing."""
-        return Cut(self._look(due, set()), due, moves=set(due.moves))
+    def plain(self, due: Due, awaited: AbstractSet[RelPath] = frozenset()) -> Cut:
+        """Look at what is due and ``awaited`` alone: it promises nothing."""
+        return Cut(self._look(due, awaited), due, moves=set(due.moves))
 
     def take(self, first: Due, awaited: set[RelPath], pins: Pins, *, as_is: bool) -> Cut:
         """Cut all that is dirty now, with what is ``first`` and ``awaited``; ``pins`` hold it.
@@ -144,7 +144,7 @@ class Cuts:
         looked = _joined(due)
         return Cut(found, looked, frozen, set(looked.moves), self._deferred)
 
-    def _look(self, due: Due, awaited: set[RelPath]) -> dict[RelPath, Difference]:
+    def _look(self, due: Due, awaited: AbstractSet[RelPath]) -> dict[RelPath, Difference]:
         found = self.scanner.scan(due.paths | awaited, due.trees)
         found.pop(b"", None)
         return found

@@ -152,7 +152,7 @@ class Engine:
         )
         guards = settings.guards
         bound = Bound(guards.unexplained_deletions, guards.unexplained_percent)
-        self._deletions = Deletions(index, self._scanner, self.marks, bound)
+        self._deletions = Deletions(index, self._scanner, self.marks, bound, clock.boottime)
         self._deployment = Deploy(
             settings,
             self._replica,
@@ -196,9 +196,14 @@ class Engine:
         with self._requests.guard:
             self._requests.doubted.add(path)
 
-    def accept_deletions(self) -> int:
-        """Let go what is held now; returns how many files and directories that are."""
+    def accept_deletions(self, shown: str) -> int | None:
+        """Let go what is held, if it is what a person was shown (``Held.fingerprint``).
+
+        Returns how many files and directories that are; None where others are held by now.
+        """
         held = self.held
+        if held.fingerprint() != shown:
+            return None
         with self._requests.guard:
             self._requests.accepted |= held.paths
         self.marks.arrived.set()
@@ -296,6 +301,7 @@ class Engine:
             raise lost_copy.refused(self._index, lost, unsynced) from lost
         finally:
             self._end_threads()
+            self._deletions.remember()
             self._answer_flushes(OnesyncError("onesync is stopping"))
 
     def _find_copy(self) -> None:
@@ -544,6 +550,7 @@ class Engine:
 
     def _meet(self, batches: Batches, error: Exception) -> None:
         """Do what the table says of an error, but for the pause."""
+        self._deletions.remember()
         trouble = judge(error)
         self._observer.failed(trouble.kind)
         self._reaction = trouble.reaction
@@ -697,7 +704,14 @@ class Engine:
 
 
 def _mount_failed(error: OSError) -> OnesyncError:
-    text = f"{judge(error).text} The folder was being deployed; OneData is as it was."
+    """Return how a deployment ends that could not be made complete."""
+    trouble = judge(error)
+    if isinstance(error, LocalError) and trouble.remedy:
+        return Halted(trouble.text_with("then start again: it goes on where it was"))
     if isinstance(error, LocalError):
-        return Halted(f"{text} Then start again.")
-    return MountNotThere(f"{text} It goes on where it was at the next start.")
+        return Halted(
+            f"The working directory cannot be made complete ({trouble.reason}); what is in OneData"
+            " stays as it is. Look at its files; then start again: it goes on where it was."
+        )
+    text = trouble.text_with("the next start goes on where it was")
+    return MountNotThere(f"The folder could not be deployed, OneData is as it was. {text}")

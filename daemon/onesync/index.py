@@ -11,7 +11,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +24,9 @@ from onesync.errors import Halted, IndexDamaged, StateDirFailed
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
+HELD_SINCE = 3
+"""The first format that knows of held deletions."""
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT")
 _FAILED = (
     "SQLITE_FULL",
@@ -35,6 +37,7 @@ _FAILED = (
     "SQLITE_BUSY",
     "SQLITE_PROTOCOL",
 )
+_CHUNK = 1 << 20
 _MOST_INTEGER = (1 << 63) - 1
 _COLUMNS = (
     "path, kind, size, mtime_ns, mode, digest, target, link_group, xattrs,"
@@ -55,6 +58,7 @@ CREATE TABLE IF NOT EXISTS unverified (
     path BLOB PRIMARY KEY, is_read INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS held (path BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS explained (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS entry_parent ON entry (parent);
 CREATE INDEX IF NOT EXISTS entry_inode ON entry (inode);
 """
@@ -104,8 +108,7 @@ class Index:
         self._path = path
         with self._told():
             if readonly:
-                uri = f"file:{quote(os.fsencode(path))}?mode=ro"
-                self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
+                self._db = sqlite3.connect(_read_only(path), uri=True, isolation_level=None)
                 return
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
@@ -126,10 +129,10 @@ class Index:
             self.set(format=str(FORMAT))
         elif version == "1":
             self._db.executescript(_FROM_1)
-        if version in ("1", "2"):
-            self.set(format=str(FORMAT))  # 3 added a table alone; 2 would not honour it
+        if version in ("1", "2", "3"):
+            self.set(format=str(FORMAT))  # 3 and 4 added a table each, that the older would ignore
         elif version is not None and not version.isdecimal():
-            raise self._damaged(f"format {version!r:.20}")
+            raise self._lost(f"format {version!r:.20}")
         elif version is not None and int(version) > FORMAT:
             raise Halted(
                 f"The index {self._path} has format {version}, newer than this onesync's {FORMAT};"
@@ -147,13 +150,22 @@ class Index:
                 raise self._damaged(error) from error
             if not name.startswith(_FAILED):
                 raise
-            raise StateDirFailed(
-                f"{self._path} cannot be written ({error}), so nothing is committed; nothing is"
-                f" lost. Make room in {self._path.parent} or mend its disk: onesync then goes on by"
-                " itself."
-            ) from error
+            raise self._failed(error) from error
 
-    def _damaged(self, error: object) -> IndexDamaged:
+    def _failed(self, error: object) -> StateDirFailed:
+        return StateDirFailed(
+            f"{self._path} cannot be read or written ({error}), so nothing is committed; nothing is"
+            f" lost. Make room in {self._path.parent} or mend its disk: onesync then goes on by"
+            " itself."
+        )
+
+    def _damaged(self, error: object) -> StateDirFailed | IndexDamaged:
+        """Return what it is that SQLite calls corrupt: also a disk that cannot be read."""
+        if not _is_readable(self._path) or _is_sound(self._path):
+            return self._failed(error)
+        return self._lost(error)
+
+    def _lost(self, error: object) -> IndexDamaged:
         return IndexDamaged(
             f"The index {self._path} is damaged ({error}); nothing was deleted in OneData. The next"
             " start makes it anew, by comparing the working copy with the manifest."
@@ -170,7 +182,7 @@ class Index:
         try:
             return _known(row)
         except (ValueError, TypeError) as error:  # such as an unknown kind
-            raise self._damaged(error) from error
+            raise self._lost(error) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -243,7 +255,7 @@ class Index:
         With each, whether it is to be read back.
         """
         query = "SELECT path, is_read FROM unverified ORDER BY path LIMIT ?"
-        return [(path, bool(is_read)) for path, is_read in self._db.execute(query, (limit,))]
+        return [(path, bool(is_read)) for path, is_read in self._rows(query, (limit,))]
 
     def verified(self, paths: Iterable[RelPath]) -> None:
         """Remember that ``paths`` arrived, or are sent anew."""
@@ -278,7 +290,7 @@ class Index:
 
     def held(self) -> frozenset[RelPath]:
         """Return the tops of what is held: absent from the working copy and not to be deleted."""
-        return frozenset(row[0] for row in self._db.execute("SELECT path FROM held"))
+        return frozenset(row[0] for row in self._rows("SELECT path FROM held"))
 
     def count_beneath(self, paths: Iterable[RelPath]) -> int:
         """Return the number of rows at and beneath ``paths``, of which none lies in another."""
@@ -287,13 +299,24 @@ class Index:
     def _count_at(self, path: RelPath) -> int:
         where, values = _range(path)
         query = f"SELECT count(*) FROM entry WHERE {where}"
-        return int(self._db.execute(query, values).fetchone()[0])
+        return next(int(row[0]) for row in self._rows(query, values))
 
     def hold(self, add: Iterable[RelPath], release: Iterable[RelPath]) -> None:
         """Change what is held, durably and at once."""
         with self._transaction():
             self._db.executemany("DELETE FROM held WHERE path = ?", [(p,) for p in release])
             self._db.executemany("INSERT OR IGNORE INTO held VALUES (?)", [(p,) for p in add])
+
+    def explained(self) -> frozenset[RelPath]:
+        """Return the paths whose absence, with all beneath, was explained and is not pushed yet."""
+        return frozenset(row[0] for row in self._rows("SELECT path FROM explained"))
+
+    def explain(self, add: Iterable[RelPath], forget: Iterable[RelPath]) -> None:
+        """Change what is explained, durably and at once."""
+        with self._transaction():
+            self._db.executemany("DELETE FROM explained WHERE path = ?", [(p,) for p in forget])
+            rows = [(path,) for path in add]
+            self._db.executemany("INSERT OR IGNORE INTO explained VALUES (?)", rows)
 
     def blocks(self, digest: str) -> Blocks | None:
         """Return the blocks of the large file with this digest, where they are known."""
@@ -321,6 +344,7 @@ class Index:
             self._db.execute("DELETE FROM entry")
             self._db.execute("DELETE FROM unverified")
             self._db.execute("DELETE FROM held")
+            self._db.execute("DELETE FROM explained")
             for path, entry, stamp in tree:
                 self._put(path, entry, stamp)
             self._set(dict(meta))
@@ -389,6 +413,32 @@ class Index:
         self._db.executemany("INSERT INTO held VALUES (?)", moved)
         for path, known in rows:
             self._put(target + path[len(source) :], known.entry, known.stamp)
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether the disk gives all bytes of an index, whatever they are."""
+    try:
+        for part in (path, path.with_name(path.name + "-wal")):
+            with suppress(FileNotFoundError), part.open("rb") as file:
+                while file.read(_CHUNK):
+                    pass
+    except OSError:
+        return False
+    return True
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether an index is whole when it is looked at anew."""
+    try:
+        with closing(sqlite3.connect(_read_only(path), uri=True)) as db:
+            (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+    except sqlite3.Error:
+        return False
+    return bool(found == "ok")
+
+
+def _read_only(path: Path) -> str:
+    return f"file:{quote(os.fsencode(path))}?mode=ro"
 
 
 def _range(path: RelPath) -> tuple[str, tuple[bytes, ...]]:

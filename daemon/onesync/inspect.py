@@ -10,8 +10,9 @@ from contextlib import closing, contextmanager
 from pathspec import PathSpec
 
 from onesync.core.model import Entry, Kind, RelPath, join
+from onesync.deletions import fingerprint
 from onesync.errors import Halted, MountNotThere
-from onesync.index import FORMAT, Index
+from onesync.index import HELD_SINCE, Index
 from onesync.local import digest_local
 from onesync.manifest import read_head
 from onesync.replica.children import ChildrenReplica
@@ -36,15 +37,21 @@ def had_copy(settings: Settings) -> bool:
         return index.get("staged") is not None or index.get("cleaning") is not None
 
 
-def held_deletions(settings: Settings) -> list[RelPath]:
-    """Return every path that is held, in the order of their bytes; see ``deletions``."""
+def held_deletions(settings: Settings) -> tuple[list[RelPath], str]:
+    """Return every path that is held, in the order of their bytes; see ``deletions``.
+
+    With them comes what tells the daemon which ones these are.
+    """
     path = settings.state_dir / "index.sqlite"
-    if not path.exists():
-        return []
-    with closing(Index(path, readonly=True)) as index:
-        if index.get("staged") is None or int(index.get("format") or 0) < FORMAT:
-            return []  # nothing was ever held here
-        return [p for top in sorted(index.held()) for p, _ in index.beneath(top)]
+    tops: frozenset[RelPath] = frozenset()
+    paths: list[RelPath] = []
+    if path.exists():
+        with closing(Index(path, readonly=True)) as index:
+            held_at_all = int(index.get("format") or 0) >= HELD_SINCE
+            if index.get("staged") is not None and held_at_all:
+                tops = index.held()
+            paths = [p for top in sorted(tops) for p, _ in index.beneath(top)]
+    return paths, fingerprint(tops)
 
 
 def verify_folder(settings: Settings, content: bool) -> list[Finding]:

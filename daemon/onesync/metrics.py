@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import time
+from socketserver import ThreadingMixIn
 from threading import Thread
 from typing import Any
-from wsgiref.simple_server import WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,7 +17,7 @@ from prometheus_client import (
     Gauge,
     Info,
     disable_created_metrics,
-    start_http_server,
+    make_wsgi_app,
 )
 
 from onesync import __version__
@@ -24,7 +28,38 @@ PHASES = (
     "cleaning", "halted", "fenced", "stopped",
 )  # fmt: skip
 
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_EXHAUSTED_SECONDS = 0.5
+
 disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """Answers each scrape in a thread of its own, at one address."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int) -> None:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        self.address_family, *_, address = found[0]
+        super().__init__((str(address[0]), port), _Silent)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Take the next connection; where there is no descriptor for it, let it wait.
+
+        The socket stays readable then, so that the loop would ask again at once, and for ever.
+        """
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                time.sleep(_EXHAUSTED_SECONDS)
+            raise
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing of each scrape."""
 
 
 class Metrics:
@@ -33,7 +68,7 @@ class Metrics:
     def __init__(self) -> None:
         """Register every metric."""
         self.registry = registry = CollectorRegistry()
-        self._server: tuple[WSGIServer, Thread] | None = None
+        self._server: tuple[_Server, Thread] | None = None
         Info("onesync_build", "Version of onesync", registry=registry).info(
             {"version": __version__}
         )
@@ -95,12 +130,16 @@ class Metrics:
         """Serve at HOST:PORT. Raises ConfigurationError when that is not to be had."""
         host, _, port = listen.rpartition(":")
         try:
-            self._server = start_http_server(int(port), host, self.registry)
+            server = _Server(host, int(port))
         except OSError as error:
             raise ConfigurationError(
                 f"The metrics address {listen} cannot be used ({error.strerror}); nothing was"
                 " changed. Set metrics.listen to a free one."
             ) from error
+        server.set_app(make_wsgi_app(self.registry))
+        thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
+        self._server = server, thread
 
     def stop(self) -> None:
         """End the server."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from onesync.core.model import STATUS_FOLDER
-from onesync.core.trouble import of_mount
+from onesync.core.trouble import judge
 from onesync.errors import ConfigurationError, Halted, MountNotThere
 from onesync.replica.door import Identity, Replica
 from onesync.replica.folder import is_mounted
@@ -69,8 +69,7 @@ class Mount:
             ) from error
         except OSError as error:
             raise MountNotThere(
-                f"The OneData folder {self._path} cannot be reached: {of_mount(error.errno).text}"
-                f" ({error.strerror})"
+                f"The OneData folder {self._path} cannot be reached: {judge(error).text}"
             ) from error
         if self._require_fuse and not identity.is_fuse:
             raise MountNotThere(

@@ -608,13 +608,10 @@ class Push:
                 self._refuse(move.target)  # what it was renamed from stays in OneData until then
                 continue
             self.outcome.changes.append(Renamed(move.source, move.target))
-        for difference in plan.removals:
-            if difference.seen is not None:
-                continue
-            if self._waits(difference.path):
-                self.outcome.postponed.add(difference.path)
-            else:
-                self._remove(difference)
+        gone = [difference for difference in plan.removals if difference.seen is None]
+        self.outcome.postponed.update(d.path for d in gone if self._waits(d.path))
+        now = [d for d in gone if d.path not in self.outcome.postponed]
+        each(self._pool, self._remove, spread(now, _path_of))
 
     def _remove(self, difference: Difference) -> None:
         for path in self._removes[difference.path]:

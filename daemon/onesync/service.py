@@ -49,11 +49,10 @@ from onesync.metrics import Metrics
 from onesync.progress import Progress
 from onesync.replica.children import ChildrenReplica
 from onesync.settings import Settings
-from onesync.systemd import Notifier, shutdown_job
+from onesync.systemd import STOP_SIGNALS, Notifier, shutdown_job
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 _PROCESSES = 2
 _TICK_SECONDS = 0.5
 _WEDGED_SECONDS = 900.0
@@ -243,8 +242,9 @@ class Service:
         self._engine.doubt(str(request.get("path", "")).encode("utf-8", "surrogateescape"))
         return {"ok": True}
 
-    def _on_accept_deletions(self, _: dict[str, Any]) -> dict[str, Any]:
-        return {"ok": True, "accepted": self._engine.accept_deletions()}
+    def _on_accept_deletions(self, request: dict[str, Any]) -> dict[str, Any]:
+        accepted = self._engine.accept_deletions(str(request.get("shown")))
+        return {"ok": accepted is not None, "accepted": accepted}
 
     def _on_handover(self, _: dict[str, Any]) -> dict[str, Any]:
         self._engine.handover()
@@ -378,8 +378,8 @@ def make_lock(
 
 def _state_dir_failed(path: Path, error: OSError) -> StateDirFailed:
     return StateDirFailed(
-        f"{path} cannot be written ({error.strerror}); nothing is lost. Make room in state_dir or"
-        " mend its disk: onesync then goes on by itself."
+        f"{path} cannot be read or written ({error.strerror}); nothing is lost. Make room in"
+        " state_dir or mend its disk: onesync then goes on by itself."
     )
 
 

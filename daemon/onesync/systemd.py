@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import time
 
 import sdnotify
 
 from onesync.core.model import printable
+
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+"""What systemd or a person sends for an orderly stop."""
 
 _LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}

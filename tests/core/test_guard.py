@@ -5,7 +5,18 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onesync.core.guard import Bound, Told, absences, arrived, identity, rule, tops
+from onesync.core.guard import (
+    Bound,
+    Told,
+    absences,
+    arrived,
+    carried,
+    certainly_gone,
+    identity,
+    outstanding,
+    rule,
+    tops,
+)
 from onesync.core.model import Kind, Known, RelPath, is_beneath, parent_of
 from onesync.core.plan import Difference
 from tests.core.test_plan import PATHS, entry_of, stamp, trees
@@ -47,6 +58,21 @@ def test_what_goes_unexplained_is_never_more_than_the_bound(
     assert not held & explained, "the kernel is believed, whatever the number"
     unexplained = {p for top in gone - explained for p, _ in beneath(rows, top)}
     assert held == (gone - explained if len(unexplained) > bound else set())
+
+
+@given(trees(), st.integers(0, 3))
+def test_what_came_up_elsewhere_is_not_certainly_gone(
+    tree: dict[RelPath, object], bound: int
+) -> None:
+    rows = rows_of(tree)
+    found = {path: Difference(path, known, None) for path, known in rows.items()}
+    gone = certainly_gone(found, lambda top: beneath(rows, top))
+    assert gone.keys() == tops(rows)
+    moved = sorted(rows)[:bound]
+    stamps = {path: stamp for path in moved if (stamp := rows[path].stamp) is not None}
+    found |= {b"new/" + p: Difference(b"new/" + p, None, stamp) for p, stamp in stamps.items()}
+    gone = certainly_gone(found, lambda top: beneath(rows, top))
+    assert not any(is_beneath(path, top) for path in moved for top in gone)
 
 
 @given(trees(), st.integers(0, 3))
@@ -102,3 +128,33 @@ def test_too_many_explanations_are_forgotten_not_guessed() -> None:
     assert told.take() == {b"%d" % number for number in range(10)}
     told.add(b"again")
     assert told.take() == {b"again"}
+
+
+@given(PATH_SETS, PATH_SETS)
+def test_explanations_beneath_what_came_back_still_count(
+    told: set[RelPath], back: set[RelPath]
+) -> None:
+    left = outstanding(told, lambda path: path in back)
+    assert not left & back
+    for path in told - back:
+        assert any(is_beneath(path, top) for top in left)
+    assert left <= told
+
+
+def test_explanations_follow_a_rename() -> None:
+    told = {b"a/x", b"a/y/z", b"b", b"ax"}
+    assert carried(told, {b"a": b"c", b"d": b"e"}) == {b"c/x", b"c/y/z"}
+
+
+def test_a_run_beyond_the_limit_is_told_by_its_directories() -> None:
+    told = Told(limit=10)
+    for number in range(30):
+        told.add(b"run/extra/%d" % number)
+    told.add(b"other")
+    told.add(b"run/extra")
+    told.add(b"run")
+    found = told.take()
+    assert {b"run", b"run/extra"} <= found
+    assert b"other" not in found, "it goes unexplained, which only holds more"
+    told.add(b"other")
+    assert told.take() == {b"other"}

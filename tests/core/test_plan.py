@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from onesync.core.chain import Change, Gone, Set, apply
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, parent_of
-from onesync.core.plan import Difference, Plan, make_plan
+from onesync.core.plan import Difference, Plan, make_plan, portioned
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
@@ -97,3 +97,20 @@ def test_a_deletion_waits_for_the_next_batch() -> None:
     assert [d.path for d in make_plan(gone, [], plan.awaited_removals, frozenset()).removals] == [
         b"a"
     ]
+
+
+@given(trees(), st.integers(1, 3))
+def test_many_deletions_are_carried_out_in_portions(tree: dict[RelPath, Stamp], most: int) -> None:
+    index = {path: (entry_of(seen), seen) for path, seen in tree.items()}
+    awaited = make_plan(differences(index, {}), [], frozenset(), frozenset()).awaited_removals
+    wanted, rounds = len(awaited), 0
+    while awaited:
+        whole = make_plan(differences(index, {}), [], awaited, frozenset())
+        plan = portioned(whole, most)
+        assert len(plan.removals) == min(most, len(awaited))
+        assert {d.path for d in plan.removals} | plan.awaited_removals == awaited
+        commit(index, {}, changes_of(plan))
+        awaited = plan.awaited_removals
+        rounds += 1
+    assert rounds == -(-wanted // most)
+    assert index == {}

@@ -51,8 +51,19 @@ def test_the_disk_of_this_node_is_never_taken_for_the_mount() -> None:
 
 def test_every_sentence_ends_and_says_what_is_safe() -> None:
     for row in [*MOUNT.values(), *LOCAL.values()]:
-        assert row.text.endswith(".")
-        assert re.search(r"nothing is lost|safe|stays|is pushed|looked at again", row.text), row
+        assert row.told.endswith(".")
+        assert not row.remedy.endswith(".")
+        assert re.search(r"nothing is lost|safe|stays|is pushed|looked at again", row.told), row
+
+
+@pytest.mark.parametrize("error", [LocalError(errno.ENOSPC, "full"), OSError(errno.EROFS, "x")])
+def test_what_follows_the_remedy_is_said_once(error: OSError) -> None:
+    trouble = judge(error)
+    assert trouble.text.count("by itself") == 1
+    at_start = trouble.text_with("then start again")
+    assert at_start.count("start again") == 1
+    assert "by itself" not in at_start
+    assert at_start.endswith(f"({error.strerror})")
 
 
 def test_pauses_rise_and_busy_is_tried_at_once() -> None:

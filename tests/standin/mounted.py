@@ -195,6 +195,10 @@ class Mounted:
         """Let sizes and times be told this late; ``own`` false: only of what others changed."""
         self._ask("late", seconds=seconds, own=own)
 
+    def lag(self, seconds: float) -> None:
+        """Let the provider say this late that it has a file's bytes; not of the plain profile."""
+        self._ask("lag", seconds=seconds)
+
     def hide(self, pattern: str) -> None:
         """Let listings skip the paths that match; look-ups find them."""
         self._ask("hide", pattern=pattern)

@@ -342,6 +342,15 @@ class OneData(mfusepy.Operations):  # type: ignore[misc]  # the library has no t
 class OneDataOfAge(OneData):
     """What the profiles add to the operations; the plain one does not even have these."""
 
+    _lag = 0.0
+
+    def verbs(self) -> Verbs:
+        """Return what the control socket may ask for."""
+        return super().verbs() | {"lag": self._set_lag}
+
+    def _set_lag(self, seconds: float) -> None:
+        self._lag = seconds
+
     @counted
     def chown(self, path: str, uid: int, gid: int) -> int:
         if self.profile.chown_error:
@@ -369,6 +378,8 @@ class OneDataOfAge(OneData):
     def _progress(self, status: os.stat_result) -> int:
         """Return how much of what was written the provider knows, in whole per cent."""
         handles, ino = self._handles, status.st_ino
+        if time.time_ns() - status.st_ctime_ns < self._lag * 10**9:
+            return 0
         there = min(status.st_size, self._late.told(status).size)
         missing = handles.gaps.size(ino) + sum(handle.held() for handle in handles.of(ino))
         whole = max(status.st_size, handles.gaps.end(ino), *(h.end() for h in handles.of(ino)), 0)

@@ -138,7 +138,7 @@ class Head:
         digest: its file's digest.
         folder_id: of the folder.
         tree: every entry by path.
-        problems: what the checkpoints noted, until the path was written anew.
+        problems: what the checkpoints noted, until the path was written anew; see ``apply``.
         ignored: a sentence for every file that is torn, foreign or late.
         working_dirs: of the writer of the newest checkpoint.
         base_size: bytes of the base that the fold began with.
@@ -217,8 +217,12 @@ def apply(
     changes: Iterable[Change],
     problems: dict[RelPath, Problem] | None = None,
 ) -> None:
-    """Fold ``changes`` into ``tree``, and the problems that they note into ``problems``."""
+    """Fold a checkpoint's ``changes`` into ``tree``, and the problems noted into ``problems``.
+
+    One of no path, such as what was held at the end of a deployment, is its checkpoint's alone.
+    """
     noted = {} if problems is None else problems
+    noted.pop(b"", None)
     for change in changes:
         follow(noted, change)
         if isinstance(change, Set):

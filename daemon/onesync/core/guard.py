@@ -49,28 +49,62 @@ def tops(paths: Iterable[RelPath]) -> set[RelPath]:
     return {p for p in all_of_them if not p or not lies_in(parent_of(p), all_of_them)}
 
 
+def outstanding(told: Set[RelPath], is_back: Callable[[RelPath], bool]) -> set[RelPath]:
+    """Return the tops of what was ``told`` and is still absent.
+
+    Beneath a directory that was made anew the deletions of its former files still count.
+    """
+    found: set[RelPath] = set()
+    left = set(told)
+    while left:
+        outer = tops(left)
+        back = {path for path in outer if is_back(path)}
+        found |= outer - back
+        left = {path for path in left - back if lies_in(path, back)}
+    return found
+
+
+def carried(paths: Iterable[RelPath], renamed: Mapping[RelPath, RelPath]) -> set[RelPath]:
+    """Return where those of ``paths`` would be now that lay beneath what was ``renamed``."""
+    found = set()
+    for path in paths:
+        above = path
+        while above and above not in renamed:
+            above = parent_of(above)
+        if above:
+            found.add(renamed[above] + path[len(above) :])
+    return found
+
+
 class Told:
     """Absences that were explained and not yet asked for. Not safe in several threads."""
 
     def __init__(self, limit: int = LIMIT) -> None:
-        """Keep up to ``limit`` paths; what comes then goes unexplained, which only holds more."""
+        """Keep about ``limit`` paths; of what comes then only directories that held some of them.
+
+        What is dropped goes unexplained, which only holds more, until its directory goes too.
+        """
         self._limit = limit
         self._paths: set[RelPath] = set()
-        self._full = False
+        self._above: set[RelPath] | None = None
 
     def add(self, path: RelPath) -> None:
         """Remember that ``path`` and all beneath it were deleted or moved away."""
-        if self._full:
+        if self._above is not None:
+            if path in self._above:
+                self._paths.add(path)
+                self._above.add(parent_of(path))
             return
         self._paths.add(path)
         if len(self._paths) >= self._limit:
             # A directory tells of all that it held: a run of any size comes down to one path.
             self._paths = tops(self._paths)
-            self._full = len(self._paths) > self._limit // 2
+            if len(self._paths) > self._limit // 2:
+                self._above = {parent_of(one) for one in self._paths}
 
     def take(self) -> set[RelPath]:
         """Return and forget what was added."""
-        taken, self._paths, self._full = self._paths, set(), False
+        taken, self._paths, self._above = self._paths, set(), None
         return taken
 
 
@@ -93,6 +127,23 @@ def _is_absence(found: Difference) -> bool:
 def arrived(differences: Mapping[RelPath, Difference]) -> set[Identity]:
     """Return the identities of what is new: what left elsewhere and came here was renamed."""
     return {identity(d.seen) for d in differences.values() if d.known is None and d.seen}
+
+
+def certainly_gone(
+    differences: Mapping[RelPath, Difference],
+    beneath: Callable[[RelPath], Iterable[tuple[RelPath, Known]]],
+) -> dict[RelPath, Difference]:
+    """Return those of ``differences`` that are absences, and whose content came up nowhere else.
+
+    What was renamed, and perhaps is not in the replica under its new name yet, is not among them.
+    """
+    here = arrived(differences)
+    gone = tops(path for path, found in differences.items() if found.known and not found.seen)
+    return {
+        top: differences[top]
+        for top in gone
+        if not any(known.stamp and identity(known.stamp) in here for _, known in beneath(top))
+    }
 
 
 def rule(

@@ -7,7 +7,7 @@ databases are newer; until then it is *awaited*. The caller passes what was awai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onesync.core.model import Kind, Known, RelPath, Stamp, is_beneath
 
@@ -105,6 +105,15 @@ def make_plan(
     waiting = frozenset(d.path for d in tops if d.seen is None and d.path not in awaited_removals)
     plan.removals.extend(d for d in tops if d.path not in waiting)
     return _with_awaited(plan, waiting)
+
+
+def portioned(plan: Plan, most: int) -> Plan:
+    """Leave all but ``most`` of the removals to the next batch; a directory is one removal."""
+    later = {d.path for d in [d for d in plan.removals if d.seen is None][most:]}
+    if not later:
+        return plan
+    now = [difference for difference in plan.removals if difference.path not in later]
+    return replace(plan, removals=now, awaited_removals=plan.awaited_removals | later)
 
 
 def _place(plan: Plan, difference: Difference, gone: list[Difference]) -> None:

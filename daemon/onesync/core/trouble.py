@@ -55,12 +55,30 @@ class Trouble:
     Attributes:
         kind: a short stable word, a metric's label: an errno's name, or an error's.
         reaction: what to do.
-        text: a sentence for a person.
+        told: what happened and what is safe.
+        remedy: what a person must do, without its full stop; empty where nobody must.
+        reason: the kernel's own words.
     """
 
     kind: str
     reaction: Reaction
-    text: str
+    told: str
+    remedy: str = ""
+    reason: str = ""
+
+    @property
+    def text(self) -> str:
+        """What a person reads while the program runs, and goes on by itself."""
+        return self.text_with("it goes on by itself")
+
+    def text_with(self, follows: str) -> str:
+        """What a person reads; ``follows`` says what happens when the remedy is done."""
+        sentences = [self.told]
+        if self.remedy:
+            sentences.append(f"{self.remedy}; {follows}.")
+        if self.reason:
+            sentences.append(f"({self.reason})")
+        return " ".join(sentences)
 
     @property
     def is_suspicious(self) -> bool:
@@ -70,20 +88,25 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table; ``text`` is empty where the error brings its own sentence."""
+    """One line of the table; ``told`` is empty where the error brings its own sentence."""
 
     reaction: Reaction
-    text: str = ""
+    told: str = ""
+    remedy: str = ""
 
 
-def _rows(numbers: Iterable[int], reaction: Reaction, text: str) -> dict[int, Row]:
-    return dict.fromkeys(numbers, Row(reaction, text))
+def _rows(
+    numbers: Iterable[int], reaction: Reaction, told: str, remedy: str = ""
+) -> dict[int, Row]:
+    return dict.fromkeys(numbers, Row(reaction, told, remedy))
 
 
 _UNKNOWN = Row(
     Reaction.SUSPECT,
     "OneData answered with an error that nobody knows; nothing is lost, it is tried again.",
 )
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 MOUNT: Mapping[int, Row] = {
     **_rows(
@@ -110,25 +133,26 @@ MOUNT: Mapping[int, Row] = {
         (errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO),
         Reaction.WAIT,
         "OneData's client died or was mounted anew; local data are safe, nothing is written until"
-        " the folder is mounted again. Mount it; it goes on by itself.",
+        " the folder is mounted again.",
+        "Mount it",
     ),
     **_rows(
-        (errno.ENOSPC, errno.EDQUOT),
+        FULL,
         Reaction.PERSON,
-        "OneData has no space left for this folder; nothing is lost, what changed waits here and"
-        " is pushed as soon as there is space. Raise the quota or remove something in OneData.",
+        "OneData has no space left for this folder; nothing is lost, what changed waits here.",
+        "Raise the quota, or delete something here or in OneData",
     ),
     **_rows(
         (errno.EROFS,),
         Reaction.PERSON,
-        "OneData lets this folder be read only; nothing is lost, what changed waits here. Make it"
-        " writable; it goes on by itself.",
+        "OneData lets this folder be read only; nothing is lost, what changed waits here.",
+        "Make it writable",
     ),
     **_rows(
         (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS),
         Reaction.PERSON,
-        "OneData refuses the writing; nothing is lost, what changed waits here. Look at the rights"
-        " and the token of the mount; it goes on by itself.",
+        "OneData refuses the writing; nothing is lost, what changed waits here.",
+        "Look at the rights and the token of the mount",
     ),
     **_rows(
         (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ERANGE, errno.EFBIG),
@@ -141,16 +165,16 @@ MOUNT: Mapping[int, Row] = {
 
 _LOCAL_UNKNOWN = Row(
     Reaction.PERSON,
-    "This node's own disk fails; what is in OneData stays as it is, it is tried again. Look at the"
-    " working directory's and the state directory's file systems.",
+    "This node's own disk fails; what is in OneData stays as it is.",
+    "Look at the working directory's and the state directory's file systems",
 )
 
 LOCAL: Mapping[int, Row] = {
     **_rows(
-        (errno.ENOSPC, errno.EDQUOT),
+        FULL,
         Reaction.PERSON,
-        "This node's own disk is full; what is in OneData stays as it is. Make room in the working"
-        " directory's and the state directory's file systems; it goes on by itself.",
+        "This node's own disk is full; what is in OneData stays as it is.",
+        "Make room in the working directory's and the state directory's file systems",
     ),
     **_rows(
         (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINTR),
@@ -192,12 +216,22 @@ def judge(error: Exception) -> Trouble:
     """Return what the table says of ``error``."""
     if isinstance(error, LocalError):
         row = LOCAL.get(error.errno or 0, _LOCAL_UNKNOWN)
-        return Trouble("local_" + _code(error), row.reaction, _with_reason(row, error))
+        return _trouble("local_" + _code(error), row, error)
     if isinstance(error, OSError):
-        row = of_mount(error.errno)
-        return Trouble(_code(error), row.reaction, _with_reason(row, error))
+        return _trouble(_code(error), of_mount(error.errno), error)
     row = next(row for kind, row in EVENTS.items() if isinstance(error, kind))
     return Trouble(type(error).__name__, row.reaction, str(error))
+
+
+def _trouble(kind: str, row: Row, error: OSError) -> Trouble:
+    return Trouble(kind, row.reaction, row.told, row.remedy, error.strerror or str(error))
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the replica has no space left."""
+    if not isinstance(error, OSError) or isinstance(error, LocalError):
+        return False
+    return error.errno in FULL
 
 
 def of_mount(number: int | None) -> Row:
@@ -213,7 +247,3 @@ def pause_seconds(reaction: Reaction, failures: int) -> float:
 
 def _code(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, "unknown")
-
-
-def _with_reason(row: Row, error: OSError) -> str:
-    return f"{row.text} ({error.strerror or error})"
