@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -257,3 +258,32 @@ def test_a_broken_chain_is_mended_by_the_next_owner(nodes: list[Node]) -> None:
     assert node.status()["problems"] == []
     assert (node.work / "second").read_bytes() == b"2"
     assert node.end() == 0, node.log()
+
+
+@pytest.mark.parametrize("loses", ["a checkpoint that was committed", "one of a dead batch"])
+def test_what_a_death_tore_is_no_problem_where_the_working_copy_has_it_all(
+    nodes: list[Node], loses: str
+) -> None:
+    one, two = nodes
+    one.deploy()
+    (one.work / "first").write_bytes(b"1")
+    assert one.flush() == 0
+    (one.work / "second").write_bytes(b"2")
+    assert one.flush() == 0
+    one.end(signal.SIGKILL)
+    folder = one.store / MANIFEST.decode()
+    newest = max(folder.iterdir())
+    torn = newest.read_bytes()[:-20]
+    if loses == "one of a dead batch":
+        newest = folder / "E000001-000009.jsonl.gz"
+    newest.write_bytes(torn)
+    one.deploy()
+    assert "The manifest is damaged" in one.log()
+    flushed = one.command("flush")
+    assert flushed.returncode == 0, flushed.stderr + one.log()
+    assert one.status()["problems"] == []
+    assert one.end() == 0, one.log()
+    two.deploy()
+    assert two.status()["problems"] == []
+    assert {p.name: p.read_bytes() for p in two.work.iterdir()} == {"first": b"1", "second": b"2"}
+    assert two.end() == 0, two.log()

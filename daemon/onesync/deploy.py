@@ -13,7 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from onesync import recovery, working_copy
 from onesync.batch import Batches
 from onesync.core.chain import Change, Gone, Head, Noted, Set
-from onesync.core.model import Problem, RelPath, is_unconfirmed, lost_stamp, show
+from onesync.core.model import (
+    Kind,
+    Problem,
+    RelPath,
+    is_unconfirmed,
+    lost_stamp,
+    show,
+    unconfirmed,
+)
 from onesync.errors import Halted
 from onesync.index import Index
 from onesync.intent import INTENTS
@@ -171,18 +179,25 @@ class Deploy:
         batches.settle()
         if head is None or head.ignored:
             batches.base()
+            # Nothing is missing: this working copy has all that its deployment ever pushed, what
+            # the head lacks is pushed again, and the new base needs nothing that is damaged.
+            if self._problems.pop(MANIFEST, None) is not None:
+                log.info("manifest mended from the working copy")
 
     def _catch_up(self, head: Head) -> None:
         known = {path: row.entry for path, row in self._index.beneath(b"") if path}
-        changes: list[Change] = [
-            Gone(p)
-            for p, e in sorted(known.items())
-            if p not in head.tree and not is_unconfirmed(e)
-        ]
+        ahead = {
+            p: e for p, e in sorted(known.items()) if p not in head.tree and not is_unconfirmed(e)
+        }
+        # A checkpoint that OneData lost told of what this node put there: it is still ours.
+        ours = {p: e for p, e in ahead.items() if head.ignored and e.kind is not Kind.LINK}
+        changes: list[Change] = [Gone(p) for p in ahead if p not in ours]
+        changes += [Set(p, unconfirmed(e.kind, e.size, e.digest)) for p, e in ours.items()]
         changes += [Set(p, e) for p, e in head.tree.items() if known.get(p) != e]
         if changes:
             log.info("resumed behind the manifest", extra={"paths": len(changes)})
             stamps = {p: lost_stamp(e.kind) for p, e in head.tree.items() if known.get(p) != e}
+            stamps |= {p: lost_stamp(e.kind) for p, e in ours.items()}
             self._index.commit(changes, stamps)
 
     def _stage_in(self, batches: Batches, head: Head | None) -> None:
