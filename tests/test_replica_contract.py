@@ -16,7 +16,7 @@ import pytest
 from blake3 import blake3
 
 from onesync.beneath import open_beneath
-from onesync.core.blocks import DIGEST_BYTES
+from onesync.core.blocks import DIGEST_BYTES, BlockHasher
 from onesync.core.model import Kind
 from onesync.errors import OnesyncError
 from onesync.replica.children import ChildrenReplica
@@ -446,6 +446,62 @@ def test_an_append_may_read_its_beginning_in_rounds(on_disk: Replica, stack: Pat
     assert sizes == [CHUNK, 2 * CHUNK, old.size + 4000]
     whole = (blake3(stack.read_bytes()).hexdigest(), sizes[-1])
     assert replica.digest(b"stack") == whole
+
+
+def grow(path: Path, content: bytes = b"more" * 1000) -> None:
+    with path.open("ab") as file:
+        file.write(content)
+
+
+def test_a_file_that_always_grows_is_compared_to_its_end(on_disk: Replica, stack: Path) -> None:
+    replica, source = on_disk, os.fsencode(stack)
+    old, _ = changed_inside(stack, replica)
+    assert old.blocks is not None
+    part = replica.compare(source, old.size, old.blocks, seconds=0)
+    for _ in range(2):
+        grow(stack)
+        part = replica.compare(source, old.size, old.blocks, seconds=0)
+    assert (part.copied.steady, part.copied.prefix) == (False, True)
+    assert part.changed == (1, 38)
+    assert part.copied.digest == blake3(stack.read_bytes()[: part.copied.size]).hexdigest()
+
+
+def test_what_grew_and_changed_is_no_prefix(on_disk: Replica, stack: Path) -> None:
+    replica, source = on_disk, os.fsencode(stack)
+    old, _ = changed_inside(stack, replica)
+    assert old.blocks is not None
+    replica.compare(source, old.size, old.blocks, seconds=0)
+    grow(stack)
+    rewrite(stack)
+    whole = replica.compare(source, old.size, old.blocks)
+    assert not whole.copied.prefix
+
+
+def test_a_file_that_always_grows_is_appended_to_in_rounds(on_disk: Replica, stack: Path) -> None:
+    replica, source = on_disk, os.fsencode(stack)
+    copied: Copied | None = replica.put(source, b"stack")
+    assert copied is not None
+    size = copied.size
+    for _ in range(8):
+        grow(stack)
+        part = replica.append(source, b"stack", copied.size, copied.digest, seconds=0)
+        assert part is not None
+        copied = part if part.size > copied.size else copied
+    assert copied.size > size
+    assert copied.prefix
+    assert copied.digest == blake3(stack.read_bytes()[: copied.size]).hexdigest()
+    assert replica.digest(b"stack") == (copied.digest, copied.size)
+
+
+def test_comparisons_with_blocks_of_two_sizes_share_nothing(on_disk: Replica, stack: Path) -> None:
+    """Two names of one file may have been sent at two times."""
+    replica, source = on_disk, os.fsencode(stack)
+    hasher = BlockHasher(1 << 20)
+    hasher.update(stack.read_bytes())
+    old, whole = changed_inside(stack, replica)
+    assert old.blocks is not None
+    replica.compare(source, old.size, hasher.blocks(), seconds=0)
+    assert replica.compare(source, old.size, old.blocks) == whole
 
 
 def test_holes_stay_holes_in_both_directions(tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ import errno
 import os
 import shutil
 import signal
+import sqlite3
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,14 @@ def until(node: Node, holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def content(replica: Path) -> bytes:
+    """What stands there; nothing does in the moment of a rename."""
+    try:
+        return replica.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 def temporaries(replica: Path) -> list[Path]:
     return list(replica.parent.glob(".onesync~*"))
 
@@ -115,7 +126,7 @@ def test_others_arrive_while_it_travels_and_then_it_is_there(
     assert replica.read_bytes() == old
     assert 0 < arrived(replica) < SIZE
     mounted.latency(0)
-    until(one, lambda: replica.read_bytes() == new)
+    until(one, lambda: content(replica) == new)
     until(one, lambda: behind(one) == [])
     until(one, lambda: intents(mounted) == [])
     assert temporaries(replica) == []
@@ -191,7 +202,7 @@ def test_a_failed_batch_does_not_lose_what_has_come(
     mounted.fail("write", errno.EIO, times=2, pattern="onesync~")
     one.wait_for_phase("backing_off")
     mounted.latency(0)
-    until(one, lambda: replica.read_bytes() == new)
+    until(one, lambda: content(replica) == new)
     assert replica.stat().st_ino == inode
     assert one.end() == 0, one.log()
     assert names_of_ours(mounted.backing) == []
@@ -207,7 +218,7 @@ def test_what_is_rewritten_again_is_begun_anew(
     until(one, lambda: not first.exists())
     assert replica.read_bytes() == old
     mounted.latency(0)
-    until(one, lambda: replica.read_bytes() == new)
+    until(one, lambda: content(replica) == new)
     assert one.end() == 0, one.log()
     assert names_of_ours(mounted.backing) == []
     assert intents(mounted) == []
@@ -303,3 +314,84 @@ def test_what_becomes_of_a_travel_whose_target_goes(
     assert one.end() == 0, one.log()
     nodes[1].deploy()
     assert picture(nodes[1].work) == expected
+
+
+@contextmanager
+def rewritten_all_the_time(path: Path) -> Iterator[None]:
+    ended = threading.Event()
+
+    def rewrite_its_head() -> None:
+        with path.open("r+b", buffering=0) as file:
+            while not ended.wait(0.01):
+                os.pwrite(file.fileno(), os.urandom(1000), 0)
+
+    thread = threading.Thread(target=rewrite_its_head)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_new_file_that_changes_whenever_it_is_copied_holds_back_its_database(
+    one: Node, mounted: Mounted, replica: Path, new: bytes
+) -> None:
+    """However long its copies take: OneData has no version of it at all."""
+    path = (one.work / STACK).with_name("new.mrcs")
+    database = mounted.backing / "project" / "Runs/000001_ProtMock/particles.sqlite"
+    mounted.latency(0.05)
+    path.write_bytes(new)
+    with rewritten_all_the_time(path):
+        with closing(sqlite3.connect(one.work / "Runs/000001_ProtMock/particles.sqlite")) as rows:
+            rows.execute("CREATE TABLE Objects AS SELECT 'new.mrcs' AS name")
+        until(one, lambda: database.exists() or one.log().count("retried=1") > 2)
+        assert not database.exists()
+    mounted.latency(0)
+    until(one, database.exists)
+    assert replica.with_name("new.mrcs").read_bytes() == path.read_bytes()
+
+
+def test_what_a_lost_connection_took_out_of_a_travel_is_sent_again(
+    one: Node, mounted: Mounted, replica: Path, old: bytes, new: bytes
+) -> None:
+    """Its size tells nothing: the client dropped what it had said it had."""
+    rewrite(one, mounted, new)
+    [temporary] = temporaries(replica)
+    with temporary.open("r+b") as file:
+        file.write(bytes(100_000))
+    mounted.remount()
+    until(one, lambda: content(replica) not in (old, b""))
+    assert content(replica) == new
+    assert one.end() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+    assert intents(mounted) == []
+
+
+def test_what_an_unknown_result_committed_is_not_behind(
+    one: Node, mounted: Mounted, replica: Path, new: bytes
+) -> None:
+    """The checkpoint with the whole file stands, though nobody could read it back."""
+    rewrite(one, mounted, new)
+    mounted.fail("fsync", errno.EIO, pattern="manifest/", applied=True)
+    mounted.latency(0)
+    one.wait_for_phase("backing_off")
+    one.wait_for_phase("syncing")
+    assert replica.read_bytes() == new
+    until(one, lambda: behind(one) == [])
+
+
+def test_a_base_after_a_restart_says_what_is_behind(
+    one: Node, mounted: Mounted, replica: Path, tmp_path: Path, old: bytes, new: bytes
+) -> None:
+    rewrite(one, mounted, new)
+    one.end(signal.SIGKILL)
+    torn = mounted.backing / "project" / STATUS / "manifest" / "E000001-999999.jsonl.gz"
+    torn.write_bytes(b"torn: the next owner begins with a base")
+    mounted.latency(0)
+    mounted.fail("write", errno.EIO, times=-1, pattern="onesync~")
+    one.deploy()
+    one.end(signal.SIGKILL)
+    other = restored(mounted, tmp_path)
+    assert (other.work / STACK).read_bytes() == old
+    assert len(behind(other)) == 1

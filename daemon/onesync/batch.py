@@ -185,25 +185,35 @@ class Batches:
         self._prepare()
         self._send_anew(self.unverified.look())
 
+    def suspect(self) -> None:
+        """Let all be read back that came lately, before anything more is pushed."""
+        self.unverified.suspect()
+        self.travels.suspect()
+
     def _prepare(self) -> None:
         """See to it that the replica is the right one, is settled, and holds what it should."""
         if self.check_mount():
-            self.unverified.suspect()
+            self.suspect()
         if self._half_done:
             self.settle()
+        if self.travels.suspected:
+            self.travels.mend()
         while self.unverified.suspected:
             self._send_anew(self.unverified.look())
 
     def _identify(self) -> None:
         """Look, between cut and push, whether the replica is still the one that the plan is for."""
         if self.check_mount():
-            self.unverified.suspect()
-        if self.unverified.suspected:
+            self.suspect()
+        if self._is_suspected():
             # What is changed in place must not be built on what may have been lost.
             raise MountNotThere(
                 "OneData was mounted anew; what was pushed lately is read back before anything more"
                 " is pushed."
             )
+
+    def _is_suspected(self) -> bool:
+        return self.unverified.suspected or self.travels.suspected
 
     def _send_anew(self, differing: set[RelPath]) -> None:
         if differing:
@@ -272,7 +282,7 @@ class Batches:
         if not (due.paths or due.trees or self.awaits()):
             return False
         self.may_write()
-        if self._half_done or self.unverified.suspected:
+        if self._half_done or self._is_suspected():
             self._prepare()
         began = time.monotonic()
         with on_this_machine():
@@ -366,7 +376,8 @@ class Batches:
             self._stamps = outcome.stamps
             self._sent = {path: self.is_read(is_db) for path, is_db in outcome.sent.items()}
             written = self.manifest.write([*outcome.changes, *noted], "incremental")
-            self._record(written, outcome.changes, outcome.stamps, outcome.blocks, self._sent)
+            changes = [*outcome.changes, *noted]
+            self._record(written, changes, outcome.stamps, outcome.blocks, self._sent)
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self._take_problems(plan, outcome)
         self.events.pushed(outcome.files, outcome.size)
@@ -447,15 +458,15 @@ class Batches:
             sequence=str(written.position.sequence),
         )
         self._unrecorded = None
+        for change in changes:
+            follow(self.problems, change)
         self.unverified.pushed(pushed)
         self.events.committed(written.name, written.wall_seconds)
 
     def _take_problems(self, plan: Plan, outcome: Outcome) -> None:
         for difference in plan.files + plan.directories + plan.links + plan.removals:
-            if difference.path not in outcome.deferred:
+            if difference.path not in outcome.deferred | outcome.retry | outcome.held:
                 self.problems.pop(difference.path, None)
-        for change in outcome.changes:
-            follow(self.problems, change)
         self.problems.update({p.path: p for p in outcome.problems})
 
     def _await(

@@ -176,6 +176,7 @@ class Deploy:
         self._index.set(staged=self._lock.state().deployment_id)
         if head is not None:
             self._catch_up(head)
+            self._problems.update(_lasting(head))
         batches.settle()
         if head is None or head.ignored:
             batches.base()
@@ -287,6 +288,12 @@ def _root_values(root: bytes) -> dict[str, str | None]:
     return {"root_inode": str(origin.inode), "root_birth": None if birth is None else str(birth)}
 
 
+def _lasting(head: Head) -> dict[RelPath, Problem]:
+    """Return the problems of the head that the next base must tell too: of what OneData holds."""
+    kinds = (BEHIND, CHANGED_OUTSIDE)
+    return {p: it for p, it in head.problems.items() if p in head.tree and it.kind in kinds}
+
+
 def _still_marked(head: Head | None, staged: Staged) -> list[Problem]:
     """Return the problems of the head that hold on.
 
@@ -296,14 +303,16 @@ def _still_marked(head: Head | None, staged: Staged) -> list[Problem]:
     if head is None:
         return []
     found = []
-    for path, problem in head.problems.items():
-        if path in staged.tree and problem.kind == BEHIND:
+    for path, problem in _lasting(head).items():
+        if path not in staged.tree:
+            continue
+        if problem.kind == BEHIND:
             text = (
                 f"{show(path)} was still travelling when its node ended: here are the"
                 f" {head.tree[path].size} bytes that OneData has of it, what came later never"
                 " reached OneData."
             )
             found.append(Problem(path, BEHIND, text))
-        elif problem.kind == CHANGED_OUTSIDE and path in staged.tree and path not in staged.fetched:
+        elif path not in staged.fetched:
             found.append(problem)
     return found

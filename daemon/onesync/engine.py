@@ -533,11 +533,11 @@ class Engine:
         """Look whether the mount is there, where somebody met it in trouble meanwhile."""
         if self._requests.suspect.is_set():
             self._requests.suspect.clear()
-            batches.unverified.suspect()
+            batches.suspect()
         if not self.mount.up:
             self._may_write()
             if self.mount.check():
-                batches.unverified.suspect()
+                batches.suspect()
 
     def _failed(self, batches: Batches, error: Exception, failures: int) -> int:
         self._meet(batches, error)
@@ -557,7 +557,7 @@ class Engine:
         self._trouble = Problem(b"", trouble.kind, trouble.text)
         if trouble.is_suspicious:
             self.mount.up = False
-            batches.unverified.suspect()
+            batches.suspect()
 
     def _flush(self, batches: Batches) -> None:
         with self._requests.guard:

@@ -37,7 +37,15 @@ from onesync.intent import Intent
 from onesync.local import digest_local, local_size, open_source, read_xattrs
 from onesync.replica.door import NameRefused, Replica
 from onesync.snapshot import HEADER
-from onesync.transfer import Brought, NameTaken, Source, Travelling, may_patch, transfer
+from onesync.transfer import (
+    Brought,
+    NameTaken,
+    Source,
+    Travelling,
+    may_patch,
+    replaces,
+    transfer,
+)
 from onesync.travels import Travel
 from onesync.workers import each
 
@@ -392,7 +400,7 @@ class Push:
             self._note_travelling(difference, brought, time.monotonic() - began)
             return None
         if brought is None:
-            self._note_changed(path, time.monotonic() - began)
+            self._note_changed(difference, time.monotonic() - began)
             return None
         if brought.undo is not None:
             self._leftover.append(brought.undo)
@@ -455,10 +463,14 @@ class Push:
         text = f"{show(path)} is still travelling: OneData has its version before, {so_far}."
         self.outcome.problems.append(Problem(path, BEHIND, text))
 
-    def _note_changed(self, path: RelPath, seconds: float) -> None:
-        """Keep a file dirty that changed while it was copied; dear copies are begun less often."""
-        travel = self._travel_to(path)
-        if self._seconds is None or (travel is None and seconds < self._seconds):
+    def _note_changed(self, difference: Difference, seconds: float) -> None:
+        """Keep a file dirty that changed while it was copied; dear copies are begun less often.
+
+        Not those of which OneData has nothing: while one rested its row would come without it.
+        """
+        path, travel = difference.path, self._travel_to(difference.path)
+        round_ = self._seconds
+        if round_ is None or not replaces(difference.known) or (not travel and seconds < round_):
             self.outcome.retry.add(path)
             return
         self.outcome.growing[path] = seconds + (travel.seconds if travel is not None else 0.0)
@@ -470,10 +482,9 @@ class Push:
 
     def _note_growing(self, path: RelPath, brought: Brought, stamp: Stamp, seconds: float) -> Stamp:
         """Keep a file dirty that is published as far as it came; returns the stamp to remember."""
+        self.outcome.growing[path] = 0.0 if brought.copied.steady else seconds
         if not brought.is_behind:
-            self.outcome.growing[path] = seconds
             return stamp
-        self.outcome.growing[path] = 0.0
         size = brought.copied.size
         so_far = f"OneData has {size} of its {stamp.size} bytes so far"
         text = f"{show(path)} is still travelling: {so_far}."

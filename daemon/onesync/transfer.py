@@ -70,7 +70,7 @@ class Brought:
     @property
     def is_behind(self) -> bool:
         """Whether the time was up before the end of the file."""
-        return self.copied.steady and _is_part(self.copied)
+        return _is_part(self.copied)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ def _whole(
     replica: Replica, source: Source, known: Known | None, seconds: float | None
 ) -> Brought | Travelling | None:
     copied = replica.put(source.local, source.temporary, seconds)
-    if seconds is not None and _replaces(known) and copied.prefix and _is_part(copied):
+    if seconds is not None and replaces(known) and copied.prefix and _is_part(copied):
         return Travelling(copied, copied.steady)
     return _judged(replica, source, known, copied)
 
@@ -204,7 +204,8 @@ def _onwards(
     return _judged(replica, source, known, copied)
 
 
-def _replaces(known: Known | None) -> bool:
+def replaces(known: Known | None) -> bool:
+    """Return whether OneData has an old version, which stays until the new one is there."""
     return known is not None and known.entry.kind is Kind.FILE
 
 

@@ -39,6 +39,7 @@ class Travels:
         """Begin with none: those of an earlier process were removed by their intents."""
         self._replica = replica
         self._travels: dict[RelPath, Travel] = {}
+        self.suspected = False
 
     def get(self, path: RelPath) -> Travel | None:
         """Return the copy that travels to ``path``."""
@@ -66,11 +67,24 @@ class Travels:
         """Give up every copy to ``top`` or what is beneath it."""
         self.end([path for path in self._travels if is_beneath(path, top)])
 
+    def suspect(self) -> None:
+        """Let what came be read back before it goes on: the mount may have lost some of it."""
+        self.suspected = bool(self._travels)
+
     def mend(self) -> None:
-        """Cut each copy to what it had before the batch that failed, or give it up."""
+        """Cut each copy to what it had before a batch that failed; give up what lost some of it."""
         for path, travel in list(self._travels.items()):
-            found = self._replica.look(travel.temporary)
-            if found is None or found.size < travel.copied.size:
+            if not self._is_mended(travel):
                 self.end([path])
-            elif found.size > travel.copied.size:
-                self._replica.truncate(travel.temporary, travel.copied.size)
+        self.suspected = False
+
+    def _is_mended(self, travel: Travel) -> bool:
+        copied = travel.copied
+        found = self._replica.look(travel.temporary)
+        if found is None or found.size < copied.size:
+            return False
+        if found.size > copied.size:
+            self._replica.truncate(travel.temporary, copied.size)
+        if not self.suspected:
+            return True
+        return self._replica.digest(travel.temporary) == (copied.digest, copied.size)

@@ -22,7 +22,7 @@ from blake3 import blake3
 
 from onesync.beneath import open_beneath, open_plain, rename_new
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
-from onesync.core.model import Kind, RelPath, Stamp, is_beneath, name_of, parent_of
+from onesync.core.model import Kind, RelPath, is_beneath, name_of, parent_of
 from onesync.local import on_this_machine, open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed
@@ -34,7 +34,8 @@ _Where = Callable[[], AbstractContextManager[None]]
 CHUNK = 1 << 20
 _HELD_DIRECTORIES = 256
 _INTERRUPTED = 100
-_COPY, _COMPARE = "copy", "compare"
+_COPY = 0
+"""What a pour is for: a copy, or the comparison with blocks of so many bytes."""
 _PIECE_OF_ZEROS = bytes(32 << 10)
 """What is left out of a sparse copy; no smaller, or holes would cost more than they save."""
 _TRIES = 5
@@ -62,13 +63,15 @@ class _Pour:
         self,
         blocks: BlockHasher | None,
         progress: Callable[[int], None],
+        seen: os.stat_result | None = None,
         *,
         outward: bool = True,
     ) -> None:
         """Begin at 0, for as long as it takes; ``blocks`` are fed too.
 
-        ``outward`` is to the replica.
+        ``seen`` is what the origin looked like before; ``outward`` is to the replica.
         """
+        self.seen = seen
         self._reading: _Where = on_this_machine if outward else nullcontext
         self._writing: _Where = nullcontext if outward else on_this_machine
         self.hasher = blake3()
@@ -141,7 +144,7 @@ class FolderReplica:
         self._forgotten = 0
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most_held = min(_HELD_DIRECTORIES, limit // 4)
-        self._interrupted: OrderedDict[tuple[int, int, str], tuple[Stamp, _Pour]] = OrderedDict()
+        self._interrupted: OrderedDict[tuple[int, int, int], _Pour] = OrderedDict()
         self._expected: int | None = None
 
     def expect(self, mount: int | None) -> None:
@@ -210,7 +213,7 @@ class FolderReplica:
             before = os.fstat(origin)
             if not stat.S_ISREG(before.st_mode):
                 raise InterruptedError(4, "not a regular file any more", source)
-            pour = _Pour(_block_hasher(before.st_size), self._progress)
+            pour = _Pour(_block_hasher(before.st_size), self._progress, before)
             pour.begin(seconds)
             self._write_copy(origin, before, temporary, pour)
             return self._poured(origin, before, pour)
@@ -239,23 +242,26 @@ class FolderReplica:
 
     def _poured(self, origin: int, before: os.stat_result, pour: _Pour) -> Copied:
         """Return the result of a copy from ``origin``, after another look at it."""
-        digest, size = pour.hasher.hexdigest(), pour.offset
-        stamp = stamp_of(before, Kind.FILE)
-        steady, prefix = self._look_again(origin, before, digest, size)
-        if steady and size < before.st_size:
-            self._interrupt(_COPY, before, pour)
-        return Copied(digest, size, stamp, steady, prefix, pour.blocks())
+        steady, prefix = self._look_again(origin, pour)
+        if prefix and pour.offset < before.st_size:
+            self._interrupt(_COPY, pour)
+        stamp, digest = stamp_of(before, Kind.FILE), pour.hasher.hexdigest()
+        return Copied(digest, pour.offset, stamp, steady, prefix, pour.blocks())
 
-    def _look_again(
-        self, origin: int, before: os.stat_result, digest: str, size: int
-    ) -> tuple[bool, bool]:
-        """Return whether a file that was read is still the same, and whether it begins the same."""
-        after = os.fstat(origin)
+    def _look_again(self, origin: int, pour: _Pour) -> tuple[bool, bool]:
+        """Return whether a file that was read is still the same, and whether it begins the same.
+
+        That is since the pour began, in however many rounds.
+        """
+        before, after = pour.seen, os.fstat(origin)
+        assert before is not None
         if stamp_of(after, Kind.FILE) == stamp_of(before, Kind.FILE):
             return True, True
         # Read once more, nothing changed in what was copied: it is a state that the file had.
         with on_this_machine():
-            prefix = _digest(origin, size, self._progress) == (digest, size)
+            again = _digest(origin, pour.offset, self._progress)
+        prefix = again == (pour.hasher.hexdigest(), pour.offset)
+        pour.seen = after
         # Removed, linked or given another mode meanwhile, it has the same content all the same.
         unwritten = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
         return prefix and unwritten, prefix
@@ -315,7 +321,7 @@ class FolderReplica:
             before = os.fstat(origin)
             pour = self._read_up_to(offset, origin, before, seconds)
             if pour.is_late and pour.offset < offset:
-                self._interrupt(_COPY, before, pour)
+                self._interrupt(_COPY, pour)
                 stamp = stamp_of(before, Kind.FILE)
                 return Copied(pour.hasher.hexdigest(), pour.offset, stamp, True)
             if pour.offset != offset or pour.hasher.hexdigest() != digest:
@@ -338,21 +344,29 @@ class FolderReplica:
         """Return a pour that has read the first ``offset`` bytes, or fewer where it is late."""
         pour, _ = self._resumed(_COPY, status)
         if pour is None or pour.offset > offset:
-            pour = _Pour(_block_hasher(status.st_size), self._progress)
+            pour = _Pour(_block_hasher(status.st_size), self._progress, status)
         pour.begin(seconds)
         pour.run(origin, None, offset)
         return pour
 
-    def _interrupt(self, purpose: str, status: os.stat_result, pour: _Pour) -> None:
+    def _interrupt(self, purpose: int, pour: _Pour) -> None:
         """Keep a pour whose time was up; of those that nobody asks for again the oldest goes."""
-        self._interrupted[_identity(status, purpose)] = (stamp_of(status, Kind.FILE), pour)
+        assert pour.seen is not None
+        self._interrupted[_identity(pour.seen, purpose)] = pour
         while len(self._interrupted) > _INTERRUPTED:
             self._interrupted.popitem(last=False)
 
-    def _resumed(self, purpose: str, status: os.stat_result) -> tuple[_Pour | None, bool]:
-        """Return the pour that was interrupted, and whether one is lost as the file changed."""
-        stamp, pour = self._interrupted.pop(_identity(status, purpose), (None, None))
-        if stamp is None or stamp == stamp_of(status, Kind.FILE):
+    def _resumed(self, purpose: int, status: os.stat_result) -> tuple[_Pour | None, bool]:
+        """Return the pour that was interrupted, and whether one is lost as the file changed.
+
+        What grew may have only grown: it is read on, or one that always grows would never be read
+        to its end. Whether what was read first still holds is proved by reading it once more.
+        """
+        pour = self._interrupted.pop(_identity(status, purpose), None)
+        if pour is None or pour.seen is None:
+            return None, False
+        same = stamp_of(pour.seen, Kind.FILE) == stamp_of(status, Kind.FILE)
+        if same or status.st_size > pour.seen.st_size:
             return pour, False
         return None, True
 
@@ -362,19 +376,19 @@ class FolderReplica:
         origin = _open_source(source)
         try:
             before = os.fstat(origin)
-            pour, changed_meanwhile = self._resumed(_COMPARE, before)
-            pour = pour or _Pour(BlockHasher(blocks.size), self._progress)
+            pour, changed_meanwhile = self._resumed(blocks.size, before)
+            pour = pour or _Pour(BlockHasher(blocks.size), self._progress, before)
             pour.begin(seconds)
             pour.run(origin, None, before.st_size)
             digest, size, new = pour.hasher.hexdigest(), pour.offset, pour.blocks()
             assert new is not None
             stamp = stamp_of(before, Kind.FILE)
             if pour.is_late and size < before.st_size:
-                self._interrupt(_COMPARE, before, pour)
+                self._interrupt(blocks.size, pour)
                 return Compared(Copied(digest, size, stamp, not changed_meanwhile, True, new), ())
             with on_this_machine():
                 changed = inplace.changed_blocks(origin, length, blocks, new)
-            steady, prefix = self._look_again(origin, before, digest, size)
+            steady, prefix = self._look_again(origin, pour)
         finally:
             os.close(origin)
         return Compared(Copied(digest, size, stamp, steady, prefix, new), tuple(changed))
@@ -621,7 +635,7 @@ def _discard(name: bytes, directory: int) -> None:
         raise OSError(errno.EIO, f"a half-made copy remains ({error.strerror})", name) from error
 
 
-def _identity(status: os.stat_result, purpose: str) -> tuple[int, int, str]:
+def _identity(status: os.stat_result, purpose: int) -> tuple[int, int, int]:
     return status.st_dev, status.st_ino, purpose
 
 
