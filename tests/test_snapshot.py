@@ -71,9 +71,10 @@ def test_a_snapshot_on_another_file_system_is_copied(reflinks: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "number", [errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ETXTBSY, errno.EIO]
+    "number",
+    [errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ETXTBSY, errno.EPERM],
 )
-def test_what_cannot_be_shared_is_copied_and_what_fails_is_said(
+def test_what_cannot_be_shared_is_copied(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:
     asked: list[int] = []
@@ -87,8 +88,5 @@ def test_what_cannot_be_shared_is_copied_and_what_fails_is_said(
     make(source, 100_000)
     found = snapshot._take_one(bytes(source), bytes(target))
     assert asked == [0x40049409]
-    if number == errno.EIO:
-        assert (found.taken, found.reason) == (False, os.strerror(errno.EIO))
-    else:
-        assert found.taken
-        assert target.read_bytes() == source.read_bytes()
+    assert found.taken
+    assert target.read_bytes() == source.read_bytes()
