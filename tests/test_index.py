@@ -52,7 +52,43 @@ INSERT INTO unverified VALUES (x'61', 1);
 INSERT INTO held VALUES (x'61');
 """
 )
+FORMAT_4 = (
+    FORMAT_3.replace("('format', '3')", "('format', '4')")
+    + """
+CREATE TABLE explained (path BLOB PRIMARY KEY) WITHOUT ROWID;
+INSERT INTO entry VALUES
+    (x'632f64', x'63', 'file', 5, 6, 420, 'ce', x'', 8, 5, 6, 8, 420, 0, '', 1);
+INSERT INTO held VALUES (x'632f64');
+INSERT INTO explained VALUES (x'65');
+"""
+)
 OLD = Known(Entry(Kind.FILE, 5, 6, 0o644, "cd"), Stamp(Kind.FILE, 7, 5, 6, 8, 0o644))
+
+
+def test_rows_that_had_paths_are_found_by_directory(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(FORMAT_4)
+    for readonly in (True, False, True):
+        with closing(Index(path, readonly=readonly)) as index:
+            assert index.known(b"a") == OLD
+            assert [p for p, _ in index.beneath(b"")] == [b"a", b"b", b"c/d"]
+            assert index.stamps(b"c") == {b"d": ("file", 8, 5, 6, 8, 0o644, 1, b"")}
+            assert [p for p, _ in index.by_inode(8)] == [b"c/d"]
+            assert index.held() == {b"a", b"c/d"}
+            assert index.explained() == {b"e"}
+
+
+@pytest.mark.parametrize("old", [FORMAT_1, FORMAT_2, FORMAT_3])
+def test_an_older_format_is_read_and_not_rewritten(tmp_path: Path, old: str) -> None:
+    path = tmp_path / "index.sqlite"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(old)
+    before = path.read_bytes()
+    with closing(Index(path, readonly=True)) as index:
+        assert index.known(b"a") == OLD
+        assert index.known(b"b") == Known(Entry(Kind.LINK, target=b"a"), None)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -64,9 +100,9 @@ def test_an_index_of_an_older_format_is_brought_up_to_date(
     path = tmp_path / "index.sqlite"
     with closing(sqlite3.connect(path)) as db:
         db.executescript(old)
-    for _ in range(2):  # once more: it is of format 4 now
+    for _ in range(2):  # once more: it is of format 5 now
         with closing(Index(path)) as index:
-            assert index.get("format") == "4"
+            assert index.get("format") == "5"
             assert index.held() == held
             assert index.explained() == set()
             assert index.unverified(9) == [(path, True) for path in held]

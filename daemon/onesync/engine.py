@@ -135,7 +135,9 @@ class Engine:
         self._order = PublishOrder(settings.push.publish_order)
         excluded = PathSpec.from_lines("gitignore", settings.push.exclude)
         self._scanner = Scanner(
-            self._root, index, lambda path: excluded.match_file(os.fsdecode(path))
+            self._root,
+            index,
+            lambda path: len(excluded) > 0 and excluded.match_file(os.fsdecode(path)),
         )
         self._requests = _Requests()
         self._watcher: Watcher | None = None

@@ -19,12 +19,25 @@ from urllib.parse import quote
 
 from onesync.core.blocks import Blocks
 from onesync.core.chain import Change, Gone, Renamed, Set
-from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, doubted_stamp, parent_of
+from onesync.core.model import (
+    Entry,
+    Kind,
+    Known,
+    RelPath,
+    Stamp,
+    doubted_stamp,
+    join,
+    name_of,
+    parent_of,
+)
 from onesync.errors import Halted, IndexDamaged, StateDirFailed
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4
+StampRow = tuple[str, int | None, int, int, int, int, int | None, bytes]
+"""Kind, inode (None: no stamp), size, mtime, ctime (ns), mode, whether it is linked, target."""
+
+FORMAT = 5
 HELD_SINCE = 3
 """The first format that knows of held deletions."""
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT")
@@ -40,17 +53,23 @@ _FAILED = (
 _CHUNK = 1 << 20
 _MOST_INTEGER = (1 << 63) - 1
 _COLUMNS = (
-    "path, kind, size, mtime_ns, mode, digest, target, link_group, xattrs,"
+    "parent, name, kind, size, mtime_ns, mode, digest, target, link_group, xattrs,"
     " inode, s_size, s_mtime, s_ctime, s_mode, s_linked"
 )
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+_STAMPS = "name, kind, inode, s_size, s_mtime, s_ctime, s_mode, s_linked, target"
+_ENTRY = """
 CREATE TABLE IF NOT EXISTS entry (
-    path BLOB PRIMARY KEY, parent BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL,
+    parent BLOB NOT NULL, name BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, mode INTEGER NOT NULL, digest TEXT NOT NULL, target BLOB NOT NULL,
+    link_group INTEGER NOT NULL DEFAULT 0, xattrs TEXT NOT NULL DEFAULT '',
     inode INTEGER, s_size INTEGER, s_mtime INTEGER, s_ctime INTEGER, s_mode INTEGER,
-    link_group INTEGER NOT NULL DEFAULT 0, xattrs TEXT NOT NULL DEFAULT '', s_linked INTEGER
+    s_linked INTEGER, PRIMARY KEY (parent, name)
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS entry_by_inode ON entry (inode);
+"""
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+{_ENTRY}
 CREATE TABLE IF NOT EXISTS blocks (
     digest TEXT PRIMARY KEY, size INTEGER NOT NULL, digests BLOB NOT NULL
 ) WITHOUT ROWID;
@@ -59,17 +78,22 @@ CREATE TABLE IF NOT EXISTS unverified (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS held (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS explained (path BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS entry_parent ON entry (parent);
-CREATE INDEX IF NOT EXISTS entry_inode ON entry (inode);
 """
 
-_FROM_1 = """
-BEGIN IMMEDIATE;
-ALTER TABLE entry ADD COLUMN link_group INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE entry ADD COLUMN xattrs TEXT NOT NULL DEFAULT '';
-ALTER TABLE entry ADD COLUMN s_linked INTEGER;
-UPDATE meta SET value = '2' WHERE key = 'format';
-COMMIT;
+_OLD = ("1", "2", "3", "4")
+_BY_PATH = """
+    parent, substr(path, CASE parent WHEN x'' THEN 1 ELSE length(parent) + 2 END) AS name,
+    kind, size, mtime_ns, mode, digest, target, {more},
+    inode, s_size, s_mtime, s_ctime, s_mode, {linked} AS s_linked
+"""
+"""The columns of the formats until 4, whose rows had paths, as ``_COLUMNS`` names them."""
+_OLDEST = _BY_PATH.format(more="0 AS link_group, '' AS xattrs", linked="NULL")
+_OLDER = _BY_PATH.format(more="link_group, xattrs", linked="s_linked")
+_FROM_OLD = f"""
+ALTER TABLE entry RENAME TO by_path;
+{_ENTRY}
+INSERT INTO entry ({_COLUMNS}) SELECT {{columns}} FROM by_path ORDER BY parent, name;
+DROP TABLE by_path;
 """
 
 
@@ -106,9 +130,11 @@ class Index:
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
         """Open or create the index. Raises Halted where a newer onesync wrote it."""
         self._path = path
+        self._agreed: dict[RelPath, bytes] = {}
         with self._told():
             if readonly:
                 self._db = sqlite3.connect(_read_only(path), uri=True, isolation_level=None)
+                self._see_as_new()
                 return
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
@@ -123,21 +149,45 @@ class Index:
         (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise self._damaged(found)
-        self._db.executescript(_SCHEMA)
-        version = self.get("format")
-        if version is None:
-            self.set(format=str(FORMAT))
-        elif version == "1":
-            self._db.executescript(_FROM_1)
-        if version in ("1", "2", "3"):
-            self.set(format=str(FORMAT))  # 3 and 4 added a table each, that the older would ignore
-        elif version is not None and not version.isdecimal():
+        version = self._version()
+        if version in _OLD:
+            self._bring_up_to_date(version)
+        elif version is None:
+            self._begin()
+        elif not version.isdecimal():
             raise self._lost(f"format {version!r:.20}")
-        elif version is not None and int(version) > FORMAT:
+        elif int(version) > FORMAT:
             raise Halted(
                 f"The index {self._path} has format {version}, newer than this onesync's {FORMAT};"
                 " nothing was changed. Install the newer onesync again."
             )
+        self._db.executescript(_SCHEMA)
+
+    def _see_as_new(self) -> None:
+        """Read the rows of an older format, which must not be rewritten, as if they were new."""
+        version = self._version()
+        if version in _OLD:
+            columns = _OLDEST if version == "1" else _OLDER
+            self._db.execute(f"CREATE TEMP VIEW entry AS SELECT {columns} FROM main.entry")
+
+    def _begin(self) -> None:
+        """Make a new file, or one whose maker died before it held anything."""
+        self._db.execute("DROP TABLE IF EXISTS entry")
+        self._db.executescript(_SCHEMA)
+        self.set(format=str(FORMAT))
+
+    def _version(self) -> str | None:
+        """Return the format of the file; None where it is new."""
+        query = "SELECT count(*) FROM sqlite_master WHERE name = 'meta'"
+        return self.get("format") if self._db.execute(query).fetchone()[0] else None
+
+    def _bring_up_to_date(self, version: str) -> None:
+        """Rewrite the rows of an older format, all or none: by path until 4, by directory since."""
+        steps = _FROM_OLD.format(columns=_OLDEST if version == "1" else _OLDER)
+        with self._transaction():
+            for statement in steps.split(";"):
+                self._db.execute(statement)
+            self._set({"format": str(FORMAT)})
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -200,25 +250,42 @@ class Index:
 
     def known(self, path: RelPath) -> Known | None:
         """Return the row of ``path``."""
-        row = self._row(f"SELECT {_COLUMNS} FROM entry WHERE path = ?", (path,))
+        row = self._row(f"SELECT {_COLUMNS} FROM entry WHERE {_IS}", _place(path))
         return None if row is None else self._known(row)
 
-    def children(self, path: RelPath) -> dict[RelPath, Known]:
-        """Return the rows directly in the directory ``path``, by their paths."""
-        query = f"SELECT {_COLUMNS} FROM entry WHERE parent = ? AND path != x''"
-        return {row[0]: self._known(row) for row in self._rows(query, (path,))}
+    def stamps(self, directory: RelPath) -> dict[bytes, StampRow]:
+        """Return what a scan compares of the rows directly in ``directory``, by their names.
+
+        The values come as SQLite has them (see ``StampRow``): a scan makes nothing of most.
+        """
+        query = f"SELECT {_STAMPS} FROM entry WHERE parent = ?"
+        found = {row[0]: row[1:] for row in self._rows(query, (directory,))}
+        if not directory:
+            found.pop(b"", None)
+        return found
+
+    def agree(self, directory: RelPath, listing: bytes) -> None:
+        """Remember, for this life, by what listing ``directory`` was all that its rows say."""
+        self._agreed[directory] = listing
+
+    def agreed(self, directory: RelPath) -> bytes | None:
+        """Return that listing, unless a row directly in ``directory`` changed since."""
+        return self._agreed.get(directory)
 
     def beneath(self, path: RelPath) -> Iterator[tuple[RelPath, Known]]:
-        """Yield the row of ``path`` and all beneath it, in the order of their bytes."""
-        where, values = _range(path)
-        query = f"SELECT {_COLUMNS} FROM entry WHERE {where} ORDER BY path"
-        for row in self._rows(query, values):
-            yield row[0], self._known(row)
+        """Yield the row of ``path`` and all beneath it, each directory before what is in it.
+
+        What is directly in one directory comes together, by name.
+        """
+        for where, values in _parts(path):
+            query = f"SELECT {_COLUMNS} FROM entry WHERE {where} ORDER BY parent, name"
+            for row in self._rows(query, values):
+                yield join(row[0], row[1]), self._known(row)
 
     def by_inode(self, inode: int) -> list[tuple[RelPath, Known]]:
         """Return the rows whose source had this inode."""
         rows = self._rows(f"SELECT {_COLUMNS} FROM entry WHERE inode = ?", (inode,))
-        return [(row[0], self._known(row)) for row in rows]
+        return [(join(row[0], row[1]), self._known(row)) for row in rows]
 
     def count(self) -> int:
         """Return the number of rows."""
@@ -284,7 +351,8 @@ class Index:
             return
         with self._transaction():
             if known.entry.kind is Kind.DIRECTORY:
-                self._db.execute("DELETE FROM entry WHERE path = ?", (path,))
+                self._agreed.pop(parent_of(path), None)
+                self._db.execute(f"DELETE FROM entry WHERE {_IS}", _place(path))
             else:
                 self._put(path, known.entry, doubted_stamp(Kind.FILE))
 
@@ -297,9 +365,8 @@ class Index:
         return sum(self._count_at(path) for path in paths)
 
     def _count_at(self, path: RelPath) -> int:
-        where, values = _range(path)
-        query = f"SELECT count(*) FROM entry WHERE {where}"
-        return next(int(row[0]) for row in self._rows(query, values))
+        queries = [(f"SELECT count(*) FROM entry WHERE {w}", values) for w, values in _parts(path)]
+        return sum(int(row[0]) for query in queries for row in self._rows(*query))
 
     def hold(self, add: Iterable[RelPath], release: Iterable[RelPath]) -> None:
         """Change what is held, durably and at once."""
@@ -341,6 +408,7 @@ class Index:
     ) -> None:
         """Replace all rows, as after stage-in."""
         with self._transaction():
+            self._agreed.clear()
             self._db.execute("DELETE FROM entry")
             self._db.execute("DELETE FROM unverified")
             self._db.execute("DELETE FROM held")
@@ -382,6 +450,7 @@ class Index:
             self._rename(change.source, change.target)
 
     def _put(self, path: RelPath, entry: Entry, stamp: Stamp | None) -> None:
+        self._agreed.pop(parent_of(path), None)
         known = (entry.kind, entry.size, entry.mtime_ns, entry.mode, entry.digest, entry.target)
         more = (entry.group & _MOST_INTEGER, _xattrs_text(entry.xattrs))
         seen: tuple[int | None, ...] = (None,) * 6
@@ -389,14 +458,17 @@ class Index:
             times = (stamp.mtime_ns, stamp.ctime_ns)
             seen = (stamp.inode, stamp.size, *times, stamp.mode, stamp.linked)
         self._db.execute(
-            f"INSERT OR REPLACE INTO entry ({_COLUMNS}, parent)"
-            " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            (path, *known, *more, *seen, parent_of(path)),
+            f"INSERT OR REPLACE INTO entry ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (*_place(path), *known, *more, *seen),
         )
 
     def _delete(self, path: RelPath) -> None:
+        self._agreed.pop(parent_of(path), None)
+        for where, values in _parts(path):
+            found = self._db.execute(f"DELETE FROM entry WHERE {where}", values)
+            if found.rowcount and where != _IS:
+                self._agreed.clear()  # rare, and looking for those beneath costs as much
         where, values = _range(path)
-        self._db.execute(f"DELETE FROM entry WHERE {where}", values)
         self._db.execute(f"DELETE FROM unverified WHERE {where}", values)
         self._db.execute(f"DELETE FROM held WHERE {where}", values)
 
@@ -441,6 +513,21 @@ def _read_only(path: Path) -> str:
     return f"file:{quote(os.fsencode(path))}?mode=ro"
 
 
+_IS = "parent = ? AND name = ?"
+
+
+def _place(path: RelPath) -> tuple[RelPath, bytes]:
+    return parent_of(path), name_of(path)
+
+
+def _parts(path: RelPath) -> list[tuple[str, tuple[bytes, ...]]]:
+    """Return the conditions that hold for ``path``, what is in it, and what is deeper, in turn."""
+    if not path:
+        return [("1", ())]
+    deeper = (path + b"/", path + b"0")
+    return [(_IS, _place(path)), ("parent = ?", (path,)), ("parent > ? AND parent < ?", deeper)]
+
+
 def _range(path: RelPath) -> tuple[str, tuple[bytes, ...]]:
     """Return the condition that holds for ``path`` and all beneath it ("0" follows "/")."""
     if not path:
@@ -449,7 +536,7 @@ def _range(path: RelPath) -> tuple[str, tuple[bytes, ...]]:
 
 
 def _known(row: tuple[object, ...]) -> Known:
-    _, kind_text, size, mtime_ns, mode, digest, target, group, xattrs, *seen = row
+    _, _, kind_text, size, mtime_ns, mode, digest, target, group, xattrs, *seen = row
     kind = Kind(str(kind_text))
     more = (group, _xattrs_of(str(xattrs)))
     entry = Entry(kind, size, mtime_ns, mode, digest, target, *more)  # type: ignore[arg-type]

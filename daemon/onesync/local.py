@@ -8,9 +8,10 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 
 from blake3 import blake3
 
@@ -23,6 +24,12 @@ _MOST_INODE = (1 << 63) - 1
 """Inode numbers have 64 bits; SQLite's integers keep 63 of them and a sign."""
 _PINNED = re.compile(rb"/proc/\d+/fd/\d+")
 
+
+ToldByKernel = tuple[int, int, int, int, int, int]
+told_by_kernel: Callable[[os.stat_result], ToldByKernel] = attrgetter(
+    "st_mode", "st_ino", "st_nlink", "st_size", "st_mtime_ns", "st_ctime_ns"
+)
+"""What a stamp is made of: mode, inode, number of names, size, mtime and ctime in nanoseconds."""
 
 _statx = ctypes.CDLL(None, use_errno=True).statx
 _EMPTY_PATH = 0x1000
@@ -91,15 +98,22 @@ def on_this_machine() -> Iterator[None]:
 
 def stamp_of(status: os.stat_result, kind: Kind, target: bytes = b"") -> Stamp:
     """Return the stamp of a path of the working copy from its lstat or fstat result."""
+    return stamp_from(told_by_kernel(status), kind, target)
+
+
+def stamp_from(told: ToldByKernel, kind: Kind, target: bytes = b"") -> Stamp:
+    """Return the stamp of a path of the working copy from what the kernel told of it."""
+    mode, inode, links, size, mtime_ns, ctime_ns = told
+    is_file = kind is Kind.FILE
     return Stamp(
         kind,
-        status.st_ino & _MOST_INODE,
-        status.st_size if kind is Kind.FILE else 0,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-        status.st_mode & 0o777,
+        inode & _MOST_INODE,
+        size if is_file else 0,
+        mtime_ns,
+        ctime_ns,
+        mode & 0o777,
         target,
-        kind is Kind.FILE and status.st_nlink > 1,
+        is_file and links > 1,
     )
 
 

@@ -7,10 +7,13 @@ relative to the root's descriptor and follows no link.
 from __future__ import annotations
 
 import errno
+import marshal
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+
+from blake3 import blake3
 
 from onesync.beneath import open_beneath
 from onesync.core.model import (
@@ -29,10 +32,13 @@ from onesync.core.model import (
 )
 from onesync.core.plan import Difference
 from onesync.errors import WorkingCopyLost
-from onesync.index import Index
-from onesync.local import Origin, origin_of, stamp_of
+from onesync.index import Index, StampRow
+from onesync.local import Origin, ToldByKernel, origin_of, stamp_from, told_by_kernel
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.LINK}
+_Item = tuple[str, ToldByKernel | None]
+"""A name in a directory, and what stands there; None where it is gone again."""
 
 
 class Scanner:
@@ -148,8 +154,11 @@ class Scanner:
             yield from self._directory(directory, waiting)
 
     def _directory(self, directory: RelPath, waiting: list[RelPath]) -> Iterator[Difference]:
-        """Compare one directory with the index; sub-directories go to ``waiting``."""
-        known = self._index.children(directory)
+        """Compare one directory with the index; sub-directories go to ``waiting``.
+
+        The digest of a listing in which nothing differed is remembered (``Index.agreed``): as long
+        as it comes again and the rows did not change, none of them is read.
+        """
         try:
             fd = open_beneath(self._fd, directory, _DIRECTORY)
         except FileNotFoundError:
@@ -161,22 +170,54 @@ class Scanner:
             self._note(directory, "unreadable", f"cannot be listed: {error.strerror}")
             return
         try:
-            for name in map(os.fsencode, os.listdir(fd)):
-                path = join(directory, name)
-                if self._left_out(path):
-                    self._note_reserved(path)
-                    continue
-                seen = self._look(fd, name, path)
-                if seen is not None and seen.kind is Kind.DIRECTORY:
-                    waiting.append(path)
-                row = known.pop(path, None)
-                if seen is not None or row is not None:
-                    yield from self._compare(path, row, seen)
+            self.problems.pop(directory, None)
+            found = _listed(fd)
+            listing = blake3(marshal.dumps(found, 2)).digest()
+            if self._index.agreed(directory) == listing:
+                directories = (name for name, told in found if told and stat.S_ISDIR(told[0]))
+                waiting += (join(directory, os.fsencode(name)) for name in directories)
+                return
+            odd = yield from self._compare_all(directory, fd, found, waiting)
         finally:
             os.close(fd)
-        for path, row in known.items():
+        if not odd:
+            self._index.agree(directory, listing)
+
+    def _compare_all(
+        self, directory: RelPath, fd: int, found: list[_Item], waiting: list[RelPath]
+    ) -> Generator[Difference, None, bool]:
+        """Compare name by name; returns whether anything differs, is left out or is missing."""
+        rows = self._index.stamps(directory)
+        odd = False
+        for text, told in found:
+            name = os.fsencode(text)
+            path = join(directory, name)
+            if self._left_out(path):
+                self._note_reserved(path)
+                odd = True
+                continue
+            row = rows.pop(name, None)
+            if told is not None and stat.S_ISDIR(told[0]):
+                waiting.append(path)
+            if row is None or told is None or not _is_same(row, told):
+                differs = list(self._item(path, fd, row, told))
+                odd = odd or bool(differs) or row is None
+                yield from differs
+            elif self.problems:
+                self.problems.pop(path, None)
+        for path in (join(directory, name) for name in rows):
+            odd = True
             if not self._left_out(path) and self.stamp(path) is None:
-                yield from self._compare(path, row, None)
+                yield from self._compare(path, self._index.known(path), None)
+        return odd
+
+    def _item(
+        self, path: RelPath, fd: int, row: StampRow | None, told: ToldByKernel | None
+    ) -> Iterator[Difference]:
+        seen = self._seen(fd, name_of(path), path, told)
+        if row is not None or seen is not None:
+            known = None if row is None else self._index.known(path)
+            yield from self._compare(path, known, seen)
 
     def _note_reserved(self, path: RelPath) -> None:
         if is_reserved(path):
@@ -190,19 +231,27 @@ class Scanner:
 
     def _look(self, directory: int, name: bytes, path: RelPath) -> Stamp | None:
         try:
-            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            if stat.S_ISLNK(status.st_mode):
-                target = os.readlink(name, dir_fd=directory)
-                return stamp_of(status, Kind.LINK, target)
+            told = told_by_kernel(os.stat(name, dir_fd=directory, follow_symlinks=False))
         except (FileNotFoundError, NotADirectoryError):
-            self.problems.pop(path, None)
+            told = None
+        return self._seen(directory, name, path, told)
+
+    def _seen(
+        self, directory: int, name: bytes, path: RelPath, told: ToldByKernel | None
+    ) -> Stamp | None:
+        """Return the stamp of what the kernel told of ``path``; None is that nothing stands."""
+        kind = None if told is None else _KINDS.get(stat.S_IFMT(told[0]))
+        if told is not None and kind is None:
+            self._note(path, "special", "is a socket, FIFO or device and is left out")
             return None
-        if stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
-            self.problems.pop(path, None)
-            is_file = stat.S_ISREG(status.st_mode)
-            return stamp_of(status, Kind.FILE if is_file else Kind.DIRECTORY)
-        self._note(path, "special", "is a socket, FIFO or device and is left out")
-        return None
+        self.problems.pop(path, None)
+        if told is None or kind is None:
+            return None
+        try:
+            target = os.readlink(name, dir_fd=directory) if kind is Kind.LINK else b""
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return stamp_from(told, kind, target)
 
     def _compare(
         self, path: RelPath, known: Known | None, seen: Stamp | None
@@ -216,6 +265,29 @@ class Scanner:
 
     def _note(self, path: RelPath, kind: str, text: str) -> None:
         self.problems[path] = Problem(path, kind, f"{show(path)} {text}.")
+
+
+def _listed(fd: int) -> list[_Item]:
+    with os.scandir(fd) as items:
+        return [(item.name, _told_of(item)) for item in items]
+
+
+def _told_of(item: os.DirEntry[str]) -> ToldByKernel | None:
+    try:
+        return told_by_kernel(item.stat(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _is_same(row: StampRow, told: ToldByKernel) -> bool:
+    """Whether a file or directory is surely what its row says; makes no stamp of either."""
+    kind, inode, size, mtime_ns, ctime_ns, mode, linked, _ = row
+    now, number, links, length, modified, changed = told
+    if stat.S_ISREG(now):
+        same = (inode, size, mtime_ns, ctime_ns) == (number, length, modified, changed)
+        return same and kind == "file" and (mode, linked) == (now & 0o777, links > 1)
+    same = (inode, mtime_ns, mode) == (number, modified, now & 0o777)
+    return same and kind == "dir" and stat.S_ISDIR(now)
 
 
 def _lost(root: bytes, what: str) -> str:

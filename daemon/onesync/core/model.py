@@ -164,6 +164,8 @@ def lies_in(path: RelPath, tops: Set[RelPath]) -> bool:
 
 def is_reserved(path: RelPath) -> bool:
     """Return whether ``path`` belongs to onesync: the status folder, temporaries and asides."""
+    if RESERVED_PREFIX not in path and not path.startswith(STATUS_FOLDER):
+        return False
     parts = path.split(b"/")
     return parts[0] == STATUS_FOLDER or any(p.startswith(RESERVED_PREFIX) for p in parts)
 
