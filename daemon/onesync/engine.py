@@ -63,7 +63,7 @@ log = logging.getLogger(__name__)
 
 _HANDOVER_SECONDS = 60.0
 _DRAIN_SECONDS = 30.0
-_TICK_SECONDS = 60.0
+_TICK_SECONDS = 300.0
 
 
 class Observer(Events, Protocol):
@@ -222,6 +222,10 @@ class Engine:
         trouble = [self._trouble] if self._trouble is not None else []
         found = sorted(merged.values(), key=lambda problem: problem.path)
         return trouble + self.held.problems() + found
+
+    def is_at_rest(self) -> bool:
+        """Return whether nothing happens before something is marked or asked for; any thread."""
+        return self.phase == "syncing" and not len(self.marks) and not self._requests.flushes
 
     def glance(self) -> None:
         """Notice that the mount is gone; asks the kernel's table, never the mount."""
@@ -501,6 +505,7 @@ class Engine:
         patience = tick if due is None else min(tick, max(due, rest))
         self._clock.wait(self.marks.arrived, patience)
         self.marks.arrived.clear()
+        self._observer.alive()
         due = self.marks.next_due()
         if due is not None and not self._requests.flushes:
             rest = max(0.0, self._ended + pause - self._clock.boottime())

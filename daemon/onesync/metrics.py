@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import socket
 import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from socketserver import ThreadingMixIn
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import (
@@ -22,6 +24,9 @@ from prometheus_client import (
 
 from onesync import __version__
 from onesync.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 PHASES = (
     "starting", "locking", "staging_in", "syncing", "backing_off", "suspended", "flushing",
@@ -38,11 +43,17 @@ class _Server(ThreadingMixIn, WSGIServer):
     """Answers each scrape in a thread of its own, at one address."""
 
     daemon_threads = True
+    is_closed = False
 
     def __init__(self, host: str, port: int) -> None:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         self.address_family, *_, address = found[0]
         super().__init__((str(address[0]), port), _Silent)
+
+    def serve_until_closed(self) -> None:
+        """Answer one scrape after the other; between them nothing wakes up."""
+        while not self.is_closed:
+            self.handle_request()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Take the next connection; where there is no descriptor for it, let it wait.
@@ -126,8 +137,11 @@ class Metrics:
         self.polled.set(status["watches"]["polled"])
         self.problems.set(len(status["problems"]))
 
-    def serve(self, listen: str) -> None:
-        """Serve at HOST:PORT. Raises ConfigurationError when that is not to be had."""
+    def serve(self, listen: str, refresh: Callable[[], None] = lambda: None) -> None:
+        """Serve at HOST:PORT; ``refresh`` brings the metrics up to date before each scrape.
+
+        Raises ConfigurationError when the address is not to be had.
+        """
         host, _, port = listen.rpartition(":")
         try:
             server = _Server(host, int(port))
@@ -136,8 +150,14 @@ class Metrics:
                 f"The metrics address {listen} cannot be used ({error.strerror}); nothing was"
                 " changed. Set metrics.listen to a free one."
             ) from error
-        server.set_app(make_wsgi_app(self.registry))
-        thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+        scraped = make_wsgi_app(self.registry)
+
+        def refreshed(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+            refresh()
+            return scraped(environ, start)
+
+        server.set_app(refreshed)
+        thread = Thread(target=server.serve_until_closed, name="metrics", daemon=True)
         thread.start()
         self._server = server, thread
 
@@ -145,6 +165,8 @@ class Metrics:
         """End the server."""
         if self._server is not None:
             server, thread = self._server
-            server.shutdown()
+            server.is_closed = True
+            with suppress(OSError):
+                server.socket.shutdown(socket.SHUT_RDWR)
             server.server_close()
             thread.join()

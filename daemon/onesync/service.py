@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import resource
+import select
 import signal
 import threading
 import time
@@ -54,7 +55,12 @@ from onesync.systemd import STOP_SIGNALS, Notifier, shutdown_job
 log = logging.getLogger(__name__)
 
 _PROCESSES = 2
+_WAKE = signal.SIGUSR1
+"""What wakes main up where nobody asks for a stop: something changed that the status tells."""
 _TICK_SECONDS = 0.5
+_PUBLISHING_SHARE = 0.05
+"""So much of the time the status takes at most while something is pending."""
+_FOREVER = 86_400.0
 _WEDGED_SECONDS = 900.0
 """An engine that neither ticks nor sees a call advance for so long will never go on."""
 _STARTING = ("starting", "locking", "staging_in", "cleaning")
@@ -83,6 +89,10 @@ class Service:
         self._fatal: Problem | None = None
         self._last_checkpoint: dict[str, Any] | None = None
         self._alive_at = time.monotonic()
+        self._main = threading.main_thread().ident
+        self._is_resting = False
+        self._was_at_rest = False
+        self._published_seconds = 0.0
         self._outcome: Future[Exit] = Future()
         claim = _ClaimFile(settings.state_dir / "claim.json")
         self._engine = Engine(
@@ -100,11 +110,11 @@ class Service:
 
     def run(self) -> Exit:
         """Deploy, sync, undeploy; returns the exit code. Main thread."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {_WAKE})
         # Descriptors keep new files readable until they are pushed (pins).
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        self._metrics.serve(self._settings.metrics.listen)
+        self._metrics.serve(self._settings.metrics.listen, self._update_metrics)
         control = ControlServer(
             self._settings.runtime_dir / "control.sock",
             {
@@ -117,9 +127,12 @@ class Service:
         )
         control.start()
         threading.Thread(target=self._live, name="engine", daemon=True).start()
+        threading.Thread(target=self._watch_mounts, name="mounts", daemon=True).start()
         stopping = False
         while not self._outcome.done():
-            if _stop_signal_came(_TICK_SECONDS):
+            came = _signal_came(self._patience(stopping))
+            self._is_resting = False
+            if came in STOP_SIGNALS:
                 if stopping:
                     log.error("second signal: left at once, lock and local data kept")
                     self._end(Exit.FLUSH_NOT_FINISHED)
@@ -135,8 +148,32 @@ class Service:
         self._lock_lane.close()
         return code
 
+    def _patience(self, stopping: bool) -> float:
+        """Return the seconds after which main has something to do though nobody wakes it."""
+        self._is_resting = True  # before the look, or what changes just now wakes nobody
+        was_at_rest, self._was_at_rest = self._was_at_rest, self._engine.is_at_rest()
+        # Not at the first look: the rest has to be published too.
+        if stopping or not (was_at_rest and self._was_at_rest):
+            return max(_TICK_SECONDS, self._published_seconds / _PUBLISHING_SHARE)
+        due = self._notifier.next_due()
+        return _FOREVER if due is None else due
+
+    def _stirred(self) -> None:
+        """Wake main where it rests: there is something new. Any thread."""
+        if self._is_resting and self._main is not None:
+            self._is_resting = False
+            signal.pthread_kill(self._main, _WAKE)
+
+    def _watch_mounts(self) -> None:
+        """Notice that the mount is taken away: the kernel tells of each change of its table."""
+        with open("/proc/self/mountinfo", "rb") as table:
+            changes = select.poll()
+            changes.register(table, select.POLLPRI)
+            while True:
+                changes.poll()
+                self._engine.glance()
+
     def _tick(self, stopping: bool) -> None:
-        self._engine.glance()
         silent = time.monotonic() - self._alive_at
         if silent < _WEDGED_SECONDS:
             self._notifier.watchdog()
@@ -148,9 +185,12 @@ class Service:
         self._publish()
 
     def _publish(self) -> None:
-        status = self.status()
-        self._metrics.update(status, self._engine.marks.overflows)
-        self._status_file.write(status)
+        began = time.monotonic()
+        self._status_file.write(self.status())
+        self._published_seconds = time.monotonic() - began
+
+    def _update_metrics(self) -> None:
+        self._metrics.update(self.status(), self._engine.marks.overflows)
 
     def _leave_word(self, code: Exit) -> None:
         self._engine.phase = {Exit.CLEAN: "stopped", Exit.LOCK_LOST: "fenced"}.get(code, "halted")
@@ -160,6 +200,7 @@ class Service:
     def _end(self, code: Exit) -> None:
         if not self._outcome.done():
             self._outcome.set_result(code)
+        self._stirred()
 
     # -- engine's thread ------------------------------------------------------------------------
 
@@ -215,6 +256,7 @@ class Service:
     def alive(self) -> None:
         """Remember that the engine goes on."""
         self._alive_at = time.monotonic()
+        self._stirred()
 
     def _on_call(self, size: int) -> None:
         self._alive_at = time.monotonic()
@@ -290,14 +332,15 @@ class Service:
             os.close(root)
 
 
-def _stop_signal_came(seconds: float) -> bool:
-    """Wait for a stop signal.
+def _signal_came(seconds: float) -> int | None:
+    """Wait for a stop signal, or to be woken up; returns which came, if any.
 
     CPython's sigtimedwait answers with nonsense where it was interrupted and its time was up, as
     after SIGSTOP and SIGCONT or a suspended machine: only a signal that was asked for counts.
     """
-    found = signal.sigtimedwait(STOP_SIGNALS, seconds)
-    return found is not None and found.si_signo in STOP_SIGNALS
+    wanted = STOP_SIGNALS | {_WAKE}
+    found = signal.sigtimedwait(wanted, seconds)
+    return found.si_signo if found is not None and found.si_signo in wanted else None
 
 
 class _ClaimFile:

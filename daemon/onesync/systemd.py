@@ -52,6 +52,12 @@ class Notifier:
             self._pinged = now
             self._socket.notify("WATCHDOG=1")
 
+    def next_due(self) -> float | None:
+        """Return in how many seconds ``watchdog`` has something to tell; None where nobody asks."""
+        if self._every is None:
+            return None
+        return max(0.0, self._pinged + self._every - time.monotonic())
+
 
 class JournalFormatter(logging.Formatter):
     """``<level>message key=value …``: constant messages, values as fields."""

@@ -1,0 +1,65 @@
+"""A daemon with nothing to do: nothing of it wakes up."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.request
+from pathlib import Path
+
+from tests.node import SOON, Node
+
+
+def _processes(node: Node) -> list[int]:
+    assert node.process is not None
+    found = [node.process.pid]
+    for pid in found:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (thread / "children").read_text().split())
+    return found
+
+
+def _wakes(node: Node) -> int:
+    """Return how often any thread of any of its processes went to sleep again so far."""
+    found = 0
+    for pid in _processes(node):
+        for status in Path(f"/proc/{pid}/task").glob("*/status"):
+            lines = status.read_text().splitlines()
+            found += sum(int(x.split()[1]) for x in lines if "ctxt_switches" in x)
+    return found
+
+
+def test_between_rescans_nothing_wakes_up_and_whatever_comes_does(nodes: list[Node]) -> None:
+    node, _ = nodes
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # The heartbeat, every four minutes, is left out; and nobody asks for a watchdog.
+    node.configure(mount__io_timeout_seconds=120, metrics__listen=f"127.0.0.1:{port}")
+    node.deploy()
+    (node.work / "a").write_text("1")
+    assert node.flush() == 0
+    deadline = time.monotonic() + SOON
+    woken = 1
+    while woken and time.monotonic() < deadline:
+        before = _wakes(node)
+        time.sleep(2)
+        woken = _wakes(node) - before
+    assert not woken, "in two seconds, after the last batch was verified"
+    # It rests, and is there at once.
+    (node.work / "b").write_text("2")
+    while not (node.store / "b").exists():
+        assert time.monotonic() < deadline + SOON, node.log()
+        time.sleep(0.05)
+    assert node.flush() == 0
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = answer.read().decode()
+    assert "onesync_pushed_files_total 2.0" in text
+    assert 'onesync_phase{onesync_phase="syncing"} 1.0' in text
+    rested = json.loads((node.home / "state" / "status.json").read_text())
+    while rested["pending_paths"]:
+        assert time.monotonic() < deadline + 2 * SOON, "the rest is published too"
+        time.sleep(0.1)
+        rested = json.loads((node.home / "state" / "status.json").read_text())
+    assert node.end() == 0, node.log()
