@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from socketserver import ThreadingMixIn
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import (
@@ -154,7 +154,7 @@ class Metrics:
 
         def refreshed(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
             refresh()
-            return scraped(environ, start)
+            return cast("Iterable[bytes]", scraped(environ, start))
 
         server.set_app(refreshed)
         thread = Thread(target=server.serve_until_closed, name="metrics", daemon=True)
