@@ -27,6 +27,7 @@ from onesync.clock import SystemClock
 from onesync.core.chain import Damaged, Noted, Position, Set, apply, decode
 from onesync.core.claims import Claim, Held, Record, judge
 from onesync.core.model import STATUS_FOLDER, Entry, Kind, Problem, RelPath, show
+from onesync.core.tree import Tree
 from onesync.index import Index
 from onesync.intent import INTENTS, Intent
 from onesync.local import digest_local, stamp_of
@@ -136,7 +137,7 @@ def test_a_line_that_is_nested_for_ever_is_refused() -> None:
 
 
 def test_the_last_of_two_lines_for_one_path_counts() -> None:
-    tree: dict[RelPath, Entry] = {}
+    tree = Tree()
     apply(tree, decode(checkpoint(GOOD, {**GOOD, "size": 2})).changes)
     assert tree == {b"a": Entry(Kind.FILE, 2, 1, 0o644, "ab")}
 
@@ -502,7 +503,7 @@ def test_no_name_reaches_a_log_unescaped() -> None:
 
 def test_no_problem_of_a_manifest_reaches_a_person_unescaped() -> None:
     problems: dict[RelPath, Problem] = {}
-    apply({}, [Noted(Problem(b"a", EVIL, EVIL))], problems)
+    apply(Tree(), [Noted(Problem(b"a", EVIL, EVIL))], problems)
     assert is_harmless(problems[b"a"].text + problems[b"a"].kind)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
@@ -256,22 +257,25 @@ class Batches:
 
     def base(self) -> None:
         """Write the whole tree as a checkpoint of its own, and let go of the oldest ones."""
-        tree: list[Change] = [
+        tree = (
             Set(path, known.entry)
             for path, known in self.index.beneath(b"")
             if path and not is_unconfirmed(known.entry)
-        ]
-        self.commit([*tree, *map(Noted, self.problems.values())], {}, "base")
+        )
+        noted = [Noted(problem) for problem in self.problems.values()]
+        self.commit(chain(tree, noted), {}, "base")
         oldest = self.manifest.remove_old()
         if oldest is not None:
             recovery.remove_torn(self.replica, oldest)
         self.index.remember_blocks({})
 
-    def commit(self, changes: Sequence[Change], stamps: dict[RelPath, Stamp], why: str) -> None:
+    def commit(self, changes: Iterable[Change], stamps: dict[RelPath, Stamp], why: str) -> None:
         """Write one checkpoint that needs no push, and record it."""
         self.may_write()
         self._prepare()
-        recorded = [] if why == "base" else list(changes)
+        recorded: list[Change] = []
+        if why != "base":  # a base takes its changes as they come, and changes no row
+            changes = recorded = list(changes)
         self._half_done = True
         self._stamps, self._sent = stamps, {}
         self._record(self.manifest.write(changes, why), recorded, stamps)

@@ -186,19 +186,30 @@ class Deploy:
                 log.info("manifest mended from the working copy")
 
     def _catch_up(self, head: Head) -> None:
-        known = {path: row.entry for path, row in self._index.beneath(b"") if path}
-        ahead = {
-            p: e for p, e in sorted(known.items()) if p not in head.tree and not is_unconfirmed(e)
-        }
-        # A checkpoint that OneData lost told of what this node put there: it is still ours.
-        ours = {p: e for p, e in ahead.items() if head.ignored and e.kind is not Kind.LINK}
-        changes: list[Change] = [Gone(p) for p in ahead if p not in ours]
-        changes += [Set(p, unconfirmed(e.kind, e.size, e.digest)) for p, e in ours.items()]
-        changes += [Set(p, e) for p, e in head.tree.items() if known.get(p) != e]
-        if changes:
+        """Take over what the chain has and the index lacks."""
+        recorded = (self._index.get("head_name"), self._index.get("head_digest"))
+        if recorded == (head.name, head.digest):
+            return  # what a checkpoint says is recorded together with its name
+        gone: list[Change] = []
+        ours: list[Set] = []
+        changed: list[Set] = []
+        both = 0
+        for path, row in self._index.beneath(b""):
+            old, entry = row.entry, head.tree.get(path)
+            both += entry is not None
+            if entry is not None:
+                changed += [Set(path, entry)] if entry != old else []
+            elif path and not is_unconfirmed(old) and head.ignored and old.kind is not Kind.LINK:
+                # A checkpoint that OneData lost told of what this node put there: it is still ours.
+                ours.append(Set(path, unconfirmed(old.kind, old.size, old.digest)))
+            elif path and not is_unconfirmed(old):
+                gone.append(Gone(path))
+        if both < len(head.tree):
+            missing = (p for p in head.tree if self._index.known(p) is None)
+            changed += [Set(path, head.tree[path]) for path in missing]
+        if changes := [*gone, *ours, *changed]:
             log.info("resumed behind the manifest", extra={"paths": len(changes)})
-            stamps = {p: lost_stamp(e.kind) for p, e in head.tree.items() if known.get(p) != e}
-            stamps |= {p: lost_stamp(e.kind) for p, e in ours.items()}
+            stamps = {c.path: lost_stamp(c.entry.kind) for c in ours + changed}
             self._index.commit(changes, stamps)
 
     def _stage_in(self, batches: Batches, head: Head | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
@@ -22,7 +22,7 @@ from onesync.snapshot import is_database
 from onesync.verify import Finding, Verification
 
 
-def read_manifest(settings: Settings) -> dict[RelPath, Entry]:
+def read_manifest(settings: Settings) -> Mapping[RelPath, Entry]:
     """Return every entry of the newest checkpoint. Raises MountNotThere, or Halted without one."""
     with _replica(settings) as replica:
         return _tree(replica)
@@ -109,7 +109,7 @@ def _has_good_copy(root: bytes, path: RelPath, entry: Entry, index: Index) -> bo
     return is_newer or found.digest == entry.digest
 
 
-def _tree(replica: ChildrenReplica) -> dict[RelPath, Entry]:
+def _tree(replica: ChildrenReplica) -> Mapping[RelPath, Entry]:
     try:
         head = read_head(replica)
     except FileNotFoundError:

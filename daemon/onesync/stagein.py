@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -98,7 +98,7 @@ class StageIn:
         self._advanced = advanced
         self._moves = moves
 
-    def run(self, tree: dict[RelPath, Entry]) -> Staged:
+    def run(self, tree: Mapping[RelPath, Entry]) -> Staged:
         """Stage in the manifest's ``tree`` and whatever else the replica holds.
 
         Raises Conflict where a local file would have to be overwritten.
@@ -177,7 +177,7 @@ class StageIn:
         return found
 
     def _join(
-        self, tree: dict[RelPath, Entry], listed: dict[RelPath, Listed], staged: Staged
+        self, tree: Mapping[RelPath, Entry], listed: dict[RelPath, Listed], staged: Staged
     ) -> dict[RelPath, Entry]:
         """Return what to stage in; newcomers have no digest and no time yet."""
         wanted: dict[RelPath, Entry] = {}
@@ -414,7 +414,7 @@ def _other_names(wanted: dict[RelPath, Entry]) -> dict[RelPath, RelPath]:
     return names
 
 
-def _not_a_directory(tree: dict[RelPath, Entry], path: RelPath) -> RelPath | None:
+def _not_a_directory(tree: Mapping[RelPath, Entry], path: RelPath) -> RelPath | None:
     """Return what lies above ``path`` and has another kind than a directory's, if anything."""
     above = parent_of(path)
     while above:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -33,7 +33,11 @@ class Verification:
     """One comparison. Reads the mount: a listing of every directory, with content every file."""
 
     def __init__(
-        self, replica: Replica, tree: dict[RelPath, Entry], pool: ThreadPoolExecutor, content: bool
+        self,
+        replica: Replica,
+        tree: Mapping[RelPath, Entry],
+        pool: ThreadPoolExecutor,
+        content: bool,
     ) -> None:
         """Compare with the manifest's ``tree``; ``content`` reads every byte on both sides."""
         self._replica = replica

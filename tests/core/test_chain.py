@@ -28,6 +28,7 @@ from onesync.core.chain import (
     parse_name,
 )
 from onesync.core.model import Entry, Kind, Problem
+from onesync.core.tree import Tree
 
 NAME = st.binary(min_size=1, max_size=8).filter(
     lambda n: b"/" not in n and b"\0" not in n and n not in (b".", b"..")
@@ -136,7 +137,7 @@ def test_names() -> None:
 
 
 def test_a_renamed_directory_takes_what_is_beneath() -> None:
-    tree = {b"a": Entry(Kind.DIRECTORY), b"a/b": entry(1), b"ab": entry(2)}
+    tree = Tree({b"a": Entry(Kind.DIRECTORY), b"a/b": entry(1), b"ab": entry(2)})
     apply(tree, [Renamed(b"a", b"c")])
     assert tree == {b"c": Entry(Kind.DIRECTORY), b"c/b": entry(1), b"ab": entry(2)}
 
@@ -144,7 +145,7 @@ def test_a_renamed_directory_takes_what_is_beneath() -> None:
 def test_problems_follow_their_paths() -> None:
     problems = {path: Problem(path, "behind", "") for path in (b"a/x", b"b/x", b"c/x", b"ax")}
     changes: list[Change] = [Gone(b"a"), Renamed(b"b", b"d/e"), Set(b"c/x", Entry(Kind.FILE))]
-    apply({}, changes, problems)
+    apply(Tree(), changes, problems)
     assert problems == {path: Problem(path, "behind", "") for path in (b"ax", b"d/e/x")}
 
 
@@ -257,7 +258,7 @@ def test_a_late_file_of_a_fenced_owner_wins_nothing_and_is_told_of() -> None:
     manifest.write(7, 1, Set(b"a", entry(7)))
     head = find_head(manifest.files, manifest.read)
     assert head is not None
-    assert (head.position, head.tree) == (Position(7, 1), {b"a": entry(7)})
+    assert (head.position, head.tree) == (Position(7, 1), Tree({b"a": entry(7)}))
     assert [sentence.partition(":")[0] for sentence in head.ignored] == late
     assert all("beside the chain" in sentence for sentence in head.ignored)
 
@@ -271,7 +272,7 @@ def test_a_fork_is_told_of_until_a_base_lies_behind_it() -> None:
     manifest.write(7, 1, Set(b"a", entry(7)), why="base")
     head = find_head(manifest.files, manifest.read)
     assert head is not None
-    assert (head.tree, head.ignored) == ({b"a": entry(7)}, [])
+    assert (head.tree, head.ignored) == (Tree({b"a": entry(7)}), [])
 
 
 def test_an_epoch_whose_first_file_is_torn_does_not_count() -> None:

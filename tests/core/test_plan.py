@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from onesync.core.chain import Change, Gone, Set, apply
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, parent_of
 from onesync.core.plan import Difference, Plan, make_plan, portioned
+from onesync.core.tree import Tree
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
@@ -59,7 +60,7 @@ def changes_of(plan: Plan) -> list[Change]:
 def commit(
     index: dict[RelPath, tuple[Entry, Stamp]], work: dict[RelPath, Stamp], changes: list[Change]
 ) -> None:
-    tree = {path: row[0] for path, row in index.items()}
+    tree = Tree({path: row[0] for path, row in index.items()})
     old = {path: row[1] for path, row in index.items()}
     apply(tree, changes)
     fresh = {change.path for change in changes if isinstance(change, Set)}

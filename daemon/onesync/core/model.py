@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 RelPath = bytes
 
@@ -172,10 +173,22 @@ def is_reserved(path: RelPath) -> bool:
 
 def is_user_path(path: bytes) -> bool:
     """Return whether ``path``, which came from outside, is one that a user's file can have."""
-    parts = path.split(b"/")
-    if len(path) > LONGEST_PATH or b"\0" in path or is_reserved(path):
-        return False
-    return all(0 < len(part) <= _LONGEST_NAME and part not in (b".", b"..") for part in parts)
+    above, slash, name = path.rpartition(b"/")
+    if slash:
+        return len(path) <= LONGEST_PATH and _is_user_name(name) and _is_user_directory(above)
+    return _is_user_name(name) and name != STATUS_FOLDER
+
+
+@lru_cache(maxsize=1024)
+def _is_user_directory(path: bytes) -> bool:
+    # Remembered, since paths come by the directory.
+    first, *others = path.split(b"/")
+    return first != STATUS_FOLDER and all(map(_is_user_name, [first, *others]))
+
+
+def _is_user_name(name: bytes) -> bool:
+    is_odd = name in (b".", b"..") or b"\0" in name or name.startswith(RESERVED_PREFIX)
+    return 0 < len(name) <= _LONGEST_NAME and not is_odd
 
 
 def is_place_beside(path: bytes, target: RelPath) -> bool:

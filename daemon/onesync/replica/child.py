@@ -21,6 +21,8 @@ from onesync.replica.folder import FolderReplica
 from onesync.replica.names import EscapedNames
 
 LENGTH = struct.Struct("!I")
+_SMALL = 1 << 16
+"""Messages of up to so many bytes are copied once more, to be sent by one call."""
 
 
 def receive(connection: socket.socket) -> Any:
@@ -36,20 +38,25 @@ def receive(connection: socket.socket) -> Any:
 def send(connection: socket.socket, message: Any) -> None:
     """Send one message; the caller holds the lock that keeps messages whole."""
     body = pickle.dumps(message)
-    connection.sendall(LENGTH.pack(len(body)) + body)
+    if len(body) < _SMALL:
+        connection.sendall(LENGTH.pack(len(body)) + body)
+        return
+    connection.sendall(LENGTH.pack(len(body)))
+    connection.sendall(body)
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < count:
+def _exactly(connection: socket.socket, count: int) -> bytearray | None:
+    found = bytearray(count)
+    left = memoryview(found)
+    while left:
         try:
-            part = connection.recv(count - len(parts))
+            size = connection.recv_into(left)
         except ConnectionError:
             return None
-        if not part:
+        if not size:
             return None
-        parts += part
-    return bytes(parts)
+        left = left[size:]
+    return found
 
 
 class _Servant:

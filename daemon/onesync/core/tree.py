@@ -1,0 +1,166 @@
+"""Every entry of a folder by path, in a quarter of the memory of a dict of entries.
+
+A directory has its names, so that a directory that goes, or is renamed, is one step whatever it
+holds. An entry is packed and made anew for whoever asks.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+
+from onesync.core.model import Entry, Kind, RelPath, join, name_of, parent_of
+
+_FILE = struct.Struct("<qqH32s")
+_DIRECTORY = struct.Struct("<qH")
+_LONGEST = 1 << 63
+_DIGEST = 64
+
+Packed = bytes | Entry
+"""An entry as it is kept: by ``_FILE`` or ``_DIRECTORY``, or itself where it fits neither."""
+
+
+class _Folder:
+    """What is directly in one directory: entries, and the directories that hold any, by name."""
+
+    __slots__ = ("entries", "folders")
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, Packed] = {}
+        self.folders: dict[bytes, _Folder] = {}
+
+
+class Tree(Mapping[RelPath, Entry]):
+    """A mapping; its order is that of the names, and what is in a directory comes after it."""
+
+    def __init__(self, entries: Mapping[RelPath, Entry] | None = None) -> None:
+        """Hold ``entries``."""
+        self._root = _Folder()
+        self._last: tuple[RelPath, _Folder] = (b"", self._root)
+        for path, entry in (entries or {}).items():
+            self.put(path, entry)
+
+    def __getitem__(self, path: RelPath) -> Entry:
+        folder = self._folder(parent_of(path))
+        if folder is None:
+            raise KeyError(path)
+        return _unpack(folder.entries[name_of(path)])
+
+    def __contains__(self, path: object) -> bool:
+        folder = self._folder(parent_of(path)) if isinstance(path, bytes) else None
+        return folder is not None and isinstance(path, bytes) and name_of(path) in folder.entries
+
+    def __iter__(self) -> Iterator[RelPath]:
+        for directory, folder in self._folders():
+            for name in sorted(folder.entries):
+                yield join(directory, name)
+
+    def __len__(self) -> int:
+        return sum(len(folder.entries) for _, folder in self._folders())
+
+    def put(self, path: RelPath, entry: Entry) -> None:
+        """Let ``path`` be ``entry``; beneath what is a directory no more there is nothing."""
+        folder = self._made(parent_of(path))
+        name = name_of(path)
+        if entry.kind is not Kind.DIRECTORY and folder.folders:
+            old = folder.entries.get(name)
+            if old is not None and _is_directory(old):
+                self._cut(path)
+        folder.entries[name] = _pack(entry)
+
+    def remove(self, path: RelPath) -> None:
+        """Let ``path`` and all beneath it be gone."""
+        self._cut(path)
+
+    def rename(self, source: RelPath, target: RelPath) -> None:
+        """Let ``source`` and all beneath it be at ``target``, where nothing is any more."""
+        entry, moved = self._cut(source)
+        self._cut(target)
+        if entry is None and moved is None:
+            return
+        folder, name = self._made(parent_of(target)), name_of(target)
+        if entry is not None:
+            folder.entries[name] = entry
+        if moved is not None:
+            _merge(folder, name, moved)
+            self._last = (b"", self._root)
+
+    def _cut(self, top: RelPath) -> tuple[Packed | None, _Folder | None]:
+        """Take out and return what ``top`` is, and what it holds unless that is no directory's."""
+        folder = self._folder(parent_of(top))
+        if folder is None:
+            return None, None
+        entry = folder.entries.pop(name_of(top), None)
+        if entry is not None and not _is_directory(entry):
+            return entry, None
+        self._last = (b"", self._root)
+        return entry, folder.folders.pop(name_of(top), None)
+
+    def _folder(self, path: RelPath) -> _Folder | None:
+        known, folder = self._last
+        if path == known:
+            return folder
+        found: _Folder | None = self._root
+        for part in path.split(b"/") if path else ():
+            found = found.folders.get(part) if found is not None else None
+        if found is not None:
+            self._last = path, found
+        return found
+
+    def _made(self, path: RelPath) -> _Folder:
+        found = self._folder(path)
+        if found is None:
+            above = self._made(parent_of(path))
+            found = above.folders[name_of(path)] = _Folder()
+        return found
+
+    def _folders(self) -> Iterator[tuple[RelPath, _Folder]]:
+        waiting = [(b"", self._root)]
+        while waiting:
+            path, folder = waiting.pop()
+            yield path, folder
+            inner = sorted(folder.folders, reverse=True)
+            waiting += [(join(path, name), folder.folders[name]) for name in inner]
+
+
+def _merge(folder: _Folder, name: bytes, moved: _Folder) -> None:
+    """Put ``moved`` into ``folder``, where a file of this name may have had something beneath."""
+    there = folder.folders.setdefault(name, moved)
+    if there is not moved:
+        there.entries |= moved.entries
+        for inner, item in moved.folders.items():
+            _merge(there, inner, item)
+
+
+def _is_directory(packed: Packed) -> bool:
+    if isinstance(packed, Entry):
+        return packed.kind is Kind.DIRECTORY
+    return len(packed) == _DIRECTORY.size
+
+
+def _pack(entry: Entry) -> Packed:
+    if entry.group or entry.xattrs or entry.target:
+        return entry
+    if not (-_LONGEST <= entry.mtime_ns < _LONGEST and 0 <= entry.mode < 1 << 16):
+        return entry
+    if entry.kind is Kind.DIRECTORY and not entry.digest and not entry.size:
+        return _DIRECTORY.pack(entry.mtime_ns, entry.mode)
+    if entry.kind is not Kind.FILE or len(entry.digest) != _DIGEST or entry.size >= _LONGEST:
+        return entry
+    try:
+        digest = bytes.fromhex(entry.digest)
+    except ValueError:
+        return entry
+    if digest.hex() != entry.digest:  # upper case, or blanks between
+        return entry
+    return _FILE.pack(entry.size, entry.mtime_ns, entry.mode, digest)
+
+
+def _unpack(packed: Packed) -> Entry:
+    if isinstance(packed, Entry):
+        return packed
+    if len(packed) == _DIRECTORY.size:
+        mtime_ns, mode = _DIRECTORY.unpack(packed)
+        return Entry(Kind.DIRECTORY, 0, mtime_ns, mode)
+    size, mtime_ns, mode, digest = _FILE.unpack(packed)
+    return Entry(Kind.FILE, size, mtime_ns, mode, digest.hex())
