@@ -258,9 +258,9 @@ class Batches:
     def base(self) -> None:
         """Write the whole tree as a checkpoint of its own, and let go of the oldest ones."""
         tree = (
-            Set(path, known.entry)
-            for path, known in self.index.beneath(b"")
-            if path and not is_unconfirmed(known.entry)
+            Set(path, entry)
+            for path, entry in self.index.entries()
+            if path and not is_unconfirmed(entry)
         )
         noted = [Noted(problem) for problem in self.problems.values()]
         self.commit(chain(tree, noted), {}, "base")

@@ -51,11 +51,14 @@ _FAILED = (
     "SQLITE_PROTOCOL",
 )
 _CHUNK = 1 << 20
+_HAS_ENTRY = 10
+"""So many of the columns tell of the entry, the others of its stamp."""
 _MOST_INTEGER = (1 << 63) - 1
 _COLUMNS = (
     "parent, name, kind, size, mtime_ns, mode, digest, target, link_group, xattrs,"
     " inode, s_size, s_mtime, s_ctime, s_mode, s_linked"
 )
+_ENTRIES = "parent, name, kind, size, mtime_ns, mode, digest, target, link_group, xattrs"
 _STAMPS = "name, kind, inode, s_size, s_mtime, s_ctime, s_mode, s_linked, target"
 _ENTRY = """
 CREATE TABLE IF NOT EXISTS entry (
@@ -228,7 +231,7 @@ class Index:
     def _row(self, query: str, values: tuple[object, ...] = ()) -> tuple[Any, ...] | None:
         return next(iter(list(self._rows(query, values))), None)
 
-    def _known(self, row: tuple[object, ...]) -> Known:
+    def _known(self, row: tuple[Any, ...]) -> Known:
         try:
             return _known(row)
         except (ValueError, TypeError) as error:  # such as an unknown kind
@@ -281,6 +284,14 @@ class Index:
             query = f"SELECT {_COLUMNS} FROM entry WHERE {where} ORDER BY parent, name"
             for row in self._rows(query, values):
                 yield join(row[0], row[1]), self._known(row)
+
+    def entries(self) -> Iterator[tuple[RelPath, Entry]]:
+        """Yield path and entry of every row, in the order of ``beneath``; makes no stamps."""
+        for row in self._rows(f"SELECT {_ENTRIES} FROM entry ORDER BY parent, name"):
+            try:
+                yield join(row[0], row[1]), _entry(row)
+            except (ValueError, TypeError) as error:  # such as an unknown kind
+                raise self._damaged(error) from error
 
     def by_inode(self, inode: int) -> list[tuple[RelPath, Known]]:
         """Return the rows whose source had this inode."""
@@ -535,16 +546,18 @@ def _range(path: RelPath) -> tuple[str, tuple[bytes, ...]]:
     return "(path = ? OR (path > ? AND path < ?))", (path, path + b"/", path + b"0")
 
 
-def _known(row: tuple[object, ...]) -> Known:
-    _, _, kind_text, size, mtime_ns, mode, digest, target, group, xattrs, *seen = row
-    kind = Kind(str(kind_text))
-    more = (group, _xattrs_of(str(xattrs)))
-    entry = Entry(kind, size, mtime_ns, mode, digest, target, *more)  # type: ignore[arg-type]
-    *stamped, linked = seen
+def _entry(row: tuple[Any, ...]) -> Entry:
+    _, _, kind, size, mtime_ns, mode, digest, target, group, xattrs = row[:_HAS_ENTRY]
+    return Entry(Kind(kind), size, mtime_ns, mode, digest, target, group, _xattrs_of(xattrs))
+
+
+def _known(row: tuple[Any, ...]) -> Known:
+    entry = _entry(row)
+    *stamped, linked = row[_HAS_ENTRY:]
     if stamped[0] is None:
         return Known(entry, None)
     inode, s_size, s_mtime, s_ctime, s_mode = stamped
-    stamp = Stamp(kind, inode, s_size, s_mtime, s_ctime, s_mode, entry.target, bool(linked))  # type: ignore[arg-type]
+    stamp = Stamp(entry.kind, inode, s_size, s_mtime, s_ctime, s_mode, entry.target, bool(linked))  # type: ignore[arg-type]
     return Known(entry, stamp)
 
 

@@ -117,7 +117,7 @@ def fold(entries: int) -> dict[str, Any]:
     with measured() as found:
         head = find_head([name], lambda asked: _read(place, asked, name))
         assert head is not None
-        assert sum(1 for _ in head.tree.items()) >= entries
+        assert sum(1 for _ in head.tree) >= entries
     return found
 
 
@@ -132,7 +132,7 @@ def base(entries: int) -> dict[str, Any]:
     place = tree(entries)
     header = Header("f", Position(1, 1), None, "w", "2026-01-01T00:00:00", "base")
     with closing(Index(place / "index.sqlite")) as index, measured() as found:
-        found["bytes"] = len(encode(header, (Set(p, k.entry) for p, k in index.beneath(b"") if p)))
+        found["bytes"] = len(encode(header, (Set(p, e) for p, e in index.entries() if p)))
     return found
 
 

@@ -151,9 +151,13 @@ class Sealed:
 
     def changes(self) -> Iterator[Change]:
         """Yield its changes. Raises Damaged where one is none that onesync writes."""
+        return map(_change_of, self.lines())
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the line of each change."""
         blocks = _unpacked(self.data, self.most_bytes)
         lines = (line for block in blocks for line in block.split(b"\n")[:-1])
-        return map(_change_of, islice(lines, 1, 1 + self.count))
+        return islice(lines, 1, 1 + self.count)
 
 
 @dataclass(slots=True)
@@ -448,7 +452,7 @@ class _Search:
         problems: dict[RelPath, Problem] = {}
         for place, checkpoint in zip(reversed(self._chain), reversed(links), strict=True):
             try:
-                apply(tree, checkpoint.changes(), problems)
+                _fold(tree, checkpoint, problems)
             except Damaged as error:
                 self.reasons[place] = f"{place}: {error}"
                 self._found[place] = None
@@ -643,20 +647,33 @@ _FILE_LINE = re.compile(
 """What nearly all lines are; whatever it does not match is read as JSON, to the same effect."""
 
 
-def _change_of(line: bytes) -> Change:
+def _plain_file(line: bytes) -> tuple[RelPath, int, int, int, bytes] | None:
+    """Return path, size, mtime_ns, mode and digest of a plain file that may be restored."""
     found = _FILE_LINE.fullmatch(line)
     if found is None:
-        return _read_change(_parse(line))
+        return None
     path, modified, mode_text, length, digest = found.groups()
     mtime_ns, mode, size = int(modified), int(mode_text), int(length)
-    if (
-        mode > 0o777
-        or size > _MOST_NUMBER
-        or abs(mtime_ns) > _MOST_NUMBER
-        or not is_user_path(path)
-    ):
-        return _read_change(_parse(line))  # which says what is wrong
+    fits = mode <= 0o777 and size <= _MOST_NUMBER and abs(mtime_ns) <= _MOST_NUMBER
+    return (path, size, mtime_ns, mode, digest) if fits and is_user_path(path) else None
+
+
+def _change_of(line: bytes) -> Change:
+    plain = _plain_file(line)
+    if plain is None:
+        return _read_change(_parse(line))
+    path, size, mtime_ns, mode, digest = plain
     return Set(path, Entry(Kind.FILE, size, mtime_ns, mode, digest.decode()))
+
+
+def _fold(tree: Tree, sealed: Sealed, problems: dict[RelPath, Problem]) -> None:
+    """Do what ``apply`` does with the changes of ``sealed``; makes no entry of a plain file."""
+    for line in sealed.lines():
+        plain = _plain_file(line)
+        if plain is None or problems:
+            apply(tree, [_change_of(line)], problems)
+        else:
+            tree.put_file(*plain)
 
 
 _plain = re.compile(_PLAIN).fullmatch

@@ -7,6 +7,7 @@ holds. An entry is packed and made anew for whoever asks.
 from __future__ import annotations
 
 import struct
+from binascii import unhexlify
 from collections.abc import Iterator, Mapping
 
 from onesync.core.model import Entry, Kind, RelPath, join, name_of, parent_of
@@ -60,13 +61,24 @@ class Tree(Mapping[RelPath, Entry]):
 
     def put(self, path: RelPath, entry: Entry) -> None:
         """Let ``path`` be ``entry``; beneath what is a directory no more there is nothing."""
-        folder = self._made(parent_of(path))
-        name = name_of(path)
-        if entry.kind is not Kind.DIRECTORY and folder.folders:
+        self._put(path, _pack(entry), is_directory=entry.kind is Kind.DIRECTORY)
+
+    def put_file(self, path: RelPath, size: int, mtime_ns: int, mode: int, digest: bytes) -> None:
+        """Let ``path`` be a file without a group and attributes; ``digest`` is lower case hex."""
+        if len(digest) == _DIGEST:
+            packed = _FILE.pack(size, mtime_ns, mode, unhexlify(digest))
+            self._put(path, packed, is_directory=False)
+        else:
+            self.put(path, Entry(Kind.FILE, size, mtime_ns, mode, digest.decode()))
+
+    def _put(self, path: RelPath, packed: Packed, *, is_directory: bool) -> None:
+        above, _, name = path.rpartition(b"/")
+        folder = self._made(above)
+        if folder.folders and not is_directory:
             old = folder.entries.get(name)
             if old is not None and _is_directory(old):
                 self._cut(path)
-        folder.entries[name] = _pack(entry)
+        folder.entries[name] = packed
 
     def remove(self, path: RelPath) -> None:
         """Let ``path`` and all beneath it be gone."""
