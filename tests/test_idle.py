@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from onesync.replica.children import ChildrenReplica
 from tests.node import SOON, Node
 
 
@@ -63,3 +66,28 @@ def test_between_rescans_nothing_wakes_up_and_whatever_comes_does(nodes: list[No
         time.sleep(0.1)
         rested = json.loads((node.home / "state" / "status.json").read_text())
     assert node.end() == 0, node.log()
+
+
+def test_children_that_rest_go_and_no_call_meets_one_that_went(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    replica = ChildrenReplica(os.fsencode(tmp_path), 2, 2, 20)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            calls = [pool.submit(replica.look, b"a") for _ in range(200)]
+            while not all(call.done() for call in calls):
+                replica.retire()
+            assert all(call.result() is not None for call in calls)
+        replica.retire()
+        assert not _children(os.getpid()), "none is left, not even as a zombie"
+        replica.warm()
+        assert len(_children(os.getpid())) == 1
+        assert replica.look(b"a") is not None
+    finally:
+        replica.close()
+
+
+def _children(pid: int) -> list[str]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    found = [child for task in tasks for child in (task / "children").read_text().split()]
+    commands = [Path(f"/proc/{child}/cmdline").read_text() for child in found]
+    return [command for command in commands if "onesync.replica.child" in command or not command]

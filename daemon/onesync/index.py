@@ -557,7 +557,7 @@ def _known(row: tuple[Any, ...]) -> Known:
     if stamped[0] is None:
         return Known(entry, None)
     inode, s_size, s_mtime, s_ctime, s_mode = stamped
-    stamp = Stamp(entry.kind, inode, s_size, s_mtime, s_ctime, s_mode, entry.target, bool(linked))  # type: ignore[arg-type]
+    stamp = Stamp(entry.kind, inode, s_size, s_mtime, s_ctime, s_mode, entry.target, bool(linked))
     return Known(entry, stamp)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import re
 import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -31,7 +32,9 @@ told_by_kernel: Callable[[os.stat_result], ToldByKernel] = attrgetter(
 )
 """What a stamp is made of: mode, inode, number of names, size, mtime and ctime in nanoseconds."""
 
-_statx = ctypes.CDLL(None, use_errno=True).statx
+_libc = ctypes.CDLL(None, use_errno=True)
+_statx = _libc.statx
+_M_ARENA_MAX = -8
 _EMPTY_PATH = 0x1000
 _BIRTH_TIME = 0x800
 _BIRTH = struct.Struct("=I76xqI")
@@ -62,6 +65,19 @@ class Origin:
 def origin_of(fd: int) -> Origin:
     """Return which directory ``fd`` is."""
     return Origin(os.fstat(fd).st_ino & _MOST_INODE, _birth_of(fd))
+
+
+def use_one_heap() -> None:
+    """Let all threads share one heap, before there are any: each would keep what it freed."""
+    with suppress(AttributeError):  # a C library without it
+        _libc.mallopt(_M_ARENA_MAX, 1)
+
+
+def give_memory_back() -> None:
+    """Return to the kernel what was freed."""
+    gc.collect()
+    with suppress(AttributeError):
+        _libc.malloc_trim(0)
 
 
 def _birth_of(fd: int) -> int | None:

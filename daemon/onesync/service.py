@@ -45,6 +45,7 @@ from onesync.errors import (
     StateDirFailed,
 )
 from onesync.index import keep_damaged, open_index
+from onesync.local import give_memory_back, use_one_heap
 from onesync.lock import Claimant, Lock
 from onesync.metrics import Metrics
 from onesync.progress import Progress
@@ -61,6 +62,8 @@ _TICK_SECONDS = 0.5
 _PUBLISHING_SHARE = 0.05
 """So much of the time the status takes at most while something is pending."""
 _FOREVER = 86_400.0
+_RETIRED_SECONDS = 60.0
+"""After so long a rest the processes that talk to the mount go, until something is marked."""
 _WEDGED_SECONDS = 900.0
 """An engine that neither ticks nor sees a call advance for so long will never go on."""
 _STARTING = ("starting", "locking", "staging_in", "cleaning")
@@ -92,6 +95,8 @@ class Service:
         self._main = threading.main_thread().ident
         self._is_resting = False
         self._was_at_rest = False
+        self._rests_since = float("inf")
+        self._is_retired = False
         self._published_seconds = 0.0
         self._outcome: Future[Exit] = Future()
         claim = _ClaimFile(settings.state_dir / "claim.json")
@@ -111,6 +116,7 @@ class Service:
     def run(self) -> Exit:
         """Deploy, sync, undeploy; returns the exit code. Main thread."""
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {_WAKE})
+        use_one_heap()
         # Descriptors keep new files readable until they are pushed (pins).
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -130,7 +136,7 @@ class Service:
         threading.Thread(target=self._watch_mounts, name="mounts", daemon=True).start()
         stopping = False
         while not self._outcome.done():
-            came = _signal_came(self._patience(stopping))
+            came = _signal_came(max(0.0, self._patience(stopping)))
             self._is_resting = False
             if came in STOP_SIGNALS:
                 if stopping:
@@ -139,6 +145,7 @@ class Service:
                 stopping = True
                 self._notifier.stopping()
                 self._engine.stop()
+            self._retire()
             self._tick(stopping)
         code = self._outcome.result()
         self._leave_word(code)
@@ -154,9 +161,26 @@ class Service:
         was_at_rest, self._was_at_rest = self._was_at_rest, self._engine.is_at_rest()
         # Not at the first look: the rest has to be published too.
         if stopping or not (was_at_rest and self._was_at_rest):
+            self._rests_since = time.monotonic()
             return max(_TICK_SECONDS, self._published_seconds / _PUBLISHING_SHARE)
         due = self._notifier.next_due()
-        return _FOREVER if due is None else due
+        retiring = self._rests_since + _RETIRED_SECONDS - time.monotonic()
+        return min(_FOREVER if due is None else due, _FOREVER if self._is_retired else retiring)
+
+    def _retire(self) -> None:
+        """Give memory back after a long rest; have a child again as soon as something is marked.
+
+        The lock's child stays: a beat must not depend on whether a process can be started.
+        """
+        rests = self._was_at_rest and self._engine.is_at_rest()
+        if self._is_retired and not rests:
+            self._is_retired = False
+            self._replica.warm()
+        elif rests and time.monotonic() >= self._rests_since + _RETIRED_SECONDS:
+            self._replica.retire()
+            if not self._is_retired:
+                give_memory_back()
+            self._is_retired = True
 
     def _stirred(self) -> None:
         """Wake main where it rests: there is something new. Any thread."""

@@ -35,6 +35,7 @@ from tests.node import Node
 PLACE = Path(os.environ.get("ONESYNC_SCALE", "/dev/shm/onesync-scale"))
 FILES_IN_ONE = 100
 IDLE_SECONDS = 20.0
+RETIRED_SECONDS = 70.0
 Row = tuple[RelPath, Entry, Stamp | None]
 
 
@@ -218,7 +219,7 @@ def live(node: Node) -> dict[str, Any]:
     patiently(lambda: node.status()["pending_paths"] == 0)
     found["scanned_seconds"] = round(time.monotonic() - began, 1)
     found["start_peak_mb"] = _memory(node, "VmHWM")
-    time.sleep(5)
+    time.sleep(RETIRED_SECONDS)
     found["idle_rss_mb"], found["idle_pss_mb"] = _memory(node, "VmRSS"), _pss(node)
     found["each_rss_mb"] = [_kilobytes(pid, "VmRSS") // 1000 for pid in _processes(node)]
     before, wakes = _cpu(node), _wakes(node)

@@ -32,7 +32,12 @@ _ENDED = "The process that talks to the mount ended; nothing is lost, the call i
 
 
 _REMEMBERED = 1000
+_END_SECONDS = 1.0
 _HELD_SECONDS = 30.0
+
+
+class _Retired(Exception):
+    """The child was let go before a call reached it: another one takes it."""
 
 
 class _Call:
@@ -138,6 +143,17 @@ class _Child:
         with suppress(ProcessLookupError):
             os.kill(self._process.pid, signal.SIGKILL)
 
+    def retire(self) -> bool:
+        """Let the process end unless it has something to do; returns whether it did."""
+        with self._guard:
+            if self._calls or self.gone is not None:
+                return False
+            self.gone = _Retired()
+        self.abandon(self.gone)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)  # it makes no call on the mount, so nothing holds it
+        return True
+
     def reaped(self) -> bool:
         """Return whether the process has ended; never blocks."""
         return self._process.poll() is not None
@@ -211,6 +227,15 @@ class ChildrenReplica:
         for child in children:
             child.abandon(MountNotThere("onesync is stopping"))
 
+    def retire(self) -> None:
+        """Let go of the children that have nothing to do, for their memory; the next call pays."""
+        with self._guard:
+            self._children = [c for c in self._children if not c.retire()]
+
+    def warm(self) -> None:
+        """Have a child for the next call, before it comes."""
+        self._child()
+
     def _child(self, home: _Child | None = None) -> _Child:
         """Return a child that answers: ``home``, if it has a thread to spare."""
         with self._guard:
@@ -253,7 +278,10 @@ class ChildrenReplica:
         before, _ = self._identified
         expected = before.mount if before is not None else None
         try:
-            return child.call(expected, method, arguments, self._patience)
+            while True:
+                with suppress(_Retired):
+                    return child.call(expected, method, arguments, self._patience)
+                child = self._child()
         except LocalError:
             raise
         except OSError as error:
