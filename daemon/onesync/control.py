@@ -21,6 +21,7 @@ Handler = Callable[[dict[str, Any]], dict[str, Any]]
 _MOST_BYTES = 1 << 16
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _EXHAUSTED_SECONDS = 0.5
+_LAST_ANSWERS_SECONDS = 2.0
 
 
 class NotRunning(Exception):
@@ -35,6 +36,8 @@ class ControlServer:
         self._path = path
         self._handlers = handlers
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._answering = 0
+        self._answered = threading.Condition()
 
     def start(self) -> None:
         """Listen; the caller holds the state directory, so a socket that stands there is dead."""
@@ -45,11 +48,13 @@ class ControlServer:
         threading.Thread(target=self._accept, name="control", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening; whoever asked before gets his answer, if there is one by then."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._path.unlink(missing_ok=True)
+        with self._answered:
+            self._answered.wait_for(lambda: not self._answering, _LAST_ANSWERS_SECONDS)
 
     def _accept(self) -> None:
         while True:
@@ -63,6 +68,16 @@ class ControlServer:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
+        with self._answered:
+            self._answering += 1
+        try:
+            self._answer_one(connection)
+        finally:
+            with self._answered:
+                self._answering -= 1
+                self._answered.notify_all()
+
+    def _answer_one(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rwb") as stream, suppress(OSError):
             reply = self._answer(connection, stream.readline(_MOST_BYTES))
             stream.write(json.dumps(reply).encode() + b"\n")

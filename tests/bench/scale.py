@@ -189,7 +189,8 @@ def deployed(home: Path, entries: int, in_one: int) -> Node:
     patient = {"mount__io_timeout_seconds": 120, "batch__rescan_seconds": 86_400}
     node = Node(home, home / "store", **patient)
     node.deploy()
-    assert node.command("handover").returncode == 0
+    handed_over = node.command("handover")
+    assert handed_over.returncode == 0, handed_over.stderr + node.log()
     assert node.wait() == 0
     make_tree(node.work, entries, in_one)
     replica = FolderReplica(os.fsencode(node.store), lambda _: None)
