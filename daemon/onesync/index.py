@@ -291,7 +291,7 @@ class Index:
             try:
                 yield join(row[0], row[1]), _entry(row)
             except (ValueError, TypeError) as error:  # such as an unknown kind
-                raise self._damaged(error) from error
+                raise self._lost(error) from error
 
     def by_inode(self, inode: int) -> list[tuple[RelPath, Known]]:
         """Return the rows whose source had this inode."""

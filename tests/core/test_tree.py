@@ -16,11 +16,14 @@ from onesync.core.chain import (
     _line,
     _parse,
     _read_change,
+    apply,
     base_name,
+    checkpoint_name,
     encode,
+    file_digest,
     find_head,
 )
-from onesync.core.model import Entry, Kind, RelPath, is_beneath
+from onesync.core.model import Entry, Kind, Problem, RelPath, is_beneath
 from onesync.core.tree import Tree
 
 NAME = st.sampled_from([b"a", b"a-", b"b", b"\xff", b"\xc3\xa9", b'"', b"\x7f", b"\x1f"])
@@ -72,11 +75,13 @@ def _simply(changes: list[Change]) -> dict[RelPath, Entry]:
     return tree
 
 
-@given(CHANGES)
-def test_the_fold_is_what_a_simple_one_is(changes: list[Change]) -> None:
+@given(CHANGES, CHANGES)
+def test_the_fold_is_what_a_simple_one_is(changes: list[Change], more: list[Change]) -> None:
     place = Position(1, 1)
     header = Header("f", place, None, "w", "t", "base")
-    data = {base_name(place): encode(header, changes)}
+    first = encode(header, changes)
+    late = Header("f", Position(1, 2), (base_name(place), file_digest(first)), "w", "t", "final")
+    data = {base_name(place): first, checkpoint_name(Position(1, 2)): encode(late, more)}
 
     def read(name: str) -> bytes:
         if name not in data:
@@ -85,7 +90,11 @@ def test_the_fold_is_what_a_simple_one_is(changes: list[Change]) -> None:
 
     head = find_head(data, read)
     assert head is not None
-    expected = _simply(changes)
+    problems: dict[RelPath, Problem] = {}
+    for part in (changes, more):
+        apply(Tree(), part, problems)
+    assert head.problems == problems
+    expected = _simply(changes + more)
     assert dict(head.tree.items()) == expected
     assert len(head.tree) == len(expected)
     assert all(path in head.tree and head.tree[path] == expected[path] for path in expected)

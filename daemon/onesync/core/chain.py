@@ -276,16 +276,17 @@ def apply(
     noted = {} if problems is None else problems
     noted.pop(b"", None)
     for change in changes:
-        if isinstance(change, Set):
-            if noted:
-                noted.pop(change.path, None)
-            tree.put(change.path, change.entry)
-            continue
-        follow(noted, change)
-        if isinstance(change, Gone):
-            tree.remove(change.path)
-        elif isinstance(change, Renamed):
-            tree.rename(change.source, change.target)
+        _apply(tree, change, noted)
+
+
+def _apply(tree: Tree, change: Change, noted: dict[RelPath, Problem]) -> None:
+    follow(noted, change)
+    if isinstance(change, Set):
+        tree.put(change.path, change.entry)
+    elif isinstance(change, Gone):
+        tree.remove(change.path)
+    elif isinstance(change, Renamed):
+        tree.rename(change.source, change.target)
 
 
 def follow(problems: dict[RelPath, Problem], change: Change) -> None:
@@ -668,11 +669,13 @@ def _change_of(line: bytes) -> Change:
 
 def _fold(tree: Tree, sealed: Sealed, problems: dict[RelPath, Problem]) -> None:
     """Do what ``apply`` does with the changes of ``sealed``; makes no entry of a plain file."""
+    problems.pop(b"", None)
     for line in sealed.lines():
         plain = _plain_file(line)
-        if plain is None or problems:
-            apply(tree, [_change_of(line)], problems)
+        if plain is None:
+            _apply(tree, _change_of(line), problems)
         else:
+            problems.pop(plain[0], None)
             tree.put_file(*plain)
 
 
