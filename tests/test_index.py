@@ -160,3 +160,28 @@ def test_what_is_explained_comes_back_until_it_is_forgotten(tmp_path: Path) -> N
         assert index.explained() == {b"b", b"c"}
         index.replace(())
         assert index.explained() == set()
+
+
+def _steps_of_a_commit(path: Path, rows: int) -> int:
+    """Return how many hundreds of SQLite's instructions a commit of ten files takes."""
+    file, stamp = Entry(Kind.FILE, digest="cd"), Stamp(Kind.FILE, 7, 5, 6, 8, 0o644)
+    with closing(Index(path)) as index:
+        index.replace((b"%d/%d" % (n % 97, n), file, stamp) for n in range(rows))
+        steps = 0
+
+        def counted() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        index._db.set_progress_handler(counted, 100)
+        changes = [Set(b"new/%d" % n, file) for n in range(10)]
+        changes += [Set(b"5/%d" % n, file) for n in range(5, 970, 97)]
+        index.commit([*changes, Gone(b"6/6"), Renamed(b"7/7", b"z")], {}, pushed={b"new/1": False})
+        index._db.set_progress_handler(None, 0)
+        return steps
+
+
+def test_a_commit_costs_what_it_changes_whatever_the_index_holds(tmp_path: Path) -> None:
+    few, many = (_steps_of_a_commit(tmp_path / f"{n}", n) for n in (1_000, 30_000))
+    assert many <= few * 1.2 + 1, (few, many)

@@ -116,7 +116,8 @@ class Unverified:
         """Return some files whose time has come, and whether each is read back."""
         if not self.suspected:
             limit = self.now() - _REST_SECONDS
-            rows = self.index.unverified(len(self._closed) + _SLICE)
+            young = sum(closed > limit for closed in self._closed.values())
+            rows = self.index.unverified(young + _SLICE)
             ripe = (row for row in rows if self._closed.get(row[0], limit) <= limit)
             return dict(islice(ripe, _SLICE))
         return dict(self.index.unverified(_SLICE))
