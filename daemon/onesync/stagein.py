@@ -11,10 +11,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from queue import SimpleQueue
 
 from blake3 import blake3
 
@@ -43,6 +45,11 @@ from onesync.replica.door import Listed, Replica
 CHANGED_OUTSIDE = "changed_outside"
 ATTRIBUTES = "attributes"
 _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
+
+
+_MOST_WAITING = 1000
+"""Files that wait for a worker: for each of a million they would take a gigabyte."""
+_Fetched = tuple[Entry, Stamp | None, Problem | None]
 
 
 @dataclass(slots=True)
@@ -111,20 +118,36 @@ class StageIn:
         files = [(p, e) for p, e in wanted.items() if e.kind is Kind.FILE and p not in names]
         files.sort(key=lambda item: -item[1].size)
         self._advanced(0, len(files))
-        waiting = {self._pool.submit(self._fetch, *item, staged): item[0] for item in files}
-        try:
-            for done, future in enumerate(as_completed(waiting), 1):
-                entry, stamp, problem = future.result()
-                staged.tree[waiting[future]] = (entry, stamp)
+        with closing(self._fetched(files, staged)) as results:
+            for done, (path, (entry, stamp, problem)) in enumerate(results, 1):
+                staged.tree[path] = (entry, stamp)
                 if problem is not None:
                     staged.problems.append(problem)
                 self._advanced(done, len(files))
-        finally:
-            for future in waiting:
-                future.cancel()
         self._tie(names, wanted, staged)
         self._finish(wanted, staged)
         return staged
+
+    def _fetched(
+        self, files: list[tuple[RelPath, Entry]], staged: Staged
+    ) -> Generator[tuple[RelPath, _Fetched], None, None]:
+        """Fetch ``files`` and yield what came of each, as it comes; few wait at a time."""
+        left = iter(files)
+        waiting: dict[Future[_Fetched], RelPath] = {}
+        done: SimpleQueue[Future[_Fetched]] = SimpleQueue()
+        try:
+            while True:
+                for path, entry in islice(left, _MOST_WAITING - len(waiting)):
+                    future = self._pool.submit(self._fetch, path, entry, staged)
+                    waiting[future] = path
+                    future.add_done_callback(done.put)
+                if not waiting:
+                    return
+                future = done.get()
+                yield waiting.pop(future), future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
     def _tie(
         self, names: dict[RelPath, RelPath], wanted: dict[RelPath, Entry], staged: Staged
@@ -246,9 +269,7 @@ class StageIn:
                 except FileExistsError:
                     _open_for_us(parent, path)
 
-    def _fetch(
-        self, path: RelPath, entry: Entry, staged: Staged
-    ) -> tuple[Entry, Stamp | None, Problem | None]:
+    def _fetch(self, path: RelPath, entry: Entry, staged: Staged) -> _Fetched:
         present = self._finished(path, entry)
         if present is not None:
             return entry, present, None
