@@ -384,11 +384,13 @@ def test_a_row_that_no_index_writes_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "index.sqlite"
     index = Index(path)
     index._db.execute(
-        "INSERT INTO entry (path, parent, kind, size, mtime_ns, mode, digest, target)"
+        "INSERT INTO entry (name, parent, kind, size, mtime_ns, mode, digest, target)"
         " VALUES (x'61', x'', 'sock', 0, 0, 0, '', x'')"
     )
     with pytest.raises(IndexDamaged):
         index.known(b"a")
+    with pytest.raises(IndexDamaged):
+        list(index.entries())
 
 
 def test_a_statement_that_finds_no_room_changes_nothing(small_disk: Path) -> None:
