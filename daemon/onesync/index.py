@@ -51,6 +51,8 @@ _FAILED = (
     "SQLITE_PROTOCOL",
 )
 _CHUNK = 1 << 20
+_LARGEST_LOG = 64 << 20
+"""Bytes of the write-ahead log that stay on the disk: that of a stage-in is as large as the index."""
 _HAS_ENTRY = 10
 """So many of the columns tell of the entry, the others of its stamp."""
 _MOST_INTEGER = (1 << 63) - 1
@@ -149,6 +151,7 @@ class Index:
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute(f"PRAGMA journal_size_limit={_LARGEST_LOG}")
         (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise self._damaged(found)

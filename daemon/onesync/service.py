@@ -136,7 +136,7 @@ class Service:
         threading.Thread(target=self._watch_mounts, name="mounts", daemon=True).start()
         stopping = False
         while not self._outcome.done():
-            came = _signal_came(max(0.0, self._patience(stopping)))
+            came = _signal_came(self._patience(stopping))
             self._is_resting = False
             if came in STOP_SIGNALS:
                 if stopping:
@@ -165,7 +165,8 @@ class Service:
             return max(_TICK_SECONDS, self._published_seconds / _PUBLISHING_SHARE)
         due = self._notifier.next_due()
         retiring = self._rests_since + _RETIRED_SECONDS - time.monotonic()
-        return min(_FOREVER if due is None else due, _FOREVER if self._is_retired else retiring)
+        soonest = min(_FOREVER if due is None else due, _FOREVER if self._is_retired else retiring)
+        return max(_TICK_SECONDS, soonest)
 
     def _retire(self) -> None:
         """Give memory back after a long rest; have a child again as soon as something is marked.
@@ -198,6 +199,7 @@ class Service:
                 self._engine.glance()
 
     def _tick(self, stopping: bool) -> None:
+        self._engine.glance()  # what changed while the engine looked itself
         silent = time.monotonic() - self._alive_at
         if silent < _WEDGED_SECONDS:
             self._notifier.watchdog()
