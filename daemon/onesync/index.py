@@ -52,7 +52,7 @@ _FAILED = (
 )
 _CHUNK = 1 << 20
 _LARGEST_LOG = 64 << 20
-"""Bytes of the write-ahead log that stay on the disk: that of a stage-in is as large as the index."""
+"""Bytes of the write-ahead log that stay: a stage-in makes one as large as the index."""
 _HAS_ENTRY = 10
 """So many of the columns tell of the entry, the others of its stamp."""
 _MOST_INTEGER = (1 << 63) - 1

@@ -32,7 +32,7 @@ _ENDED = "The process that talks to the mount ended; nothing is lost, the call i
 
 
 _REMEMBERED = 1000
-_END_SECONDS = 1.0
+_END_SECONDS = 5.0
 _HELD_SECONDS = 30.0
 
 
