@@ -324,12 +324,12 @@ def test_an_index_that_knows_the_inode_alone_goes_on(nodes: list[Node], store: P
     one.end(signal.SIGKILL)
     index = Index(one.home / "state" / "index.sqlite")
     assert index.get("root_birth") is not None
-    index.set(root_birth=None, format="2")
+    index.set(root_birth=None)  # as in an index of format 2
     index.close()
     one.deploy()
     one.end(signal.SIGKILL)
     index = Index(one.home / "state" / "index.sqlite", readonly=True)
-    assert (index.get("root_birth") is not None, index.get("format")) == (True, "4")
+    assert (index.get("root_birth") is not None, index.get("format")) == (True, "5")
     index.close()
     index = Index(one.home / "state" / "index.sqlite")
     index.set(root_birth="1")  # the same inode, on a disk that was formatted anew
