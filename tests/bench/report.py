@@ -95,8 +95,9 @@ def _best(rows: Iterable[Row]) -> str:
     row = min(rows, key=lambda row: row.seconds_each, default=None)
     if row is None:
         return ""
-    written = f", {row.written / 1e6:,.0f} MB" if row.files == 1 and row.written > 1e5 else ""
-    return f"{_seconds(row.seconds_each)}, {row.calls_each:,.3g} calls{written}"
+    written = f", {row.written / 1e6:,.0f} MB" if row.files == 1 and row.written >= 1e6 else ""
+    calls = f"{row.calls_each:,.1f}" if row.calls_each % 1 else f"{row.calls_each:,.0f}"
+    return f"{_seconds(row.seconds_each)}, {calls} calls{written}"
 
 
 def _entries(rows: list[Row]) -> str:
