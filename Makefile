@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 RUN := .run/$(subst /,_,$(abspath $(WORK)))
 PACKAGES := fuse3
 TEST_PACKAGES := prometheus mmdebstrap systemd-container
+BENCH_PACKAGES := rsync rclone lsyncd unison gcc libc6-dev pkg-config libfuse3-dev
+EXTRAS := dev
 
-.PHONY: setup check test soak demo run
+.PHONY: setup check test soak bench demo run
 
 # Debian packages where we may install them, and the virtual environment.
 setup:
@@ -16,7 +18,7 @@ setup:
 	  if [ -n "$$missing" ]; then echo "installing$$missing"; apt-get update -qq; \
 	    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi; fi
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[$(EXTRAS)]'
 
 check: setup
 	$(BIN)/ruff format --check daemon tests
@@ -52,3 +54,11 @@ soak: PACKAGES += $(TEST_PACKAGES)
 soak: setup
 	$(BIN)/pytest -n 2 --dist worksteal -m soak
 	ONESYNC_SESSION_SECONDS=$(SECONDS) ONESYNC_HISTORIES=$(HISTORIES) $(BIN)/pytest -s -m session
+
+# All tools side by side on the same mounts: a table, JSON and plots in .run/bench. QUICK=1 takes two
+# minutes instead of 25; ONLY names scenarios; README=README.md puts the table there.
+bench: PACKAGES += $(BENCH_PACKAGES)
+bench: EXTRAS := dev,bench
+bench: setup
+	$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(if $(README),--readme $(README)) \
+	  $(if $(ONLY),--only $(ONLY))

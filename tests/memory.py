@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from blake3 import blake3
@@ -36,7 +36,7 @@ class MemoryReplica:
             return Listed(name_of(path), Kind.DIRECTORY, 0)
         return Listed(name_of(path), Kind.FILE, len(content))
 
-    def list(self, path: RelPath) -> list[Listed]:
+    def list(self, path: RelPath, files: Set[bytes] = frozenset()) -> list[Listed]:
         with self._guard:
             self._directory(path)
             inner = [p for p in self._tree if p and p != path and parent_of(p) == path]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 
 import pytest
 
@@ -42,7 +43,7 @@ class Mortal(MemoryReplica):
     def remove(self, path: bytes) -> bool:
         return bool(self._step(lambda: MemoryReplica.remove(self, path)))
 
-    def list(self, path: bytes) -> list[Listed]:
+    def list(self, path: bytes, files: AbstractSet[bytes] = frozenset()) -> list[Listed]:
         found = super().list(path)
         return [i for i in found if not join(path, i.name).startswith(self.hidden or (b"\0",))]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import time
 from pathlib import Path
 
-from tests.node import Node, picture
+from tests.node import SOON, Node, picture
 
 
 def fill(work: Path) -> None:
@@ -152,3 +153,17 @@ def test_unlock_frees_the_folder_of_a_dead_node(tmp_path: Path, store: Path) -> 
     assert (freed.returncode, "epoch 1" in freed.stdout) == (0, True), freed.stderr
     other.deploy()
     assert other.end() == 0, other.log()
+
+
+def test_a_flush_does_not_wait_for_the_pause_between_batches(nodes: list[Node]) -> None:
+    one, _ = nodes
+    one.configure(batch__min_interval_seconds=3600)
+    one.deploy()
+    for number in range(3):
+        (one.work / f"file{number}").write_bytes(b"x")
+        deadline = time.monotonic() + SOON
+        while one.status()["pending_paths"] == 0:
+            assert time.monotonic() < deadline, one.log()
+        assert one.flush() == 0, one.log()
+        assert (one.store / f"file{number}").read_bytes() == b"x"
+    assert one.end() == 0, one.log()

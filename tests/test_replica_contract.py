@@ -152,6 +152,29 @@ def test_listing_gives_kinds_and_sizes(replica: Replica) -> None:
     ]
 
 
+def test_names_that_are_taken_for_files_are_listed_all_the_same(replica: Replica) -> None:
+    replica.make_directory(b"d")
+    for name in (b"known", b"other", b"\xff odd\nname"):
+        replica.write_new(name, b"123")
+    told = replica.list(b"", frozenset({b"known", b"\xff odd\nname", b"gone"}))
+    assert {item.name: item.kind for item in told} == {
+        b"d": Kind.DIRECTORY,
+        b"known": Kind.FILE,
+        b"other": Kind.FILE,
+        b"\xff odd\nname": Kind.FILE,
+    }
+    assert {item.size for item in told if item.name == b"other"} == {3}
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 65_536, 65_537, 1 << 20, (1 << 20) + 1])
+def test_a_file_of_any_size_is_fetched_whole(replica: Replica, tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    replica.write_new(b"file", content)
+    copied = replica.fetch(b"file", os.fsencode(tmp_path / "here"), 0o640, None)
+    assert (tmp_path / "here").read_bytes() == content
+    assert (copied.digest, copied.size) == (blake3(content).hexdigest(), size)
+
+
 def test_any_name_is_kept_and_told_as_it_is(replica: Replica, source: Path) -> None:
     for name in ODD_NAMES:
         replica.make_directory(name)

@@ -94,11 +94,12 @@ class Flushed:
 
 @dataclass(slots=True)
 class _Requests:
-    """What other threads asked for."""
+    """What other threads asked for; ``hurry`` ends the pause between batches."""
 
     stop: threading.Event = field(default_factory=threading.Event)
     handover: threading.Event = field(default_factory=threading.Event)
     suspect: threading.Event = field(default_factory=threading.Event)
+    hurry: threading.Event = field(default_factory=threading.Event)
     doubted: set[RelPath] = field(default_factory=set)
     accepted: set[RelPath] = field(default_factory=set)
     flushes: list[Future[Flushed]] = field(default_factory=list)
@@ -178,6 +179,7 @@ class Engine:
     def stop(self) -> None:
         """Flush and undeploy."""
         self._requests.stop.set()
+        self._requests.hurry.set()
         self.marks.arrived.set()
 
     def handover(self) -> None:
@@ -190,6 +192,7 @@ class Engine:
         future: Future[Flushed] = Future()
         with self._requests.guard:
             self._requests.flushes.append(future)
+            self._requests.hurry.set()
         self.marks.arrived.set()
         return future
 
@@ -509,7 +512,7 @@ class Engine:
         due = self.marks.next_due()
         if due is not None and not self._requests.flushes:
             rest = max(0.0, self._ended + pause - self._clock.boottime())
-            self._clock.wait(self._requests.stop, max(rest, min(pause, due), 0.05))
+            self._clock.wait(self._requests.hurry, max(rest, min(pause, due), 0.05))
 
     def _step(self, batches: Batches, failures: int) -> int:
         """Do one batch or the flushes asked for; returns the failures in a row."""
@@ -569,6 +572,7 @@ class Engine:
     def _flush(self, batches: Batches) -> None:
         with self._requests.guard:
             asked, self._requests.flushes = self._requests.flushes, []
+            self._requests.hurry.clear()
             doubted, self._requests.doubted = self._requests.doubted, set()
         try:
             for path in doubted:
@@ -594,6 +598,7 @@ class Engine:
     def _answer_flushes(self, error: Exception) -> None:
         with self._requests.guard:
             asked, self._requests.flushes = self._requests.flushes, []
+            self._requests.hurry.clear()
         for future in asked:
             future.set_exception(error)
 

@@ -68,6 +68,10 @@ class Intent:
     _FIRST = ("new", "replace", "remove", "rename")
     """What every intent has; the others came later."""
 
+    def is_needed(self) -> bool:
+        """Whether the batch touches more than the manifest, where alone links and modes are."""
+        return any(getattr(self, name) for name in (*self._PARTS, *self._SINGLE))
+
     def encode(self) -> bytes:
         """Return the intent's file content: JSON, paths without loss."""
         parts = {

@@ -185,7 +185,8 @@ class Push:
         self._pinned = pinned
         self._prepare(plan, snapshots, pinned)
         self._may_write()
-        self._replica.write_new(self.intent.path, self.intent.encode())
+        if self.intent.is_needed():
+            self._replica.write_new(self.intent.path, self.intent.encode())
         # What changed its kind clears its name before the new thing takes it.
         for difference in plan.removals:
             if difference.seen is not None:
@@ -205,7 +206,7 @@ class Push:
     def tidy(self) -> None:
         """Remove the asides and the intent: the checkpoint stands, they are not needed."""
         each(self._pool, self._replica.remove, self._leftover)
-        if not self.begins_travel():
+        if self.intent.is_needed() and not self.begins_travel():
             self._replica.remove(self.intent.path)
 
     def _prepare(

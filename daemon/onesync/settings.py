@@ -56,7 +56,7 @@ class GuardSettings(_Section):
 class PushSettings(_Section):
     """``[push]``."""
 
-    workers: int = Field(default=16, ge=1, le=256)
+    workers: int = Field(default=32, ge=1, le=256)
     round_seconds: float = Field(default=5.0, gt=0)
     exclude: tuple[str, ...] = ()
     publish_order: tuple[str, ...] = SCIPION_ORDER

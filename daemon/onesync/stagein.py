@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -39,14 +40,15 @@ from onesync.core.model import (
     show,
 )
 from onesync.core.ordering import database_of
+from onesync.errors import LocalError
 from onesync.local import digest_local, on_this_machine, open_source, stamp_of, write_xattrs
 from onesync.replica.door import Listed, Replica
 
 CHANGED_OUTSIDE = "changed_outside"
 ATTRIBUTES = "attributes"
+_NO_FILE = (errno.ENOENT, errno.EINTR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
+"""What may be answered where another kind of thing stands, or nothing."""
 _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
-
-
 _MOST_WAITING = 1000
 """Files that wait for a worker: for each of a million they would take a gigabyte."""
 _Fetched = tuple[Entry, Stamp | None, Problem | None]
@@ -111,7 +113,7 @@ class StageIn:
         Raises Conflict where a local file would have to be overwritten.
         """
         staged = Staged()
-        listed = self._list_all()
+        listed = self._list_all(tree)
         wanted = self._join(tree, listed, staged)
         self._make_directories(wanted)
         names = _other_names(wanted)
@@ -181,14 +183,19 @@ class StageIn:
                 os.unlink(name_of(path), dir_fd=parent)
             os.link(name_of(first), name_of(path), src_dir_fd=origin, dst_dir_fd=parent)
 
-    def _list_all(self) -> dict[RelPath, Listed]:
+    def _list_all(self, tree: Mapping[RelPath, Entry]) -> dict[RelPath, Listed]:
+        """List the replica; files of ``tree`` are not looked at, for they will be opened."""
+        known: defaultdict[RelPath, set[bytes]] = defaultdict(set)
+        for path, entry in tree.items():
+            if entry.kind is Kind.FILE:
+                known[parent_of(path)].add(name_of(path))
         found: dict[RelPath, Listed] = {}
         level: list[RelPath] = [b""]
         while level:
             below: list[RelPath] = []
-            for directory, items in zip(
-                level, self._pool.map(self._replica.list, level), strict=True
-            ):
+            files = [known.pop(directory, set()) for directory in level]
+            lists = self._pool.map(self._replica.list, level, files)
+            for directory, items in zip(level, lists, strict=True):
                 for item in items:
                     path = join(directory, item.name)
                     if is_reserved(path) or item.kind is Kind.LINK:
@@ -218,8 +225,7 @@ class StageIn:
                 # A listing may be stale; a name is called missing only when it was looked up.
                 found = self._replica.look(path)
             if entry.kind is Kind.FILE and (found is None or found.kind is not Kind.FILE):
-                text = f"{show(path)} is in the manifest but not in OneData; it was not restored."
-                staged.problems.append(Problem(path, "missing", text))
+                staged.problems.append(_missing(path))
                 staged.tree[path] = (entry, None)
                 continue
             wanted[path] = entry
@@ -273,14 +279,19 @@ class StageIn:
         present = self._finished(path, entry)
         if present is not None:
             return entry, present, None
-        staged.fetched.add(path)
         temporary = join(parent_of(path), RESERVED_PREFIX + _short_digest(path))
         with _Parent(self._root, path) as parent:
             with suppress(FileNotFoundError):
                 os.unlink(name_of(temporary), dir_fd=parent)
             mtime_ns = entry.mtime_ns if entry.digest else None
             local = join(self._root, temporary)
-            copied = self._replica.fetch(path, local, entry.mode, mtime_ns)
+            try:
+                copied = self._replica.fetch(path, local, entry.mode, mtime_ns)
+            except OSError as error:
+                if not entry.digest or isinstance(error, LocalError) or self._is_file(path, error):
+                    raise
+                return entry, None, _missing(path)
+            staged.fetched.add(path)
             self._restore_xattrs(path, local, entry, staged)
             self._refuse_conflict(path, copied.digest)
             if copied.blocks is not None:
@@ -298,6 +309,13 @@ class StageIn:
             digest=copied.digest,
         )
         return got, stamp, None
+
+    def _is_file(self, path: RelPath, error: OSError) -> bool:
+        """Whether what could not be opened is a file all the same, as far as ``error`` tells."""
+        if error.errno not in _NO_FILE:
+            return True
+        found = self._replica.look(path)
+        return found is not None and found.kind is Kind.FILE
 
     @on_this_machine()
     def _restore_xattrs(self, path: RelPath, local: bytes, entry: Entry, staged: Staged) -> None:
@@ -455,6 +473,11 @@ def _without_xattrs(path: RelPath, error: OSError) -> Problem:
 
 def _short_digest(path: RelPath) -> bytes:
     return blake3(path).hexdigest(16).encode()
+
+
+def _missing(path: RelPath) -> Problem:
+    text = f"{show(path)} is in the manifest but not in OneData; it was not restored."
+    return Problem(path, "missing", text)
 
 
 def _damaged(path: RelPath, entry: Entry, size: int) -> Problem:

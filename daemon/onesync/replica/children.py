@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Future
 from contextlib import suppress
 from itertools import islice
@@ -302,8 +302,8 @@ class ChildrenReplica:
     def look(self, path: RelPath) -> Listed | None:
         return cast("Listed | None", self._call("look", path))
 
-    def list(self, path: RelPath) -> list[Listed]:
-        return cast("list[Listed]", self._call("list", path))
+    def list(self, path: RelPath, files: Set[bytes] = frozenset()) -> list[Listed]:
+        return cast("list[Listed]", self._call("list", path, files))
 
     def make_directory(self, path: RelPath) -> None:
         self._call("make_directory", path)

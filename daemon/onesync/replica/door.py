@@ -10,7 +10,7 @@ copy has it, whatever it is called in OneData; where one cannot be kept at all, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -95,8 +95,11 @@ class Replica(Protocol):
     def look(self, path: RelPath) -> Listed | None:
         """Look ``path`` up afresh; None when nothing stands there."""
 
-    def list(self, path: RelPath) -> list[Listed]:
-        """List a directory, in no order; special files are left out."""
+    def list(self, path: RelPath, files: Set[bytes] = frozenset()) -> list[Listed]:
+        """List a directory, in no order; special files are left out.
+
+        Names in ``files`` need not be looked at: the caller takes them for files, of size 0.
+        """
 
     def make_directory(self, path: RelPath) -> None:
         """Create a directory. Raises FileExistsError when the name is taken by anything."""

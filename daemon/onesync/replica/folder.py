@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from blake3 import blake3
 
@@ -26,9 +26,10 @@ from onesync.core.model import Kind, RelPath, is_beneath, name_of, parent_of
 from onesync.local import on_this_machine, open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed
-from onesync.replica.statx import Looked, inode_of, look_up
+from onesync.replica.statx import Looked, inode_of, look_up, opened
 
 T = TypeVar("T")
+_Read = Callable[[int, int, int], bytes]
 _Where = Callable[[], AbstractContextManager[None]]
 
 CHUNK = 1 << 20
@@ -38,7 +39,9 @@ _COPY = 0
 """What a pour is for: a copy, or the comparison with blocks of so many bytes."""
 _PIECE_OF_ZEROS = bytes(32 << 10)
 """What is left out of a sparse copy; no smaller, or holes would cost more than they save."""
+_PIPE_HOLDS = 64 << 10
 _TRIES = 5
+_TURNS = 64
 _MOST_BYTES = 1 << 30
 """What is read whole: nothing that onesync writes is longer."""
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
@@ -54,6 +57,34 @@ class _HeldDirectory:
 
     def __del__(self) -> None:
         os.close(self.fd)
+
+
+class _Pipe:
+    """Reads by way of a pipe: read(2) has FUSE ask for the attributes first, splice(2) has not.
+
+    So a file ends where it ended when it was opened, and its end costs no call.
+    """
+
+    def __enter__(self) -> Self:
+        self._out, self._in = os.pipe2(os.O_CLOEXEC)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._out)
+        os.close(self._in)
+
+    def read(self, origin: int, size: int, offset: int) -> bytes:
+        """Read up to ``size`` bytes; none is the end."""
+        try:
+            size = os.splice(origin, self._in, min(size, _PIPE_HOLDS), offset_src=offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return os.pread(origin, size, offset)  # a file system that has no such call
+        content = b""
+        while len(content) < size:
+            content += os.read(self._out, size - len(content))
+        return content
 
 
 class _Pour:
@@ -87,7 +118,13 @@ class _Pour:
         self.is_late = False
 
     def run(
-        self, origin: int, target: int | None, end: int | None, *, sparse: bool = False
+        self,
+        origin: int,
+        target: int | None,
+        end: int | None,
+        *,
+        sparse: bool = False,
+        read: _Read = os.pread,
     ) -> None:
         """Copy up to ``end`` (None: all) to the same place in ``target`` (None: digest alone).
 
@@ -97,7 +134,7 @@ class _Pour:
         while end is None or self.offset < end:
             wanted = CHUNK if end is None else min(CHUNK, end - self.offset)
             with self._reading():
-                chunk = os.pread(origin, wanted, self.offset)
+                chunk = read(origin, wanted, self.offset)
             if not chunk:
                 break
             self.hasher.update(chunk)
@@ -141,6 +178,7 @@ class FolderReplica:
         self._progress = progress or (lambda _: None)
         self._held: OrderedDict[RelPath, _HeldDirectory] = OrderedDict()
         self._guard = threading.Lock()
+        self._turns = [threading.RLock() for _ in range(_TURNS)]
         self._forgotten = 0
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most_held = min(_HELD_DIRECTORIES, limit // 4)
@@ -190,12 +228,15 @@ class FolderReplica:
         finally:
             os.close(fd)
 
-    def list(self, path: RelPath) -> list[Listed]:
+    def list(self, path: RelPath, files: Set[bytes] = frozenset()) -> list[Listed]:
         with self._directory(path) as held:
             fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=held)
         try:
-            names = os.listdir(fd)
-            found = (_look_in(fd, os.fsencode(name)) for name in names)
+            names = map(os.fsencode, os.listdir(fd))
+            found = (
+                Listed(name, Kind.FILE, 0) if name in files else _look_in(fd, name)
+                for name in names
+            )
             return [item for item in found if item is not None]
         finally:
             os.close(fd)
@@ -290,20 +331,24 @@ class FolderReplica:
     def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
         origin = self._open(path, os.O_RDONLY)
         try:
-            if not stat.S_ISREG(os.fstat(origin).st_mode):
+            found = opened(origin)
+            if not stat.S_ISREG(found.mode):
                 raise InterruptedError(4, "not a regular file", path)
-            return self._fetch_from(origin, destination, mode, mtime_ns)
+            return self._fetch_from(origin, found.size, destination, mode, mtime_ns)
         finally:
             os.close(origin)
 
     def _fetch_from(
-        self, origin: int, destination: bytes, mode: int, mtime_ns: int | None
+        self, origin: int, size: int, destination: bytes, mode: int, mtime_ns: int | None
     ) -> Copied:
         target = _create_here(destination)
         try:
-            hasher = _block_hasher(os.fstat(origin).st_size)
-            pour = _Pour(hasher, self._progress, outward=False)
-            pour.run(origin, target, None, sparse=True)
+            pour = _Pour(_block_hasher(size), self._progress, outward=False)
+            if size < PATCH_FROM:
+                with _Pipe() as pipe:
+                    pour.run(origin, target, None, sparse=True, read=pipe.read)
+            else:
+                pour.run(origin, target, None, sparse=True)
             with on_this_machine():
                 os.fchmod(target, mode & 0o777)
                 if mtime_ns is not None:
@@ -569,11 +614,22 @@ class FolderReplica:
         yield held.fd
 
     def _hold(self, path: RelPath) -> _HeldDirectory:
+        held = self._held_one(path)
+        if held is not None:
+            return held
+        # Of many threads that need the same directory, one walks there and the others wait.
+        with self._turns[hash(path) % len(self._turns)]:
+            return self._held_one(path) or self._hold_anew(path)
+
+    def _held_one(self, path: RelPath) -> _HeldDirectory | None:
         with self._guard:
             held = self._held.get(path)
             if held is not None:
                 self._held.move_to_end(path)
-                return held
+            return held
+
+    def _hold_anew(self, path: RelPath) -> _HeldDirectory:
+        with self._guard:
             forgotten = self._forgotten
         if path:
             root = self._hold(b"")

@@ -74,9 +74,10 @@ class EscapedNames:
             return None
         return None if found is None else Listed(name_of(path), found.kind, found.size)
 
-    def list(self, path: RelPath) -> list[Listed]:
+    def list(self, path: RelPath, files: Set[bytes] = frozenset()) -> list[Listed]:
         found: dict[bytes, Listed] = {}
-        for item in self._at(path, self._folder.list):
+        plain = {name for name in files if is_plain(name)}
+        for item in self._at(path, lambda place: self._folder.list(place, plain)):
             own = self._own_name(item.name)
             # Where both stand, the one that a look finds.
             if own not in found or (own != item.name) == must_be_escaped(own):

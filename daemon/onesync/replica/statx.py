@@ -66,10 +66,25 @@ def look_up(directory: int, name: bytes) -> Looked:
 
 def inode_of(fd: int) -> int:
     """Return the inode of what was opened, as it was looked up then: no round trip."""
+    answer = _opened(fd, _INODE)
+    return os.fstat(fd).st_ino if answer is None else int(answer.inode)
+
+
+def opened(fd: int) -> Looked:
+    """Return what was opened, as it was looked up then: no round trip."""
+    answer = _opened(fd, _TYPE_MODE_SIZE)
+    if answer is None:
+        status = os.fstat(fd)
+        return Looked(status.st_mode, status.st_size)
+    return Looked(answer.mode, answer.size)
+
+
+def _opened(fd: int, wanted: int) -> _Answer | None:
+    """Return what is known of ``fd``; None in a sandbox that does not know the call."""
     answer = _Answer()
-    if _statx(fd, b"", _OF_DESCRIPTOR | _AS_LOOKED_UP, _INODE, ctypes.byref(answer)) == 0:
-        return int(answer.inode)
+    if _statx(fd, b"", _OF_DESCRIPTOR | _AS_LOOKED_UP, wanted, ctypes.byref(answer)) == 0:
+        return answer
     number = ctypes.get_errno()
     if number in _REFUSED:
-        return os.fstat(fd).st_ino
+        return None
     raise OSError(number, os.strerror(number))

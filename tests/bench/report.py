@@ -1,0 +1,187 @@
+"""What was measured, for people: a table, plots, and the section of the README."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from tests.bench.scenarios import Row
+
+_PLOTTED = ("files", "latency", "rescan of all entries")
+_HEAD = ("tool", "time", "a file", "calls a file", "written", "read", "CPU", "memory", "x onesync")
+_BEGIN, _END = "<!-- bench -->", "<!-- /bench -->"
+
+
+def machine() -> str:
+    """Return what it was measured on, and when."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    name = model[1] if model else platform.machine()
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    load = os.getloadavg()[0]
+    return (
+        f"{os.cpu_count()} cores ({name}), {pages / 2**30:.0f} GiB, Linux {platform.release()},"
+        f" Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}, load {load:.1f} at the"
+        " end"
+    )
+
+
+def as_json(rows: Iterable[Row], place: str) -> str:
+    """Return everything as JSON."""
+    return json.dumps({"machine": place, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+
+
+def table(rows: list[Row]) -> str:
+    """Return a table in Markdown for each scenario; ratios are of the time that a file takes."""
+    scenarios = dict.fromkeys(row.scenario for row in rows if row.scenario not in _PLOTTED)
+    parts = [_scenario(name, [row for row in rows if row.scenario == name]) for name in scenarios]
+    entries = [row for row in rows if row.scenario == _PLOTTED[2]]
+    if entries:
+        parts.append(_entries(entries))
+    return "\n".join(parts)
+
+
+def _scenario(name: str, rows: list[Row]) -> str:
+    first = rows[0]
+    ours = next((row.seconds_each for row in rows if row.tool == "onesync"), 0.0)
+    title = f"**{name}**, {first.latency * 1000:g} ms a call"
+    lines = [title, "", _line(_HEAD), _line(["---", *["--:"] * (len(_HEAD) - 1)])]
+    lines += [_line(_cells(row, ours)) for row in rows]
+    lines += [f"\n{row.tool}: {row.note}" for row in rows if row.note]
+    return "\n".join([*lines, ""])
+
+
+def _cells(row: Row, ours: float) -> list[str]:
+    many = f" ({row.files:,})" if row.files > 1 else ""
+    ratio = row.seconds_each / ours if ours else 0.0
+    return [
+        row.tool + many,
+        _seconds(row.seconds),
+        _seconds(row.seconds_each) if row.files > 1 else "",
+        f"{row.calls_each:,.1f}",
+        _bytes(row.written),
+        _bytes(row.read) if row.read >= 0 else "",
+        f"{row.cpu:.1f} s" if row.cpu else "",
+        _bytes(row.memory) if row.memory else "",
+        f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}",
+    ]
+
+
+def summary(rows: list[Row]) -> str:
+    """Return one table of all scenarios: time and calls, of one file where there are many."""
+    told = [row for row in rows if row.scenario not in _PLOTTED]
+    tools = list(dict.fromkeys(row.tool.partition(" --")[0] for row in told))
+    lines = [_line(["", *tools]), _line(["---", *["--:"] * len(tools)])]
+    for scenario in dict.fromkeys(row.scenario for row in told):
+        mine = [row for row in told if row.scenario == scenario]
+        cells = [_best(row for row in mine if row.tool.partition(" --")[0] == t) for t in tools]
+        lines.append(_line([f"{scenario}, {mine[0].latency * 1000:g} ms a call", *cells]))
+    return "\n".join(lines)
+
+
+def _best(rows: Iterable[Row]) -> str:
+    """Return the quickest of a tool's ways in few words."""
+    row = min(rows, key=lambda row: row.seconds_each, default=None)
+    if row is None:
+        return ""
+    written = f", {row.written / 1e6:,.0f} MB" if row.files == 1 and row.written >= 1e6 else ""
+    calls = f"{row.calls_each:,.1f}" if row.calls_each % 1 else f"{row.calls_each:,.0f}"
+    return f"{_seconds(row.seconds_each)}, {calls} calls{written}"
+
+
+def _entries(rows: list[Row]) -> str:
+    lines = ["**rescan of all entries, nothing changed**", ""]
+    lines += [_line(["entries", "time", "CPU", "memory"]), _line(["--:"] * 4)]
+    for row in rows:
+        cells = [f"{row.files:,}", _seconds(row.seconds), f"{row.cpu:.1f} s", _bytes(row.memory)]
+        lines.append(_line(cells))
+    return "\n".join([*lines, ""])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e6:,.1f} MB"
+
+
+def plots(rows: list[Row], folder: Path) -> list[Path]:
+    """Draw what was measured against files, latency and entries; returns the files."""
+    drawn = []
+    for name, across, label in (
+        ("files", lambda row: row.files, "new files of 4 KB over 20 directories, 10 ms a call"),
+        ("latency", lambda row: row.latency * 1000, "milliseconds a call takes"),
+    ):
+        found = [row for row in rows if row.scenario == name]
+        if found:
+            drawn.append(_against(found, across, label, folder / f"{name}.png"))
+    entries = [row for row in rows if row.scenario == _PLOTTED[2]]
+    if entries:
+        drawn.append(_against_entries(entries, folder / "entries.png"))
+    return drawn
+
+
+def _against(rows: list[Row], across: Callable[[Row], float], label: str, path: Path) -> Path:
+    figure, axes = plt.subplots(figsize=(6.4, 4))
+    is_latency = path.stem == "latency"
+    for tool in dict.fromkeys(row.tool for row in rows):
+        mine = [row for row in rows if row.tool == tool]
+        high = [row.seconds_each * 1000 if is_latency else row.seconds for row in mine]
+        axes.plot([across(row) for row in mine], high, marker="o", label=tool)
+    axes.set_yscale("log")
+    axes.set_xscale("linear" if is_latency else "log")
+    axes.set_xlabel(label)
+    axes.set_ylabel("milliseconds a new file" if is_latency else "seconds")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    axes.legend()
+    return _saved(figure, path)
+
+
+def _against_entries(rows: list[Row], path: Path) -> Path:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
+    number = [row.files for row in rows]
+    left.plot(number, [row.memory / 1e6 for row in rows], marker="o")
+    left.set_ylabel("MB resident, all processes")
+    right.plot(number, [row.seconds for row in rows], marker="o")
+    right.set_ylabel("seconds of a full rescan")
+    for axes in (left, right):
+        axes.set_xlabel("entries")
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.grid(visible=True, alpha=0.3)
+    return _saved(figure, path)
+
+
+def _saved(figure: Any, path: Path) -> Path:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def into_readme(readme: Path, rows: list[Row], place: str, plot: Path) -> None:
+    """Put the summary and one plot between the marks of the README."""
+    shown = readme.parent / "tests" / "bench" / plot.name
+    if plot.exists():
+        shown.write_bytes(plot.read_bytes())
+    drawn = f"\n\n![time against latency](tests/bench/{plot.name})" if plot.exists() else ""
+    text = f"Measured on {place}:\n\n{summary(rows)}{drawn}\n"
+    before, _, rest = readme.read_text().partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    readme.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")

@@ -1,0 +1,434 @@
+"""What is measured: each scenario for every tool in turn, on a mount of its own."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from onesync import control
+from tests.bench.known import known_tree
+from tests.bench.mounts import Mount, calls_of, passthrough, standin
+from tests.bench.tools import (
+    Copy,
+    Lsyncd,
+    Onesync,
+    Place,
+    Rclone,
+    RcloneRenames,
+    Rsync,
+    RsyncDelta,
+    Tool,
+    Unison,
+    Used,
+)
+from tests.bench.usage import Watch, cpu_seconds
+from tests.node import Node
+
+MEBIBYTE = 1 << 20
+_DIRECTORIES = 20
+_SMALL = 4096
+_STATUS_FOLDER = ".deployment_status_do_not_delete"
+_SERIALISED = 3
+"""Calls of a new file that the kernel makes one by one in a directory, created in place."""
+_NEW_CALLS, _STAGED_CALLS = 6, 5
+"""Look, create, attributes, write, flush, release; look, open, read, flush, release."""
+
+Make = Callable[[Place], Tool]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything; ``serial`` files for tools that bring one after the other."""
+
+    small: int
+    serial: int
+    large: int
+    several: int
+    renamed: int
+    saved: int
+    burst: int
+    files: tuple[int, ...]
+    latencies: tuple[float, ...]
+    entries: tuple[int, ...]
+
+
+QUICK = Size(
+    small=100,
+    serial=10,
+    large=64 * MEBIBYTE,
+    several=4,
+    renamed=200,
+    saved=1,
+    burst=1000,
+    files=(30, 100),
+    latencies=(0.0, 0.01),
+    entries=(1000, 10_000),
+)
+FULL = Size(
+    small=1000,
+    serial=100,
+    large=1024 * MEBIBYTE,
+    several=8,
+    renamed=5000,
+    saved=6,
+    burst=100_000,
+    files=(100, 400, 1600),
+    latencies=(0.0, 0.002, 0.005, 0.01, 0.02, 0.03),
+    entries=(10_000, 100_000, 1_000_000),
+)
+
+
+@dataclass
+class Row:
+    """One measurement. Bytes and calls are the mount's; ``files`` is what they are divided by."""
+
+    scenario: str
+    tool: str
+    latency: float
+    files: int
+    seconds: float
+    calls: int
+    written: int
+    read: int
+    cpu: float
+    memory: int
+    note: str = ""
+
+    @property
+    def seconds_each(self) -> float:
+        return self.seconds / self.files
+
+    @property
+    def calls_each(self) -> float:
+        return self.calls / self.files
+
+
+class Bench:
+    """Runs scenarios beneath ``home``, and tells each row to ``found``."""
+
+    def __init__(self, home: Path, size: Size, found: Callable[[Row], None]) -> None:
+        self._home = home
+        self._size = size
+        self._found = found
+        self._random = random.Random(5)
+
+    # -- the scenarios --------------------------------------------------------------------------
+
+    def new_and_unchanged(self) -> None:
+        """New small files over 20 directories, then nothing changed."""
+        for make in (Onesync, Rsync, Lsyncd, Rclone, Unison, Copy):
+            self._new(make, 0.01, self._number(make), "new small files", again=make is not Copy)
+        self._floor("new small files", _NEW_CALLS, _SERIALISED)
+
+    def files(self) -> None:
+        """Time against the number of files."""
+        for number in self._size.files:
+            for make in (Onesync, Rclone, Rsync):
+                if make is not Rsync or number == self._size.files[0]:
+                    self._new(make, 0.01, number, "files")
+
+    def latencies(self) -> None:
+        """Time against latency."""
+        for latency in self._size.latencies:
+            for make in (Onesync, Rclone, Rsync):
+                number = self._size.small // 5 if make is not Rsync else self._size.serial // 5
+                self._new(make, latency, number, "latency")
+
+    def staged_in(self) -> None:
+        """Small files into an empty working directory."""
+        for make in (Onesync, Rsync, Rclone, Unison, Copy):
+            number = self._number(make)
+            with self._place(standin) as place:
+                self._fill(place.backing, number)
+                with _ended(self._published(make, place)) as tool:
+                    place.mount.latency(0.01)
+                    self._row("stage-in of small files", tool, 0.01, number, tool.pull)
+        self._floor("stage-in of small files", _STAGED_CALLS, 1)
+
+    def changed(self) -> None:
+        """1 MB appended to a large file, then 1 MB changed in its middle."""
+        megabyte = 10**6
+        for make in (Onesync, Rsync, RsyncDelta, Lsyncd, Rclone, Unison):
+            with self._equal(
+                make, passthrough, lambda top: self._write(top / "stack.mrcs")
+            ) as tool:
+                stack = tool.place.work / "stack.mrcs"
+                with stack.open("ab") as file:
+                    file.write(self._random.randbytes(megabyte))
+                self._row("1 MB appended", tool, 0, 1, tool.push)
+                with stack.open("r+b") as file:
+                    file.seek(self._size.large // 2 + 12345)
+                    file.write(self._random.randbytes(megabyte))
+                _in_another_second(stack)
+                self._row("1 MB changed in the middle", tool, 0, 1, tool.push)
+
+    def renamed(self) -> None:
+        """A directory that is renamed."""
+        number = self._size.renamed
+        for make in (Onesync, Rsync, RcloneRenames, Lsyncd, Unison):
+            with self._equal(make, passthrough, lambda top: _fill_one(top / "old", number)) as tool:
+                (tool.place.work / "old").rename(tool.place.work / "new")
+                self._row("directory renamed", tool, 0, 1, tool.push)
+
+    def large(self) -> None:
+        """One large file, in both directions."""
+        for make in (Onesync, Rsync, Rclone, Copy):
+            with self._equal(make, passthrough, lambda _: None) as tool:
+                self._write(tool.place.work / "stack.mrcs")
+                self._row("large file pushed", tool, 0, 1, tool.push)
+            with self._place(passthrough) as place:
+                self._write(place.backing / "stack.mrcs")
+                with _ended(self._published(make, place)) as tool:
+                    self._row("large file staged in", tool, 0, 1, tool.pull)
+
+    def several(self) -> None:
+        """Several large files at once."""
+        size = self._size.large // 32
+        for make in (Onesync, Rsync, Rclone, Copy):
+            with self._equal(make, standin, lambda _: None) as tool:
+                for number in range(self._size.several):
+                    self._write(tool.place.work / f"stack{number}.mrcs", size)
+                tool.place.mount.latency(0.01)
+                self._row("several large files", tool, 0.01, self._size.several, tool.push)
+
+    def saved(self) -> None:
+        """From saved to in OneData, of one small file at a time: the median."""
+        number = self._size.saved
+        for make in (Onesync, Lsyncd):
+            with self._equal(make, standin, lambda top: self._fill(top, 20)) as tool:
+                tool.place.mount.latency(0.01)
+                self._row("saved until in OneData, p50", tool, 0.01, number, self._arrivals(tool))
+
+    def burst(self) -> None:
+        """A burst of files, and what it does to the one who writes them."""
+        for make in (Onesync, Lsyncd):
+            number = self._size.burst if make is Onesync else self._size.burst // 5
+            with self._equal(make, passthrough, lambda _: None) as tool:
+                before = _burst(tool.place.home / "alone", number)
+                row, beside = self._during_burst(tool, number)
+                alone = min(before, _burst(tool.place.home / "again", number))
+                row.note = f"{row.note} writer {100 * (beside / alone - 1):+.0f} %".strip()
+                self._found(row)
+
+    def _during_burst(self, tool: Tool, number: int) -> tuple[Row, float]:
+        """Return the row, and the seconds that the writer took."""
+        took: list[float] = []
+
+        def act() -> Used:
+            took.append(_burst(tool.place.work / "burst", number))
+            return tool.push().after(took[0])
+
+        return self._measured("burst", tool, 0, number, act), took[0]
+
+    def entries(self) -> None:
+        """Memory and a full rescan against the number of entries that are known."""
+        for number in self._size.entries:
+            with tempfile.TemporaryDirectory(dir=self._home) as home:
+                node = known_tree(Path(home), number)
+                try:
+                    self._found(_rescanned(node, number))
+                finally:
+                    node.end()
+
+    # -- how each is done -----------------------------------------------------------------------
+
+    def _number(self, make: Make) -> int:
+        return self._size.small if make in (Onesync, Rclone) else self._size.serial
+
+    def _new(
+        self, make: Make, latency: float, number: int, scenario: str, *, again: bool = False
+    ) -> None:
+        with self._equal(make, standin, _directories) as tool:
+            tool.place.mount.latency(latency)
+            self._row(scenario, tool, latency, number, self._filled(tool, number))
+            if again:
+                self._row("nothing changed", tool, latency, number, tool.push)
+
+    def _floor(self, scenario: str, calls: int, serialised: int) -> None:
+        """Tell what the mount itself allows: a directory's files come one after the other."""
+        number = self._size.small
+        seconds = 0.01 * max(calls, serialised * number / _DIRECTORIES)
+        self._found(Row(scenario, "floor", 0.01, number, seconds, calls * number, 0, 0, 0, 0))
+
+    @contextmanager
+    def _place(self, kind: Callable[[Path], Mount]) -> Iterator[Place]:
+        with tempfile.TemporaryDirectory(dir=self._home) as home, kind(Path(home, "fuse")) as mount:
+            yield Place(Path(home, "project"), mount)
+
+    @contextmanager
+    def _equal(
+        self, make: Make, kind: Callable[[Path], Mount], fill: Callable[[Path], object]
+    ) -> Iterator[Tool]:
+        """Yield a tool that has begun with both sides the same."""
+        with self._place(kind) as place:
+            fill(place.backing)
+            tool = make(place)
+            if not isinstance(tool, Onesync):  # which stages in itself
+                subprocess.run(["cp", "-a", f"{place.backing}/.", str(place.work)], check=True)
+            with _ended(tool):
+                tool.start()
+                place.mount.reset()
+                yield tool
+
+    def _published(self, make: Make, place: Place) -> Tool:
+        """Return a tool whose work is in the store already, as its last node left it."""
+        if make is Onesync:
+            earlier = Onesync(Place(place.home / "earlier" / place.home.name, place.mount))
+            earlier.start()
+            earlier.stop()
+        return make(place)
+
+    def _row(
+        self, scenario: str, tool: Tool, latency: float, files: int, act: Callable[[], Used]
+    ) -> None:
+        self._found(self._measured(scenario, tool, latency, files, act))
+
+    def _measured(
+        self, scenario: str, tool: Tool, latency: float, files: int, act: Callable[[], Used]
+    ) -> Row:
+        mount = tool.place.mount
+        mount.reset()
+        used = act()
+        if "stage" not in scenario:
+            tool.rest()
+        counts = mount.counts()
+        return Row(
+            scenario,
+            tool.name,
+            latency,
+            files,
+            used.seconds,
+            calls_of(counts),
+            counts.get("bytes_written", 0),
+            counts.get("bytes_read", -1),
+            used.cpu,
+            used.memory,
+            " ".join(filter(None, (used.note, difference(tool.place)))),
+        )
+
+    def _filled(self, tool: Tool, number: int) -> Callable[[], Used]:
+        """Return what writes files and brings them, for a tool that follows begins at once."""
+
+        def act() -> Used:
+            began = time.monotonic()
+            self._fill(tool.place.work, number)
+            return tool.push().after(time.monotonic() - began)
+
+        return act
+
+    def _arrivals(self, tool: Tool) -> Callable[[], Used]:
+        def act() -> Used:
+            took = [self._arrival(tool.place, number) for number in range(self._size.saved)]
+            return Used(statistics.median(took) * len(took), 0, 0)
+
+        return act
+
+    def _arrival(self, place: Place, number: int) -> float:
+        time.sleep(3 + self._random.random())
+        name = f"saved{number}"
+        (place.work / name).write_bytes(self._random.randbytes(_SMALL))
+        began = time.monotonic()
+        there = place.backing / name
+        while not there.exists() or there.stat().st_size < _SMALL:
+            assert time.monotonic() - began < 120, "it never arrives"
+            time.sleep(0.005)
+        return time.monotonic() - began
+
+    def _fill(self, top: Path, number: int) -> None:
+        _directories(top)
+        for index in range(number):
+            path = top / f"d{index % _DIRECTORIES:02}" / f"f{index}"
+            path.write_bytes(self._random.randbytes(_SMALL))
+
+    def _write(self, path: Path, size: int = 0) -> None:
+        with path.open("wb") as file:
+            for _ in range((size or self._size.large) // MEBIBYTE):
+                file.write(self._random.randbytes(MEBIBYTE))
+
+
+@contextmanager
+def _ended(tool: Tool) -> Iterator[Tool]:
+    """Let a tool end in a hurry, whatever happens."""
+    try:
+        yield tool
+    finally:
+        tool.place.mount.latency(0)
+        tool.stop()
+
+
+def _rescanned(node: Node, number: int) -> Row:
+    """Measure three full rescans of a tree in which nothing changed."""
+    assert node.process is not None
+    before, took = cpu_seconds(node.process.pid), []
+    with Watch(node.process.pid) as watch:
+        for _ in range(3):
+            began = time.monotonic()
+            control.ask(node.home / "run" / "control.sock", "flush", 600)
+            took.append(time.monotonic() - began)
+    cpu = (cpu_seconds(node.process.pid) - before) / 3
+    name = "rescan of all entries"
+    return Row(name, "onesync", 0, number, statistics.median(took), 0, 0, 0, cpu, watch.memory)
+
+
+def _directories(top: Path) -> None:
+    for number in range(_DIRECTORIES):
+        (top / f"d{number:02}").mkdir(parents=True, exist_ok=True)
+
+
+def _fill_one(top: Path, number: int) -> None:
+    top.mkdir()
+    for index in range(number):
+        (top / f"f{index}").write_bytes(b"x" * 100)
+
+
+def _in_another_second(path: Path) -> None:
+    """Let tools that compare sizes and seconds see the change."""
+    later = int(path.stat().st_mtime) + 2
+    os.utime(path, (later, later))
+
+
+_WRITER = """
+import os, sys, time
+top, number = sys.argv[1], int(sys.argv[2])
+for folder in range(50):
+    os.makedirs(f"{top}/{folder}")
+began = time.monotonic()
+for index in range(number):
+    with open(f"{top}/{index % 50}/{index}", "wb", buffering=0) as file:
+        file.write(b"x" * 100)
+print(time.monotonic() - began)
+"""
+
+
+def _burst(top: Path, number: int) -> float:
+    command: Sequence[str] = [sys.executable, "-c", _WRITER, str(top), str(number)]
+    return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+
+def difference(place: Place) -> str:
+    """Return how the store's folder differs from ``work``; "" where it does not."""
+    here, there = _contents(place.work), _contents(place.backing)
+    wrong = [path for path in here.keys() | there.keys() if here.get(path) != there.get(path)]
+    return f"{len(wrong)} of {len(here)} differ, such as {min(wrong)}" if wrong else ""
+
+
+def _contents(top: Path) -> dict[str, str]:
+    found = {}
+    for folder, directories, files in os.walk(top):
+        if _STATUS_FOLDER in directories:
+            directories.remove(_STATUS_FOLDER)
+        for name in files:
+            path = Path(folder, name)
+            found[str(path.relative_to(top))] = blake3().update_mmap(path).hexdigest()
+    return found

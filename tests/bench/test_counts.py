@@ -1,0 +1,164 @@
+"""What onesync costs the mount, counted exactly; the times are ``make bench``'s to tell."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from onesync.core.model import STATUS_FOLDER
+from tests.node import SOON, Node
+from tests.standin.log import Call
+from tests.standin.mounted import Mounted
+
+pytestmark = pytest.mark.fuse
+
+MEBIBYTE = 1 << 20
+_FOLDERS = 20
+_CHECKPOINTS = f"{os.fsdecode(STATUS_FOLDER)}/manifest"
+
+
+@pytest.fixture
+def store(mounted: Mounted) -> Path:
+    return mounted.path / "project"
+
+
+@pytest.fixture
+def node(nodes: list[Node]) -> Iterator[Node]:
+    """A node whose heartbeat does not come while calls are counted."""
+    one, _ = nodes
+    one.configure(mount__io_timeout_seconds=120)
+    yield one
+    if one.running():
+        assert one.end() == 0, one.log()
+
+
+def _calls(mounted: Mounted, act: Callable[[], object]) -> list[Call]:
+    """Return the calls that are made while something is done."""
+    mounted.start_log()
+    act()
+    mounted.stop_log()
+    return mounted.log()
+
+
+def _flushed(node: Node) -> None:
+    assert node.flush() == 0, node.log()
+
+
+def _of_data(calls: list[Call]) -> Counter[str]:
+    """Count the operations outside the status folder, the project's own folder left out."""
+    inside = "/project/" + os.fsdecode(STATUS_FOLDER)
+    paths = ("/", "/project", inside)
+    return Counter(
+        call.operation
+        for call in calls
+        if call.path not in paths and not call.path.startswith(inside + "/")
+    )
+
+
+def _beside_checkpoints(calls: list[Call]) -> Counter[str]:
+    return Counter(call.operation for call in calls if _CHECKPOINTS not in call.path)
+
+
+def _folders(top: Path) -> list[Path]:
+    folders = [top / "Runs" / f"{number:06}_X" / "extra" for number in range(_FOLDERS)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    return folders
+
+
+def _fill(folders: list[Path], number: int) -> None:
+    for index in range(number):
+        (folders[index % len(folders)] / f"mic_{index}").write_bytes(os.urandom(4096))
+
+
+def test_a_new_small_file_is_eight_calls(node: Node, mounted: Mounted) -> None:
+    node.deploy()
+    folders = _folders(node.work)
+    _flushed(node)
+
+    def create() -> None:
+        _fill(folders, 200)
+        _flushed(node)
+
+    calls = _calls(mounted, create)
+    of_data = _of_data(calls)
+    looked_for_folders = 3 * _FOLDERS  # once for each child process that holds them
+    assert of_data.total() <= 200 * 8 + 3 * looked_for_folders, of_data
+    assert of_data["create"] == 200
+    assert of_data["rename"] == 0
+    assert len(calls) <= 200 * 9, Counter(call.operation for call in calls)
+
+
+def test_nothing_changed_is_no_call(node: Node, mounted: Mounted) -> None:
+    node.configure(mount__io_timeout_seconds=120, batch__rescan_seconds=0.2)
+    node.deploy()
+    _fill(_folders(node.work), 200)
+    deadline = time.monotonic() + SOON
+    while calls := _calls(mounted, lambda: _flushed(node)):  # what was pushed is verified once
+        assert time.monotonic() < deadline, calls
+    for _ in range(3):
+        assert _calls(mounted, lambda: _flushed(node)) == []
+
+
+@pytest.mark.parametrize("place", ["end", "middle"])
+def test_a_mebibyte_that_changed_is_all_that_is_written(
+    node: Node, mounted: Mounted, place: str
+) -> None:
+    node.deploy()
+    stack = node.work / "particles.mrcs"
+    with stack.open("wb") as file:
+        for _ in range(96):
+            file.write(os.urandom(MEBIBYTE))
+    _flushed(node)
+    mounted.reset()
+    with stack.open("r+b") as file:
+        file.seek(96 * MEBIBYTE if place == "end" else 47 * MEBIBYTE + 12345)
+        file.write(os.urandom(MEBIBYTE))
+    calls = _calls(mounted, lambda: _flushed(node))
+    written = mounted.counts()["bytes_written"]
+    read = sum(c.arguments["size"] for c in calls if c.operation == "read" and "mrcs" in c.path)
+    changed = MEBIBYTE if place == "end" else 2 * MEBIBYTE  # its old blocks, kept beside it
+    assert written <= changed + MEBIBYTE // 4
+    assert read <= (0 if place == "end" else 2 * MEBIBYTE)
+    assert (mounted.backing / "project" / stack.name).read_bytes() == stack.read_bytes()
+
+
+def test_a_directory_that_is_renamed_is_renamed(node: Node, mounted: Mounted) -> None:
+    project = mounted.backing / "project"
+    (project / "Runs" / "000001_X").mkdir(parents=True)
+    for number in range(500):
+        (project / "Runs" / "000001_X" / f"mic_{number}").write_bytes(b"x" * 100)
+    node.deploy()
+    _flushed(node)
+
+    def rename() -> None:
+        (node.work / "Runs" / "000001_X").rename(node.work / "Runs" / "000001_Y")
+        _flushed(node)
+
+    calls = _calls(mounted, rename)
+    beside = _beside_checkpoints(calls)
+    assert beside.total() <= 20, beside
+    assert beside["rename"] == 1
+    assert len(list((project / "Runs" / "000001_Y").iterdir())) == 500
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "newcomers"])
+def test_a_small_file_that_is_staged_in_is_six_calls(
+    nodes: list[Node], node: Node, mounted: Mounted, known: bool
+) -> None:
+    _fill(_folders(mounted.backing / "project"), 400)
+    if known:
+        earlier = nodes[1]
+        earlier.deploy()
+        assert earlier.end() == 0, earlier.log()
+    of_data = _of_data(_calls(mounted, node.deploy))
+    looks_at_folders = 16 * _FOLDERS  # listed once, and walked to in each of two processes
+    assert of_data.total() <= 400 * (5 if known else 6) + looks_at_folders, of_data
+    assert of_data["open"] == of_data["read"] == 400
+    if known:
+        assert of_data.total() <= 400 * 6, of_data

@@ -1,0 +1,67 @@
+"""Stage-in of what the manifest knows: it is opened without a look, whatever stands there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Set
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from onesync.core.model import Entry, Kind
+from onesync.replica.door import Listed
+from onesync.stagein import Staged, StageIn
+from tests.memory import MemoryReplica
+
+KNOWN = Entry(Kind.FILE, 3, 10**18, 0o644, blake3(b"abc").hexdigest())
+
+
+class Unseen(MemoryReplica):
+    """Takes every name for a file that it may, and remembers which it looked at."""
+
+    def __init__(self, stale: Set[bytes] = frozenset()) -> None:
+        super().__init__()
+        self.looked: list[bytes] = []
+        self._stale = stale
+
+    def look(self, path: bytes) -> Listed | None:
+        self.looked.append(path)
+        return super().look(path)
+
+    def list(self, path: bytes, files: Set[bytes] = frozenset()) -> list[Listed]:
+        told = [] if path else [Listed(name, Kind.FILE, 0) for name in self._stale]
+        for inner in MemoryReplica.list(self, path):
+            told.append(Listed(inner.name, Kind.FILE, 0) if inner.name in files else inner)
+        self.looked.clear()
+        return told
+
+
+def staged_in(replica: MemoryReplica, work: Path) -> Staged:
+    work.mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        stage_in = StageIn(replica, os.fsencode(work), pool, lambda *_: None)
+        return stage_in.run({b"known": KNOWN})
+
+
+def test_a_known_file_is_opened_without_a_look(tmp_path: Path) -> None:
+    replica = Unseen()
+    replica.write_new(b"known", b"abc")
+    staged = staged_in(replica, tmp_path / "work")
+    assert staged.problems == []
+    assert staged.fetched == {b"known"}
+    assert (tmp_path / "work" / "known").read_bytes() == b"abc"
+    assert replica.looked == []
+
+
+@pytest.mark.parametrize("kind", ["nothing", "directory"])
+def test_a_known_file_that_is_none_any_more_is_missing(tmp_path: Path, kind: str) -> None:
+    replica = Unseen(stale=frozenset({b"known"} if kind == "nothing" else ()))
+    if kind == "directory":
+        replica.make_directory(b"known")
+    staged = staged_in(replica, tmp_path / "work")
+    assert [(p.path, p.kind) for p in staged.problems] == [(b"known", "missing")]
+    assert staged.tree == {b"known": (KNOWN, None)}
+    assert staged.fetched == set()
+    assert os.listdir(tmp_path / "work") == []
