@@ -394,6 +394,51 @@ def test_directories_deleted_during_an_overflow_are_told(
     assert told.gone == {b"dir/sub"}, "its watch is dead; of a file nobody knows"
 
 
+def test_directories_that_somebody_holds_open_are_told_too(
+    root: Path, told: Told, inotify: InotifyWatcher
+) -> None:
+    for name in ("sub", "sub/deep", "away", "moved", "closed", "closed/kept"):
+        (root / "dir" / name).mkdir()
+    assert inotify.drain(SOON)
+    fd = os.open(root / "dir" / "sub", os.O_RDONLY)
+    try:
+        with held(root, told):
+            overflow(root)
+            shutil.rmtree(root / "dir" / "sub")
+            (root / "dir" / "sub" / "deep").mkdir(parents=True)
+            (root / "dir" / "away").rename(root.parent / "away")
+            (root / "dir" / "moved").rename(root / "empty" / "moved")
+            (root / "dir" / "closed").chmod(0)
+        wait_for(lambda: told.overflows > 0, told)
+        assert inotify.drain(SOON)
+        assert told.gone == {b"dir/sub", b"dir/sub/deep", b"dir/away"}
+        (root / "empty" / "moved" / "file").write_bytes(b"1")
+        (root / "dir" / "sub" / "file").write_bytes(b"1")
+        wait_for(lambda: told.covers(b"empty/moved/file"), told)
+        wait_for(lambda: told.covers(b"dir/sub/file"), told)
+    finally:
+        os.close(fd)
+        (root / "dir" / "closed").chmod(0o755)
+
+
+def test_a_directory_that_a_mount_hides_is_not_a_deleted_one(
+    root: Path, told: Told, inotify: InotifyWatcher
+) -> None:
+    (root / "empty" / "inside").mkdir()
+    assert inotify.drain(SOON)
+    with held(root, told):
+        overflow(root)
+        mount = ["mount", "-t", "tmpfs", "none", str(root / "empty")]
+        if subprocess.run(mount, check=False, capture_output=True).returncode:
+            lacks("needs root to mount a tmpfs", but_root_has=True)
+    try:
+        wait_for(lambda: told.overflows > 0, told)
+        assert inotify.drain(SOON)
+        assert told.gone == set()
+    finally:
+        subprocess.run(["umount", str(root / "empty")], check=True)
+
+
 def test_an_unmounted_directory_is_not_a_deleted_one(
     root: Path, told: Told, tmp_path: Path
 ) -> None:

@@ -239,7 +239,7 @@ class InotifyWatcher:
         if event.mask & pyinotify.IN_Q_OVERFLOW:
             self._sink.overflowed()
             self._tell_of_dead_watches()
-            self._watch_tree(b"")
+            self._tell_of_displaced(dict(self._paths), self._watch_tree(b""))
             # After the watches: what changed before they stood is found by this scan.
             self._sink.tree_changed(b"")
             for seen in list(self._waiting.values()):
@@ -293,6 +293,31 @@ class InotifyWatcher:
             if watch not in self._mounted:
                 self._sink.deleted(path)
 
+    def _tell_of_displaced(self, before: dict[int, RelPath], found: dict[int, RelPath]) -> None:
+        """Tell which directories went though their watches live: somebody holds them open.
+
+        ``before`` are the watches as they were known, ``found`` those that a walk came upon. Told
+        is only what went from a directory that is where it was.
+        """
+        here = {path: watch for watch, path in found.items()}
+        for watch, path in before.items():
+            above = here.get(parent_of(path), -1)
+            is_lost = path and watch not in found and watch not in self._mounted
+            if is_lost and before.get(above) == parent_of(path) and self._is_gone(path, here):
+                self._paths.pop(watch, None)
+                self._manager._inotify_wrapper.inotify_rm_watch(self._manager.get_fd(), watch)
+                self._sink.deleted(path)
+
+    def _is_gone(self, path: RelPath, here: dict[RelPath, int]) -> bool:
+        """Whether the directory that was at ``path`` is not merely hidden by a mount, or closed."""
+        if path in here:
+            return here[path] not in self._mounted
+        try:
+            with _opened(join(self._root, path)):
+                return False
+        except OSError as error:
+            return error.errno in _GONE
+
     def _watches_alive(self) -> set[int]:
         lines = Path(f"/proc/self/fdinfo/{self._manager.get_fd()}").read_text().splitlines()
         words = [line.split() for line in lines if line.startswith("inotify wd:")]
@@ -338,16 +363,18 @@ class InotifyWatcher:
         self._watch_tree(path)
         self._sink.tree_changed(path)
 
-    def _watch_tree(self, top: RelPath) -> None:
-        """Watch ``top`` and all beneath it, each before it is listed."""
+    def _watch_tree(self, top: RelPath) -> dict[int, RelPath]:
+        """Watch ``top`` and all beneath it, each before it is listed; returns these watches."""
+        found: dict[int, RelPath] = {}
         waiting = [top]
         while waiting:
             path = waiting.pop()
             watch = self._watch(path)
             if watch >= 0:
-                self._paths[watch] = path
+                found[watch] = self._paths[watch] = path
             if watch >= 0 or path in self._unwatched:
                 waiting += self._directories(path)
+        return found
 
     def _directories(self, path: RelPath) -> list[RelPath]:
         local = join(self._root, path) if path else self._root
