@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := .run/$(subst /,_,$(abspath $(WORK)))
 PACKAGES := fuse3
-TEST_PACKAGES := prometheus mmdebstrap systemd-container
+TEST_PACKAGES := prometheus mmdebstrap systemd-container btrfs-progs
 BENCH_PACKAGES := rsync rclone lsyncd unison gcc libc6-dev pkg-config libfuse3-dev
 EXTRAS := dev
 
@@ -55,8 +55,8 @@ soak: setup
 	$(BIN)/pytest -n 2 --dist worksteal -m soak
 	ONESYNC_SESSION_SECONDS=$(SECONDS) ONESYNC_HISTORIES=$(HISTORIES) $(BIN)/pytest -s -m session
 
-# All tools side by side on the same mounts: a table, JSON and plots in .run/bench. QUICK=1 takes two
-# minutes instead of 25; ONLY names scenarios; README=README.md puts the table there.
+# All tools side by side on the same mounts: a table, JSON and plots in .run/bench. QUICK=1 takes small
+# sizes; ONLY names scenarios; README=README.md puts the table there.
 bench: PACKAGES += $(BENCH_PACKAGES)
 bench: EXTRAS := dev,bench
 bench: setup

@@ -40,7 +40,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, two minutes")
+    parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--only", nargs="*", choices=_SCENARIOS, help="these scenarios alone")
     parser.add_argument("--home", type=Path, help="where everything is measured; a local disk")
     parser.add_argument("--out", type=Path, default=Path(".run/bench"), help="the results' place")
