@@ -366,7 +366,7 @@ def test_a_second_signal_leaves_at_once_with_the_lock_kept(
 
 def test_a_lock_that_vanished_ends_the_program(nodes: list[Node], store: Path) -> None:
     one, _ = nodes
-    one.configure(mount__io_timeout_seconds=0.2)
+    one.configure(lock__beat_seconds=0.5)
     one.deploy()
     forget_lock(store)
     assert one.process is not None

@@ -142,8 +142,15 @@ def test_a_foreign_working_copy_is_left_alone(nodes: list[Node]) -> None:
 
 
 def test_unlock_frees_the_folder_of_a_dead_node(tmp_path: Path, store: Path) -> None:
-    dead = Node(tmp_path / "dead", store, mount__io_timeout_seconds=0.2)
-    other = Node(tmp_path / "other", store, mount__io_timeout_seconds=0.2)
+    times = {
+        "mount__io_timeout_seconds": 2,
+        "lock__beat_seconds": 0.5,
+        "lock__warn_seconds": 1,
+        "lock__suspend_seconds": 4.5,
+        "lock__dead_seconds": 6,
+    }
+    dead = Node(tmp_path / "dead", store, **times)
+    other = Node(tmp_path / "other", store, **times)
     dead.deploy()
     refused = other.command("unlock", "--epoch", "1")
     assert refused.returncode == 11, refused.stderr
