@@ -12,10 +12,8 @@ import shutil
 import signal
 import sqlite3
 import stat
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,17 +60,46 @@ def deploy_patiently(node: Node, patience: float = PATIENCE) -> None:
         time.sleep(0.1)
 
 
-def take_instant(
-    folder: Path, target: Path, hold: AbstractContextManager[object] | None = None
-) -> None:
-    """Copy ``folder``; nothing changes it while ``hold`` is entered."""
-    with hold or nullcontext():
-        # A file that is removed during the copy exits with 1 where nothing is held.
-        done = subprocess.run(
-            ["cp", "-a", str(folder), str(target)], check=False, capture_output=True, text=True
-        )
-    assert hold is None or done.returncode == 0, done.stderr
-    (target / os.fsdecode(STATUS_FOLDER) / "lock").unlink(missing_ok=True)
+class Instants:
+    """Copies of the folder as it stood at instants; what did not change is there once only."""
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        """Copy ``folder`` into directories below ``home``, which must be on one file system."""
+        self._folder = folder
+        self._home = home
+        self._stamps: dict[str, tuple[int, ...]] = {}
+        self.copies: list[Path] = []
+
+    def take(self) -> None:
+        """Copy the folder; nothing may change it meanwhile."""
+        copy = self._home / f"instant{len(self.copies) + 1}"
+        before = self.copies[-1] if self.copies else None
+        stamps: dict[str, tuple[int, ...]] = {}
+        for directory, _, names in os.walk(self._folder):
+            inner = os.path.relpath(directory, self._folder)
+            (copy / inner).mkdir()
+            for name in names:
+                path = os.path.join(inner, name)
+                status = os.lstat(self._folder / path)
+                stamps[path] = (status.st_ino, status.st_ctime_ns, status.st_size)
+                if before is not None and stamps[path] == self._stamps.get(path):
+                    os.link(before / path, copy / path)
+                else:
+                    shutil.copy2(self._folder / path, copy / path)
+        self._stamps = stamps
+        self.copies.append(copy)
+
+    def judge(self, home: Path, seen: Seen) -> list[str]:
+        """Return a sentence for all that is wrong with any instant, in their order."""
+        wrong = []
+        for copy in self.copies:
+            place = home / copy.name
+            place.mkdir()
+            # Whoever deploys it changes it, and files are shared with the other copies.
+            shutil.copytree(copy, place / "copy")
+            wrong += [f"{copy.name}: {text}" for text in check_instant(place, seen)]
+            shutil.rmtree(copy)
+        return wrong
 
 
 def check_instant(home: Path, seen: Seen) -> list[str]:
@@ -81,6 +108,7 @@ def check_instant(home: Path, seen: Seen) -> list[str]:
     ``home`` is removed where nothing is wrong.
     """
     copy = home / "copy"
+    (copy / os.fsdecode(STATUS_FOLDER) / "lock").unlink(missing_ok=True)
     node = Node(home / "node", copy)
     try:
         deploy_patiently(node)

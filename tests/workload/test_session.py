@@ -22,15 +22,14 @@ import pytest
 
 from onesync.settings import BatchSettings
 from tests.node import Node
-from tests.standin.mounted import Mounted
+from tests.standin.passthrough import Passthrough
 from tests.workload.oracle import (
     PATIENCE,
+    Instants,
     Seen,
     check_end,
-    check_instant,
     check_tree,
     deploy_patiently,
-    take_instant,
 )
 from tests.workload.record import Reader, Record
 from tests.workload.report import Memory, Report, Span, Staleness, fill, fill_staleness
@@ -94,30 +93,18 @@ class Times:
     outages: list[Span] = field(default_factory=list)
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Leave the processors to those who are measured, with all that is started meanwhile."""
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    os.setpriority(os.PRIO_PROCESS, 0, 19)
-    try:
-        yield
-    finally:
-        if os.geteuid() == 0:
-            os.setpriority(os.PRIO_PROCESS, 0, before)
-
-
 @pytest.fixture
-def mounted() -> Iterator[Mounted]:
+def mounted() -> Iterator[Passthrough]:
     """OneData is elsewhere: its storage must not wait for the disk that the actors write to."""
     memory = Path("/dev/shm")
     place = memory if memory.is_dir() else None
-    with tempfile.TemporaryDirectory(dir=place) as home, Mounted(Path(home)) as mount:
+    with tempfile.TemporaryDirectory(dir=place) as home, Passthrough(Path(home)) as mount:
         (mount.backing / "project").mkdir()
         yield mount
 
 
 @contextmanager
-def held(mounted: Mounted, times: Times) -> Iterator[None]:
+def held(mounted: Passthrough, times: Times) -> Iterator[None]:
     """Let no call on the mount go through, and wait for those that are on their way."""
     began = time.monotonic()
     mounted.hang()
@@ -130,7 +117,7 @@ def held(mounted: Mounted, times: Times) -> Iterator[None]:
 
 
 @pytest.fixture
-def one(tmp_path: Path, mounted: Mounted) -> Iterator[Node]:
+def one(tmp_path: Path, mounted: Passthrough) -> Iterator[Node]:
     node = Node(tmp_path / "one", mounted.path / "project", mount__require_fuse=True, **PACE)
     node.nice = NICE
     yield node
@@ -139,7 +126,7 @@ def one(tmp_path: Path, mounted: Mounted) -> Iterator[Node]:
 
 
 @pytest.fixture
-def two(tmp_path: Path, mounted: Mounted) -> Iterator[Node]:
+def two(tmp_path: Path, mounted: Passthrough) -> Iterator[Node]:
     node = Node(tmp_path / "two", mounted.path / "project", mount__require_fuse=True, **PACE)
     yield node
     if node.running():
@@ -155,9 +142,10 @@ def alone(tmp_path: Path) -> list[Record]:
 
 
 def test_a_live_session(
-    tmp_path: Path, mounted: Mounted, one: Node, two: Node, alone: list[Record]
+    tmp_path: Path, mounted: Passthrough, one: Node, two: Node, alone: list[Record]
 ) -> None:
     folder = mounted.backing / "project"
+    instants = Instants(folder, mounted.backing.parent)
     mounted.latency(LATENCY)
     deploy_patiently(one)
     mounted.reset()
@@ -168,7 +156,7 @@ def test_a_live_session(
     staleness.start()
     memory.start()
     try:
-        wrong = watch(session, mounted, one, tmp_path, report, seen, times)
+        watch(session, mounted, one, instants, report, times)
         session.end()
     finally:
         session.kill()
@@ -180,6 +168,7 @@ def test_a_live_session(
     report.calls = counts
     fill(report, staleness.records, alone)
     fill_staleness(report, staleness.ages, times.holds, times.outages)
+    wrong = instants.judge(tmp_path, seen)
     report.files_judged = seen.files
     tell(report)
     deploy_patiently(two)
@@ -193,15 +182,16 @@ def test_a_live_session(
 
 def watch(
     session: Session,
-    mounted: Mounted,
+    mounted: Passthrough,
     node: Node,
-    home: Path,
+    instants: Instants,
     report: Report,
-    seen: Seen,
     times: Times,
-) -> list[str]:
-    """Check an instant every few seconds; the daemon dies once on the way."""
-    wrong = []
+) -> None:
+    """Keep an instant every few seconds, to be judged when nothing is measured any more.
+
+    The daemon dies once on the way.
+    """
     death = time.monotonic() + SECONDS * random.Random(SEED).uniform(0.3, 0.6)
     while session.goes_on():
         began = time.monotonic()
@@ -209,18 +199,13 @@ def watch(
             node.end(signal.SIGKILL)
             report.deaths += 1
         report.instants += 1
-        place = home / f"instant{report.instants}"
-        place.mkdir()
-        take_instant(mounted.backing / "project", place / "copy", held(mounted, times))
-        with quietly():
-            found = check_instant(place, seen)
-        wrong += [f"instant {report.instants}: {sentence}" for sentence in found]
+        with held(mounted, times):
+            instants.take()
         if not node.running():
             assert report.deaths, node.log()
             deploy_patiently(node)
             times.outages.append((began, time.monotonic()))
         time.sleep(max(0.0, began + EVERY - time.monotonic()))
-    return wrong
 
 
 def undeploy(node: Node, report: Report) -> None:

@@ -1,10 +1,11 @@
 /* A FUSE pass-through without caches of names or attributes, as OneData's client has it, that counts
- * its calls and bytes and can be slowed down. In C, so that it is not what is measured.
+ * its calls and bytes and can be slowed down or held. In C, so that it is not what is measured.
  *
  * passthrough BACKING CONTROL MOUNTPOINT [FUSE OPTIONS]
  *
- * CONTROL is a file of 64-bit numbers that is mapped: nanoseconds that each call takes longer, bytes
- * written, bytes read, then the calls in the order of `enum call`. Others read and write it meanwhile.
+ * CONTROL is a file of 64-bit numbers that is mapped: nanoseconds that each call takes longer, whether
+ * calls are held, bytes written, bytes read, then the calls in the order of `enum call`. Others read
+ * and write it meanwhile.
  */
 #define FUSE_USE_VERSION 31
 #define _GNU_SOURCE
@@ -28,7 +29,7 @@ enum call {
 };
 
 struct control {
-    volatile long long latency_ns;
+    volatile long long latency_ns, held;
     long long written, read, calls[CALLS];
 };
 
@@ -40,15 +41,21 @@ static void add(long long *counter, long long number)
     __atomic_add_fetch(counter, number, __ATOMIC_RELAXED);
 }
 
+static void rest(long long ns)
+{
+    struct timespec pause = {ns / 1000000000, ns % 1000000000};
+    while (nanosleep(&pause, &pause) != 0 && errno == EINTR)
+        ;
+}
+
 static void meet(enum call call)
 {
     long long latency = control->latency_ns;
     add(&control->calls[call], 1);
-    if (latency > 0) {
-        struct timespec pause = {latency / 1000000000, latency % 1000000000};
-        while (nanosleep(&pause, &pause) != 0 && errno == EINTR)
-            ;
-    }
+    if (latency > 0)
+        rest(latency);
+    while (control->held)
+        rest(5000000);
 }
 
 static const char *at(const char *path)

@@ -1,0 +1,101 @@
+"""A mount in C that counts its calls, slows them down and holds them, and does nothing else.
+
+Where times are measured the stand-in is too slow of itself: what it works is not what OneData's
+client works. Neither lets the kernel keep names or attributes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import struct
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_SOURCE = Path(__file__).parent / "passthrough.c"
+_CALLS = (
+    *("getattr", "readdir", "mkdir", "rmdir", "unlink", "rename", "chmod", "utimens", "truncate"),
+    *("create", "open", "read", "write", "flush", "fsync", "release"),
+)
+_SWITCH = struct.Struct("=q")
+_NUMBERS = struct.Struct(f"={2 + len(_CALLS)}q")
+_LATENCY, _HELD, _COUNTED = 0, _SWITCH.size, 2 * _SWITCH.size
+
+
+class Passthrough:
+    """The pass-through in C, built beside what it mounts."""
+
+    def __init__(self, home: Path) -> None:
+        """Prepare to mount ``home/backing`` at ``home/mount``."""
+        self.backing = home / "backing"
+        self.path = home / "mount"
+        self._home = home
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.backing.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        control = self._home / "control"
+        control.write_bytes(bytes(_COUNTED + _NUMBERS.size))
+        options = ["-f", "-o", "max_threads=64,fsname=passthrough"]
+        places = [str(self.backing), str(control), str(self.path)]
+        self._process = subprocess.Popen([str(_built(self._home)), *places, *options])
+        deadline = time.monotonic() + 20
+        while not os.path.ismount(self.path):
+            assert self._process.poll() is None, "the pass-through ended"
+            assert time.monotonic() < deadline, "the pass-through did not mount"
+            time.sleep(0.02)
+        with control.open("r+b") as file:
+            self._control = mmap.mmap(file.fileno(), _COUNTED + _NUMBERS.size)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process is not None
+        self.release()
+        self._control.close()
+        subprocess.run(["fusermount3", "-uz", str(self.path)], check=True)
+        self._process.wait(20)
+
+    def counts(self) -> dict[str, int]:
+        """Return the calls since ``reset`` by name, and ``bytes_written`` and ``bytes_read``."""
+        written, read, *calls = _NUMBERS.unpack(self._control[_COUNTED:])
+        found = {name: number for name, number in zip(_CALLS, calls, strict=True) if number}
+        return {**found, "bytes_written": written, "bytes_read": read}
+
+    def reset(self) -> None:
+        """Count from zero."""
+        self._control[_COUNTED:] = bytes(_NUMBERS.size)
+
+    def latency(self, seconds: float) -> None:
+        """Let every call take this much longer."""
+        self._switch(_LATENCY, int(seconds * 1e9))
+
+    def hang(self) -> None:
+        """Let no call be carried out until ``release``; what is on its way ends."""
+        self._switch(_HELD, 1)
+
+    def release(self) -> None:
+        """Let the held calls go on."""
+        self._switch(_HELD, 0)
+
+    def _switch(self, place: int, number: int) -> None:
+        self._control[place : place + _SWITCH.size] = _SWITCH.pack(number)
+
+
+def _built(home: Path) -> Path:
+    program = home / "passthrough"
+    flags = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "fuse3"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    compiler = shutil.which("cc") or "gcc"
+    subprocess.run([compiler, "-O2", "-o", str(program), str(_SOURCE), *flags], check=True)
+    return program
