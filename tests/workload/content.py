@@ -22,6 +22,7 @@ _FULL = b"workload"
 _SPARSE = b"workhole"
 _HEAD = struct.Struct("<8s16sQQQ")
 _COMPRESSIBLE = bytes(BLOCK - _HEAD.size)
+_judged: dict[bytes, Content] = {}
 
 
 class Verdict(StrEnum):
@@ -81,7 +82,14 @@ def write_sparse(path: Path, name: str, generation: int, total: int) -> None:
 
 
 def content_of(path: Path) -> Content:
-    """Read a file and judge it."""
+    """Read a file and judge it; equal bytes are judged once."""
+    digest = blake3().update_mmap(path).digest()
+    if digest not in _judged:
+        _judged[digest] = _content_of(path)
+    return _judged[digest]
+
+
+def _content_of(path: Path) -> Content:
     with path.open("rb") as file:
         first = file.read(_HEAD.size)
         if not first:

@@ -13,7 +13,9 @@ import signal
 import sqlite3
 import stat
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,39 +92,56 @@ class Instants:
         self.copies.append(copy)
 
     def judge(self, home: Path, seen: Seen) -> list[str]:
-        """Return a sentence for all that is wrong with any instant, in their order."""
+        """Return a sentence for all that is wrong with any instant, in their order.
+
+        The copies go; what was restored stays below ``home`` where something is wrong.
+        """
         wrong = []
-        for copy in self.copies:
-            place = home / copy.name
-            place.mkdir()
-            # Whoever deploys it changes it, and files are shared with the other copies.
-            shutil.copytree(copy, place / "copy")
-            wrong += [f"{copy.name}: {text}" for text in check_instant(place, seen)]
-            shutil.rmtree(copy)
+        with ThreadPoolExecutor(1) as beside:
+            # One is restored while the one before it is judged.
+            coming = deque([beside.submit(_restore, home, copy) for copy in self.copies[:1]])
+            for number, copy in enumerate(self.copies, 1):
+                restored = coming.popleft().result()
+                coming += [beside.submit(_restore, home, c) for c in self.copies[number:][:1]]
+                found = restored.check(seen)
+                wrong += [f"{copy.name}: {sentence}" for sentence in found]
+                if not found:
+                    shutil.rmtree(restored.place)
+                shutil.rmtree(copy)
         return wrong
 
 
-def check_instant(home: Path, seen: Seen) -> list[str]:
-    """Restore the instant ``home/copy``, and return a sentence for all that is wrong.
+@dataclass(frozen=True, slots=True)
+class _Restored:
+    """A copy of the folder that was deployed on a node of its own, which is dead now."""
 
-    ``home`` is removed where nothing is wrong.
-    """
-    copy = home / "copy"
-    (copy / os.fsdecode(STATUS_FOLDER) / "lock").unlink(missing_ok=True)
-    node = Node(home / "node", copy)
+    place: Path
+    work: Path
+    problems: list[dict[str, str]]
+
+    def check(self, seen: Seen) -> list[str]:
+        """Return a sentence for all that is wrong."""
+        folder = self.place / "copy"
+        wrong = [p["text"] for p in self.problems if p["kind"] in _GROWING_KINDS]
+        wrong += [f"{name} is a temporary" for name in _temporaries(folder, self.work)]
+        wrong += [f"{name} stands beside its database in OneData" for name in _sidecars(folder)]
+        return wrong + check_tree(self.work, seen)
+
+
+def _restore(home: Path, copy: Path) -> _Restored:
+    """Let the program itself restore ``copy``."""
+    place = home / f"restored-{copy.name}"
+    place.mkdir()
+    # Whoever deploys it changes it, and files are shared with the other copies.
+    shutil.copytree(copy, place / "copy")
+    (place / "copy" / os.fsdecode(STATUS_FOLDER) / "lock").unlink(missing_ok=True)
+    node = Node(place / "node", place / "copy")
     try:
         deploy_patiently(node)
-        problems = node.status()["problems"]
+        return _Restored(place, node.work, node.status()["problems"])
     finally:
         if node.running():
             node.end(signal.SIGKILL)
-    wrong = [p["text"] for p in problems if p["kind"] in _GROWING_KINDS]
-    wrong += [f"{name} is a temporary" for name in _temporaries(copy, node.work)]
-    wrong += [f"{name} stands beside its database in OneData" for name in _sidecars(copy)]
-    wrong += check_tree(node.work, seen)
-    if not wrong:
-        shutil.rmtree(home)
-    return wrong
 
 
 def check_tree(work: Path, seen: Seen) -> list[str]:

@@ -46,13 +46,17 @@ class Report:
     files_judged: int = 0
     calls: dict[str, int] = field(default_factory=dict)
     slowest: list[tuple[float, str, str]] = field(default_factory=list)
+    runs: dict[str, tuple[int, float, float]] = field(default_factory=dict)
+    """Small files by run: how many, and their staleness, p50 and p99."""
 
     def table(self) -> str:
         """Return the numbers for people."""
-        rows = [(k, v) for k, v in asdict(self).items() if k not in ("calls", "slowest")]
+        rows = [(k, v) for k, v in asdict(self).items() if k not in ("calls", "slowest", "runs")]
         rows += [(f"calls: {name}", count) for name, count in sorted(self.calls.items())]
         lines = [f"{name:24} {_shown(name, value)}" for name, value in rows]
         lines += [f"{seconds:6.1f} s {deed} {path}" for seconds, deed, path in self.slowest]
+        for name, (count, middle, late) in sorted(self.runs.items()):
+            lines.append(f"{name:32} {count:6,} small files, p50 {middle:6.2f} p99 {late:6.2f} s")
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:
@@ -224,9 +228,20 @@ def fill_staleness(report: Report, ages: list[Age], holds: list[Span], outages: 
     slow = sorted(((s, r.deed, r.path) for r, s in counted), reverse=True)
     report.slowest = list({path: (s, deed, path) for s, deed, path in reversed(slow)}.values())
     report.slowest = sorted(report.slowest, reverse=True)[:SLOWEST]
+    report.runs = _by_run([(r, s) for r, s in counted if r.deed == "closed" and r.size <= SMALL])
     report.staleness_over_death = max(
         (age.seen - age.record.time for age in ages if age.overlap(outages)), default=None
     )
+
+
+def _by_run(counted: list[tuple[Record, float]]) -> dict[str, tuple[int, float, float]]:
+    runs: dict[str, list[float]] = {}
+    for record, seconds in counted:
+        runs.setdefault("/".join(record.path.split("/")[:2]), []).append(seconds)
+    return {
+        name: (len(found), quantile(found, 0.5) or 0.0, quantile(found, 0.99) or 0.0)
+        for name, found in runs.items()
+    }
 
 
 def fill(report: Report, records: list[Record], alone: list[Record]) -> None:
