@@ -31,7 +31,7 @@ from onesync.core.model import (
     parent_of,
 )
 from onesync.core.ordering import PublishOrder
-from onesync.core.plan import Difference, Move, Plan, make_plan, portioned
+from onesync.core.plan import Difference, Move, Plan, make_plan, portioned, restricted
 from onesync.core.trouble import is_full
 from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
@@ -45,6 +45,7 @@ from onesync.push import BEHIND, NAME_REFUSED, Outcome, Push
 from onesync.replica.door import Replica
 from onesync.travels import Travels
 from onesync.unverified import Unverified
+from onesync.waiting import Waiting, what_waits
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,6 @@ _PACE = 4.0
 
 _PORTIONED_FILES = 5000
 """More are brought by one batch: to look at them again and again would cost more than waiting."""
-
-_PORTIONED_SECONDS = 6.0
-"""So long databases wait at most for data that one batch after the other leaves to the next."""
 
 _REMOVED_AT_ONCE = 2000
 """A batch removes no more than so many, for each is five calls and new data wait meanwhile."""
@@ -129,7 +127,8 @@ class Batches:
     _is_full: bool = False
     _unrecorded: Callable[[], None] | None = None
     _unsteady: dict[RelPath, float] = field(default_factory=dict)
-    _deferring_since: float | None = None
+    _is_behind: bool = False
+    _waiting: Waiting | None = None
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     _sent: dict[RelPath, bool] = field(default_factory=dict)
 
@@ -148,6 +147,7 @@ class Batches:
             self._is_full = is_full(error)
             self.marks.give_back()
             self.deletions.remember()
+            self._let_go()
             raise
         self.marks.done()
         return committed
@@ -167,7 +167,7 @@ class Batches:
 
     def is_behind(self) -> bool:
         """Whether the last batch left data to the next one."""
-        return self._deferring_since is not None
+        return self._is_behind
 
     def finish(self, pause: Callable[[float], None]) -> None:
         """Verify all that was pushed. Raises NotArrived where some of it is to be sent anew."""
@@ -282,6 +282,7 @@ class Batches:
         self._half_done = False
 
     def _batch(self, everything: bool) -> bool:
+        self._is_behind = False
         due = self.marks.take(everything, resting=everything)
         if not (due.paths or due.trees or self.awaits()):
             return False
@@ -291,10 +292,14 @@ class Batches:
         began = time.monotonic()
         with on_this_machine():
             self.cuts.scanner.verify_root()
+            if everything or not self._can_wait():
+                self._let_go()
+        waiting = self._waiting.frozen if self._waiting is not None else None
         with Pins(self.root) as pins:
             with on_this_machine():
-                if everything or self.awaits() or self.cuts.is_needed(due):
-                    cut = self.cuts.take(due, self._awaited.paths(), pins, as_is=everything)
+                if everything or waiting or self.awaits() or self.cuts.is_needed(due):
+                    paths = self._awaited.paths()
+                    cut = self.cuts.take(due, paths, pins, as_is=everything, waiting=waiting)
                 else:
                     cut = self.cuts.plain(due)
                 self._forget_renamed(due)
@@ -302,11 +307,24 @@ class Batches:
             self.left |= cut.deferred
             if plan.empty:
                 self._await(plan)
+                self.marks.later(set(cut.frozen))
+                self._let_go()
                 self.deletions.done(self._awaited.removals, self._awaited.moves)
                 return False
             cut.seconds = time.monotonic() - began
             self._identify()
             return self._push(plan, cut, pins, everything)
+
+    def _can_wait(self) -> bool:
+        """Whether nothing is gone that the waiting snapshots may name: it would never come."""
+        waiting = self._waiting
+        return waiting is not None and not self.cuts.scanner.gone(set(waiting.data))
+
+    def _let_go(self) -> None:
+        """Let the databases that wait be taken anew."""
+        if self._waiting is not None:
+            self._waiting.let_go()
+            self._waiting = None
 
     def _make_room(self) -> bool:
         """Where the last batch found no space, carry out deletions alone; returns whether any.
@@ -362,7 +380,8 @@ class Batches:
             self._is_waited_for,
             self.travels.get,
             None if everything else self.round_seconds,
-            may_defer=not everything and self._may_defer(plan),
+            named=self._waiting.data if self._waiting is not None else None,
+            may_defer=not everything and len(plan.files) <= _PORTIONED_FILES,
         )
         self._half_done = True
         return self._push_and_commit(push, plan, cut, pins)
@@ -373,7 +392,7 @@ class Batches:
         self.may_write()
         for top in [d.path for d in plan.removals] + [move.source for move in plan.moves]:
             self.travels.end_beneath(top)
-        outcome = push.carry_out(plan, snapshots, pins.sources())
+        outcome = push.carry_out(plan, snapshots, pins.sources(), cut.deferred)
         committed = bool(outcome.changes) or push.begins_travel() or self._is_behind_anew(outcome)
         if committed:
             noted = [Noted(problem) for problem in outcome.problems]
@@ -386,12 +405,13 @@ class Batches:
         self._take_problems(plan, outcome)
         self.events.pushed(outcome.files, outcome.size)
         self._await(plan, outcome.postponed, outcome.postponed_moves)
-        later = outcome.deferred | outcome.held
+        # What waited may have changed since its snapshot was taken.
+        waited = set(cut.frozen) if self._waiting is not None else set()
+        later = outcome.deferred | outcome.held | waited
         self.left |= outcome.retry | outcome.postponed | later
         self.marks.later(later)
         now = time.monotonic()
-        since = began if self._deferring_since is None else self._deferring_since
-        self._deferring_since = since if outcome.deferred else None
+        self._is_behind = bool(outcome.deferred)
         self._unsteady = {path: self._unsteady.get(path, now) for path in outcome.retry}
         self.marks.again(outcome.retry)
         for path, seconds in outcome.growing.items():
@@ -405,8 +425,11 @@ class Batches:
         self.deletions.done(self._awaited.removals, self._awaited.moves, renamed)
         push.tidy()
         self._half_done = False
-        for item in cut.frozen.values():
-            Path(os.fsdecode(item.path)).unlink(missing_ok=True)
+        self._waiting = what_waits(self._waiting, cut, plan, outcome)
+        kept = self._waiting.frozen if self._waiting is not None else {}
+        for path, item in cut.frozen.items():
+            if path not in kept:
+                Path(os.fsdecode(item.path)).unlink(missing_ok=True)
         self._log(plan, outcome, cut.seconds, time.monotonic() - began)
         return committed
 
@@ -415,11 +438,6 @@ class Batches:
         behind = (problem.path for problem in outcome.problems if problem.kind == BEHIND)
         told = {path for path, problem in self.problems.items() if problem.kind == BEHIND}
         return any(path not in told for path in behind)
-
-    def _may_defer(self, plan: Plan) -> bool:
-        since = self._deferring_since
-        patient = since is None or time.monotonic() - since < _PORTIONED_SECONDS
-        return patient and len(plan.files) <= _PORTIONED_FILES
 
     def _is_waited_for(self, path: RelPath) -> bool:
         now = time.monotonic()
@@ -504,6 +522,8 @@ class Batches:
             open_to, cut.looked, settled, self.cuts.drain, at_once=everything
         )
         plan = make_plan(found, renames, self._awaited.removals, self._awaited.moves)
+        if self._waiting is not None:
+            plan = restricted(plan, self._waiting.removals, self._waiting.moves)
         return plan if everything else portioned(plan, _REMOVED_AT_ONCE)
 
     def _renames(

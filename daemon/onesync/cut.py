@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,10 +101,19 @@ class Cuts:
         """Look at what is due and ``awaited`` alone: it promises nothing."""
         return Cut(self._look(due, awaited), due, moves=set(due.moves))
 
-    def take(self, first: Due, awaited: set[RelPath], pins: Pins, *, as_is: bool) -> Cut:
+    def take(
+        self,
+        first: Due,
+        awaited: set[RelPath],
+        pins: Pins,
+        *,
+        as_is: bool,
+        waiting: Mapping[RelPath, Frozen] | None = None,
+    ) -> Cut:
         """Cut all that is dirty now, with what is ``first`` and ``awaited``; ``pins`` hold it.
 
-        ``as_is`` takes a database also in the moment in which it is being rebuilt.
+        ``as_is`` takes a database also in the moment in which it is being rebuilt. While
+        snapshots of an earlier cut are ``waiting`` all other databases wait too.
         """
         self._deferred = set()
         due = [first, self.marks.take(everything=True, resting=as_is)]
@@ -115,7 +124,7 @@ class Cuts:
         late = due[-1]
         for number in range(_ROUNDS):
             earlier = _all_paths(due)
-            frozen = self._freeze(databases, as_is)
+            frozen = self._freeze(databases, as_is) if waiting is None else dict(waiting)
             self.drain()
             late = self.marks.take(everything=True, resting=as_is)
             due.append(late)
@@ -132,7 +141,7 @@ class Cuts:
             self._let_go_of_gone(found, pins, late)
         else:
             # Too much comes and goes: data are pushed, what promises them waits.
-            frozen = {}
+            frozen = {} if waiting is None else frozen
             for path in [path for path in _files(found) if self._is_marker(path)]:
                 del found[path]
                 self._defer(path)

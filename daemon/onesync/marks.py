@@ -88,15 +88,13 @@ class Marks:
             self.changed(path)
 
     def later(self, paths: AbstractSet[RelPath]) -> None:
-        """Put back ``paths`` that a batch took and left to the next one, with their age."""
+        """Put back ``paths`` that a batch took and left to the next one: they are due at once."""
         if not paths:
             return
         with self._guard:
-            now = self._clock.boottime()
-            since = dict.fromkeys(paths, now)
+            since = dict.fromkeys(paths, self._clock.boottime())
             since |= {p: f for due in self._taken for p, f in due.since if p in paths}
-            left = Due(frozenset(paths), frozenset(), (), tuple(since.items()))
-            self._dirty.give_back(left, now)
+            self._dirty.leave(since)
         self.arrived.set()
 
     def growing(self, path: RelPath, rest_seconds: float) -> None:

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -51,8 +52,11 @@ from onesync.workers import each
 
 BEHIND = "behind"
 NAME_REFUSED = "name_refused"
-_PORTION_SECONDS = 1.5
+_PORTION_SECONDS = 1.0
 """After so long a batch begins no more data files: those that came meanwhile wait for its end."""
+
+_PORTION_FILES = 1000
+"""A batch that may leave data to the next one looks at no more than so many."""
 
 _CREATED_AT_MOST = 1 << 20
 """Larger new files get their names when they are whole."""
@@ -66,6 +70,7 @@ class Outcome:
         changes: to be committed, in order.
         stamps: the stamps that the sources had.
         retry: paths that changed while they were copied, or went; they stay dirty.
+        lacking: data that did not come and that the databases of the cut may name.
         deferred: data that the next batch brings, for this one has lasted long enough.
         held: markers and databases that wait for data.
         growing: paths that are not done and stay dirty, with the seconds that they took in vain or
@@ -83,6 +88,7 @@ class Outcome:
     changes: list[Change] = field(default_factory=list)
     stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     retry: set[RelPath] = field(default_factory=set)
+    lacking: set[RelPath] = field(default_factory=set)
     deferred: set[RelPath] = field(default_factory=set)
     held: set[RelPath] = field(default_factory=set)
     growing: dict[RelPath, float] = field(default_factory=dict)
@@ -125,6 +131,7 @@ class Push:
         travel_to: Callable[[RelPath], Travel | None],
         seconds: float | None,
         *,
+        named: AbstractSet[RelPath] | None = None,
         may_defer: bool = False,
     ) -> None:
         """Prepare a batch.
@@ -143,6 +150,7 @@ class Push:
             travel_to: the copy that earlier batches began, by its target.
             seconds: so long a large file travels before it goes on in the next batch; None brings
                 all to their end, however long that takes.
+            named: what of the data the databases may name that are pushed; None is all.
             may_defer: what takes too long is left for the next batch.
         """
         self._replica = replica
@@ -155,6 +163,7 @@ class Push:
         self._is_waited_for = is_waited_for
         self._travel_to = travel_to
         self._seconds = seconds
+        self._named = named
         self._may_defer = may_defer
         self._enough = float("inf")
         self.intent = Intent(position)
@@ -167,6 +176,8 @@ class Push:
         self._removed: dict[RelPath, RelPath] = {}
         self._removes: dict[RelPath, list[RelPath]] = {}
         self._held: set[RelPath] = set()
+        self._held_databases: set[RelPath] = set()
+        self._to_confirm: list[tuple[RelPath, int]] = []
         self._refused: set[RelPath] = set()
         self._guard = threading.Lock()
 
@@ -175,14 +186,19 @@ class Push:
         plan: Plan,
         snapshots: Mapping[RelPath, bytes],
         pinned: Mapping[RelPath, bytes],
+        left_out: Iterable[RelPath] = (),
     ) -> Outcome:
         """Push ``plan``.
 
         ``snapshots`` maps databases to their snapshots' absolute paths, ``pinned`` files to
-        absolute paths under which they can be read even when they are gone. Raises OSError or an
-        OnesyncError where the mount fails as a whole; the replica then needs ``recovery``.
+        absolute paths under which they can be read even when they are gone; databases that the cut
+        ``left_out`` hold back the removals of their run. Raises OSError or an OnesyncError where
+        the mount fails as a whole; the replica then needs ``recovery``.
         """
         self._pinned = pinned
+        if self._named is None:
+            self._held_databases |= set(map(scope_of, left_out))
+        plan = self._portion(plan, snapshots)
         self._prepare(plan, snapshots, pinned)
         self._may_write()
         if self.intent.is_needed():
@@ -209,6 +225,33 @@ class Push:
         if self.intent.is_needed() and not self.begins_travel():
             self._replica.remove(self.intent.path)
 
+    def _portion(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> Plan:
+        """Leave to the next batch what this one would hardly come to; preparing it costs too."""
+        data = [d for d in plan.files if self._is_data(d.path, d.path in snapshots)]
+        if not self._may_defer or len(data) <= _PORTION_FILES:
+            return plan
+        for difference in self._in_turns(data)[_PORTION_FILES:]:
+            self._defer(difference.path)
+        files = [d for d in plan.files if d.path not in self.outcome.deferred]
+        return replace(plan, files=files)
+
+    def _in_turns(self, data: list[Difference]) -> list[Difference]:
+        """Return ``data`` in turns over their directories; what databases wait for comes first."""
+        return spread(sorted(data, key=lambda d: not self._is_named(d.path)), _path_of)
+
+    def _is_data(self, path: RelPath, is_database: bool) -> bool:
+        return self._order.group_of(path, is_database=is_database) == DATA
+
+    def _is_named(self, path: RelPath) -> bool:
+        return self._named is None or path in self._named
+
+    def _defer(self, path: RelPath) -> None:
+        """Leave data to the next batch: it holds back the markers of its run, and databases."""
+        self.outcome.deferred.add(path)
+        self._held.add(scope_of(path))
+        if self._is_named(path):
+            self.outcome.lacking.add(path)
+
     def _prepare(
         self, plan: Plan, snapshots: Mapping[RelPath, bytes], pinned: Mapping[RelPath, bytes]
     ) -> None:
@@ -223,8 +266,7 @@ class Push:
             temporary = travel.temporary if travel else self._name_beside(path)
             undo = None
             self.intent.new.append((path, temporary))
-            is_data = self._order.group_of(path, is_database=path in snapshots) == DATA
-            if not is_data or _was_link(difference):
+            if not self._is_data(path, path in snapshots) or _was_link(difference):
                 self.intent.promise.append(path)
             if known is not None and known.entry.kind is Kind.FILE:
                 self.intent.replace.append((path, self._name_beside(path)))
@@ -326,7 +368,7 @@ class Push:
         self, files: list[Difference], snapshots: Mapping[RelPath, bytes]
     ) -> list[_Ready]:
         now = [d for d in files if not self._is_created_late(d, snapshots)]
-        data = spread((d for d in now if d.path not in snapshots), _path_of)
+        data = self._in_turns([d for d in now if d.path not in snapshots])
         databases = spread((d for d in now if d.path in snapshots), _path_of)
         if self._may_defer:
             self._enough = time.monotonic() + _PORTION_SECONDS
@@ -335,25 +377,25 @@ class Push:
         return [ready for ready in found if ready is not None]
 
     def _bring_in_time(self, difference: Difference) -> _Ready | None:
-        """Bring data, unless the batch has lasted long enough.
-
-        What waits for the next batch holds back every database: any row may name it.
-        """
+        """Bring data, unless the batch has lasted long enough."""
         if time.monotonic() < self._enough:
             return self._bring(difference)
-        self.outcome.deferred.add(difference.path)
-        self._held.add(scope_of(difference.path))
+        self._defer(difference.path)
         return None
 
     def _bring_database(self, difference: Difference) -> _Ready | None:
-        if self.outcome.deferred:
+        if self._databases_wait():
             self.outcome.held.add(difference.path)
             return None
         return self._bring(difference)
 
+    def _databases_wait(self) -> bool:
+        """Whether data were left to the next batch that any row of any database may name."""
+        return not self.outcome.lacking.isdisjoint(self.outcome.deferred)
+
     def _waits(self, path: RelPath) -> bool:
         """Whether the databases that do not name ``path`` any more were held back."""
-        return bool(self.outcome.deferred) or scope_of(path) in self._held
+        return self._databases_wait() or scope_of(path) in self._held_databases
 
     def _is_created_late(self, difference: Difference, snapshots: Mapping[RelPath, bytes]) -> bool:
         """Whether a file is created under its own name, but after the data that it promises."""
@@ -369,6 +411,9 @@ class Push:
         ready = self._try_to_bring(difference, self._sources[path])
         if ready is None and path in self.outcome.retry and self._is_promised(difference):
             self._held.add(scope_of(path))
+            if self._is_named(path):
+                self._held_databases.add(scope_of(path))
+                self.outcome.lacking.add(path)
         return ready
 
     def _is_promised(self, difference: Difference) -> bool:
@@ -406,8 +451,7 @@ class Push:
         if brought.undo is not None:
             self._leftover.append(brought.undo)
         if brought.in_place:
-            self._confirm(path, brought.copied.size)
-            self._tally(brought.sent)
+            self._written(path, brought)
         stamp = _seen(difference) if source.frozen else brought.copied.before
         assert stamp is not None
         group = self._order.group_of(path, is_database=source.frozen)
@@ -495,7 +539,10 @@ class Push:
     def _publish_all(
         self, ready: list[_Ready], plan: Plan, snapshots: Mapping[RelPath, bytes]
     ) -> None:
-        self._held |= {scope_of(target) for _, target in plan.awaited_moves}
+        renamed = {scope_of(target) for _, target in plan.awaited_moves}
+        self._held |= renamed
+        if self._named is None:
+            self._held_databases |= renamed
         late: dict[int, list[Difference]] = {}
         for difference in plan.files:
             if self._is_created_late(difference, snapshots):
@@ -505,6 +552,9 @@ class Push:
             batch = [item for item in ready if item.group == group]
             each(self._pool, self._publish, spread(batch, lambda item: item.difference.path))
             each(self._pool, self._create_late, spread(late.get(group, []), _path_of))
+            # Not one by one: a look-up between creates waits for its turn in their directory.
+            written, self._to_confirm = self._to_confirm, []
+            each(self._pool, self._confirm, *zip(*written, strict=True))
 
     def _create_late(self, difference: Difference) -> None:
         if scope_of(difference.path) in self._held:
@@ -517,7 +567,8 @@ class Push:
     def _publish(self, item: _Ready) -> None:
         path, brought = item.difference.path, item.brought
         copied = brought.copied
-        if item.group != DATA and scope_of(path) in self._held:
+        held = self._held_databases if item.is_database else self._held
+        if item.group != DATA and scope_of(path) in held:
             self.outcome.held.add(path)
             if brought.temporary is not None:
                 self._replica.remove(brought.temporary)
@@ -551,8 +602,7 @@ class Push:
             self._patch(path, brought)
         elif not self._change_names(path, brought.temporary, self._replaced.get(path)):
             return False
-        self._confirm(path, brought.copied.size)
-        self._tally(brought.sent)
+        self._written(path, brought)
         return True
 
     def _patch(self, path: RelPath, brought: Brought) -> None:
@@ -588,10 +638,11 @@ class Push:
             return False
         return True
 
-    def _tally(self, size: int) -> None:
+    def _written(self, path: RelPath, brought: Brought) -> None:
         with self._guard:
+            self._to_confirm.append((path, brought.copied.size))
             self.outcome.files += 1
-            self.outcome.size += size
+            self.outcome.size += brought.sent
 
     def _remove_strays(self, path: RelPath) -> None:
         """A journal of another version beside a database would undo what it holds."""

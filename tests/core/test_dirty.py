@@ -27,6 +27,7 @@ class Marking(RuleBasedStateMachine):
         self.dirty = DirtySet(SETTLE, MAX_DELAY, limit=6)
         self.now = 100.0
         self.expected: dict[RelPath, tuple[float, float]] = {}
+        self.left: set[RelPath] = set()
         self.moves: set[tuple[RelPath, RelPath]] = set()
         self.taken: list[tuple[Due, dict[RelPath, tuple[float, float]]]] = []
 
@@ -57,10 +58,11 @@ class Marking(RuleBasedStateMachine):
         due = self.dirty.take(self.now, everything)
         gone = {path: mark for path, mark in self.expected.items() if covered(path, due)}
         for path, (first, last) in self.expected.items():
-            ripe = self.now >= min(last + SETTLE, first + MAX_DELAY)
+            ripe = path in self.left or self.now >= min(last + SETTLE, first + MAX_DELAY)
             assert not (everything or ripe) or path in gone, "due, and not taken"
         for path in gone:
             del self.expected[path]
+        self.left -= gone.keys()
         assert set(due.moves) <= self.moves
         self.moves -= set(due.moves)
         self.taken.append((due, gone))
@@ -74,6 +76,16 @@ class Marking(RuleBasedStateMachine):
             old_first, old_last = self.expected.get(path, (first, last))
             self.expected[path] = (min(first, old_first), max(last, old_last))
         self.moves |= set(due.moves)
+
+    @precondition(lambda self: self.taken and not self.taken[-1][0].trees)
+    @rule()
+    def leave(self) -> None:
+        due, gone = self.taken.pop()
+        self.dirty.leave(dict(due.since))
+        self.left |= due.paths
+        for path, (first, last) in gone.items():
+            old_first, old_last = self.expected.get(path, (first, last))
+            self.expected[path] = (min(first, old_first), max(last, old_last))
 
     @invariant()
     def its_length_and_age_are_told(self) -> None:

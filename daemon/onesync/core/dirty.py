@@ -5,6 +5,7 @@ All times are seconds on one monotonic clock that the caller reads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -35,6 +36,7 @@ class _Mark:
     first: float
     last: float
     restless: bool = False
+    left: bool = False
 
 
 class DirtySet:
@@ -131,6 +133,13 @@ class DirtySet:
         for pair in due.moves:
             self._moves[pair] = None
 
+    def leave(self, since: Mapping[RelPath, float]) -> None:
+        """Put back what a batch took and left to the next one, with its age: it is due at once."""
+        for path, first in since.items():
+            mark = self._paths.setdefault(path, _Mark(first, first))
+            mark.first = min(mark.first, first)
+            mark.left = True
+
     def next_due(self, now: float) -> float | None:
         """Return in how many seconds something is due (0 = now), or None."""
         if self._trees:
@@ -149,6 +158,8 @@ class DirtySet:
         return min(firsts, default=None)
 
     def _due(self, path: RelPath, mark: _Mark) -> float:
+        if mark.left:
+            return mark.first
         if mark.restless:
             return mark.first + min(self._settle, self._max_delay)
         settled = min(mark.last + self._settle, mark.first + self._max_delay)

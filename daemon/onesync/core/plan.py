@@ -7,6 +7,7 @@ databases are newer; until then it is *awaited*. The caller passes what was awai
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from onesync.core.model import Kind, Known, RelPath, Stamp, is_beneath
@@ -109,11 +110,31 @@ def make_plan(
 
 def portioned(plan: Plan, most: int) -> Plan:
     """Leave all but ``most`` of the removals to the next batch; a directory is one removal."""
-    later = {d.path for d in [d for d in plan.removals if d.seen is None][most:]}
-    if not later:
+    gone = [difference.path for difference in plan.removals if difference.seen is None]
+    return _without(plan, set(gone[most:]), frozenset())
+
+
+def restricted(
+    plan: Plan, removals: AbstractSet[RelPath], moves: AbstractSet[tuple[RelPath, RelPath]]
+) -> Plan:
+    """Leave all second halves but these to a later batch."""
+    gone = {difference.path for difference in plan.removals if difference.seen is None}
+    renamed = frozenset((move.source, move.target) for move in plan.moves)
+    return _without(plan, gone - removals, renamed - moves)
+
+
+def _without(
+    plan: Plan, removals: AbstractSet[RelPath], moves: frozenset[tuple[RelPath, RelPath]]
+) -> Plan:
+    if not (removals or moves):
         return plan
-    now = [difference for difference in plan.removals if difference.path not in later]
-    return replace(plan, removals=now, awaited_removals=plan.awaited_removals | later)
+    return replace(
+        plan,
+        removals=[d for d in plan.removals if d.path not in removals],
+        moves=[m for m in plan.moves if (m.source, m.target) not in moves],
+        awaited_removals=plan.awaited_removals | removals,
+        awaited_moves=plan.awaited_moves | moves,
+    )
 
 
 def _place(plan: Plan, difference: Difference, gone: list[Difference]) -> None:

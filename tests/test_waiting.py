@@ -1,0 +1,179 @@
+"""Databases whose data come in several batches: their snapshots wait, and are never wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from onesync.errors import Exit
+from tests.campaign.life import Life, Place
+
+RUN = "Runs/000001_Import"
+EXTRA = f"{RUN}/extra"
+DATABASE = f"{RUN}/set.sqlite"
+PORTION = 2
+"""So many data files a batch brings, in ``campaign.life``."""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    store = tmp_path / "store"
+    store.mkdir()
+    return Place(tmp_path / "node", store)
+
+
+def execute(work: Path, statement: str, *rows: tuple[object, ...]) -> None:
+    with closing(sqlite3.connect(work / DATABASE)) as database, database:
+        database.execute("CREATE TABLE IF NOT EXISTS item (path TEXT PRIMARY KEY, version INT)")
+        database.executemany(statement, rows)
+
+
+def rows(folder: Path) -> dict[str, int]:
+    """Return what the database in ``folder`` names; nothing where it is not there."""
+    if not (folder / DATABASE).exists():
+        return {}
+    with closing(sqlite3.connect(f"file:{folder / DATABASE}?immutable=1", uri=True)) as database:
+        return dict(database.execute("SELECT path, version FROM item"))
+
+
+def write(work: Path, *names: str, version: int = 1) -> None:
+    """Write files, then the rows that name them."""
+    (work / EXTRA).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (work / EXTRA / name).write_bytes(b"%d " % version + b"x" * (version * 700 % 3000))
+    execute(work, "INSERT OR REPLACE INTO item VALUES (?, ?)", *((n, version) for n in names))
+
+
+def remove(work: Path, *names: str) -> None:
+    """Remove rows, then the files that they named."""
+    execute(work, "DELETE FROM item WHERE path = ?", *((name,) for name in names))
+    for name in names:
+        (work / EXTRA / name).unlink()
+
+
+def lacks(store: Path) -> list[str]:
+    """Return the rows in OneData without their files, or with older ones."""
+    named = rows(store).items()
+    return [name for name, version in named if _version(store / EXTRA / name) < version]
+
+
+def _version(path: Path) -> int:
+    return int(path.read_bytes().split()[0]) if path.exists() else 0
+
+
+def live(place: Place, acts: list[Callable[[Path], object]], *, idle: bool = False) -> list[str]:
+    """Let one act happen at each checkpoint (``idle``: at rest); returns the rows without files."""
+    wrong: list[str] = []
+    left = list(acts)
+
+    def act(_: object = None) -> None:
+        wrong.extend(lacks(place.store))
+        if left:
+            left.pop(0)(place.work)
+
+    life = Life(place, [act] * len(acts) if idle else [act])
+    if not idle:
+        life.told_commit = act
+    life.live()
+    assert life.end is Exit.CLEAN, life.error
+    assert not left
+    wrong += lacks(place.store)
+    return wrong
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / RUN).rglob("*") if path.is_file()}
+
+
+def test_a_database_comes_with_the_data_of_its_own_cut(place: Place) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def look(work: Path) -> None:
+        arrived = len(list((place.store / EXTRA).glob("*")))
+        seen.append((arrived, len(rows(place.store))))
+        number = len(seen)
+        if number <= 12:
+            write(work, *(f"later_{number}_{n}" for n in range(PORTION)))
+
+    first = [f"first_{n}" for n in range(6)]
+    wrong = live(place, [lambda work: write(work, *first), *[look] * 14])
+    assert not wrong
+    # Each checkpoint brings as many data as came meanwhile: a cut that began anew would never end.
+    behind = [count for arrived, count in seen if 0 < count < arrived]
+    assert behind, seen
+    assert behind[0] >= len(first), seen
+
+
+def test_a_file_that_goes_while_its_database_waits_is_named_by_no_row(place: Place) -> None:
+    names = [f"item_{n}" for n in range(8)]
+    acts: list[Callable[[Path], object]] = [
+        lambda work: write(work, *names),
+        lambda work: remove(work, *names[4:]),
+        lambda work: write(work, "after"),
+    ]
+    assert live(place, acts) == []
+    assert rows(place.store).keys() == {*names[:4], "after"}
+
+
+def test_a_removal_waits_for_the_database_that_does_not_name_it(place: Place) -> None:
+    old = [f"old_{n}" for n in range(4)]
+    new = [f"new_{n}" for n in range(6)]
+
+    def changes(work: Path) -> None:
+        remove(work, *old[:2])
+        write(work, *new)
+
+    acts: list[Callable[[Path], object]] = [
+        lambda work: write(work, *old),
+        *[lambda _: None] * 3,
+        changes,
+        lambda work: remove(work, *old[2:]),
+    ]
+    assert live(place, acts) == []
+    assert sorted(os.listdir(place.store / EXTRA)) == sorted(new)
+
+
+def test_a_database_that_changes_while_it_waits_comes_as_it_is_at_last(place: Place) -> None:
+    def again(work: Path) -> None:
+        execute(work, "INSERT OR REPLACE INTO item VALUES (?, ?)", ("item_0", 0))
+
+    names = [f"item_{n}" for n in range(6)]
+    assert live(place, [lambda work: write(work, *names), again, again]) == []
+    assert (place.store / DATABASE).read_bytes() == (place.work / DATABASE).read_bytes()
+
+
+@pytest.mark.parametrize("number", range(60))
+def test_whatever_happens_meanwhile_rows_name_what_is_there(place: Place, number: int) -> None:
+    chance = random.Random(number)
+    count = 0
+
+    def act(work: Path) -> None:
+        nonlocal count
+        there = sorted(rows(work))
+        deed = chance.choice(["write", "write", "remove", "rewrite", "rename", "directory"])
+        if deed == "write" or not there:
+            names = [f"item_{count + n}" for n in range(chance.randint(1, 7))]
+            count += len(names)
+            write(work, *names)
+        elif deed == "remove":
+            remove(work, *chance.sample(there, chance.randint(1, len(there))))
+        elif deed == "rewrite":
+            name = chance.choice(there)
+            write(work, name, version=rows(work)[name] + 1)
+        elif deed == "rename":
+            old, new = chance.choice(there), f"item_{count}"
+            count += 1
+            execute(work, "UPDATE item SET path = ? WHERE path = ?", (new, old))
+            (work / EXTRA / old).rename(work / EXTRA / new)
+        else:
+            (work / EXTRA).rename(work / RUN / "aside")
+            (work / RUN / "aside").rename(work / EXTRA)
+
+    assert live(place, [act] * 12, idle=chance.random() < 0.3) == []
+    assert contents(place.store) == contents(place.work)
