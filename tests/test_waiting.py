@@ -11,14 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from onesync import push
 from onesync.errors import Exit
-from tests.campaign.life import Life, Place
+from tests.campaign.calls import Fault
+from tests.campaign.life import Life, Place, copied
+from tests.campaign.trial import unlock
 
 RUN = "Runs/000001_Import"
 EXTRA = f"{RUN}/extra"
 DATABASE = f"{RUN}/set.sqlite"
 PORTION = 2
-"""So many data files a batch brings, in ``campaign.life``."""
+"""So many data files a batch brings here."""
+
+
+@pytest.fixture(autouse=True)
+def _small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
 
 
 @pytest.fixture
@@ -148,32 +156,77 @@ def test_a_database_that_changes_while_it_waits_comes_as_it_is_at_last(place: Pl
     assert (place.store / DATABASE).read_bytes() == (place.work / DATABASE).read_bytes()
 
 
-@pytest.mark.parametrize("number", range(60))
+class Happenings:
+    """What a program does to its project, at random: always rows after files, or before they go."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._count = 0
+
+    def act(self, work: Path) -> None:
+        """Do something."""
+        deeds = [self._write, self._write, self._remove, self._rewrite, self._rename, self._turn]
+        if not rows(work):
+            self._write(work)
+        else:
+            self._chance.choice(deeds)(work)
+
+    def _new_name(self) -> str:
+        self._count += 1
+        return f"item_{self._count}"
+
+    def _some(self, work: Path) -> str:
+        return self._chance.choice(sorted(rows(work)))
+
+    def _write(self, work: Path) -> None:
+        write(work, *(self._new_name() for _ in range(self._chance.randint(1, 7))))
+
+    def _remove(self, work: Path) -> None:
+        there = sorted(rows(work))
+        remove(work, *self._chance.sample(there, self._chance.randint(1, len(there))))
+
+    def _rewrite(self, work: Path) -> None:
+        name = self._some(work)
+        write(work, name, version=rows(work)[name] + 1)
+
+    def _rename(self, work: Path) -> None:
+        old, new = self._some(work), self._new_name()
+        execute(work, "UPDATE item SET path = ? WHERE path = ?", (new, old))
+        (work / EXTRA / old).rename(work / EXTRA / new)
+
+    def _turn(self, work: Path) -> None:
+        (work / EXTRA).rename(work / RUN / "aside")
+        (work / RUN / "aside").rename(work / EXTRA)
+
+
+@pytest.mark.parametrize("number", range(30))
 def test_whatever_happens_meanwhile_rows_name_what_is_there(place: Place, number: int) -> None:
     chance = random.Random(number)
-    count = 0
+    happenings = Happenings(chance)
+    assert live(place, [happenings.act] * 12, idle=chance.random() < 0.3) == []
+    assert contents(place.store) == contents(place.work)
 
-    def act(work: Path) -> None:
-        nonlocal count
-        there = sorted(rows(work))
-        deed = chance.choice(["write", "write", "remove", "rewrite", "rename", "directory"])
-        if deed == "write" or not there:
-            names = [f"item_{count + n}" for n in range(chance.randint(1, 7))]
-            count += len(names)
-            write(work, *names)
-        elif deed == "remove":
-            remove(work, *chance.sample(there, chance.randint(1, len(there))))
-        elif deed == "rewrite":
-            name = chance.choice(there)
-            write(work, name, version=rows(work)[name] + 1)
-        elif deed == "rename":
-            old, new = chance.choice(there), f"item_{count}"
-            count += 1
-            execute(work, "UPDATE item SET path = ? WHERE path = ?", (new, old))
-            (work / EXTRA / old).rename(work / EXTRA / new)
-        else:
-            (work / EXTRA).rename(work / RUN / "aside")
-            (work / RUN / "aside").rename(work / EXTRA)
 
-    assert live(place, [act] * 12, idle=chance.random() < 0.3) == []
+@pytest.mark.parametrize("number", range(30))
+def test_a_death_meanwhile_leaves_rows_that_name_what_is_there(
+    place: Place, tmp_path: Path, number: int
+) -> None:
+    chance = random.Random(number)
+    happenings = Happenings(chance)
+    left = [happenings.act] * 12
+
+    def act(_: object = None) -> None:
+        if left:
+            left.pop()(place.work)
+
+    life = Life(place, [act] * 12, Fault(chance.randint(40, 600), "crash"))
+    life.told_commit = act
+    life.live()
+    if life.died:
+        lost = Place(tmp_path / "lost", copied(place.store, tmp_path / "as it was"))
+        unlock(Place(tmp_path / "elsewhere", lost.store))
+        assert Life(lost).live().end is Exit.CLEAN
+        assert lacks(lost.work) == []
+        assert Life(place).live().end is Exit.CLEAN
+    assert lacks(place.store) == []
     assert contents(place.store) == contents(place.work)

@@ -371,7 +371,6 @@ def _edges() -> Iterator[None]:
         (transfer, "PATCH_FROM", LARGE),
         (blocks, "_SMALL", LARGE // 4),
         (push, "_CREATED_AT_MOST", LARGE // 2),
-        (push, "_PORTION_FILES", 2),
         (manifest, "_COMPACT_AT_LEAST", 600),
     ]
     with ExitStack() as stack:
