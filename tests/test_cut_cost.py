@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -45,6 +45,8 @@ class Copy:
         root = bytes(self.root)
         self.scanner = CountingScanner(root, index, lambda _: False)
         self.comings: list[str] = []
+        self.meanwhile: Callable[[], None] = self._come_and_go
+        self._drained = False
         self.cuts = Cuts(
             root=root,
             spool=home / "spool",
@@ -52,7 +54,7 @@ class Copy:
             scanner=self.scanner,
             marks=self.marks,
             order=PublishOrder(SCIPION_ORDER),
-            drain=self.come_and_go,
+            drain=self._drain,
             boottime=clock.boottime,
             problems={},
         )
@@ -70,8 +72,14 @@ class Copy:
         (self.root / name).unlink()
         self.marks.deleted(name.encode())
 
-    def come_and_go(self) -> None:
-        """Stand for the watcher: tell of what came and went while the databases were copied."""
+    def _drain(self) -> None:
+        """Stand for the watcher; the first time is before anything is looked at."""
+        if self._drained:
+            self.meanwhile()
+        self._drained = True
+
+    def _come_and_go(self) -> None:
+        """Tell of what came and went while the databases were copied."""
         if self.comings:
             name = self.comings.pop(0)
             self.write(name)
@@ -111,10 +119,27 @@ def test_a_directory_that_went_before_the_new_cut_takes_its_files_along(copy: Co
     def move() -> None:
         (copy.root / "many").rename(copy.root.parent / "elsewhere")
         copy.marks.deleted(b"many")
-        copy.cuts.drain = copy.come_and_go
+        copy.meanwhile = lambda: None
 
-    copy.cuts.drain = move
+    copy.meanwhile = move
     with Pins(bytes(copy.root)) as pins:
         cut = copy.cuts.take(NOTHING, set(), pins, as_is=False)
         assert len(pins) == 0
     assert {path for path, d in cut.found.items() if d.seen} == {b"items.sqlite"}
+
+
+def test_what_was_gone_before_the_cut_and_is_told_late_begins_no_new_one(copy: Copy) -> None:
+    copy.marks.changed(b"many/gone")
+    rounds = 0
+
+    def tell_late() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 1:
+            copy.marks.deleted(b"many/gone")
+
+    copy.meanwhile = tell_late
+    with Pins(bytes(copy.root)) as pins:
+        cut = copy.cuts.take(NOTHING, set(), pins, as_is=False)
+    assert rounds == 1
+    assert b"items.sqlite" in cut.frozen

@@ -235,17 +235,21 @@ def test_another_database_in_its_place_is_pushed(node: Node, mode: str, how: str
     assert [item.name for item in node.store.glob("run.db*")] == ["run.db"]
 
 
-def test_a_journal_that_came_before_its_database_was_one_is_taken_back(nodes: list[Node]) -> None:
+@pytest.mark.parametrize("sidecars", [["-journal"], ["-wal", "-shm"]])
+def test_a_journal_that_came_before_its_database_was_one_is_taken_back(
+    nodes: list[Node], sidecars: list[str]
+) -> None:
     one, two = nodes
     one.deploy()
     path, other = one.work / "project.sqlite", one.home / "other.sqlite"
     path.touch()
-    path.with_name("project.sqlite-journal").write_bytes(bytes(512))
+    for sidecar in sidecars:
+        path.with_name(path.name + sidecar).write_bytes(bytes(512))
     assert one.flush() == 0
-    assert (one.store / "project.sqlite-journal").exists(), "nothing tells that it is one"
+    assert len(list(one.store.glob("project.sqlite-*"))) == len(sidecars), "nothing tells of it"
     make(other, 10)
     path.write_bytes(other.read_bytes())
-    assert one.flush() == 0
+    assert one.flush() == 0, one.log()
     assert [item.name for item in one.store.glob("project.sqlite*")] == [path.name]
     assert one.end() == 0, one.log()
     two.deploy()

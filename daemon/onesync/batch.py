@@ -517,7 +517,7 @@ class Batches:
         closed = self._refused() - cut.found.keys()
         open_to = {p: d for p, d in cut.found.items() if not lies_in(parent_of(p), closed)}
         renames = self._renames(open_to, cut.moves | self._awaited.moves)
-        settled = self._awaited.removals | {move.source for move in renames}
+        settled = self._awaited.removals | {move.source for move in renames} | cut.taken_back
         found = self.deletions.judge(
             open_to, cut.looked, settled, self.cuts.drain, at_once=everything
         )

@@ -61,6 +61,7 @@ class Cut:
         deferred: paths that wait for the next cut; they are marked again.
         seconds: how long it took, for the log.
         looked: the paths and trees that were looked at.
+        taken_back: sidecars that OneData has and that are let go, whether or not they are gone.
     """
 
     found: dict[RelPath, Difference]
@@ -69,6 +70,7 @@ class Cut:
     moves: set[tuple[RelPath, RelPath]] = field(default_factory=set)
     deferred: set[RelPath] = field(default_factory=set)
     seconds: float = 0.0
+    taken_back: set[RelPath] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -116,6 +118,7 @@ class Cuts:
         snapshots of an earlier cut are ``waiting`` all other databases wait too.
         """
         self._deferred = set()
+        self.drain()  # or what went before would seem to go while the databases are copied
         due = [first, self.marks.take(everything=True, resting=as_is)]
         found = self._look(_joined(due), awaited)
         databases = self._databases(_all_paths(due) | found.keys())
@@ -129,6 +132,8 @@ class Cuts:
             late = self.marks.take(everything=True, resting=as_is)
             due.append(late)
             late_found = self._look(late, self._known_parents(late.paths))
+            # What was gone already before the snapshot is told of late, no more.
+            came = late.paths - (earlier - found.keys())
             _renew(found, late, late_found)
             told = late.paths | late_found.keys()
             databases = (databases - told) | self._databases(told)
@@ -136,7 +141,7 @@ class Cuts:
             # What came only after the first look, and went, lived for milliseconds: after a few
             # tries it is taken for what it nearly always is, a temporary that no row names.
             strict = number < _STRICT_ROUNDS
-            if not self._came_and_went(late.paths if strict else late.paths & earlier, pins):
+            if not self._came_and_went(came if strict else came & earlier, pins):
                 break
             self._let_go_of_gone(found, pins, late)
         else:
@@ -149,9 +154,9 @@ class Cuts:
         databases = databases - self._impostors
         self._sort_out(found, frozen, databases, late.paths if late.trees else None)
         self._add_frozen(found, frozen)
-        self._take_back_sidecars(found, awaited | frozen.keys())
+        taken_back = self._take_back_sidecars(found, awaited | frozen.keys())
         looked = _joined(due)
-        return Cut(found, looked, frozen, set(looked.moves), self._deferred)
+        return Cut(found, looked, frozen, set(looked.moves), self._deferred, 0.0, taken_back)
 
     def _look(self, due: Due, awaited: AbstractSet[RelPath]) -> dict[RelPath, Difference]:
         found = self.scanner.scan(due.paths | awaited, due.trees)
@@ -332,13 +337,16 @@ class Cuts:
 
     def _take_back_sidecars(
         self, found: dict[RelPath, Difference], paths: Iterable[RelPath]
-    ) -> None:
+    ) -> set[RelPath]:
         """Let go what was pushed as a file before the file beside it became a database."""
+        taken_back: set[RelPath] = set()
         for base in {database_of(path) or path for path in paths}:
             rows = {base + suffix: self.index.known(base + suffix) for suffix in SIDECARS}
             if any(rows.values()) and self._is_database(base):
                 gone = {p: Difference(p, row, None) for p, row in rows.items() if row is not None}
                 found.update(gone)
+                taken_back |= gone.keys()
+        return taken_back
 
     def _is_marker(self, path: RelPath) -> bool:
         return self.order.group_of(path, is_database=False) != DATA

@@ -63,7 +63,11 @@ class Passthrough:
         self.release()
         self._control.close()
         subprocess.run(["fusermount3", "-uz", str(self.path)], check=True)
-        self._process.wait(20)
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:  # somebody holds a file of it open
+            self._process.kill()
+            self._process.wait()
 
     def counts(self) -> dict[str, int]:
         """Return the calls since ``reset`` by name, and ``bytes_written`` and ``bytes_read``."""

@@ -8,6 +8,7 @@ themselves: nothing is asked of the session that is still going on.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -123,9 +124,19 @@ class _Restored:
         """Return a sentence for all that is wrong."""
         folder = self.place / "copy"
         wrong = [p["text"] for p in self.problems if p["kind"] in _GROWING_KINDS]
+        wrong = [text for text in wrong if not self._is_being_written(text)]
         wrong += [f"{name} is a temporary" for name in _temporaries(folder, self.work)]
         wrong += [f"{name} stands beside its database in OneData" for name in _sidecars(folder)]
         return wrong + check_tree(self.work, seen)
+
+    def _is_being_written(self, text: str) -> bool:
+        """Whether a problem is that the newest checkpoint was on its way at the instant."""
+        torn = re.search(r"(E\d+-)(\d+\S*): it is cut short", text)
+        manifest = self.place / "copy" / os.fsdecode(STATUS_FOLDER) / "manifest"
+        names = [path.name for path in manifest.iterdir()]
+        return torn is not None and "".join(torn.groups()) == max(
+            name for name in names if name.startswith(torn[1])
+        )
 
 
 def _restore(home: Path, copy: Path) -> _Restored:
