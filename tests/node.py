@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -167,7 +168,10 @@ class Node:
         """Let the program stand still; it does when this returns."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+        deadline = time.monotonic() + SOON
+        while not _stands_still(self.process.pid):
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.005)
 
     def go_on(self) -> None:
         """Let it go on."""
@@ -176,6 +180,15 @@ class Node:
 
     def log(self) -> str:
         return (self.home / "log").read_text(errors="replace")
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether each thread of a process is stopped."""
+    states = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
+            states.append((thread / "stat").read_text().rpartition(") ")[2][0])
+    return set(states) == {"T"}
 
 
 def picture(root: Path) -> dict[bytes, tuple[object, ...]]:
