@@ -450,10 +450,14 @@ def test_an_index_that_cannot_be_read_for_a_while_is_waited_for(
 ) -> None:
     node = state_on_fuse
     assert node.flush() == 0, node.log()
+    index = mounted.path / "state" / "index.sqlite"
+    with closing(sqlite3.connect(index)) as another:  # after its commit SQLite reads anew
+        another.execute("UPDATE meta SET value = value WHERE key = 'format'")
+        another.commit()
     mounted.fail("read", errno.EIO, times=-1, pattern=UNREADABLE)
-    fd = os.open(mounted.path / "state" / "index.sqlite", os.O_RDONLY)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
+    for path in (index, index.with_name("index.sqlite-wal")):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     (node.work / "new").write_bytes(b"2")
     (node.work / LONG / LONG / f"{LONG}17").unlink()
     assert node.flush() == 1
