@@ -35,6 +35,9 @@ class PrefixedNode(Node):
     environment: dict[str, str] = {}  # noqa: RUF012 - replaced, never changed
 
     def start(self) -> None:
+        if not self.prefix and not self.environment:
+            super().start()
+            return
         log = (self.home / "log").open("ab")
         command = [sys.executable, "-m", "onesync.cli", "run", "--config", str(self.config)]
         self.process = subprocess.Popen(
