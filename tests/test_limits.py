@@ -583,6 +583,21 @@ def test_few_descriptors_are_enough(node: PrefixedNode) -> None:
     assert node.end() == 0, node.log()
 
 
+@pytest.mark.fuse
+def test_few_descriptors_are_enough_where_all_calls_are_under_way_at_once(
+    on_fuse: PrefixedNode, mounted: Mounted
+) -> None:
+    for number in range(60):
+        folder = mounted.backing / "project" / f"{number}"
+        folder.mkdir()
+        (folder / "old").write_bytes(b"1")
+    mounted.delay_at("read", 0.1, times=-1, pattern="old")
+    on_fuse.prefix = ("prlimit", "--nofile=64:64")
+    on_fuse.deploy()
+    assert same(on_fuse)
+    assert on_fuse.end() == 0, on_fuse.log()
+
+
 WALL = """
 import os, time
 def wall():

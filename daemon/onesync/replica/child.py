@@ -70,7 +70,7 @@ class _Servant:
 
     def serve(self, threads: int) -> None:
         """Answer until the parent goes; what is being done then goes no further either."""
-        # An executor's module takes as long to import as a fifth of all others here.
+        # An executor's module would take an eighth of a child's start to import.
         while (request := receive(self._connection)) is not None:
             number, expected, forgotten, method, arguments = request
             self._replica.expect(expected)
