@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give the campaign of all processes of this run one place for its counts."""
     # Each program that a test starts would be compiled anew.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    Node.is_forked = True
     if not hasattr(config, "workerinput"):
         fd, os.environ[counts.PLACE] = tempfile.mkstemp(prefix="onesync-campaign-")
         os.close(fd)

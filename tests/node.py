@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from onesync.control import NotRunning, StatusFile, ask
+from tests import nursery
 
 SOON = 30.0
 DEFAULTS: dict[str, object] = {
@@ -37,7 +40,6 @@ def toml(options: dict[str, object]) -> str:
 
 _DYING = """
 import os, signal, importlib
-from onesync.cli import main
 
 def die_at(module, owner, name, calls):
     place = importlib.import_module(module)
@@ -53,7 +55,12 @@ def die_at(module, owner, name, calls):
 
 
 class Node:
-    """One node's onesync; ``store`` is the OneData folder as this node sees it."""
+    """One node's onesync; ``store`` is the OneData folder as this node sees it.
+
+    Where ``is_forked`` its processes come from the nursery: half a second earlier.
+    """
+
+    is_forked = False
 
     def __init__(self, home: Path, store: Path, **options: object) -> None:
         """``options`` are configuration keys, ``section__key`` in a section, over DEFAULTS."""
@@ -64,7 +71,7 @@ class Node:
             (home / name).mkdir(parents=True, exist_ok=True)
         self.config = home / "onesync.toml"
         self.configure(**options)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: nursery.Process | None = None
         self.nice = 0
 
     def configure(self, **options: object) -> None:
@@ -79,18 +86,26 @@ class Node:
 
     def start(self) -> None:
         """Start the program and return at once."""
-        log = (self.home / "log").open("ab")
-        politely = ["nice", "-n", str(self.nice)] if self.nice else []
-        program = [sys.executable, "-m", "onesync.cli", "run", "--config", str(self.config)]
-        command = politely + program
-        self.process = subprocess.Popen(command, stderr=log, stdout=log)
+        with (self.home / "log").open("ab") as log:
+            self.process = self._started(("run",), log.fileno(), log.fileno())
 
     def start_dying(self, module: str, owner: str, name: str, calls: int) -> None:
         """Start a program that is killed when it calls a function for the ``calls``-th time."""
-        log = (self.home / "log").open("ab")
-        program = f"{_DYING}\ndie_at({module!r}, {owner!r}, {name!r}, {calls})\nmain()"
-        command = [sys.executable, "-c", program, "run", "--config", str(self.config)]
-        self.process = subprocess.Popen(command, stderr=log, stdout=log)
+        dying = f"{_DYING}\ndie_at({module!r}, {owner!r}, {name!r}, {calls})"
+        with (self.home / "log").open("ab") as log:
+            self.process = self._started(("run",), log.fileno(), log.fileno(), dying)
+
+    def _started(
+        self, words: tuple[str, ...], out: int, error: int, before: str = ""
+    ) -> nursery.Process:
+        arguments = [*words, "--config", str(self.config)]
+        politely = ["nice", "-n", str(self.nice)] if self.nice and words == ("run",) else []
+        if self.is_forked and not politely:
+            return nursery.start("onesync.cli", arguments, out, error, before=before)
+        program = f"{before}\nfrom onesync.cli import main\nmain()"
+        way = ["-c", program] if before else ["-m", "onesync.cli"]
+        command = [*politely, sys.executable, *way, *arguments]
+        return subprocess.Popen(command, stdout=out, stderr=error)
 
     def wait(self) -> int:
         """Wait for the program's own end and return the exit code."""
@@ -104,13 +119,16 @@ class Node:
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the program to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", "onesync.cli", *words, "--config", str(self.config)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        with TemporaryFile("w+") as out, TemporaryFile("w+") as error:
+            process = self._started(words, out.fileno(), error.fileno())
+            try:
+                code = process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+            out.seek(0)
+            error.seek(0)
+            return subprocess.CompletedProcess(words, code, out.read(), error.read())
 
     def status(self) -> dict[str, Any]:
         """Return what the daemon says of itself, or has left."""
@@ -150,7 +168,10 @@ class Node:
         """Let the program stand still; it does when this returns."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+        deadline = time.monotonic() + SOON
+        while not _stands_still(self.process.pid):
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.005)
 
     def go_on(self) -> None:
         """Let it go on."""
@@ -159,6 +180,15 @@ class Node:
 
     def log(self) -> str:
         return (self.home / "log").read_text(errors="replace")
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether each thread of a process is stopped."""
+    states = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
+            states.append((thread / "stat").read_text().rpartition(") ")[2][0])
+    return set(states) == {"T"}
 
 
 def picture(root: Path) -> dict[bytes, tuple[object, ...]]:

@@ -30,9 +30,12 @@ def make(path: Path, rows: int, mode: str = "DELETE") -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(f"PRAGMA journal_mode={mode}")
         db.execute("CREATE TABLE IF NOT EXISTS Steps (id INTEGER)")
-        db.execute("BEGIN")
-        db.executemany("INSERT INTO Steps VALUES (?)", [(n,) for n in range(rows)])
-        db.execute("COMMIT")
+        db.execute(
+            "INSERT INTO Steps WITH RECURSIVE step(id) AS"
+            " (SELECT 0 UNION ALL SELECT id + 1 FROM step WHERE id + 1 < :rows)"
+            " SELECT id FROM step WHERE id < :rows",
+            {"rows": rows},
+        )
 
 
 def count(path: Path) -> int:

@@ -291,6 +291,33 @@ def test_a_stop_during_stage_in_leaves_at_once_and_frees_the_folder(
 # -- how a stop leaves it --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("is_flushed", [True, False])
+def test_what_changed_in_a_directory_that_was_renamed_is_flushed_too(
+    nodes: list[Node], store: Path, is_flushed: bool
+) -> None:
+    one, two = nodes
+    one.deploy()
+    (one.work / "old").mkdir()
+    (one.work / "old" / "file").write_bytes(b"old")
+    (one.work / "old" / "gone").write_bytes(b"gone")
+    assert one.flush() == 0, one.log()
+    (one.work / "old" / "file").write_bytes(b"newer")
+    (one.work / "old" / "gone").unlink()
+    (one.work / "old").rename(one.work / "new")
+    if is_flushed:
+        assert one.flush() == 0, one.log()
+        assert (store / "new" / "file").read_bytes() == b"newer"
+        assert os.listdir(store / "new") == ["file"]
+        one.end(signal.SIGKILL)
+        forget_lock(store)
+    else:
+        undeployed(one)
+    two.deploy()
+    assert (two.work / "new" / "file").read_bytes() == b"newer"
+    assert os.listdir(two.work / "new") == ["file"]
+    undeployed(two)
+
+
 def test_cleaning_leaves_an_empty_working_directory(nodes: list[Node]) -> None:
     one, two = nodes
     one.configure(undeploy__clean_working_dir=True)

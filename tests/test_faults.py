@@ -102,7 +102,7 @@ def test_lost_bytes_are_found_at_the_next_start(one: Node, mounted: Mounted) -> 
     stored = mounted.backing / "project" / "file"
     assert stored.read_bytes() != CONTENT
     one.deploy()
-    wait_for(lambda: stored.read_bytes() == CONTENT, one)
+    wait_for(lambda: stored.exists() and stored.read_bytes() == CONTENT, one)
     assert one.end() == 0, one.log()
 
 

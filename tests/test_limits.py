@@ -35,6 +35,9 @@ class PrefixedNode(Node):
     environment: dict[str, str] = {}  # noqa: RUF012 - replaced, never changed
 
     def start(self) -> None:
+        if not self.prefix and not self.environment:
+            super().start()
+            return
         log = (self.home / "log").open("ab")
         command = [sys.executable, "-m", "onesync.cli", "run", "--config", str(self.config)]
         self.process = subprocess.Popen(
@@ -450,10 +453,14 @@ def test_an_index_that_cannot_be_read_for_a_while_is_waited_for(
 ) -> None:
     node = state_on_fuse
     assert node.flush() == 0, node.log()
+    index = mounted.path / "state" / "index.sqlite"
+    with closing(sqlite3.connect(index)) as another:  # after its commit SQLite reads anew
+        another.execute("UPDATE meta SET value = value WHERE key = 'format'")
+        another.commit()
     mounted.fail("read", errno.EIO, times=-1, pattern=UNREADABLE)
-    fd = os.open(mounted.path / "state" / "index.sqlite", os.O_RDONLY)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
+    for path in (index, index.with_name("index.sqlite-wal")):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     (node.work / "new").write_bytes(b"2")
     (node.work / LONG / LONG / f"{LONG}17").unlink()
     assert node.flush() == 1
@@ -574,6 +581,21 @@ def test_few_descriptors_are_enough(node: PrefixedNode) -> None:
     assert node.flush() == 0, node.log()
     assert same(node)
     assert node.end() == 0, node.log()
+
+
+@pytest.mark.fuse
+def test_few_descriptors_are_enough_where_all_calls_are_under_way_at_once(
+    on_fuse: PrefixedNode, mounted: Mounted
+) -> None:
+    for number in range(60):
+        folder = mounted.backing / "project" / f"{number}"
+        folder.mkdir()
+        (folder / "old").write_bytes(b"1")
+    mounted.delay_at("read", 0.1, times=-1, pattern="old")
+    on_fuse.prefix = ("prlimit", "--nofile=64:64")
+    on_fuse.deploy()
+    assert same(on_fuse)
+    assert on_fuse.end() == 0, on_fuse.log()
 
 
 WALL = """

@@ -8,7 +8,15 @@ import sqlite3
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.node import SOON, Node, picture
+
+
+@pytest.fixture(autouse=True)
+def _is_started_as_by_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process has an interpreter of its own, which imports what it runs."""
+    monkeypatch.setattr(Node, "is_forked", False)
 
 
 def fill(work: Path) -> None:

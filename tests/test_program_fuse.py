@@ -116,7 +116,9 @@ def test_status_is_printed_within_a_second_while_the_mount_hangs(
     nodes: list[Node], mounted: Mounted
 ) -> None:
     one, _ = nodes
+    one.is_forked = False
     one.deploy()
+    assert one.flush() == 0, "nothing else is pending"
     mounted.hang()
     (one.work / "file").write_bytes(b"precious")
     one.wait_for_phase("backing_off")

@@ -122,6 +122,9 @@ def test_a_scan_finds_what_a_simple_one_finds(
             for differences in (found, again):
                 differences.pop(b"", None)
                 assert differences == expected
+            fresh = Scanner(root, index, lambda _: False)
+            fresh.scan((), [b""])
+            assert scanner.problems == fresh.problems, "no more of what went"
             if is_committed:
                 _commit(index, found)
 
@@ -151,6 +154,23 @@ def test_no_change_of_the_index_goes_unseen(
             found.pop(b"", None)
             fresh = Scanner(root, index, lambda _: False)
             assert found == {p: d for p, d in _simply(fresh, index, root).items() if p}
+
+
+def test_what_is_left_out_is_no_problem_any_more_when_it_is_gone(home: Path) -> None:
+    root = home / "root"
+    (root / "a").mkdir(parents=True)
+    with closing(Index(home / "index")) as index:
+        scanner = Scanner(os.fsencode(root), index, lambda _: False)
+        for path in ("one", "a/two", "a/.onesync~three", "stays"):
+            os.mkfifo(root / path)
+        scanner.scan((), [b""])
+        assert scanner.problems.keys() == {b"one", b"a/two", b"a/.onesync~three", b"stays"}
+        (root / "one").unlink()
+        shutil.rmtree(root / "a")
+        scanner.scan((), [b"a"])
+        assert scanner.problems.keys() == {b"one", b"stays"}, "it looked at this tree alone"
+        scanner.scan((), [b""])
+        assert scanner.problems.keys() == {b"stays"}
 
 
 def _tree(root: Path) -> None:

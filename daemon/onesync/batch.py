@@ -418,6 +418,8 @@ class Batches:
             self.marks.growing(path, _PACE * seconds)
         for move in plan.moves:
             self.marks.tree_changed(move.target)
+            # What changed beneath it, before or after the rename, is seen under its new name only.
+            self.left.add(move.target)
         done = {d.path for d in plan.files} - outcome.deferred - outcome.travels.keys()
         self.travels.end(done)
         self.travels.advance(outcome.travels)

@@ -62,9 +62,13 @@ class Scanner:
         found: dict[RelPath, Difference] = {}
         with self._opened():
             tops = {tree for tree in trees if not self._left_out(tree)}
+            before = {p: told for p, told in self.problems.items() if lies_in(p, tops)}
             for tree in tops:
                 if not tree or not lies_in(parent_of(tree), tops):
                     found.update((d.path, d) for d in self._tree(tree))
+            for path, told in before.items():
+                if self.problems.get(path) is told:  # not met again: no row says that it went
+                    del self.problems[path]
             for path in set(paths):
                 if not self._left_out(path) and not lies_in(path, tops):
                     found.update((d.path, d) for d in self._path(path))

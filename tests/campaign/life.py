@@ -185,16 +185,22 @@ class Told:
             self._marks.deleted(path)
 
     def _look(self) -> dict[bytes, _Seen]:
-        found = {}
-        for above, directories, files in os.walk(self._root):
-            for name in directories + files:
-                path = os.path.join(above, name)
-                status = os.lstat(path)
-                rest = (status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-                is_directory = name in directories and not os.path.islink(path)
-                key = os.path.relpath(path, self._root)
-                found[key] = _Seen(status.st_ino, is_directory, rest)
+        found: dict[bytes, _Seen] = {}
+        directories = [b""]
+        for above in directories:
+            with os.scandir(os.path.join(self._root, above)) as inner:
+                for one in inner:
+                    path = os.path.join(above, one.name)
+                    found[path] = _seen(one)
+                    if found[path].is_directory:
+                        directories.append(path)
         return found
+
+
+def _seen(one: os.DirEntry[bytes]) -> _Seen:
+    status = one.stat(follow_symlinks=False)
+    rest = (status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return _Seen(status.st_ino, one.is_dir(follow_symlinks=False), rest)
 
 
 class CrashingIndex(Index):

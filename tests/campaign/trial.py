@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -49,17 +52,16 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.store = self._folder()
-        prepare(self.store)
-        self.first = contents(picture(self.store))
-        self.node = Place(self.home / "one", self.store)
         acts: tuple[Act, ...] = ACTS
         if self.returns:
-            before = Story()
-            Life(self.node, [before.step(act) for act in ACTS]).live()
-            self.first = before.states[-1]
+            store, self.first = _undeployed()
+            copied(store, self.store)
             self.story.states.append(self.first)
-            self.node = Place(self.home / "two", self.store)
             acts = RETURN
+        else:
+            prepare(self.store)
+            self.first = contents(picture(self.store))
+        self.node = Place(self.home / "one", self.store)
         steps: list[Step] = [self.story.step(lambda _: None), *map(self.story.step, acts)]
         steps.insert(_FLUSH_AFTER, self.story.flushes)
         self.steps = steps
@@ -141,6 +143,19 @@ class Trial:
             self.wrong.append(f"{name} cannot deploy: {life.end!r}: {life.error}")
             return None
         return picture(place.work)
+
+
+@cache
+def _undeployed() -> tuple[Path, Picture]:
+    """Return the folder as another node left it that had the whole story, and what it had."""
+    home = Path(tempfile.mkdtemp(prefix="onesync-undeployed-", dir="/dev/shm"))
+    atexit.register(shutil.rmtree, home)
+    store = home / "store"
+    prepare(store)
+    before = Story()
+    life = Life(Place(home / "before", store), [before.step(act) for act in ACTS]).live()
+    assert life.end is Exit.CLEAN, life.error
+    return store, before.states[-1]
 
 
 def contents(found: Picture) -> Picture:

@@ -6,16 +6,14 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests import nursery
 from tests.standin.control import ask
 from tests.standin.log import Call, read_log
-
-_REPOSITORY = Path(__file__).parents[2]
 
 
 class Mounted:
@@ -37,7 +35,7 @@ class Mounted:
         self.profile = profile
         self._control = home / "control"
         self._log = home / "log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: nursery.Process | None = None
 
     def __enter__(self) -> Mounted:
         self.backing.mkdir(parents=True, exist_ok=True)
@@ -56,9 +54,8 @@ class Mounted:
     def start(self) -> None:
         """Mount, and wait until the mount is there."""
         self._control.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "tests.standin.onedata"]
         places = [str(self.backing), str(self.path), str(self._control)]
-        self._process = subprocess.Popen([*command, *places, self.profile], cwd=_REPOSITORY)
+        self._process = nursery.start("tests.standin.onedata", [*places, self.profile])
         deadline = time.monotonic() + 20
         while not os.path.ismount(self.path) or not self._control.exists():
             assert self._process.poll() is None, "the stand-in ended"

@@ -97,7 +97,7 @@ def test_the_watchdog_is_fed_by_a_daemon_that_lives(node: Container) -> None:
 
 def test_systemd_is_patient_while_work_advances(node: Container) -> None:
     project = node.backing / "project"
-    for number in range(80):
+    for number in range(40):
         (project / f"{number}").write_bytes(b"x")
     node.drop_in("[Service]\nTimeoutStartSec=2\nTimeoutStopSec=2\nRestart=no\n")
     node.systemctl("daemon-reload")
@@ -107,13 +107,13 @@ def test_systemd_is_patient_while_work_advances(node: Container) -> None:
     node.systemctl("start", UNIT)
     assert time.monotonic() - before > 3, "the deployment was too quick to mean anything"
     node.slow_down(0.03)
-    for number in range(80):
+    for number in range(40):
         (node.work / f"new{number}").write_bytes(b"x")
     before = time.monotonic()
     node.systemctl("stop", UNIT)
     assert time.monotonic() - before > 3, node.journal()
     assert node.show("Result") == "success"
-    assert all((project / f"new{number}").exists() for number in range(80))
+    assert all((project / f"new{number}").exists() for number in range(40))
     assert not locked(node)
 
 

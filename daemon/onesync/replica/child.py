@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 from onesync.errors import LocalError
@@ -65,17 +65,27 @@ class _Servant:
         self._sending = threading.Lock()
         self._current = threading.local()
         self._replica = EscapedNames(FolderReplica(root, self._progress))
+        self._asked: SimpleQueue[tuple[int, str, tuple[Any, ...]]] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
 
     def serve(self, threads: int) -> None:
         """Answer until the parent goes; what is being done then goes no further either."""
-        pool = ThreadPoolExecutor(threads)
+        # An executor's module would take an eighth of a child's start to import.
         while (request := receive(self._connection)) is not None:
             number, expected, forgotten, method, arguments = request
             self._replica.expect(expected)
             for top in forgotten:
                 self._replica.forget(top)
-            pool.submit(self._answer, number, method, arguments)
+            self._asked.put((number, method, arguments))
+            if not self._idle.acquire(blocking=False) and threads:
+                threads -= 1
+                threading.Thread(target=self._work, daemon=True).start()
         os._exit(0)
+
+    def _work(self) -> None:
+        while True:
+            self._answer(*self._asked.get())
+            self._idle.release()
 
     def _answer(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
         self._current.number = number

@@ -8,6 +8,7 @@ next call gets a fresh one. The parent never waits for an abandoned child to die
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -34,6 +35,9 @@ _ENDED = "The process that talks to the mount ended; nothing is lost, the call i
 _REMEMBERED = 1000
 _END_SECONDS = 5.0
 _HELD_SECONDS = 30.0
+_DESCRIPTORS = 12
+"""So many a child may have for each call at once, which holds up to six; a quarter of all holds
+directories."""
 
 
 class _Retired(Exception):
@@ -211,7 +215,10 @@ class ChildrenReplica:
         self._advanced = advanced
         self._root = root
         self._processes = processes
-        self._threads = threads
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._threads = max(1, min(threads, most // _DESCRIPTORS))
+        # What had to wait for another call in the child would seem to hang.
+        self._turns = threading.BoundedSemaphore(processes * self._threads)
         self._patience = patience
         self._children: list[_Child] = []
         self._abandoned: list[_Child] = []
@@ -253,7 +260,7 @@ class ChildrenReplica:
             return child
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        return self._ask(self._child(), method, arguments)
+        return self._ask(None, method, arguments)
 
     def _call_at_home(self, source: bytes, method: str, *arguments: Any) -> Any:
         """Call the child that was last called for the local file ``source``: it may have read it.
@@ -274,14 +281,14 @@ class ChildrenReplica:
                 self._homes.popitem(last=False)
         return self._ask(child, method, (source, *arguments))
 
-    def _ask(self, child: _Child, method: str, arguments: tuple[Any, ...]) -> Any:
+    def _ask(self, home: _Child | None, method: str, arguments: tuple[Any, ...]) -> Any:
         before, _ = self._identified
         expected = before.mount if before is not None else None
         try:
             while True:
-                with suppress(_Retired):
+                with suppress(_Retired), self._turns:
+                    child = self._child(home)
                     return child.call(expected, method, arguments, self._patience)
-                child = self._child()
         except LocalError:
             raise
         except OSError as error:
