@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -76,60 +75,6 @@ def test_the_environment_stands_over_the_file(
     settings = load(config, None)
     assert settings.push.workers == 5
     assert settings.batch.settle_seconds == 7
-
-
-@pytest.mark.parametrize(
-    ("variable", "text", "key", "value"),
-    [
-        ("ONESYNC_WORKING_DIR", "/another", "working_dir", Path("/another")),
-        ("onesync_push__workers", "5", "push.workers", 5),
-        ("ONESYNC_LOCK__BEAT_SECONDS", "3", "lock.beat_seconds", 3),
-        ("ONESYNC_STAGEIN__RELOCATE_LINKS", "no", "stagein.relocate_links", False),
-        ("ONESYNC_METRICS__LISTEN", "[::1]:9", "metrics.listen", "[::1]:9"),
-        ("ONESYNC_PUSH__EXCLUDE", '["*.log", "a"]', "push.exclude", ("*.log", "a")),
-    ],
-)
-def test_every_kind_of_value_can_come_from_the_environment(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    variable: str,
-    text: str,
-    key: str,
-    value: object,
-) -> None:
-    monkeypatch.setenv(variable, text)
-    settings = load(written(tmp_path, '[push]\nexclude = ["b"]\n'), None)
-    assert attrgetter(key)(settings) == value
-
-
-@pytest.mark.parametrize(
-    ("variable", "text", "told"),
-    [
-        ("ONESYNC_PUSH__WORKERS", "many", "push.workers: .* valid integer"),
-        ("ONESYNC_PUSH__WORKERS", "", "push.workers: .* valid integer"),
-        ("ONESYNC_PUSH__EXCLUDE", "*.log", "push.exclude: .* valid tuple"),
-        ("ONESYNC_PUSH__EXCLUDE", "3", "push.exclude: .* valid tuple"),
-        ("ONESYNC_PUSH__UNKNOWN", "3", "push.unknown is not a key"),
-        ("ONESYNC_PUSH", "3", "push: .* valid dictionary"),
-    ],
-)
-def test_a_wrong_value_in_the_environment_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, text: str, told: str
-) -> None:
-    config = tmp_path / "onesync.toml"
-    config.write_text('onedata_dir = "/data"\nstate_dir = "/s"\nruntime_dir = "/r"\n')
-    monkeypatch.setenv("ONESYNC_WORKING_DIR", "/work")
-    monkeypatch.setenv(variable, text)
-    with pytest.raises(ConfigurationError, match=told):
-        load(config, None)
-
-
-def test_variables_of_others_are_none_of_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ONESYNC_UNKNOWN", "1")
-    monkeypatch.setenv("ONESYNC_UNKNOWN__KEY", "1")
-    assert load(written(tmp_path), None).push.workers == 32
 
 
 def test_systemd_names_the_state_and_runtime_directories(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Self, get_origin
+from typing import Any, Literal, Self
 
 from pathspec import PathSpec
 from pydantic import (
@@ -19,13 +17,13 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from onesync.core.claims import LockTimes
 from onesync.core.ordering import SCIPION_ORDER
 from onesync.errors import ConfigurationError
 
 CONFIGURATIONS = Path("/etc/onesync")
-_PREFIX = "ONESYNC_"
 
 
 class _Section(BaseModel):
@@ -121,8 +119,12 @@ class UndeploySettings(_Section):
     on_poweroff: Literal["keep", "undeploy"] = "undeploy"
 
 
-class Settings(_Section):
+class Settings(BaseSettings):
     """The whole configuration; every key is documented in ``config/onesync.toml``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ONESYNC_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
 
     working_dir: Path
     onedata_dir: Path
@@ -164,6 +166,18 @@ class Settings(_Section):
             dead=lock.dead_seconds,
         )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the environment over the file, whose values come as arguments."""
+        return env_settings, init_settings
+
 
 def _from_systemd(variable: str, key: str) -> Path:
     value = os.environ.get(variable)
@@ -190,34 +204,10 @@ def load(config: Path | None, instance: str | None) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{config} is not TOML: {error}.") from error
     try:
-        return Settings(**_with_environment(values))
+        return Settings(**values)
     except ValidationError as error:
         wrong = "; ".join(_told(item) for item in error.errors())
         raise ConfigurationError(f"{config}: {wrong}.") from error
-
-
-def _with_environment(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the file's values with the environment's over them."""
-    values = dict(values)
-    for variable, text in os.environ.items():
-        if not variable.upper().startswith(_PREFIX):
-            continue
-        name, _, key = variable[len(_PREFIX) :].lower().partition("__")
-        field = Settings.model_fields.get(name)
-        if field is not None and not key:
-            values[name] = text
-        elif field is not None and isinstance(section := values.get(name, {}), dict):
-            values[name] = {**section, key: _value_of(field.annotation, key, text)}
-    return values
-
-
-def _value_of(section: Any, key: str, text: str) -> Any:
-    """Return what a variable says: a list of patterns is written as JSON."""
-    fields = getattr(section, "model_fields", {})
-    if key in fields and get_origin(fields[key].annotation) is tuple:
-        with suppress(ValueError):
-            return json.loads(text)
-    return text
 
 
 def _told(item: ErrorDetails) -> str:
