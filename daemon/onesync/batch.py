@@ -375,7 +375,7 @@ class Batches:
             self.pool,
             self.order,
             self.may_write,
-            lambda top: (path for path, _ in self.index.beneath(top)),
+            self.index.beneath,
             self.index.blocks,
             self._is_waited_for,
             self.travels.get,

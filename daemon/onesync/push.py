@@ -22,11 +22,13 @@ from onesync.core.model import (
     RESERVED_PREFIX,
     Entry,
     Kind,
+    Known,
     Problem,
     RelPath,
     Stamp,
     join,
     lies_in,
+    name_of,
     parent_of,
     show,
 )
@@ -60,6 +62,9 @@ _PORTION_FILES = 1000
 
 _CREATED_AT_MOST = 1 << 20
 """Larger new files get their names when they are whole."""
+
+_Kinds = dict[RelPath, dict[bytes, Kind]]
+"""The kinds of what lies in directories, by directory and name."""
 
 
 @dataclass(slots=True)
@@ -125,7 +130,7 @@ class Push:
         pool: ThreadPoolExecutor,
         order: PublishOrder,
         may_write: Callable[[], None],
-        known_beneath: Callable[[RelPath], Iterable[RelPath]],
+        known_beneath: Callable[[RelPath], Iterable[tuple[RelPath, Known]]],
         blocks_of: Callable[[str], Blocks | None],
         is_waited_for: Callable[[RelPath], bool],
         travel_to: Callable[[RelPath], Travel | None],
@@ -144,7 +149,7 @@ class Push:
             order: in which groups files are published.
             may_write: raises LockLost or MountNotThere when nothing may be written any more; asked
                 before every change of the replica.
-            known_beneath: the index's paths at and beneath a path.
+            known_beneath: the index's rows at and beneath a path.
             blocks_of: the digests of a large file's blocks, by the file's digest.
             is_waited_for: whether databases wait for a file that changed while it was copied.
             travel_to: the copy that earlier batches began, by its target.
@@ -284,7 +289,7 @@ class Push:
             self._sources[path] = Source(
                 local, path in snapshots, temporary, undo, blocks, digest, so_far
             )
-        ours = [set(self._known_beneath(d.path)) for d in plan.removals]
+        ours = [_kinds_by_parent(self._known_beneath(d.path)) for d in plan.removals]
         tops = each(self._pool, self._to_remove, plan.removals, ours)
         for difference, found in zip(plan.removals, tops, strict=True):
             self._removes[difference.path] = found
@@ -302,7 +307,7 @@ class Push:
             return None
         return self._travel_to(difference.path)
 
-    def _to_remove(self, difference: Difference, ours: set[RelPath]) -> list[RelPath]:
+    def _to_remove(self, difference: Difference, ours: _Kinds) -> list[RelPath]:
         """Return what a removal takes out of the replica: never what somebody put there."""
         known = difference.known
         if known is None or known.entry.kind is Kind.LINK:
@@ -311,17 +316,21 @@ class Push:
             return [difference.path]
         return self._wholly_known(difference.path, ours)[0]
 
-    def _wholly_known(self, top: RelPath, ours: set[RelPath]) -> tuple[list[RelPath], bool]:
-        """Return the tops of what is ``ours`` beneath ``top``, and whether that is all."""
+    def _wholly_known(self, top: RelPath, ours: _Kinds) -> tuple[list[RelPath], bool]:
+        """Return the tops of what is ``ours`` beneath ``top``, and whether that is all.
+
+        What we put there as a file is not looked at: its name tells that it is ours.
+        """
         tops: list[RelPath] = []
         whole = True
+        known = ours.get(top, {})
         try:
-            items = self._replica.list(top)
+            items = self._replica.list(top, {n for n, kind in known.items() if kind is Kind.FILE})
         except (FileNotFoundError, NotADirectoryError):
             return [], True
         for item in items:
             path = join(top, item.name)
-            if path not in ours:
+            if item.name not in known:
                 text = f"{show(path)} was put into OneData by somebody else; it is kept there."
                 self.outcome.problems.append(Problem(path, "newcomer", text))
                 whole = False
@@ -340,21 +349,28 @@ class Push:
         return join(parent_of(path), RESERVED_PREFIX + tag)
 
     def _make_directories(self, directories: list[Difference]) -> None:
-        for difference in sorted(directories, key=lambda d: d.path.count(b"/")):
-            if lies_in(difference.path, self._refused):
-                continue
-            self._may_write()
-            try:
-                self._replica.make_directory(difference.path)
-            except NameRefused:
-                self._refuse(difference.path)
-                continue
-            except FileExistsError:
-                found = self._replica.look(difference.path)
-                if found is None or found.kind is not Kind.DIRECTORY:
-                    self._occupied(difference.path)
-                    continue
-            self._record_seen(difference)
+        levels: dict[int, list[Difference]] = {}
+        for difference in directories:
+            levels.setdefault(difference.path.count(b"/"), []).append(difference)
+        for _, level in sorted(levels.items()):
+            each(self._pool, self._make_directory, level)
+
+    def _make_directory(self, difference: Difference) -> None:
+        path = difference.path
+        if lies_in(path, self._refused):
+            return
+        self._may_write()
+        try:
+            self._replica.make_directory(path)
+        except NameRefused:
+            self._refuse(path)
+            return
+        except FileExistsError:
+            found = self._replica.look(path)
+            if found is None or found.kind is not Kind.DIRECTORY:
+                self._occupied(path)
+                return
+        self._record_seen(difference)
 
     def _without_refused(self, plan: Plan) -> Plan:
         """Return the plan without what lies in directories that OneData refused."""
@@ -739,6 +755,13 @@ def _became_database(difference: Difference, source: Source) -> bool:
         return os.pread(fd, len(HEADER), 0) == HEADER
     finally:
         os.close(fd)
+
+
+def _kinds_by_parent(rows: Iterable[tuple[RelPath, Known]]) -> _Kinds:
+    kinds: _Kinds = {}
+    for path, known in rows:
+        kinds.setdefault(parent_of(path), {})[name_of(path)] = known.entry.kind
+    return kinds
 
 
 def _path_of(difference: Difference) -> RelPath:
