@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -368,3 +369,28 @@ def _wait(condition: Callable[[], bool], node: Node) -> None:
     while not condition():
         assert time.monotonic() < deadline, node.log()
         time.sleep(0.01)
+
+
+def test_a_deleted_directory_delays_nobody_and_leaves_nothing(
+    nodes: list[Node], mounted: Mounted
+) -> None:
+    one, _ = nodes
+    one.deploy()
+    run = one.work / "Runs" / "000001_Many"
+    (run / "extra").mkdir(parents=True)
+    for number in range(100):
+        (run / "extra" / f"item_{number}").write_bytes(b"x")
+    assert one.flush() == 0, one.log()
+    mounted.latency(0.02)  # four seconds for what was in the directory
+    replica = mounted.backing / "project"
+    shutil.rmtree(run / "extra")
+    _wait(lambda: len(names_of_ours(replica / "Runs")) > 0, one)
+    (one.work / "new").write_bytes(b"y")
+    _wait(lambda: (replica / "new").exists(), one)
+    assert names_of_ours(replica / "Runs"), "it is tidied meanwhile"
+    run.rename(run.with_name("000001_Renamed"))
+    assert one.flush() == 0, one.log()
+    mounted.latency(0)
+    assert names_of_ours(mounted.backing) == []
+    assert os.listdir(replica / "Runs") == ["000001_Renamed"]
+    assert one.end() == 0, one.log()

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -128,6 +128,7 @@ class Batches:
     _unrecorded: Callable[[], None] | None = None
     _unsteady: dict[RelPath, float] = field(default_factory=dict)
     _is_behind: bool = False
+    _tidying: Future[None] | None = None
     _waiting: Waiting | None = None
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     _sent: dict[RelPath, bool] = field(default_factory=dict)
@@ -160,6 +161,7 @@ class Batches:
                 break
         # What is not dirty any more, or failed, travels no further.
         self.travels.end_beneath(b"")
+        self._tidied()
 
     def awaits(self) -> bool:
         """Whether the next batch has second halves to do."""
@@ -195,12 +197,24 @@ class Batches:
         """See to it that the replica is the right one, is settled, and holds what it should."""
         if self.check_mount():
             self.suspect()
+        self._tidied()
         if self._half_done:
             self.settle()
         if self.travels.suspected:
             self.travels.mend()
         while self.unverified.suspected:
             self._send_anew(self.unverified.look())
+
+    def _tidied(self) -> None:
+        """Wait until what the last batches put aside is gone; raises what came in its way."""
+        tidying, self._tidying = self._tidying, None
+        if tidying is None:
+            return
+        try:
+            tidying.result()
+        except BaseException:
+            self._half_done = True  # the intent stands: it is settled as a dead batch's
+            raise
 
     def _identify(self) -> None:
         """Look, between cut and push, whether the replica is still the one that the plan is for."""
@@ -383,6 +397,8 @@ class Batches:
             named=self._waiting.data if self._waiting is not None else None,
             may_defer=not everything and len(plan.files) <= _PORTIONED_FILES,
         )
+        if plan.touches_directories:
+            self._tidied()
         self._half_done = True
         return self._push_and_commit(push, plan, cut, pins)
 
@@ -425,8 +441,11 @@ class Batches:
         self.travels.advance(outcome.travels)
         renamed = [(c.source, c.target) for c in outcome.changes if isinstance(c, Renamed)]
         self.deletions.done(self._awaited.removals, self._awaited.moves, renamed)
-        push.tidy()
+        rest = push.tidy()
         self._half_done = False
+        if rest is not None:
+            self._tidied()
+            self._tidying = self.pool.submit(rest)
         self._waiting = what_waits(self._waiting, cut, plan, outcome)
         kept = self._waiting.frozen if self._waiting is not None else {}
         for path, item in cut.frozen.items():

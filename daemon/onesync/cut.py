@@ -122,7 +122,7 @@ class Cuts:
         due = [first, self.marks.take(everything=True, resting=as_is)]
         found = self._look(_joined(due), awaited)
         databases = self._databases(_all_paths(due) | found.keys())
-        pins.add(_files(found) - databases)
+        self._pin(pins, found, _files(found) - databases)
         frozen: dict[RelPath, Frozen] = {}
         late = due[-1]
         for number in range(_ROUNDS):
@@ -137,7 +137,7 @@ class Cuts:
             _renew(found, late, late_found)
             told = late.paths | late_found.keys()
             databases = (databases - told) | self._databases(told)
-            pins.add(_files(late_found) - databases)
+            self._pin(pins, found, _files(late_found) - databases)
             # What came only after the first look, and went, lived for milliseconds: after a few
             # tries it is taken for what it nearly always is, a temporary that no row names.
             strict = number < _STRICT_ROUNDS
@@ -157,6 +157,14 @@ class Cuts:
         taken_back = self._take_back_sidecars(found, awaited | frozen.keys())
         looked = _joined(due)
         return Cut(found, looked, frozen, set(looked.moves), self._deferred, 0.0, taken_back)
+
+    def _pin(
+        self, pins: Pins, found: dict[RelPath, Difference], paths: AbstractSet[RelPath]
+    ) -> None:
+        """Hold ``paths``; what went since it was seen is not found any more."""
+        for path in pins.add(paths):
+            if found[path].known is None:
+                del found[path]
 
     def _look(self, due: Due, awaited: AbstractSet[RelPath]) -> dict[RelPath, Difference]:
         found = self.scanner.scan(due.paths | awaited, due.trees)

@@ -53,22 +53,30 @@ class Pins:
     def __iter__(self) -> Iterator[RelPath]:
         return iter(self._fds)
 
-    def add(self, paths: Iterable[RelPath]) -> None:
-        """Pin what stands at ``paths`` now; what stood there before is let go."""
+    def add(self, paths: Iterable[RelPath]) -> set[RelPath]:
+        """Pin what stands at ``paths`` now; what stood there before is let go.
+
+        Returns where nothing stands; not all of it where there is no descriptor left.
+        """
+        gone = set()
         for path in paths:
             if len(self._fds) >= self._room:
-                return
+                break
             try:
                 fd = open_beneath(self._top, path, os.O_RDONLY | os.O_NONBLOCK)
+            except (FileNotFoundError, NotADirectoryError):
+                gone.add(path)
+                continue
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
-                    return
-                continue  # gone or unreadable: the push finds out and says so
+                    break
+                continue  # unreadable: the push finds out and says so
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 os.close(fd)
                 continue
             self.release(path)
             self._fds[path] = fd
+        return gone
 
     def release(self, path: RelPath) -> None:
         """Let one go."""

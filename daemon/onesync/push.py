@@ -175,6 +175,7 @@ class Push:
         self.outcome = Outcome()
         self._count = 0
         self._leftover: list[RelPath] = []
+        self._trees: list[RelPath] = []
         self._sources: dict[RelPath, Source] = {}
         self._pinned: Mapping[RelPath, bytes] = {}
         self._replaced: dict[RelPath, RelPath] = {}
@@ -224,9 +225,25 @@ class Push:
         """Whether the intent stands for a copy that goes on: then it needs its checkpoint."""
         return any(travel.intent == self.intent.path for travel in self.outcome.travels.values())
 
-    def tidy(self) -> None:
-        """Remove the asides and the intent: the checkpoint stands, they are not needed."""
-        each(self._pool, self._replica.remove, self._leftover)
+    def tidy(self) -> Callable[[], None] | None:
+        """Remove the asides and the intent: the checkpoint stands, they are not needed.
+
+        Returns what is still to be done where whole directories went aside. It may take long, one
+        call after the other, and only those wait for it who rename or remove directories.
+        """
+        trees = set(self._trees)
+        each(self._pool, self._replica.remove, [a for a in self._leftover if a not in trees])
+        if trees:
+            return self._tidy_trees
+        self._end_intent()
+        return None
+
+    def _tidy_trees(self) -> None:
+        for aside in self._trees:
+            self._replica.remove(aside)
+        self._end_intent()
+
+    def _end_intent(self) -> None:
         if self.intent.is_needed() and not self.begins_travel():
             self._replica.remove(self.intent.path)
 
@@ -698,6 +715,8 @@ class Push:
             with suppress(FileNotFoundError):  # somebody removed it in the replica
                 self._replica.rename(path, self._removed[path])
                 self._leftover.append(self._removed[path])
+                if difference.removes_directory:
+                    self._trees.append(self._removed[path])
         self.outcome.changes.append(Gone(difference.path))
 
     def _record_seen(self, difference: Difference) -> None:

@@ -27,6 +27,11 @@ class Difference:
     known: Known | None
     seen: Stamp | None
 
+    @property
+    def removes_directory(self) -> bool:
+        """Whether a directory goes, if this is a removal."""
+        return self.known is not None and self.known.entry.kind is Kind.DIRECTORY
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -61,6 +66,12 @@ class Plan:
     moves: list[Move] = field(default_factory=list)
     awaited_removals: frozenset[RelPath] = frozenset()
     awaited_moves: frozenset[tuple[RelPath, RelPath]] = frozenset()
+
+    @property
+    def touches_directories(self) -> bool:
+        """Whether a directory that is there is renamed or removed."""
+        gone = any(difference.removes_directory for difference in self.removals)
+        return gone or any(move.kind is Kind.DIRECTORY for move in self.moves)
 
     @property
     def empty(self) -> bool:
