@@ -427,7 +427,6 @@ class Batches:
         self.left |= outcome.retry | outcome.postponed | later
         self.marks.later(later)
         now = time.monotonic()
-        self._is_behind = bool(outcome.deferred)
         self._unsteady = {path: self._unsteady.get(path, now) for path in outcome.retry}
         self.marks.again(outcome.retry)
         for path, seconds in outcome.growing.items():
@@ -447,6 +446,7 @@ class Batches:
             self._tidied()
             self._tidying = self.pool.submit(rest)
         self._waiting = what_waits(self._waiting, cut, plan, outcome)
+        self._is_behind = bool(outcome.deferred) or self._waiting is not None
         kept = self._waiting.frozen if self._waiting is not None else {}
         for path, item in cut.frozen.items():
             if path not in kept:

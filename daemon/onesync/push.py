@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from onesync.core.blocks import Blocks
@@ -57,6 +58,10 @@ NAME_REFUSED = "name_refused"
 _PORTION_SECONDS = 1.0
 """After so long a batch begins no more data files: those that came meanwhile wait for its end."""
 
+_LANES = 4
+"""So many workers go on with data while the others publish. Most of it lies in one directory,
+where the kernel makes one name after the other."""
+
 _PORTION_FILES = 1000
 """A batch that may leave data to the next one looks at no more than so many."""
 
@@ -76,6 +81,7 @@ class Outcome:
         stamps: the stamps that the sources had.
         retry: paths that changed while they were copied, or went; they stay dirty.
         lacking: data that did not come and that the databases of the cut may name.
+        is_late: whether databases were held back because such data were not there in time.
         deferred: data that the next batch brings, for this one has lasted long enough.
         held: markers and databases that wait for data.
         growing: paths that are not done and stay dirty, with the seconds that they took in vain or
@@ -94,6 +100,7 @@ class Outcome:
     stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     retry: set[RelPath] = field(default_factory=set)
     lacking: set[RelPath] = field(default_factory=set)
+    is_late: bool = False
     deferred: set[RelPath] = field(default_factory=set)
     held: set[RelPath] = field(default_factory=set)
     growing: dict[RelPath, float] = field(default_factory=dict)
@@ -215,10 +222,13 @@ class Push:
                 self._remove(difference)
         self._make_directories(plan.directories)
         plan = self._without_refused(plan)
-        self._publish_all(self._transfer(plan.files, snapshots), plan, snapshots)
-        for difference in plan.links + plan.metadata:
-            self._record_seen(difference)
-        self._second_halves(plan)
+        ready = self._transfer(plan.files, snapshots)
+        with self._going_on(plan.files):
+            self._publish_all(ready, plan, snapshots)
+            for difference in plan.links + plan.metadata:
+                self._record_seen(difference)
+            self._second_halves(plan)
+        self._confirm_written()
         return self.outcome
 
     def begins_travel(self) -> bool:
@@ -406,6 +416,7 @@ class Push:
         if self._may_defer:
             self._enough = time.monotonic() + _PORTION_SECONDS
         found = each(self._pool, self._bring_in_time, data)
+        self.outcome.is_late = not self.outcome.lacking.isdisjoint(self.outcome.deferred)
         found += each(self._pool, self._bring_database, databases)
         return [ready for ready in found if ready is not None]
 
@@ -422,9 +433,39 @@ class Push:
             return None
         return self._bring(difference)
 
+    @contextmanager
+    def _going_on(self, files: list[Difference]) -> Iterator[None]:
+        """Go on with small new data meanwhile; the databases that wait for them wait on."""
+        left = deque(
+            d
+            for d in self._in_turns([d for d in files if d.path in self.outcome.deferred])
+            if self._sources[d.path].digest is not None
+        )
+        ended = threading.Event()
+        lanes = [self._pool.submit(self._go_on, left, ended) for _ in range(_LANES if left else 0)]
+        try:
+            yield
+        finally:
+            ended.set()
+            wait(lanes)
+        for lane in lanes:
+            lane.result()
+
+    def _go_on(self, left: deque[Difference], ended: threading.Event) -> None:
+        while not ended.is_set():
+            try:
+                difference = left.popleft()
+            except IndexError:
+                return
+            self.outcome.deferred.discard(difference.path)
+            self.outcome.lacking.discard(difference.path)
+            ready = self._bring(difference)
+            if ready is not None:
+                self._publish(ready)
+
     def _databases_wait(self) -> bool:
         """Whether data were left to the next batch that any row of any database may name."""
-        return not self.outcome.lacking.isdisjoint(self.outcome.deferred)
+        return self.outcome.is_late
 
     def _waits(self, path: RelPath) -> bool:
         """Whether the databases that do not name ``path`` any more were held back."""
@@ -585,9 +626,7 @@ class Push:
             batch = [item for item in ready if item.group == group]
             each(self._pool, self._publish, spread(batch, lambda item: item.difference.path))
             each(self._pool, self._create_late, spread(late.get(group, []), _path_of))
-            # Not one by one: a look-up between creates waits for its turn in their directory.
-            written, self._to_confirm = self._to_confirm, []
-            each(self._pool, self._confirm, *zip(*written, strict=True))
+            self._confirm_written()
 
     def _create_late(self, difference: Difference) -> None:
         if scope_of(difference.path) in self._held:
@@ -690,6 +729,12 @@ class Push:
                 f"{show(path)} does not have its {size} bytes in OneData after the push; nothing"
                 " was committed, the batch is done again."
             )
+
+    def _confirm_written(self) -> None:
+        # Not one by one: a look-up between creates waits for its turn in their directory.
+        with self._guard:
+            written, self._to_confirm = self._to_confirm, []
+        each(self._pool, self._confirm, *zip(*written, strict=True))
 
     def _second_halves(self, plan: Plan) -> None:
         for move in plan.moves:

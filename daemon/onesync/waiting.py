@@ -48,7 +48,7 @@ def what_waits(earlier: Waiting | None, cut: Cut, plan: Plan, outcome: Outcome) 
     Databases that are held back for a file that changes all the time do not, nor those that may
     name what a rename of their cut has not brought yet: they are taken anew.
     """
-    if outcome.lacking.isdisjoint(outcome.deferred):
+    if not outcome.is_late:
         return None
     renamed = {scope_of(target) for _, target in plan.awaited_moves} if earlier is None else set()
     held = {p: f for p, f in cut.frozen.items() if p in outcome.held and scope_of(p) not in renamed}
