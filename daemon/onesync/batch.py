@@ -408,7 +408,8 @@ class Batches:
         self.may_write()
         for top in [d.path for d in plan.removals] + [move.source for move in plan.moves]:
             self.travels.end_beneath(top)
-        outcome = push.carry_out(plan, snapshots, pins.sources(), cut.deferred)
+        left_out = cut.deferred & self.marks.databases
+        outcome = push.carry_out(plan, snapshots, pins.sources(), left_out)
         committed = bool(outcome.changes) or push.begins_travel() or self._is_behind_anew(outcome)
         if committed:
             noted = [Noted(problem) for problem in outcome.problems]

@@ -190,6 +190,7 @@ class Push:
         self._removes: dict[RelPath, list[RelPath]] = {}
         self._held: set[RelPath] = set()
         self._held_databases: set[RelPath] = set()
+        self._old_databases: set[RelPath] = set()
         self._to_confirm: list[tuple[RelPath, int]] = []
         self._refused: set[RelPath] = set()
         self._guard = threading.Lock()
@@ -199,7 +200,7 @@ class Push:
         plan: Plan,
         snapshots: Mapping[RelPath, bytes],
         pinned: Mapping[RelPath, bytes],
-        left_out: Iterable[RelPath] = (),
+        left_out: AbstractSet[RelPath] = frozenset(),
     ) -> Outcome:
         """Push ``plan``.
 
@@ -210,7 +211,7 @@ class Push:
         """
         self._pinned = pinned
         if self._named is None:
-            self._held_databases |= set(map(scope_of, left_out))
+            self._old_databases = set(map(scope_of, left_out))
         plan = self._portion(plan, snapshots)
         self._prepare(plan, snapshots, pinned)
         self._may_write()
@@ -468,8 +469,10 @@ class Push:
         return self.outcome.is_late
 
     def _waits(self, path: RelPath) -> bool:
-        """Whether the databases that do not name ``path`` any more were held back."""
-        return self._databases_wait() or scope_of(path) in self._held_databases
+        """Whether the databases that do not name ``path`` any more were held back, or left out."""
+        scope = scope_of(path)
+        held = scope in self._held_databases or scope in self._old_databases
+        return held or self._databases_wait()
 
     def _is_created_late(self, difference: Difference, snapshots: Mapping[RelPath, bytes]) -> bool:
         """Whether a file is created under its own name, but after the data that it promises."""
