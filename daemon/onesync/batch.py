@@ -30,7 +30,7 @@ from onesync.core.model import (
     lost_stamp,
     parent_of,
 )
-from onesync.core.ordering import PublishOrder
+from onesync.core.ordering import PublishOrder, scope_of
 from onesync.core.plan import Difference, Move, Plan, make_plan, portioned, restricted
 from onesync.core.trouble import is_full
 from onesync.cut import Cut, Cuts
@@ -45,7 +45,7 @@ from onesync.push import BEHIND, NAME_REFUSED, Outcome, Push
 from onesync.replica.door import Replica
 from onesync.travels import Travels
 from onesync.unverified import Unverified
-from onesync.waiting import Waiting, what_waits
+from onesync.waiting import Waiting, is_behind, what_waits
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,9 @@ _PACE = 4.0
 
 _PORTIONED_FILES = 5000
 """More are brought by one batch: to look at them again and again would cost more than waiting."""
+
+_CUTS_IN_VAIN = 3
+"""After so many cuts whose data came in part, and then no more, a batch takes all."""
 
 _REMOVED_AT_ONCE = 2000
 """A batch removes no more than so many, for each is five calls and new data wait meanwhile."""
@@ -130,6 +133,7 @@ class Batches:
     _is_behind: bool = False
     _tidying: Future[None] | None = None
     _waiting: Waiting | None = None
+    _in_vain: int = 0
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     _sent: dict[RelPath, bool] = field(default_factory=dict)
 
@@ -306,22 +310,20 @@ class Batches:
         began = time.monotonic()
         with on_this_machine():
             self.cuts.scanner.verify_root()
-            if everything or not self._can_wait():
+            if everything:
                 self._let_go()
-        waiting = self._waiting.frozen if self._waiting is not None else None
         with Pins(self.root) as pins:
             with on_this_machine():
-                if everything or waiting or self.awaits() or self.cuts.is_needed(due):
-                    paths = self._awaited.paths()
-                    cut = self.cuts.take(due, paths, pins, as_is=everything, waiting=waiting)
-                else:
-                    cut = self.cuts.plain(due)
+                cut = self._cut(due, pins, everything)
                 self._forget_renamed(due)
                 plan = self._plan(cut, everything)
+                if self._waiting is not None and not self._waiting.comes_with(plan):
+                    self._let_go()
+                    cut = self.cuts.take(cut.looked, self._awaited.paths(), pins, as_is=everything)
+                    plan = self._plan(cut, everything)
             self.left |= cut.deferred
             if plan.empty:
                 self._await(plan)
-                self.marks.later(set(cut.frozen))
                 self._let_go()
                 self.deletions.done(self._awaited.removals, self._awaited.moves)
                 return False
@@ -329,14 +331,26 @@ class Batches:
             self._identify()
             return self._push(plan, cut, pins, everything)
 
-    def _can_wait(self) -> bool:
-        """Whether nothing is gone that the waiting snapshots may name: it would never come."""
-        waiting = self._waiting
-        return waiting is not None and not self.cuts.scanner.gone(set(waiting.data))
+    def _cut(self, due: Due, pins: Pins, everything: bool) -> Cut:
+        waiting, awaited = self._waiting, self._awaited.paths()
+        if waiting is not None:
+            return self.cuts.take(due, awaited, pins, as_is=False, waiting=waiting.frozen)
+        if everything or awaited or self.cuts.is_needed(due):
+            return self.cuts.take(due, awaited, pins, as_is=everything)
+        return self.cuts.plain(due)
+
+    def _keep(self, waiting: Waiting | None, outcome: Outcome) -> None:
+        """Let ``waiting`` wait; count the cuts that had to and were given up."""
+        if not is_behind(outcome):
+            self._in_vain = 0
+        elif waiting is not None and self._waiting is None:
+            self._in_vain += 1
+        self._waiting = waiting
 
     def _let_go(self) -> None:
         """Let the databases that wait be taken anew."""
         if self._waiting is not None:
+            self.marks.later(set(self._waiting.frozen))
             self._waiting.let_go()
             self._waiting = None
 
@@ -395,7 +409,8 @@ class Batches:
             self.travels.get,
             None if everything else self.round_seconds,
             named=self._waiting.data if self._waiting is not None else None,
-            may_defer=not everything and len(plan.files) <= _PORTIONED_FILES,
+            promised=self._waiting.promised(plan) if self._waiting is not None else set(),
+            may_defer=not everything and self._may_defer(plan),
         )
         if plan.touches_directories:
             self._tidied()
@@ -408,8 +423,7 @@ class Batches:
         self.may_write()
         for top in [d.path for d in plan.removals] + [move.source for move in plan.moves]:
             self.travels.end_beneath(top)
-        left_out = cut.deferred & self.marks.databases
-        outcome = push.carry_out(plan, snapshots, pins.sources(), left_out)
+        outcome = push.carry_out(plan, snapshots, pins.sources())
         committed = bool(outcome.changes) or push.begins_travel() or self._is_behind_anew(outcome)
         if committed:
             noted = [Noted(problem) for problem in outcome.problems]
@@ -446,7 +460,7 @@ class Batches:
         if rest is not None:
             self._tidied()
             self._tidying = self.pool.submit(rest)
-        self._waiting = what_waits(self._waiting, cut, plan, outcome)
+        self._keep(what_waits(self._waiting, cut, plan, outcome), outcome)
         self._is_behind = bool(outcome.deferred) or self._waiting is not None
         kept = self._waiting.frozen if self._waiting is not None else {}
         for path, item in cut.frozen.items():
@@ -460,6 +474,9 @@ class Batches:
         behind = (problem.path for problem in outcome.problems if problem.kind == BEHIND)
         told = {path for path, problem in self.problems.items() if problem.kind == BEHIND}
         return any(path not in told for path in behind)
+
+    def _may_defer(self, plan: Plan) -> bool:
+        return self._in_vain < _CUTS_IN_VAIN and len(plan.files) <= _PORTIONED_FILES
 
     def _is_waited_for(self, path: RelPath) -> bool:
         now = time.monotonic()
@@ -546,7 +563,18 @@ class Batches:
         plan = make_plan(found, renames, self._awaited.removals, self._awaited.moves)
         if self._waiting is not None:
             plan = restricted(plan, self._waiting.removals, self._waiting.moves)
+        else:
+            plan = self._without_named(plan, cut)
         return plan if everything else portioned(plan, _REMOVED_AT_ONCE)
+
+    def _without_named(self, plan: Plan, cut: Cut) -> Plan:
+        """Leave second halves of runs whose databases the cut left out: OneData's may name them."""
+        scopes = {scope_of(path) for path in cut.deferred if self._committed(path) is not None}
+        if not scopes:
+            return plan
+        removals = {d.path for d in plan.removals if scope_of(d.path) not in scopes}
+        moves = {(m.source, m.target) for m in plan.moves if scope_of(m.source) not in scopes}
+        return restricted(plan, removals, moves)
 
     def _renames(
         self, differences: dict[RelPath, Difference], pairs: set[tuple[RelPath, RelPath]]

@@ -144,6 +144,7 @@ class Push:
         seconds: float | None,
         *,
         named: AbstractSet[RelPath] | None = None,
+        promised: AbstractSet[RelPath] = frozenset(),
         may_defer: bool = False,
     ) -> None:
         """Prepare a batch.
@@ -163,6 +164,7 @@ class Push:
             seconds: so long a large file travels before it goes on in the next batch; None brings
                 all to their end, however long that takes.
             named: what of the data the databases may name that are pushed; None is all.
+            promised: the markers that wait for ``named`` alone.
             may_defer: what takes too long is left for the next batch.
         """
         self._replica = replica
@@ -176,6 +178,7 @@ class Push:
         self._travel_to = travel_to
         self._seconds = seconds
         self._named = named
+        self._promised = promised
         self._may_defer = may_defer
         self._enough = float("inf")
         self.intent = Intent(position)
@@ -189,8 +192,8 @@ class Push:
         self._removed: dict[RelPath, RelPath] = {}
         self._removes: dict[RelPath, list[RelPath]] = {}
         self._held: set[RelPath] = set()
+        self._held_promised: set[RelPath] = set()
         self._held_databases: set[RelPath] = set()
-        self._old_databases: set[RelPath] = set()
         self._to_confirm: list[tuple[RelPath, int]] = []
         self._refused: set[RelPath] = set()
         self._guard = threading.Lock()
@@ -200,18 +203,14 @@ class Push:
         plan: Plan,
         snapshots: Mapping[RelPath, bytes],
         pinned: Mapping[RelPath, bytes],
-        left_out: AbstractSet[RelPath] = frozenset(),
     ) -> Outcome:
         """Push ``plan``.
 
         ``snapshots`` maps databases to their snapshots' absolute paths, ``pinned`` files to
-        absolute paths under which they can be read even when they are gone; databases that the cut
-        ``left_out`` hold back the removals of their run. Raises OSError or an OnesyncError where
-        the mount fails as a whole; the replica then needs ``recovery``.
+        absolute paths under which they can be read even when they are gone. Raises OSError or an
+        OnesyncError where the mount fails as a whole; the replica then needs ``recovery``.
         """
         self._pinned = pinned
-        if self._named is None:
-            self._old_databases = set(map(scope_of, left_out))
         plan = self._portion(plan, snapshots)
         self._prepare(plan, snapshots, pinned)
         self._may_write()
@@ -283,6 +282,7 @@ class Push:
         self.outcome.deferred.add(path)
         self._held.add(scope_of(path))
         if self._is_named(path):
+            self._held_promised.add(scope_of(path))
             self.outcome.lacking.add(path)
 
     def _prepare(
@@ -469,10 +469,8 @@ class Push:
         return self.outcome.is_late
 
     def _waits(self, path: RelPath) -> bool:
-        """Whether the databases that do not name ``path`` any more were held back, or left out."""
-        scope = scope_of(path)
-        held = scope in self._held_databases or scope in self._old_databases
-        return held or self._databases_wait()
+        """Whether the databases that do not name ``path`` any more were held back."""
+        return self._databases_wait() or scope_of(path) in self._held_databases
 
     def _is_created_late(self, difference: Difference, snapshots: Mapping[RelPath, bytes]) -> bool:
         """Whether a file is created under its own name, but after the data that it promises."""
@@ -489,6 +487,7 @@ class Push:
         if ready is None and path in self.outcome.retry and self._is_promised(difference):
             self._held.add(scope_of(path))
             if self._is_named(path):
+                self._held_promised.add(scope_of(path))
                 self._held_databases.add(scope_of(path))
                 self.outcome.lacking.add(path)
         return ready
@@ -632,18 +631,23 @@ class Push:
             self._confirm_written()
 
     def _create_late(self, difference: Difference) -> None:
-        if scope_of(difference.path) in self._held:
+        if self._is_held(difference.path, is_database=False):
             self.outcome.held.add(difference.path)
             return
         ready = self._bring(difference)
         if ready is not None:
             self._publish(ready)
 
+    def _is_held(self, path: RelPath, *, is_database: bool) -> bool:
+        """Whether data that ``path`` promises did not come."""
+        if is_database:
+            return scope_of(path) in self._held_databases
+        return scope_of(path) in (self._held_promised if path in self._promised else self._held)
+
     def _publish(self, item: _Ready) -> None:
         path, brought = item.difference.path, item.brought
         copied = brought.copied
-        held = self._held_databases if item.is_database else self._held
-        if item.group != DATA and scope_of(path) in held:
+        if item.group != DATA and self._is_held(path, is_database=item.is_database):
             self.outcome.held.add(path)
             if brought.temporary is not None:
                 self._replica.remove(brought.temporary)

@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from onesync.core.model import RelPath
+from onesync.core.model import RelPath, Stamp
 from onesync.core.ordering import scope_of
 from onesync.core.plan import Plan
 from onesync.cut import Cut, Frozen
@@ -26,15 +26,26 @@ class Waiting:
 
     Attributes:
         frozen: its databases' snapshots.
+        markers: its markers, as they were.
         data: what of its data is still to come, the targets of ``moves`` among them.
         removals: what had been seen to be gone before the cut: no row of it names them.
         moves: (source, target) of renames, likewise.
     """
 
     frozen: Mapping[RelPath, Frozen]
+    markers: Mapping[RelPath, Stamp | None]
     data: AbstractSet[RelPath]
     removals: frozenset[RelPath]
     moves: frozenset[tuple[RelPath, RelPath]]
+
+    def comes_with(self, plan: Plan) -> bool:
+        """Whether ``plan`` has all the data: what is gone, or is no such file now, never comes."""
+        coming = {d.path for d in plan.files} | {move.target for move in plan.moves}
+        return coming.issuperset(self.data)
+
+    def promised(self, plan: Plan) -> set[RelPath]:
+        """Return the markers that promise no more than they did."""
+        return {d.path for d in plan.files if self.markers.get(d.path) == d.seen}
 
     def let_go(self) -> None:
         """Remove the snapshots."""
@@ -45,18 +56,35 @@ class Waiting:
 def what_waits(earlier: Waiting | None, cut: Cut, plan: Plan, outcome: Outcome) -> Waiting | None:
     """Return what waits after a push of ``plan`` had this ``outcome``.
 
-    Databases that are held back for a file that changes all the time do not, nor those that may
-    name what a rename of their cut has not brought yet: they are taken anew.
+    What is held back for a file that changes all the time does not, nor what may name what a rename
+    of its cut has not brought yet: it is taken anew, and removals wait for that.
     """
-    if not outcome.is_late:
+    if not is_behind(outcome):
         return None
-    renamed = {scope_of(target) for _, target in plan.awaited_moves} if earlier is None else set()
-    held = {p: f for p, f in cut.frozen.items() if p in outcome.held and scope_of(p) not in renamed}
-    if not held:
-        return None
-    return Waiting(
-        held,
-        outcome.lacking.union(target for _, target in outcome.postponed_moves),
-        frozenset(outcome.postponed),
-        frozenset(outcome.postponed_moves),
+    anew = _anew(plan, outcome) if earlier is None else set()
+    seen = {d.path: d.seen for d in plan.files} if earlier is None else earlier.markers
+    held = {path for path in outcome.held if scope_of(path) not in anew}
+    moves = frozenset(pair for pair in outcome.postponed_moves if scope_of(pair[0]) not in anew)
+    waiting = Waiting(
+        {path: item for path, item in cut.frozen.items() if path in held},
+        {path: seen[path] for path in held - cut.frozen.keys() if path in seen},
+        outcome.lacking.union(target for _, target in moves),
+        frozenset(path for path in outcome.postponed if scope_of(path) not in anew),
+        moves,
     )
+    second_halves = waiting.removals or waiting.moves
+    return waiting if waiting.frozen or waiting.markers or second_halves else None
+
+
+def _anew(plan: Plan, outcome: Outcome) -> set[RelPath]:
+    """Return the runs whose databases may name what a rename of the cut has not brought yet."""
+    anew = {scope_of(target) for _, target in plan.awaited_moves}
+    left = {(scope_of(source), scope_of(target)) for source, target in outcome.postponed_moves}
+    while more := {target for source, target in left if source in anew} - anew:
+        anew |= more
+    return anew
+
+
+def is_behind(outcome: Outcome) -> bool:
+    """Whether the next batch has to bring data that databases of this one may name."""
+    return outcome.is_late

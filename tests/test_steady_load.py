@@ -1,0 +1,337 @@
+"""Runs whose data come in several batches: what waits there, and that nothing waits for ever."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from onesync import push, snapshot
+from onesync.core.dirty import Due
+from onesync.core.model import RelPath
+from onesync.cut import Cut, Cuts, Frozen
+from onesync.errors import Exit
+from onesync.pins import Pins
+from onesync.push import Push
+from onesync.snapshot import Taken
+from tests.campaign.life import Life, Place
+
+ONE, TWO = "Runs/000001_Import", "Runs/000002_Align"
+EXTRA = f"{ONE}/extra"
+PORTION = 2
+"""So many data files a batch brings here."""
+
+LOAD = 40
+"""After so many checkpoints under load everything must have come."""
+
+Act = Callable[[Path], object]
+
+
+@pytest.fixture(autouse=True)
+def _small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    store = tmp_path / "store"
+    store.mkdir()
+    return Place(tmp_path / "node", store)
+
+
+def nothing(_: Path) -> None:
+    """Let a batch pass."""
+
+
+def execute(work: Path, run: str, statement: str, *names: str) -> None:
+    (work / run).mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(work / run / "set.sqlite")) as database, database:
+        database.execute("CREATE TABLE IF NOT EXISTS item (path TEXT PRIMARY KEY)")
+        database.executemany(statement, [(name,) for name in names])
+
+
+def rows(folder: Path, run: str) -> set[str]:
+    """Return what the run's database in ``folder`` names; nothing where it is not there."""
+    database = folder / run / "set.sqlite"
+    if not database.exists():
+        return set()
+    with closing(sqlite3.connect(f"file:{database}?immutable=1", uri=True)) as opened:
+        return {path for (path,) in opened.execute("SELECT path FROM item")}
+
+
+def put(work: Path, *names: str) -> None:
+    for name in names:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_bytes(b"data")
+
+
+def write(work: Path, run: str, *names: str) -> None:
+    """Write files, then the rows that name them."""
+    put(work, *names)
+    execute(work, run, "INSERT INTO item VALUES (?)", *names)
+
+
+def remove(work: Path, run: str, *names: str) -> None:
+    """Remove rows, then the files that they named."""
+    execute(work, run, "DELETE FROM item WHERE path = ?", *names)
+    for name in names:
+        (work / name).unlink()
+
+
+def rename(work: Path, run: str, old: str, new: str) -> None:
+    execute(work, run, "DELETE FROM item WHERE path = ?", old)
+    (work / old).rename(work / new)
+    execute(work, run, "INSERT INTO item VALUES (?)", new)
+
+
+def live(place: Place, acts: Sequence[Act], *, at_rest: bool = False) -> set[str]:
+    """Let one act happen at each checkpoint and at rest; returns the rows without files."""
+    wrong: set[str] = set()
+    left = list(acts)
+
+    def look() -> None:
+        named = rows(place.store, ONE) | rows(place.store, TWO)
+        wrong.update(name for name in named if not (place.store / name).is_file())
+
+    def act(_: object = None) -> None:
+        if left:
+            left.pop(0)(place.work)
+
+    def committed() -> None:
+        look()
+        if not at_rest:
+            act()
+
+    life = Life(place, [act] * len(acts))
+    life.told_commit = committed
+    life.live()
+    assert life.end is Exit.CLEAN, life.error
+    assert not left
+    look()
+    return wrong
+
+
+class Copies:
+    """Copies of databases; those whose paths hold ``busy`` are locked for so many tries."""
+
+    def __init__(self) -> None:
+        self.busy: str | None = None
+        self.patience = 1000
+        self.tries = 0
+        self._take = snapshot._take_one
+
+    def take(self, source: bytes, target: bytes) -> Taken:
+        """Stand in for ``snapshot._take_one``."""
+        self.tries += 1
+        assert self.tries < 1000, "copied for ever"
+        if self.busy is None or self.busy not in os.fsdecode(source):
+            return self._take(source, target)
+        self.patience -= 1
+        if not self.patience:
+            self.busy = None
+        return Taken(False, reason="database is locked")
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> Copies:
+    found = Copies()
+    monkeypatch.setattr(snapshot, "_take_one", found.take)
+    return found
+
+
+FIRST = [f"{EXTRA}/first_{n}" for n in range(8)]
+
+
+def test_a_file_that_goes_just_before_the_cut_is_named_by_no_row(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Cuts.take
+    gone: list[str] = []
+
+    def take(
+        cuts: Cuts,
+        first: Due,
+        awaited: set[RelPath],
+        pins: Pins,
+        *,
+        as_is: bool,
+        waiting: Mapping[RelPath, Frozen] | None = None,
+    ) -> Cut:
+        if waiting and not gone:
+            gone.append(FIRST[-1])
+            remove(place.work, ONE, FIRST[-1])
+        return original(cuts, first, awaited, pins, as_is=as_is, waiting=waiting)
+
+    monkeypatch.setattr(Cuts, "take", take)
+    assert live(place, [lambda work: write(work, ONE, *FIRST), nothing]) == set()
+    assert gone
+
+
+def test_a_file_that_becomes_a_directory_is_named_by_no_row(place: Place) -> None:
+    def become(work: Path) -> None:
+        remove(work, ONE, FIRST[-1])
+        (work / FIRST[-1]).mkdir()
+
+    assert live(place, [lambda work: write(work, ONE, *FIRST), become]) == set()
+
+
+def test_a_file_that_becomes_a_database_comes_before_the_row_that_names_it(place: Place) -> None:
+    def become(work: Path) -> None:
+        (work / FIRST[-1]).unlink()
+        with closing(sqlite3.connect(work / FIRST[-1])) as database, database:
+            database.execute("CREATE TABLE item (path TEXT)")
+
+    assert live(place, [lambda work: write(work, ONE, *FIRST), become]) == set()
+
+
+def test_a_removal_waits_for_a_database_that_is_busy_while_others_wait(
+    place: Place, copies: Copies
+) -> None:
+    old = f"{TWO}/extra/old"
+
+    def lock(work: Path) -> None:
+        remove(work, TWO, old)
+        put(work, f"{ONE}/other")
+        copies.busy = TWO
+
+    def unlock(_: Path) -> None:
+        copies.busy = None
+
+    before: list[Act] = [lambda work: write(work, TWO, old), nothing, nothing, lock]
+    after: list[Act] = [lambda work: write(work, ONE, *FIRST), *[nothing] * 3, unlock]
+    assert live(place, before + after) == set()
+    assert not (place.store / old).exists()
+
+
+def test_a_removal_waits_for_a_database_that_waits_for_a_rename(place: Place) -> None:
+    items = [f"{TWO}/extra/item_{n}" for n in range(4)]
+
+    def change(work: Path) -> None:
+        put(work, f"{ONE}/other")
+        remove(work, TWO, items[0])
+        rename(work, TWO, items[1], f"{TWO}/extra/renamed_1")
+
+    def again(work: Path) -> None:
+        rename(work, TWO, items[2], f"{TWO}/extra/renamed_2")
+        write(work, ONE, *FIRST)
+
+    begin: list[Act] = [lambda work: write(work, TWO, *items), *[nothing] * 4]
+    assert live(place, [*begin, change, again, *[nothing] * 3]) == set()
+
+
+def test_a_busy_database_costs_onedata_nothing_while_removals_wait_for_it(
+    place: Place, copies: Copies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushes: list[Push] = []
+    original = Push.carry_out
+
+    def carry_out(push: Push, *arguments: object) -> object:
+        pushes.append(push)
+        return original(push, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Push, "carry_out", carry_out)
+
+    def lock(work: Path) -> None:
+        remove(work, ONE, FIRST[0])
+        copies.busy, copies.patience = f"{ONE}/", 100
+
+    assert live(place, [lambda work: write(work, ONE, *FIRST[:2]), lock], at_rest=True) == set()
+    assert not copies.patience
+    assert len(pushes) < 10
+
+
+def test_a_busy_database_does_not_hold_back_the_others_of_its_run(
+    place: Place, copies: Copies
+) -> None:
+    came: list[bool] = []
+
+    def another(work: Path) -> None:
+        write(work, ONE, FIRST[0])
+        copies.busy = f"{ONE}/set.sqlite"
+        with closing(sqlite3.connect(work / ONE / "another.sqlite")) as database, database:
+            database.execute("CREATE TABLE item (path TEXT)")
+
+    def look(_: Path) -> None:
+        came.append((place.store / ONE / "another.sqlite").exists())
+        copies.busy = None
+
+    live(place, [lambda work: write(work, ONE, FIRST[1]), nothing, another, look])
+    assert came == [True]
+
+
+def test_files_that_live_for_seconds_do_not_starve_databases(place: Place) -> None:
+    known: list[int] = []
+
+    def load(work: Path) -> None:
+        number = len(known)
+        for passing in (work / EXTRA).glob("passing*"):
+            passing.unlink()
+        write(work, ONE, *(f"{EXTRA}/item_{number}_{n}" for n in range(PORTION)))
+        put(work, *(f"{EXTRA}/passing_{number}_{n}" for n in range(PORTION + 1)))
+        known.append(len(rows(place.store, ONE)))
+
+    assert live(place, [lambda work: write(work, ONE, f"{EXTRA}/first"), *[load] * LOAD]) == set()
+    assert known[-1] > 1, known
+
+
+def test_steady_data_starve_no_removal(place: Place) -> None:
+    stands: list[bool] = []
+    old = f"{EXTRA}/old"
+
+    def load(work: Path) -> None:
+        put(work, *(f"{EXTRA}/item_{len(stands)}_{n}" for n in range(PORTION + 1)))
+        stands.append((place.store / old).exists())
+
+    begin: list[Act] = [lambda work: put(work, old), nothing, lambda work: (work / old).unlink()]
+    live(place, begin + [load] * LOAD)
+    assert not stands[-1]
+
+
+def test_steady_data_starve_no_marker(place: Place) -> None:
+    came: list[bool] = []
+    marker = f"{ONE}/DONE/1"
+
+    def load(work: Path) -> None:
+        write(work, ONE, *(f"{EXTRA}/item_{len(came)}_{n}" for n in range(PORTION)))
+        came.append((place.store / marker).exists())
+        if len(came) == 2:
+            (work / marker).parent.mkdir()
+            (work / marker).touch()
+
+    assert live(place, [lambda work: write(work, ONE, *FIRST), *[load] * LOAD]) == set()
+    assert came[-1]
+
+
+def test_what_databases_wait_for_comes_before_what_is_new_in_other_directories(
+    place: Place,
+) -> None:
+    known: list[int] = []
+
+    def load(work: Path) -> None:
+        put(work, *(f"{TWO}/other_{n}/item_{len(known)}" for n in range(3 * PORTION)))
+        known.append(len(rows(place.store, ONE)))
+
+    live(place, [lambda work: write(work, ONE, *FIRST), *[load] * LOAD])
+    assert known.index(len(FIRST)) <= len(FIRST) // PORTION + 2
+
+
+def test_a_database_with_a_log_is_not_copied_for_ever(place: Place, copies: Copies) -> None:
+    kept: list[sqlite3.Connection] = []
+
+    def open_it(work: Path) -> None:
+        (work / ONE).mkdir(parents=True)
+        database = sqlite3.connect(work / ONE / "set.sqlite", isolation_level=None)
+        kept.append(database)
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE item (path TEXT PRIMARY KEY)")
+
+    def read_it(work: Path) -> None:
+        os.utime(work / ONE / "set.sqlite-shm")
+
+    live(place, [open_it, read_it], at_rest=True)
+    assert 0 < copies.tries < 20
+    kept.pop().close()
