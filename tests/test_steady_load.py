@@ -17,6 +17,7 @@ from onesync.cut import Cut, Cuts, Frozen
 from onesync.errors import Exit
 from onesync.pins import Pins
 from onesync.push import Push
+from onesync.settings import PushSettings, Settings
 from onesync.snapshot import Taken
 from tests.campaign.life import Life, Place
 
@@ -335,3 +336,41 @@ def test_a_database_with_a_log_is_not_copied_for_ever(place: Place, copies: Copi
     live(place, [open_it, read_it], at_rest=True)
     assert 0 < copies.tries < 20
     kept.pop().close()
+
+
+class Hasty(Place):
+    """A node where a large file travels in rounds of one piece each."""
+
+    def settings(self) -> Settings:
+        return super().settings().model_copy(update={"push": PushSettings(round_seconds=1e-9)})
+
+
+@pytest.mark.parametrize("target", ["new", "old"])
+def test_a_large_file_whose_rename_is_not_known_stays_until_it_is_whole_again(
+    tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "store").mkdir()
+    place = Hasty(tmp_path / "node", tmp_path / "store")
+    content = os.urandom(100_000)
+    lacks: list[str] = []
+
+    def begin(_: Life) -> None:
+        (place.work / "stack").write_bytes(content)
+        (place.work / "old").write_bytes(bytes(50_000))
+
+    def turn(life: Life) -> None:
+        assert (place.store / "stack").read_bytes() == content
+        (place.work / "stack").rename(place.work / target)
+        os.utime(place.work / target, (1, 1))
+        life.told_commit = look
+
+    def look() -> None:
+        # Nor in an aside, which goes when the checkpoint stands.
+        found = [place.store / name for name in ("stack", target)]
+        whole = any(path.exists() and path.read_bytes() == content for path in found)
+        lacks.extend([] if whole else life.sent[-1:])
+
+    life = Life(place, [begin, turn])
+    assert life.live().end is Exit.CLEAN, life.error
+    assert not lacks
+    assert not (place.store / "stack").exists()

@@ -565,6 +565,7 @@ class Batches:
             plan = restricted(plan, self._waiting.removals, self._waiting.moves)
         else:
             plan = self._without_named(plan, cut)
+        plan = self._without_needed(plan)
         return plan if everything else portioned(plan, _REMOVED_AT_ONCE)
 
     def _without_named(self, plan: Plan, cut: Cut) -> Plan:
@@ -575,6 +576,18 @@ class Batches:
         removals = {d.path for d in plan.removals if scope_of(d.path) not in scopes}
         moves = {(m.source, m.target) for m in plan.moves if scope_of(m.source) not in scopes}
         return restricted(plan, removals, moves)
+
+    def _without_needed(self, plan: Plan) -> Plan:
+        """Leave removals of what travels under another name: OneData has it whole nowhere else."""
+        behind = {problem.path for problem in self.problems.values() if problem.kind == BEHIND}
+        if not (behind and plan.removals):
+            return plan
+        stamps = [self.cuts.scanner.look(path) for path in behind]
+        inodes = {stamp.inode for stamp in stamps if stamp is not None}
+        needed = {path for inode in inodes for path, _ in self.index.by_inode(inode)} - behind
+        removals = {d.path for d in plan.removals}
+        removals -= {top for top in removals if any(lies_in(path, {top}) for path in needed)}
+        return restricted(plan, removals, {(m.source, m.target) for m in plan.moves})
 
     def _renames(
         self, differences: dict[RelPath, Difference], pairs: set[tuple[RelPath, RelPath]]
