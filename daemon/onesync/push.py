@@ -16,6 +16,7 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from onesync.core.blocks import Blocks
 from onesync.core.chain import Change, Gone, Position, Renamed, Set
@@ -268,8 +269,14 @@ class Push:
         return replace(plan, files=files)
 
     def _in_turns(self, data: list[Difference]) -> list[Difference]:
-        """Return ``data`` in turns over their directories; what databases wait for comes first."""
-        return spread(sorted(data, key=lambda d: not self._is_named(d.path)), _path_of)
+        """Return ``data`` in turns over their directories; every second is waited for, if any is.
+
+        What databases wait for lies in a directory of its own, mostly, and is limited by that: the
+        rest would wait for it in vain.
+        """
+        waited_for = spread((d for d in data if self._is_named(d.path)), _path_of)
+        rest = spread((d for d in data if not self._is_named(d.path)), _path_of)
+        return [d for pair in zip_longest(waited_for, rest) for d in pair if d is not None]
 
     def _is_data(self, path: RelPath, is_database: bool) -> bool:
         return self._order.group_of(path, is_database=is_database) == DATA
