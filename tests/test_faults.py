@@ -67,10 +67,11 @@ def lose(mounted: Mounted, node: Node, name: str, content: bytes) -> None:
     """Push a new file whose bytes the client drops silently; every call succeeds."""
     mounted.buffer(BUFFER)
     mounted.hang_at("fsync", pattern=name)
+    mounted.start_log()
     (node.work / name).write_bytes(content)
-    stored = mounted.backing / "project" / name
-    wait_for(stored.exists, node)
     # The file is there, its bytes still are in the buffer: it hangs just before they are stored.
+    wait_for(lambda: [c for c in mounted.log() if c.operation == "fsync" and name in c.path], node)
+    mounted.stop_log()
     mounted.lose_connection(keep_sizes=True)
     mounted.release()
     wait_for(lambda: node.status()["pending_paths"] == 0, node)

@@ -45,7 +45,7 @@ from onesync.push import BEHIND, NAME_REFUSED, Outcome, Push
 from onesync.replica.door import Replica
 from onesync.travels import Travels
 from onesync.unverified import Unverified
-from onesync.waiting import Waiting, is_behind, what_waits
+from onesync.waiting import Waiting, what_waits
 
 log = logging.getLogger(__name__)
 
@@ -341,7 +341,7 @@ class Batches:
 
     def _keep(self, waiting: Waiting | None, outcome: Outcome) -> None:
         """Let ``waiting`` wait; count the cuts that had to and were given up."""
-        if not is_behind(outcome):
+        if not outcome.is_late:
             self._in_vain = 0
         elif waiting is not None and self._waiting is None:
             self._in_vain += 1

@@ -59,7 +59,7 @@ def what_waits(earlier: Waiting | None, cut: Cut, plan: Plan, outcome: Outcome) 
     What is held back for a file that changes all the time does not, nor what may name what a rename
     of its cut has not brought yet: it is taken anew, and removals wait for that.
     """
-    if not is_behind(outcome):
+    if not outcome.is_late:
         return None
     anew = _anew(plan, outcome) if earlier is None else set()
     seen = {d.path: d.seen for d in plan.files} if earlier is None else earlier.markers
@@ -83,8 +83,3 @@ def _anew(plan: Plan, outcome: Outcome) -> set[RelPath]:
     while more := {target for source, target in left if source in anew} - anew:
         anew |= more
     return anew
-
-
-def is_behind(outcome: Outcome) -> bool:
-    """Whether the next batch has to bring data that databases of this one may name."""
-    return outcome.is_late
