@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -76,17 +75,3 @@ def test_what_cannot_come_under_its_new_name_stays_under_the_old_one(
 
     live(place, [begin, turn, lambda work: put(work, f"{EXTRA}/other")], at_rest=True)
     assert (place.store / EXTRA / "item").read_bytes() == b"data"
-
-
-@pytest.mark.xfail(strict=True, reason="what has the name of a file of ours is taken for it")
-def test_a_directory_that_somebody_put_in_a_files_place_stays_when_ours_goes(place: Place) -> None:
-    def turn(work: Path) -> None:
-        theirs = place.store / EXTRA / "item"
-        theirs.unlink()
-        theirs.mkdir()
-        (theirs / "precious").touch()
-        shutil.rmtree(work / EXTRA)
-
-    begin: Act = lambda work: put(work, f"{EXTRA}/item", f"{EXTRA}/other")  # noqa: E731
-    live(place, [begin, turn], at_rest=True)
-    assert (place.store / EXTRA / "item" / "precious").exists()

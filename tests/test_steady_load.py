@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -372,3 +373,16 @@ def test_a_large_file_whose_rename_is_not_known_stays_until_it_is_whole_again(
     assert life.live().end is Exit.CLEAN, life.error
     assert not lacks
     assert not (place.store / "stack").exists()
+
+
+def test_a_directory_that_somebody_put_in_a_files_place_stays_when_ours_goes(place: Place) -> None:
+    def turn(work: Path) -> None:
+        theirs = place.store / EXTRA / "item"
+        theirs.unlink()
+        theirs.mkdir()
+        (theirs / "precious").touch()
+        shutil.rmtree(work / EXTRA)
+
+    begin: Act = lambda work: put(work, f"{EXTRA}/item", f"{EXTRA}/other")  # noqa: E731
+    live(place, [begin, turn], at_rest=True)
+    assert (place.store / EXTRA / "item" / "precious").exists()

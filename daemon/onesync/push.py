@@ -324,8 +324,7 @@ class Push:
             self._sources[path] = Source(
                 local, path in snapshots, temporary, undo, blocks, digest, so_far
             )
-        ours = [_kinds_by_parent(self._known_beneath(d.path)) for d in plan.removals]
-        tops = each(self._pool, self._to_remove, plan.removals, ours)
+        tops = self._tops_to_remove(plan.removals)
         for difference, found in zip(plan.removals, tops, strict=True):
             self._removes[difference.path] = found
             for path in self._removes[difference.path]:
@@ -342,8 +341,29 @@ class Push:
             return None
         return self._travel_to(difference.path)
 
+    def _tops_to_remove(self, removals: list[Difference]) -> list[list[RelPath]]:
+        """Return what each removal takes out of the replica: never what somebody put there."""
+        ours = [_kinds_by_parent(self._known_beneath(d.path)) for d in removals]
+        tops = each(self._pool, self._to_remove, removals, ours)
+        # The looks of one listing come one by one, these side by side.
+        files = [
+            (number, join(parent, name))
+            for number, difference in enumerate(removals)
+            if difference.removes_directory
+            for parent, kinds in ours[number].items()
+            for name, kind in kinds.items()
+            if kind is Kind.FILE
+        ]
+        found = each(self._pool, self._replica.look, [path for _, path in files])
+        for number in {
+            number
+            for (number, _), item in zip(files, found, strict=True)
+            if item is not None and item.kind is not Kind.FILE
+        }:
+            tops[number] = self._wholly_known(removals[number].path, ours[number], looks=True)[0]
+        return tops
+
     def _to_remove(self, difference: Difference, ours: _Kinds) -> list[RelPath]:
-        """Return what a removal takes out of the replica: never what somebody put there."""
         known = difference.known
         if known is None or known.entry.kind is Kind.LINK:
             return []
@@ -351,16 +371,19 @@ class Push:
             return [difference.path]
         return self._wholly_known(difference.path, ours)[0]
 
-    def _wholly_known(self, top: RelPath, ours: _Kinds) -> tuple[list[RelPath], bool]:
+    def _wholly_known(
+        self, top: RelPath, ours: _Kinds, *, looks: bool = False
+    ) -> tuple[list[RelPath], bool]:
         """Return the tops of what is ``ours`` beneath ``top``, and whether that is all.
 
-        What we put there as a file is not looked at: its name tells that it is ours.
+        Unless it ``looks``, what has the name of a file of ours is taken for that.
         """
         tops: list[RelPath] = []
         whole = True
         known = ours.get(top, {})
+        files = set() if looks else {n for n, kind in known.items() if kind is Kind.FILE}
         try:
-            items = self._replica.list(top, {n for n, kind in known.items() if kind is Kind.FILE})
+            items = self._replica.list(top, files)
         except (FileNotFoundError, NotADirectoryError):
             return [], True
         for item in items:
@@ -370,7 +393,7 @@ class Push:
                 self.outcome.problems.append(Problem(path, "newcomer", text))
                 whole = False
             elif item.kind is Kind.DIRECTORY:
-                inner, complete = self._wholly_known(path, ours)
+                inner, complete = self._wholly_known(path, ours, looks=looks)
                 tops += inner
                 whole &= complete
             else:
