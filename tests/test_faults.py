@@ -63,14 +63,18 @@ def is_up(node: Node) -> bool:
     return bool(mount["up"])
 
 
-def lose(mounted: Mounted, node: Node, name: str, content: bytes) -> None:
-    """Push a new file whose bytes the client drops silently; every call succeeds."""
+def lose(mounted: Mounted, node: Node, name: str, content: bytes, place: str = "") -> None:
+    """Push a new file whose bytes the client drops silently; every call succeeds.
+
+    ``place`` is in the name under which it travels, where that is not its own.
+    """
+    place = place or name
     mounted.buffer(BUFFER)
-    mounted.hang_at("fsync", pattern=name)
+    mounted.hang_at("fsync", pattern=place)
     mounted.start_log()
     (node.work / name).write_bytes(content)
     # The file is there, its bytes still are in the buffer: it hangs just before they are stored.
-    wait_for(lambda: [c for c in mounted.log() if c.operation == "fsync" and name in c.path], node)
+    wait_for(lambda: [c for c in mounted.log() if c.operation == "fsync" and place in c.path], node)
     mounted.stop_log()
     mounted.lose_connection(keep_sizes=True)
     mounted.release()
@@ -115,8 +119,9 @@ def test_a_database_is_read_back_without_any_error(one: Node, mounted: Mounted) 
     db.close()
     content = (one.work / "source").read_bytes()
     (one.work / "source").unlink()
-    lose(mounted, one, "project.sqlite", content)
+    lose(mounted, one, "project.sqlite", content, ".onesync~")
     stored = mounted.backing / "project" / "project.sqlite"
+    assert stored.read_bytes() != content, "nobody noticed yet"
     wait_for(lambda: stored.exists() and stored.read_bytes() == content, one)
     assert one.end() == 0, one.log()
 
