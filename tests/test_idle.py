@@ -8,6 +8,7 @@ import socket
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from onesync.replica.children import ChildrenReplica
@@ -87,7 +88,9 @@ def test_children_that_rest_go_and_no_call_meets_one_that_went(tmp_path: Path) -
 
 
 def _children(pid: int) -> list[str]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    found = [child for task in tasks for child in (task / "children").read_text().split()]
+    found: list[str] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that ended just now
+            found += (task / "children").read_text().split()
     commands = [Path(f"/proc/{child}/cmdline").read_text() for child in found]
     return [command for command in commands if "onesync.replica.child" in command or not command]
