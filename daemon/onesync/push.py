@@ -633,7 +633,9 @@ class Push:
 
     def _note_growing(self, path: RelPath, brought: Brought, stamp: Stamp, seconds: float) -> Stamp:
         """Keep a file dirty that is published as far as it came; returns the stamp to remember."""
-        self.outcome.growing[path] = 0.0 if brought.copied.steady else seconds
+        # Only a dear one rests: rows that name the rest of it may come with the next batch.
+        is_cheap = brought.copied.steady or brought.copied.size <= _CREATED_AT_MOST
+        self.outcome.growing[path] = 0.0 if is_cheap else seconds
         if not brought.is_behind:
             return stamp
         size = brought.copied.size
