@@ -30,7 +30,6 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path / "node", store)
 
 
-@pytest.mark.xfail(strict=True, reason="the rename is carried out, what is new beneath comes later")
 def test_what_is_new_in_a_renamed_directory_comes_with_the_rows_that_name_it(place: Place) -> None:
     old = [f"{ONE}/before/item_{n}" for n in range(2)]
     new = [f"{ONE}/after/item_{n}" for n in range(3)]
@@ -45,7 +44,6 @@ def test_what_is_new_in_a_renamed_directory_comes_with_the_rows_that_name_it(pla
     assert live(place, acts, at_rest=True) == set()
 
 
-@pytest.mark.xfail(strict=True, reason="each batch's new rename holds back databases and renames")
 def test_steady_renames_starve_no_database(place: Place) -> None:
     items = [f"{EXTRA}/item_{n}" for n in range(LOAD)]
     renamed: list[int] = []
@@ -61,7 +59,6 @@ def test_steady_renames_starve_no_database(place: Place) -> None:
     assert renamed[-1]
 
 
-@pytest.mark.xfail(strict=True, reason="a removal does not wait for what cannot come")
 def test_what_cannot_come_under_its_new_name_stays_under_the_old_one(
     place: Place,
 ) -> None:

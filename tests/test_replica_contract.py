@@ -346,7 +346,7 @@ def test_a_patch_writes_only_the_blocks_that_changed(replica: Replica, stack: Pa
     old, compared = changed_inside(stack, replica)
     assert old.blocks is not None
     assert compared.copied.blocks is not None
-    assert compared.changed == (1, 38)
+    assert compared.changed == (70_000 // old.blocks.size, 2_499_999 // old.blocks.size)
     numbers = patched_numbers(old, compared)
     assert replica.write_undo(b"stack", b"undo", old.size, old.blocks, compared.changed)
     end = compared.copied.size
@@ -379,7 +379,7 @@ def test_a_patch_refuses_a_source_that_changed_again(replica: Replica, stack: Pa
     assert replica.digest(b"stack") == (old.digest, old.size)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 19, 20, 65_000, -1])
+@pytest.mark.parametrize("kept", [0, 5, 19, 20, 20_000, -1])
 def test_a_torn_undo_is_no_undo(tmp_path: Path, stack: Path, kept: int) -> None:
     replica = FolderReplica(os.fsencode(tmp_path / "replica"))
     (tmp_path / "replica").mkdir()
@@ -485,7 +485,7 @@ def test_a_file_that_always_grows_is_compared_to_its_end(on_disk: Replica, stack
         grow(stack)
         part = replica.compare(source, old.size, old.blocks, seconds=0)
     assert (part.copied.steady, part.copied.prefix) == (False, True)
-    assert part.changed == (1, 38)
+    assert part.changed == (70_000 // old.blocks.size, 2_499_999 // old.blocks.size)
     assert part.copied.digest == blake3(stack.read_bytes()[: part.copied.size]).hexdigest()
 
 

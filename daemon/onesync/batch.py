@@ -26,6 +26,7 @@ from onesync.core.model import (
     RelPath,
     Stamp,
     is_unconfirmed,
+    join,
     lies_in,
     lost_stamp,
     parent_of,
@@ -40,6 +41,7 @@ from onesync.index import Index
 from onesync.local import on_this_machine
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
+from onesync.only_copies import OnlyCopies
 from onesync.pins import Pins
 from onesync.push import BEHIND, NAME_REFUSED, Outcome, Push
 from onesync.replica.door import Replica
@@ -61,6 +63,9 @@ _CUTS_IN_VAIN = 3
 
 _REMOVED_AT_ONCE = 2000
 """A batch removes no more than so many, for each is five calls and new data wait meanwhile."""
+
+_COPIED_AT_MOST = 16 << 20
+"""A larger file is rather renamed than sent again."""
 
 _WAITED_SECONDS = 10.0
 """So long the databases of a run wait for a file that changes whenever it is copied."""
@@ -103,6 +108,7 @@ class Batches:
             database.
         problems: what went wrong with single paths, until they are pushed.
         travels: whole copies that take more than one batch.
+        only_copies: removals that wait, for OneData has what they remove nowhere else.
         round_seconds: so long a large file travels in one batch.
         left: what the last batch took and could not commit.
     """
@@ -123,6 +129,7 @@ class Batches:
     unverified: Unverified
     is_read: Callable[[bool], bool]
     travels: Travels
+    only_copies: OnlyCopies
     round_seconds: float
     left: set[RelPath] = field(default_factory=set)
     _awaited: _Awaited = field(default_factory=_Awaited)
@@ -136,6 +143,7 @@ class Batches:
     _in_vain: int = 0
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     _sent: dict[RelPath, bool] = field(default_factory=dict)
+    _renaming: dict[RelPath, float] = field(default_factory=dict)
 
     def batch(self, *, everything: bool = False) -> bool:
         """Do one batch; returns whether anything was committed.
@@ -155,6 +163,9 @@ class Batches:
             self._let_go()
             raise
         self.marks.done()
+        released = self.only_copies.released()
+        self.left |= released
+        self.marks.again(released)
         return committed
 
     def clean(self) -> None:
@@ -419,11 +430,14 @@ class Batches:
 
     def _push_and_commit(self, push: Push, plan: Plan, cut: Cut, pins: Pins) -> bool:
         began = time.monotonic()
-        snapshots = {path: item.path for path, item in cut.frozen.items()}
+        names = {place: path for path, place in plan.stands_at.items()}
+        snapshots = {names.get(path, path): item.path for path, item in cut.frozen.items()}
+        places = {place: join(self.root, place) for place in names} | pins.sources()
+        pinned = {names.get(path, path): place for path, place in places.items()}
         self.may_write()
         for top in [d.path for d in plan.removals] + [move.source for move in plan.moves]:
             self.travels.end_beneath(top)
-        outcome = push.carry_out(plan, snapshots, pins.sources())
+        outcome = push.carry_out(plan, snapshots, pinned)
         committed = bool(outcome.changes) or push.begins_travel() or self._is_behind_anew(outcome)
         if committed:
             noted = [Noted(problem) for problem in outcome.problems]
@@ -434,6 +448,7 @@ class Batches:
             self._record(written, changes, outcome.stamps, outcome.blocks, self._sent)
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self._take_problems(plan, outcome)
+        self.only_copies.left_out(outcome.left_out)
         self.events.pushed(outcome.files, outcome.size)
         self._await(plan, outcome.postponed, outcome.postponed_moves)
         # What waited may have changed since its snapshot was taken.
@@ -540,6 +555,9 @@ class Batches:
         self._awaited = _Awaited(removals, plan.awaited_moves | postponed_moves)
         if self.awaits():
             self.marks.arrived.set()
+        now = time.monotonic()
+        renaming = {scope_of(target) for _, target in plan.awaited_moves}
+        self._renaming = {scope: self._renaming.get(scope, now) for scope in renaming}
 
     def _forget_renamed(self, due: Due) -> None:
         """Let go of refused names that are gone: they were renamed, as they had to be."""
@@ -556,16 +574,18 @@ class Batches:
         closed = self._refused() - cut.found.keys()
         open_to = {p: d for p, d in cut.found.items() if not lies_in(parent_of(p), closed)}
         renames = self._renames(open_to, cut.moves | self._awaited.moves)
+        renames = [move for move in renames if not self._is_rather_copied(move)]
         settled = self._awaited.removals | {move.source for move in renames} | cut.taken_back
         found = self.deletions.judge(
             open_to, cut.looked, settled, self.cuts.drain, at_once=everything
         )
-        plan = make_plan(found, renames, self._awaited.removals, self._awaited.moves)
+        awaited = self._awaited
+        plan = make_plan(found, renames, awaited.removals, awaited.moves, self.index.known)
         if self._waiting is not None:
             plan = restricted(plan, self._waiting.removals, self._waiting.moves)
         else:
             plan = self._without_named(plan, cut)
-        plan = self._without_needed(plan)
+        plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys())
         return plan if everything else portioned(plan, _REMOVED_AT_ONCE)
 
     def _without_named(self, plan: Plan, cut: Cut) -> Plan:
@@ -577,17 +597,17 @@ class Batches:
         moves = {(m.source, m.target) for m in plan.moves if scope_of(m.source) not in scopes}
         return restricted(plan, removals, moves)
 
-    def _without_needed(self, plan: Plan) -> Plan:
-        """Leave removals of what travels under another name: OneData has it whole nowhere else."""
-        behind = {problem.path for problem in self.problems.values() if problem.kind == BEHIND}
-        if not (behind and plan.removals):
-            return plan
-        stamps = [self.cuts.scanner.look(path) for path in behind]
-        inodes = {stamp.inode for stamp in stamps if stamp is not None}
-        needed = {path for inode in inodes for path, _ in self.index.by_inode(inode)} - behind
-        removals = {d.path for d in plan.removals}
-        removals -= {top for top in removals if any(lies_in(path, {top}) for path in needed)}
-        return restricted(plan, removals, {(m.source, m.target) for m in plan.moves})
+    def _is_rather_copied(self, move: Move) -> bool:
+        """Whether a rename is better brought as a new file and a removal.
+
+        Databases wait for new renames of their run, and a new one in each batch would keep them
+        waiting for ever. So the second batch in turn copies what is cheap, a later one everything.
+        """
+        since = self._renaming.get(scope_of(move.target))
+        if since is None or (move.source, move.target) in self._awaited.moves:
+            return False
+        is_cheap = move.kind is Kind.FILE and move.seen.size <= _COPIED_AT_MOST
+        return is_cheap or time.monotonic() - since > _WAITED_SECONDS
 
     def _renames(
         self, differences: dict[RelPath, Difference], pairs: set[tuple[RelPath, RelPath]]

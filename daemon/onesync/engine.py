@@ -51,6 +51,7 @@ from onesync.lock import Lock
 from onesync.manifest import Manifest
 from onesync.marks import Marks
 from onesync.mount import Mount
+from onesync.only_copies import OnlyCopies
 from onesync.replica.door import Replica
 from onesync.replica.leased import leased
 from onesync.scanner import Scanner
@@ -436,6 +437,7 @@ class Engine:
             unverified=Unverified(self._replica, self._index, self._pool, self._clock.boottime),
             is_read=self._is_read,
             travels=Travels(self._replica),
+            only_copies=OnlyCopies(self._index, self._scanner, self._problems),
             round_seconds=self._settings.push.round_seconds,
         )
 

@@ -32,6 +32,7 @@ from onesync.core.model import (
     lies_in,
     name_of,
     parent_of,
+    renamed_path,
     show,
 )
 from onesync.core.ordering import DATA, SIDECARS, PublishOrder, scope_of, spread
@@ -56,6 +57,9 @@ from onesync.workers import each
 
 BEHIND = "behind"
 NAME_REFUSED = "name_refused"
+OCCUPIED = "occupied"
+REFUSED = "refused"
+UNREADABLE = "unreadable"
 _PORTION_SECONDS = 1.0
 """After so long a batch begins no more data files: those that came meanwhile wait for its end."""
 
@@ -85,6 +89,7 @@ class Outcome:
         is_late: whether databases were held back because such data were not there in time.
         deferred: data that the next batch brings, for this one has lasted long enough.
         held: markers and databases that wait for data.
+        left_out: what lies in directories whose names OneData refused.
         growing: paths that are not done and stay dirty, with the seconds that they took in vain or
             to be published as far as they had come: the dearer, the longer they rest.
         travels: whole copies that go on in the next batches, by their targets.
@@ -104,6 +109,7 @@ class Outcome:
     is_late: bool = False
     deferred: set[RelPath] = field(default_factory=set)
     held: set[RelPath] = field(default_factory=set)
+    left_out: set[RelPath] = field(default_factory=set)
     growing: dict[RelPath, float] = field(default_factory=dict)
     travels: dict[RelPath, Travel] = field(default_factory=dict)
     blocks: dict[str, Blocks] = field(default_factory=dict)
@@ -197,6 +203,7 @@ class Push:
         self._held_databases: set[RelPath] = set()
         self._to_confirm: list[tuple[RelPath, int]] = []
         self._refused: set[RelPath] = set()
+        self._renamed: dict[RelPath, RelPath] = {}
         self._guard = threading.Lock()
 
     def carry_out(
@@ -224,13 +231,25 @@ class Push:
         self._make_directories(plan.directories)
         plan = self._without_refused(plan)
         ready = self._transfer(plan.files, snapshots)
-        with self._going_on(plan.files):
+        with self._going_on(plan):
             self._publish_all(ready, plan, snapshots)
             for difference in plan.links + plan.metadata:
                 self._record_seen(difference)
             self._second_halves(plan)
         self._confirm_written()
+        self._follow_renames()
         return self.outcome
+
+    def _follow_renames(self) -> None:
+        """Tell what lies beneath a renamed directory, and what is to be tidied, by new names."""
+        outcome, moved = self.outcome, self._renamed
+        if not moved:
+            return
+        outcome.sent = {renamed_path(p, moved): is_db for p, is_db in outcome.sent.items()}
+        told = outcome.problems
+        outcome.problems = [replace(p, path=renamed_path(p.path, moved)) for p in told]
+        self._leftover = [renamed_path(path, moved) for path in self._leftover]
+        self._trees = [renamed_path(path, moved) for path in self._trees]
 
     def begins_travel(self) -> bool:
         """Whether the intent stands for a copy that goes on: then it needs its checkpoint."""
@@ -436,6 +455,10 @@ class Push:
         def good(differences: list[Difference]) -> list[Difference]:
             return [d for d in differences if not lies_in(d.path, self._refused)]
 
+        if self._refused:
+            self.outcome.left_out.update(
+                d.path for d in plan.files if lies_in(d.path, self._refused)
+            )
         return replace(plan, files=good(plan.files), links=good(plan.links))
 
     def _transfer(
@@ -465,12 +488,13 @@ class Push:
         return self._bring(difference)
 
     @contextmanager
-    def _going_on(self, files: list[Difference]) -> Iterator[None]:
+    def _going_on(self, plan: Plan) -> Iterator[None]:
         """Go on with small new data meanwhile; the databases that wait for them wait on."""
+        moved = {move.source for move in plan.moves}
         left = deque(
             d
-            for d in self._in_turns([d for d in files if d.path in self.outcome.deferred])
-            if self._sources[d.path].digest is not None
+            for d in self._in_turns([d for d in plan.files if d.path in self.outcome.deferred])
+            if self._sources[d.path].digest is not None and not lies_in(d.path, moved)
         )
         ended = threading.Event()
         lanes = [self._pool.submit(self._go_on, left, ended) for _ in range(_LANES if left else 0)]
@@ -578,7 +602,7 @@ class Push:
         if is_local and trouble.reaction is Reaction.AGAIN:
             self.outcome.retry.add(path)
         elif trouble.reaction is Reaction.PATH and (is_local or source.undo is None):
-            kind = "unreadable" if is_local else "refused"
+            kind = UNREADABLE if is_local else REFUSED
             text = f"{show(path)}: {trouble.text}"
             self.outcome.problems.append(Problem(path, kind, text))
         else:
@@ -788,6 +812,7 @@ class Push:
                 self._refuse(move.target)  # what it was renamed from stays in OneData until then
                 continue
             self.outcome.changes.append(Renamed(move.source, move.target))
+            self._renamed[move.source] = move.target
         gone = [difference for difference in plan.removals if difference.seen is None]
         self.outcome.postponed.update(d.path for d in gone if self._waits(d.path))
         now = [d for d in gone if d.path not in self.outcome.postponed]
@@ -842,7 +867,7 @@ class Push:
             f"Something that onesync did not put there stands at {show(path)} in OneData; it is"
             " kept, and so is the working copy's. Rename one of them."
         )
-        self.outcome.problems.append(Problem(path, "occupied", text))
+        self.outcome.problems.append(Problem(path, OCCUPIED, text))
 
 
 def _became_database(difference: Difference, source: Source) -> bool:

@@ -26,6 +26,7 @@ from onesync.core.model import (
     join,
     lies_in,
     name_of,
+    renamed_path,
     show,
     unconfirmed,
 )
@@ -83,8 +84,9 @@ def settle(
             left = {p: kind for p, kind in done.items() if not lies_in(p, taken.keys())}
             published(_with_digests(left, intent))
         else:
-            each(pool, replica.remove, (a for _, a in intent.replace + intent.remove))
-        names = {name for _, name in intent.new + intent.patch}
+            asides = {aside for _, aside in intent.replace + intent.remove}
+            each(pool, replica.remove, _old_and_new(asides, intent))
+        names = _old_and_new({name for _, name in intent.new + intent.patch}, intent)
         each(pool, replica.remove, names - travelling.keys())
         if intent.path not in travelling.values():
             replica.remove(intent.path)
@@ -92,6 +94,11 @@ def settle(
     for intent_name in foreign.keys() - {name_of(intent.path) for intent in intents}:
         list(map(replica.remove, foreign[intent_name]))
     return told
+
+
+def _old_and_new(names: set[RelPath], intent: Intent) -> set[RelPath]:
+    """Return ``names`` with those that they have where the batch's renames were carried out."""
+    return names | {renamed_path(name, dict(intent.rename)) for name in names}
 
 
 def remove_torn(replica: Replica, before: Position) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from onesync.core.blocks import DIGEST_BYTES, PATCH_FROM, Blocks
+from onesync.core.blocks import DIGEST_BYTES, PATCH_FROM, Blocks, block_size
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, is_doubted
 from onesync.core.plan import Difference
 from onesync.local import digest_local, local_size, on_this_machine
@@ -157,12 +157,17 @@ def _created(replica: Replica, path: RelPath, source: Source) -> Brought | None:
 
 
 def _travels(known: Known, seen: Stamp, source: Source) -> bool:
-    """Whether the file only goes on where its last round ended, or grew without known blocks."""
+    """Whether the file only goes on where its last round ended, or grew without known blocks.
+
+    Blocks that are too small for what it has become are as good as unknown.
+    """
     stamp, grown = known.stamp, seen.size - known.entry.size
     if source.frozen or stamp is None or grown <= 0:
         return False
     unchanged = replace(stamp, size=seen.size) == seen
-    return unchanged or source.blocks is None or grown > _TAIL
+    if source.blocks is None or source.blocks.size < block_size(seen.size):
+        return True
+    return unchanged or grown > _TAIL
 
 
 def _same(source: Source, known: Known) -> Brought | None:

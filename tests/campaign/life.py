@@ -375,7 +375,7 @@ def _edges() -> Iterator[None]:
         (folder, "CHUNK", LARGE // 2),
         (inplace, "_CHUNK", LARGE // 2),
         (transfer, "PATCH_FROM", LARGE),
-        (blocks, "_SMALL", LARGE // 4),
+        (blocks, "_SIZES", ((0, LARGE // 4),)),
         (push, "_CREATED_AT_MOST", LARGE // 2),
         (manifest, "_COMPACT_AT_LEAST", 600),
     ]

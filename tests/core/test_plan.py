@@ -48,6 +48,11 @@ def differences(
     return found
 
 
+def planned(found: dict[RelPath, Difference], awaited: frozenset[RelPath] = frozenset()) -> Plan:
+    """Plan where nothing is renamed."""
+    return make_plan(found, [], awaited, frozenset(), lambda _: None)
+
+
 def changes_of(plan: Plan) -> list[Change]:
     """What a push of the whole plan commits, in its order."""
     changes: list[Change] = [Gone(d.path) for d in plan.removals if d.seen is not None]
@@ -74,17 +79,17 @@ def test_any_prefix_of_a_plan_and_a_rescan_converge(
     before: dict[RelPath, Stamp], after: dict[RelPath, Stamp], data: st.DataObject
 ) -> None:
     index = {path: (entry_of(seen), seen) for path, seen in before.items()}
-    first = changes_of(make_plan(differences(index, after), [], frozenset(), frozenset()))
+    first = changes_of(planned(differences(index, after)))
     commit(index, after, first[: data.draw(st.integers(0, len(first)))])
     awaited: frozenset[RelPath] = frozenset()
     for _ in range(3):
-        plan = make_plan(differences(index, after), [], awaited, frozenset())
+        plan = planned(differences(index, after), awaited)
         commit(index, after, changes_of(plan))
         awaited = plan.awaited_removals
     assert {path: row[0] for path, row in index.items()} == {
         path: entry_of(seen) for path, seen in after.items()
     }
-    again = make_plan(differences(index, after), [], awaited, frozenset())
+    again = planned(differences(index, after), awaited)
     assert again.empty
     assert not again.awaited_removals
 
@@ -92,21 +97,19 @@ def test_any_prefix_of_a_plan_and_a_rescan_converge(
 def test_a_deletion_waits_for_the_next_batch() -> None:
     seen = stamp(Kind.FILE, 1)
     gone = {b"a": Difference(b"a", Known(entry_of(seen), seen), None)}
-    plan = make_plan(gone, [], frozenset(), frozenset())
+    plan = planned(gone)
     assert plan.empty
     assert plan.awaited_removals == {b"a"}
-    assert [d.path for d in make_plan(gone, [], plan.awaited_removals, frozenset()).removals] == [
-        b"a"
-    ]
+    assert [d.path for d in planned(gone, plan.awaited_removals).removals] == [b"a"]
 
 
 @given(trees(), st.integers(1, 3))
 def test_many_deletions_are_carried_out_in_portions(tree: dict[RelPath, Stamp], most: int) -> None:
     index = {path: (entry_of(seen), seen) for path, seen in tree.items()}
-    awaited = make_plan(differences(index, {}), [], frozenset(), frozenset()).awaited_removals
+    awaited = planned(differences(index, {})).awaited_removals
     wanted, rounds = len(awaited), 0
     while awaited:
-        whole = make_plan(differences(index, {}), [], awaited, frozenset())
+        whole = planned(differences(index, {}), awaited)
         plan = portioned(whole, most)
         assert len(plan.removals) == min(most, len(awaited))
         assert {d.path for d in plan.removals} | plan.awaited_removals == awaited

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -10,8 +11,9 @@ DIGEST_BYTES = 16
 PATCH_FROM = 1 << 20
 """Smaller files are copied whole: a patch costs as many calls as their bytes do."""
 
-_SMALL, _LARGE = 64 << 10, 1 << 20
-_LARGE_FROM = 1 << 30
+_SIZES = ((1 << 30, 1 << 20), (64 << 20, 64 << 10), (0, 16 << 10))
+"""From which length on a file's blocks have which size: a live database changes page by page, and
+the digests of a huge file must not be many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,21 @@ class Blocks:
 
 def block_size(length: int) -> int:
     """Return the block size for a file of ``length`` bytes: a divisor of every larger one."""
-    return _LARGE if length >= _LARGE_FROM else _SMALL
+    return next(size for at_least, size in _SIZES if length >= at_least)
+
+
+def runs(numbers: Iterable[int], most: int) -> Iterator[range]:
+    """Yield the rising ``numbers`` as runs of up to ``most`` that follow each other."""
+    run = range(0)
+    for number in numbers:
+        if run and number == run.stop and len(run) < most:
+            run = range(run.start, number + 1)
+            continue
+        if run:
+            yield run
+        run = range(number, number + 1)
+    if run:
+        yield run
 
 
 def block_digest(content: bytes | memoryview) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 
-from onesync.core.model import Kind, Known, RelPath, Stamp, lies_in, parent_of
+from onesync.core.model import Kind, Known, RelPath, Stamp, lies_in, parent_of, renamed_path
 from onesync.core.plan import Difference
 
 
@@ -66,14 +66,7 @@ def outstanding(told: Set[RelPath], is_back: Callable[[RelPath], bool]) -> set[R
 
 def carried(paths: Iterable[RelPath], renamed: Mapping[RelPath, RelPath]) -> set[RelPath]:
     """Return where those of ``paths`` would be now that lay beneath what was ``renamed``."""
-    found = set()
-    for path in paths:
-        above = path
-        while above and above not in renamed:
-            above = parent_of(above)
-        if above:
-            found.add(renamed[above] + path[len(above) :])
-    return found
+    return {renamed_path(path, renamed) for path in paths if lies_in(path, renamed.keys())}
 
 
 class Told:

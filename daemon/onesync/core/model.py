@@ -6,7 +6,7 @@ parts and none at either end; ``b""`` is the root itself.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -152,6 +152,14 @@ def join(parent: RelPath, name: bytes) -> RelPath:
 def is_beneath(path: RelPath, top: RelPath) -> bool:
     """Return whether ``path`` is ``top`` or lies below it."""
     return not top or path == top or path.startswith(top + b"/")
+
+
+def renamed_path(path: RelPath, renamed: Mapping[RelPath, RelPath]) -> RelPath:
+    """Return where ``path`` is when what it is or lies beneath was renamed, source to target."""
+    above = path
+    while above and above not in renamed:
+        above = parent_of(above)
+    return renamed[above] + path[len(above) :] if above else path
 
 
 def lies_in(path: RelPath, tops: Set[RelPath]) -> bool:

@@ -6,10 +6,11 @@ databases are newer; until then it is *awaited*. The caller passes what was awai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
+from onesync.core.blocks import PATCH_FROM
 from onesync.core.model import Kind, Known, RelPath, Stamp, is_beneath
 
 
@@ -56,6 +57,8 @@ class Plan:
         moves: renames to carry out; no source or target beneath another one.
         awaited_removals: gone, but seen for the first time: the next batch's.
         awaited_moves: likewise for renames.
+        stands_at: where in the working copy that stands which is pushed under its old name, beneath
+            a directory that this batch renames afterwards.
     """
 
     directories: list[Difference] = field(default_factory=list)
@@ -66,6 +69,7 @@ class Plan:
     moves: list[Move] = field(default_factory=list)
     awaited_removals: frozenset[RelPath] = frozenset()
     awaited_moves: frozenset[tuple[RelPath, RelPath]] = frozenset()
+    stands_at: Mapping[RelPath, RelPath] = field(default_factory=dict)
 
     @property
     def touches_directories(self) -> bool:
@@ -85,14 +89,19 @@ def make_plan(
     renames: list[Move],
     awaited_removals: frozenset[RelPath],
     awaited_moves: frozenset[tuple[RelPath, RelPath]],
+    known_at: Callable[[RelPath], Known | None],
 ) -> Plan:
     """Return the plan for ``differences``.
+
+    What is new in a directory that is renamed is pushed under its old name first, and the rename
+    carries it along: rows that come with the rename may name it.
 
     Args:
         differences: what the scan found, by path.
         renames: those of them that are known to be renames (source gone, target new).
         awaited_removals: removals that an earlier scan saw already.
         awaited_moves: (source, target) of renames that an earlier scan saw already.
+        known_at: what the index holds at a path.
     """
     moves = _outermost_moves(renames)
     covered = [m.source for m in moves] + [m.target for m in moves]
@@ -102,10 +111,16 @@ def make_plan(
         ),
     )
     plan.moves.extend(m for m in moves if (m.source, m.target) in awaited_moves)
+    carrying = {m.target: m.source for m in plan.moves if m.kind is Kind.DIRECTORY}
+    stands_at: dict[RelPath, RelPath] = {}
     gone: list[Difference] = []
     for path in sorted(differences):
         difference = differences[path]
         if any(is_beneath(path, top) for top in covered):
+            old = _under_old_name(difference, carrying, known_at)
+            if old is not None:
+                stands_at[old.path] = path
+                _place(plan, old, gone)
             continue
         if difference.seen is None:
             if difference.known is not None:
@@ -116,7 +131,34 @@ def make_plan(
     # A path that changed its kind must go before the new thing takes its name: not awaited.
     waiting = frozenset(d.path for d in tops if d.seen is None and d.path not in awaited_removals)
     plan.removals.extend(d for d in tops if d.path not in waiting)
-    return _with_awaited(plan, waiting)
+    return replace(plan, awaited_removals=waiting, stands_at=stands_at)
+
+
+def _under_old_name(
+    difference: Difference,
+    carrying: Mapping[RelPath, RelPath],
+    known_at: Callable[[RelPath], Known | None],
+) -> Difference | None:
+    """Return how ``difference`` would be pushed before its directory is renamed, if that can be.
+
+    What changed its kind waits until the rename is done, and so does a large file of which the
+    replica has an old version: its length may be behind.
+    """
+    path, seen = difference.path, difference.seen
+    tops = [top for top in carrying if path != top and is_beneath(path, top)]
+    if not tops or seen is None:
+        return None
+    old = carrying[tops[0]] + path[len(tops[0]) :]
+    known = known_at(old)
+    if known is None:
+        return Difference(old, None, seen)
+    if known.entry.kind is not seen.kind or known.stamp == seen or _is_large(known, seen):
+        return None
+    return Difference(old, known, seen)
+
+
+def _is_large(known: Known, seen: Stamp) -> bool:
+    return seen.kind is Kind.FILE and max(known.entry.size, seen.size) >= PATCH_FROM
 
 
 def portioned(plan: Plan, most: int) -> Plan:
@@ -132,6 +174,14 @@ def restricted(
     gone = {difference.path for difference in plan.removals if difference.seen is None}
     renamed = frozenset((move.source, move.target) for move in plan.moves)
     return _without(plan, gone - removals, renamed - moves)
+
+
+def without_removals(plan: Plan, kept: AbstractSet[RelPath]) -> Plan:
+    """Leave out the removals of ``kept``; no later batch waits for them either."""
+    if not kept:
+        return plan
+    removals = [d for d in plan.removals if d.seen is not None or d.path not in kept]
+    return replace(plan, removals=removals, awaited_removals=plan.awaited_removals - kept)
 
 
 def _without(
@@ -161,19 +211,6 @@ def _place(plan: Plan, difference: Difference, gone: list[Difference]) -> None:
         plan.links.append(difference)
     else:
         plan.files.append(difference)
-
-
-def _with_awaited(plan: Plan, waiting: frozenset[RelPath]) -> Plan:
-    return Plan(
-        plan.directories,
-        plan.files,
-        plan.links,
-        plan.metadata,
-        plan.removals,
-        plan.moves,
-        waiting,
-        plan.awaited_moves,
-    )
 
 
 def _tops(gone: list[Difference]) -> list[Difference]:

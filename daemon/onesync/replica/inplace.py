@@ -15,7 +15,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from onesync.core.blocks import BlockHasher, Blocks, block_digest
+from onesync.core.blocks import BlockHasher, Blocks, block_digest, runs
 from onesync.local import on_this_machine
 
 _CHUNK = 1 << 20
@@ -75,9 +75,9 @@ def write_undo(
     hasher = blake3()
     offset = _HEAD_BYTES
     os.pwrite(undo, b"\n" * _HEAD_BYTES, 0)
-    for number in numbers:
-        content = _block(target, number, old.size, length)
-        if block_digest(content) != old.digest(number):
+    for run in runs(numbers, _CHUNK // old.size):
+        content = _read_run(target, run, old.size, length)
+        if not _is_as(old, run, content):
             return False
         hasher.update(content)
         offset += write_at(undo, content, offset)
@@ -178,12 +178,12 @@ def write_blocks(
 
     Returns False where the source is not what ``new`` says any more; the target is then a mix.
     """
-    for number in numbers:
+    for run in runs(numbers, _CHUNK // new.size):
         with on_this_machine():
-            content = _block(source, number, new.size, end)
-        if block_digest(content) != new.digest(number):
+            content = _read_run(source, run, new.size, end)
+        if not _is_as(new, run, content):
             return False
-        write_at(target, content, number * new.size)
+        write_at(target, content, run.start * new.size)
         progress(len(content))
     os.fsync(target)
     return True
@@ -199,6 +199,15 @@ def write_at(fd: int, content: bytes, offset: int) -> int:
     return len(content)
 
 
-def _block(fd: int, number: int, size: int, end: int) -> bytes:
-    start = number * size
-    return os.pread(fd, max(0, min(size, end - start)), start)
+def _read_run(fd: int, run: range, size: int, end: int) -> bytes:
+    start = run.start * size
+    return os.pread(fd, max(0, min(len(run) * size, end - start)), start)
+
+
+def _is_as(blocks: Blocks, run: range, content: bytes) -> bool:
+    """Whether ``content`` is what ``blocks`` tells of a run of them."""
+    view = memoryview(content)
+    return all(
+        block_digest(view[place * blocks.size : (place + 1) * blocks.size]) == blocks.digest(number)
+        for place, number in enumerate(run)
+    )
