@@ -325,7 +325,8 @@ class Push:
             temporary = travel.temporary if travel else self._name_beside(path)
             undo = None
             self.intent.new.append((path, temporary))
-            if not self._is_data(path, path in snapshots) or _was_link(difference):
+            is_promise = not self._is_data(path, path in snapshots) or _was_link(difference)
+            if is_promise or path in plan.stands_at:  # under that name the project never had it
                 self.intent.promise.append(path)
             if known is not None and known.entry.kind is Kind.FILE:
                 self.intent.replace.append((path, self._name_beside(path)))
@@ -350,7 +351,9 @@ class Push:
                 self.intent.remove.append((path, self._name_beside(path)))
         self._replaced, self._removed = dict(self.intent.replace), dict(self.intent.remove)
         self.intent.make.extend(difference.path for difference in plan.directories)
-        self.intent.promise.extend(d.path for d in plan.directories if _was_link(d))
+        self.intent.promise.extend(
+            d.path for d in plan.directories if _was_link(d) or d.path in plan.stands_at
+        )
         moves = [m for m in plan.moves if m.kind is not Kind.LINK]
         self.intent.rename.extend((m.source, m.target) for m in moves)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onesync.core.model import RESERVED_PREFIX, STATUS_FOLDER
+from onesync.core.model import RESERVED_PREFIX, STATUS_FOLDER, parent_of
 from onesync.engine import Flushed
 from tests.campaign.life import LARGE, Life, Step
 from tests.node import picture
@@ -76,7 +76,11 @@ def patches(work: Path, large: int = LARGE) -> None:
 
 
 def removes(work: Path) -> None:
-    (work / "old").rename(work / "older")
+    older = (work / "old").rename(work / "older")
+    (older / "frame.mrc").write_bytes(b"frame of the renamed directory")
+    (older / "young" / "inner").mkdir(parents=True)
+    (older / "young" / "inner" / "deep.mrc").write_bytes(b"deep")
+    (older / "young" / "link").symlink_to("inner")
     (work / RUN / "mic.mrc").rename(work / RUN / "mic 2.mrc")
     (work / RUN / "late.mrc").unlink()
     (work / "one name").unlink()
@@ -200,6 +204,9 @@ def _remains(path: bytes, found: Picture, old: Picture, new: Picture) -> bool:
         return True  # its time was another one while something in it waited
     if path in new and new[path] in old.values() and path not in old:
         return here is None
+    above = parent_of(path)
+    if path in new and path not in old and above in new and above not in found:
+        return here is None  # it is new in what is renamed: that the directory may wait is judged
     return path not in new and here == old.get(path)
 
 
