@@ -35,10 +35,6 @@ class Report:
     bytes_written: int = 0
     written_per_changed: float | None = None
     longest_lock: float | None = None
-    longest_lock_alone: float | None = None
-    pace: float | None = None
-    pace_alone: float | None = None
-    slowdown: float | None = None
     peak_memory: int = 0
     longest_flush: float | None = None
     instants: int = 0
@@ -244,22 +240,23 @@ def _by_run(counted: list[tuple[Record, float]]) -> dict[str, tuple[int, float, 
     }
 
 
-def fill(report: Report, records: list[Record], alone: list[Record]) -> None:
-    """Compute what the records tell; ``alone`` are those of a session without onesync."""
+def fill(report: Report, records: list[Record]) -> None:
+    """Compute what the records tell."""
     report.bytes_changed = sum(record.size for record in records)
     if report.bytes_changed:
         report.written_per_changed = report.bytes_written / report.bytes_changed
-    report.longest_lock = _longest(records)
-    report.longest_lock_alone = _longest(alone)
-    report.pace, report.pace_alone = _pace(records), _pace(alone)
-    if report.pace and report.pace_alone:
-        report.slowdown = report.pace / report.pace_alone - 1
+    report.longest_lock = longest(records)
 
 
-def _longest(records: list[Record]) -> float | None:
+def longest(records: list[Record]) -> float | None:
+    """Return how long the database that is written all the time was locked, in seconds."""
     return max((r.took for r in records if r.deed == "probed"), default=None)
 
 
-def _pace(records: list[Record]) -> float | None:
-    took = [record.took for record in records if record.deed == "paced"]
-    return statistics.median(took) if took else None
+def pace(*sessions: list[Record]) -> float:
+    """Return the median seconds of the piece of work that is done again and again.
+
+    But for each session's first, which meets the start of all actors.
+    """
+    took = [[record.took for record in records if record.deed == "paced"] for records in sessions]
+    return statistics.median(seconds for found in took for seconds in found[1:])

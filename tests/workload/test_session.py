@@ -32,14 +32,15 @@ from tests.workload.oracle import (
     deploy_patiently,
 )
 from tests.workload.record import Reader, Record
-from tests.workload.report import Memory, Report, Span, Staleness, fill, fill_staleness
+from tests.workload.report import Memory, Report, Span, Staleness, fill, fill_staleness, pace
 
 SECONDS = float(os.environ.get("ONESYNC_SESSION_SECONDS", "120"))
 FACTOR = os.environ.get("ONESYNC_SESSION_FACTOR", "1")
 SEED = os.environ.get("ONESYNC_SESSION_SEED", "1")
 LATENCY = 0.002
 EVERY = max(5.0, SECONDS / 240)
-ALONE = 10.0
+TURN = 10.0
+TURNS = max(2, 2 * int(SECONDS // 200))
 PACE: dict[str, object] = {
     "batch__settle_seconds": BatchSettings().settle_seconds,
     "batch__min_interval_seconds": BatchSettings().min_interval_seconds,
@@ -133,17 +134,7 @@ def two(tmp_path: Path, mounted: Passthrough) -> Iterator[Node]:
         node.end(signal.SIGKILL)
 
 
-@pytest.fixture
-def alone(tmp_path: Path) -> list[Record]:
-    """What the actors do where no onesync runs."""
-    session = Session(tmp_path / "alone", tmp_path / "alone-outside", min(ALONE, SECONDS))
-    session.end()
-    return Reader(session.record).more()
-
-
-def test_a_live_session(
-    tmp_path: Path, mounted: Passthrough, one: Node, two: Node, alone: list[Record]
-) -> None:
+def test_a_live_session(tmp_path: Path, mounted: Passthrough, one: Node, two: Node) -> None:
     folder = mounted.backing / "project"
     instants = Instants(folder, mounted.backing.parent)
     mounted.latency(LATENCY)
@@ -166,7 +157,7 @@ def test_a_live_session(
     counts = mounted.counts()
     report.bytes_written = counts.pop("bytes_written", 0)
     report.calls = counts
-    fill(report, staleness.records, alone)
+    fill(report, staleness.records)
     fill_staleness(report, staleness.ages, times.holds, times.outages)
     wrong = instants.judge(mounted.backing.parent, seen)
     report.files_judged = seen.files
@@ -178,6 +169,46 @@ def test_a_live_session(
     assert seen.markers > 0
     assert two.status()["problems"] == [], two.log()
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_pace_of_writers(tmp_path: Path, mounted: Passthrough) -> None:
+    """The actors in turns with and without onesync: a machine's own moods last longer."""
+    mounted.latency(LATENCY)
+    alone: list[list[Record]] = []
+    beside: list[list[Record]] = []
+    for number in range(TURNS):
+        turns = [(alone, act_alone), (beside, act_beside)]
+        for found, act in turns if number % 2 else reversed(turns):
+            found.append(act(tmp_path / f"{act.__name__}-{number}", mounted))
+    without, with_it = (pace(*turns) for turns in (alone, beside))
+    ratios = sorted(pace(two) / pace(one) - 1 for one, two in zip(alone, beside, strict=True))
+    told = f"pace of writers: {1000 * without:.1f} ms, beside onesync {1000 * with_it:.1f} ms"
+    each = " ".join(f"{ratio:+.0%}" for ratio in ratios)
+    sys.stdout.write(f"\n{told} ({with_it / without - 1:+.0%}; by turns {each})\n")
+
+
+def act_alone(home: Path, _: Passthrough) -> list[Record]:
+    """Return what the actors do where no onesync runs."""
+    session = Session(home, home.with_name(f"{home.name}-outside"), TURN)
+    session.end()
+    return Reader(session.record).more()
+
+
+def act_beside(home: Path, mounted: Passthrough) -> list[Record]:
+    """Return what the actors do in a working directory that onesync deployed."""
+    folder = mounted.path / home.name
+    folder.mkdir()
+    node = Node(home, folder, mount__require_fuse=True, **PACE)
+    node.nice = NICE
+    deploy_patiently(node)
+    try:
+        session = Session(node.work, home.with_name(f"{home.name}-outside"), TURN)
+        session.end()
+        assert node.end() == 0, node.log()
+    finally:
+        if node.running():
+            node.end(signal.SIGKILL)
+    return Reader(session.record).more()
 
 
 def watch(
