@@ -64,7 +64,7 @@ class Session:
         home.mkdir()
         self.record = home / "record.jsonl"
         words = ["--seconds", str(seconds), "--factor", FACTOR, "--seed", SEED]
-        words += ["--many", str(max(50, int(5 * SECONDS)))]
+        words += ["--many", str(max(50, int(5 * seconds)))]
         places = ["--outside", str(home), "--record", str(self.record)]
         self._log = home / "log"
         with self._log.open("wb") as log:
@@ -151,7 +151,7 @@ def test_a_live_session(tmp_path: Path, mounted: Passthrough, one: Node, two: No
         session.end()
     finally:
         session.kill()
-    undeploy(one, report)
+    report.longest_flush = undeploy(one)
     report.never_arrived = staleness.finish()
     report.peak_memory = memory.finish()
     counts = mounted.counts()
@@ -204,7 +204,7 @@ def act_beside(home: Path, mounted: Passthrough) -> list[Record]:
     try:
         session = Session(node.work, home.with_name(f"{home.name}-outside"), TURN)
         session.end()
-        assert node.end() == 0, node.log()
+        undeploy(node)
     finally:
         if node.running():
             node.end(signal.SIGKILL)
@@ -239,14 +239,14 @@ def watch(
         time.sleep(max(0.0, began + EVERY - time.monotonic()))
 
 
-def undeploy(node: Node, report: Report) -> None:
-    """End the daemon as systemd does, and wait for its last flush."""
+def undeploy(node: Node) -> float:
+    """End the daemon as systemd does, and wait for its last flush; returns its seconds."""
     assert node.process is not None
     assert node.running(), node.log()
     began = time.monotonic()
     node.process.send_signal(signal.SIGTERM)
     assert node.process.wait(PATIENCE) == 0, node.log()
-    report.longest_flush = time.monotonic() - began
+    return time.monotonic() - began
 
 
 def tell(report: Report) -> None:
