@@ -99,7 +99,8 @@ class Node:
         self, words: tuple[str, ...], out: int, error: int, before: str = ""
     ) -> nursery.Process:
         arguments = [*words, "--config", str(self.config)]
-        politely = ["nice", "-n", str(self.nice)] if self.nice and words == ("run",) else []
+        as_a_unit = ["chrt", "--batch", "0", "nice", "-n", str(self.nice)]
+        politely = as_a_unit if self.nice and words == ("run",) else []
         if self.is_forked and not politely:
             return nursery.start("onesync.cli", arguments, out, error, before=before)
         program = f"{before}\nfrom onesync.cli import main\nmain()"

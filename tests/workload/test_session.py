@@ -46,7 +46,7 @@ PACE: dict[str, object] = {
     "batch__min_interval_seconds": BatchSettings().min_interval_seconds,
 }
 NICE = 10
-"""As users have it, and the unit."""
+"""With the scheduling of the unit."""
 
 _REPOSITORY = Path(__file__).parents[2]
 
