@@ -7,17 +7,19 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from onesync import push, snapshot
+from onesync import batch, push, snapshot
 from onesync.core.dirty import Due
 from onesync.core.model import RelPath
 from onesync.cut import Cut, Cuts, Frozen
 from onesync.errors import Exit
 from onesync.pins import Pins
 from onesync.push import Push
+from onesync.replica.folder import FolderReplica, _Pour
 from onesync.settings import PushSettings, Settings
 from onesync.snapshot import Taken
 from tests.campaign.life import Life, Place
@@ -386,3 +388,32 @@ def test_a_directory_that_somebody_put_in_a_files_place_stays_when_ours_goes(pla
     begin: Act = lambda work: put(work, f"{EXTRA}/item", f"{EXTRA}/other")  # noqa: E731
     live(place, [begin, turn], at_rest=True)
     assert (place.store / EXTRA / "item" / "precious").exists()
+
+
+def test_a_small_file_that_grows_while_it_is_pushed_does_not_rest(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "_PACE", 1e9)
+    item = f"{EXTRA}/item"
+    came: list[bytes] = []
+    copy = FolderReplica._write_copy
+
+    def grows(
+        replica: FolderReplica, origin: int, status: os.stat_result, path: RelPath, pour: _Pour
+    ) -> None:
+        copy(replica, origin, status, path, pour)
+        if path == os.fsencode(item) and not came:
+            came.append((place.store / item).read_bytes())
+            with (place.work / item).open("ab") as file:
+                file.write(b" and more")
+
+    monkeypatch.setattr(FolderReplica, "_write_copy", grows)
+
+    def look(work: Path) -> None:
+        came.append((place.store / item).read_bytes())
+        put(work, f"{EXTRA}/last")
+
+    others = [f"{EXTRA}/other_{n}" for n in range(4)]
+    acts: list[Act] = [partial(lambda name, work: put(work, name), name) for name in others]
+    assert live(place, [lambda work: put(work, item), *acts, look]) == set()
+    assert came == [b"data", b"data and more"]
