@@ -592,6 +592,25 @@ def rewrite(path: Path) -> None:
         file.write(b"y")
 
 
+def test_what_appears_while_a_tree_is_removed_goes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tree").mkdir()
+    remove_directory = os.rmdir
+    appeared: list[bytes] = []
+
+    def late(name: bytes, *, dir_fd: int) -> None:
+        if not appeared:
+            appeared.append(name)
+            (tmp_path / "tree" / "hidden").write_bytes(b"")
+        remove_directory(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "rmdir", late)
+    FolderReplica(os.fsencode(tmp_path)).remove(b"tree")
+    assert appeared == [b"tree"]
+    assert os.listdir(tmp_path) == []
+
+
 def test_what_two_remove_at_once_is_gone_for_both(replica: Replica) -> None:
     replica.make_directory(b"tree")
     for number in range(100):

@@ -83,7 +83,8 @@ class Service:
         patience = settings.mount.io_timeout_seconds
         target = os.fsencode(settings.onedata_dir)
         threads = max(1, settings.push.workers // _PROCESSES)
-        self._replica = ChildrenReplica(target, _PROCESSES, threads, patience, self._on_call)
+        limit = settings.push.bandwidth_limit or None
+        self._replica = ChildrenReplica(target, _PROCESSES, threads, patience, self._on_call, limit)
         self._lock_lane = ChildrenReplica(target, 1, 2, patience, self._on_call)
         self._metrics = Metrics()
         self._notifier = Notifier()

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pathspec import PathSpec
 from pydantic import (
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
     ValidationError,
@@ -57,6 +58,7 @@ class PushSettings(_Section):
     """``[push]``."""
 
     workers: int = Field(default=32, ge=1, le=256)
+    bandwidth_limit: ByteSize = ByteSize(0)
     round_seconds: float = Field(default=5.0, gt=0)
     exclude: tuple[str, ...] = ()
     publish_order: tuple[str, ...] = SCIPION_ORDER

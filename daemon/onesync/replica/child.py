@@ -1,7 +1,9 @@
-"""The child process that makes the calls on the mount: ``python -m onesync.replica.child FD ROOT``.
+"""The child process that makes the calls on the mount.
 
-It reads requests from the socket ``FD``, answers each from one of its threads, and ends when the
-parent's end closes. It inherits nothing else: no lock, no signal mask, no other descriptor.
+``python -m onesync.replica.child FD ROOT THREADS [PLACE RATE]`` reads requests from the socket FD,
+answers each from one of its threads, and ends when the parent's end closes. What it sends keeps to
+RATE bytes a second, with all who have PLACE. It inherits nothing else: no lock, no signal
+mask, no other descriptor.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from onesync.errors import LocalError
 from onesync.replica.door import NameRefused
 from onesync.replica.folder import FolderReplica
 from onesync.replica.names import EscapedNames
+from onesync.replica.pace import Pace
 
 LENGTH = struct.Struct("!I")
 _SMALL = 1 << 16
@@ -60,11 +63,12 @@ def _exactly(connection: socket.socket, count: int) -> bytearray | None:
 
 
 class _Servant:
-    def __init__(self, connection: socket.socket, root: bytes) -> None:
+    def __init__(self, connection: socket.socket, root: bytes, pace: Pace | None) -> None:
         self._connection = connection
         self._sending = threading.Lock()
         self._current = threading.local()
-        self._replica = EscapedNames(FolderReplica(root, self._progress))
+        self._replica = EscapedNames(FolderReplica(root, self._progress, self._sent))
+        self._pace = pace
         self._asked: SimpleQueue[tuple[int, str, tuple[Any, ...]]] = SimpleQueue()
         self._idle = threading.Semaphore(0)
 
@@ -105,6 +109,11 @@ class _Servant:
         # A long copy is alive as long as its chunks advance: the parent's patience starts anew.
         self._send((self._current.number, None, size))
 
+    def _sent(self, size: int) -> None:
+        self._progress(size)
+        if self._pace is not None:
+            self._pace.sent(size, lambda: self._progress(0))
+
     def _send(self, message: tuple[Any, ...]) -> None:
         with self._sending:
             try:
@@ -115,9 +124,10 @@ class _Servant:
 
 def main() -> None:
     """Serve the socket and root named on the command line."""
-    fd, root, threads = sys.argv[1:]
+    fd, root, threads, *limit = sys.argv[1:]
+    pace = Pace(*map(int, limit)) if limit else None
     connection = socket.socket(fileno=int(fd))
-    _Servant(connection, os.fsencode(root)).serve(int(threads))
+    _Servant(connection, os.fsencode(root), pace).serve(int(threads))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from onesync.core.trouble import judge
 from onesync.errors import LocalError, MountHung, MountNotThere
 from onesync.replica.child import receive, send
 from onesync.replica.door import Compared, Copied, Identity, Listed, NameRefused
+from onesync.replica.pace import shared_place
 
 _ENDED = "The process that talks to the mount ended; nothing is lost, the call is made again."
 
@@ -77,7 +78,12 @@ class _Child:
     """One child process and the calls it has not answered yet."""
 
     def __init__(
-        self, root: bytes, threads: int, advanced: Callable[[int], None], forgotten: _Forgotten
+        self,
+        root: bytes,
+        threads: int,
+        advanced: Callable[[int], None],
+        forgotten: _Forgotten,
+        limit: tuple[int, int] | None,
     ) -> None:
         self._advanced = advanced
         self._forgotten = forgotten
@@ -89,17 +95,12 @@ class _Child:
         self._guard = threading.Lock()
         self._next = 0
         self.gone: Exception | None = None
+        program = [sys.executable, "-m", "onesync.replica.child"]
+        places = [] if limit is None else [limit[0]]
         with theirs:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "onesync.replica.child",
-                    str(theirs.fileno()),
-                    root,
-                    str(threads),
-                ],
-                pass_fds=[theirs.fileno()],
+                [*program, str(theirs.fileno()), root, str(threads), *map(str, limit or ())],
+                pass_fds=[theirs.fileno(), *places],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd="/",
@@ -206,12 +207,15 @@ class ChildrenReplica:
         threads: int,
         patience: float,
         advanced: Callable[[int], None] = lambda _: None,
+        bytes_per_second: int | None = None,
     ) -> None:
         """Use up to ``processes`` children of ``threads`` threads; ``patience`` is in seconds.
 
         ``advanced`` is told whenever a call advances or ends, with the bytes copied since the last
-        time; it is called in threads of its own.
+        time; it is called in threads of its own. What all send together keeps to
+        ``bytes_per_second``, where that is given.
         """
+        self._limit = None if bytes_per_second is None else (shared_place(), bytes_per_second)
         self._advanced = advanced
         self._root = root
         self._processes = processes
@@ -233,6 +237,9 @@ class ChildrenReplica:
             children, self._children = self._children, []
         for child in children:
             child.abandon(MountNotThere("onesync is stopping"))
+        if self._limit is not None:
+            os.close(self._limit[0])
+            self._limit = None
 
     def retire(self) -> None:
         """Let go of the children that have nothing to do, for their memory; the next call pays."""
@@ -255,7 +262,7 @@ class ChildrenReplica:
             full = len(self._children) >= self._processes
             if idle is not None and (full or not idle.busy()):
                 return idle
-            child = _Child(self._root, self._threads, self._advanced, self._forgotten)
+            child = _Child(self._root, self._threads, self._advanced, self._forgotten, self._limit)
             self._children.append(child)
             return child
 

@@ -172,10 +172,19 @@ class _Pour:
 class FolderReplica:
     """A replica in a folder of this machine, on a mount or not. Safe in several threads."""
 
-    def __init__(self, root: bytes, progress: Callable[[int], None] | None = None) -> None:
-        """Stand at ``root`` without touching it; ``progress`` is told the bytes of each chunk."""
+    def __init__(
+        self,
+        root: bytes,
+        progress: Callable[[int], None] | None = None,
+        sent: Callable[[int], None] | None = None,
+    ) -> None:
+        """Stand at ``root`` without touching it.
+
+        ``progress`` is told the bytes of each chunk, or ``sent`` where they went to the replica.
+        """
         self._root = root
         self._progress = progress or (lambda _: None)
+        self._sent = sent or self._progress
         self._held: OrderedDict[RelPath, _HeldDirectory] = OrderedDict()
         self._guard = threading.Lock()
         self._turns = [threading.RLock() for _ in range(_TURNS)]
@@ -254,7 +263,7 @@ class FolderReplica:
             before = os.fstat(origin)
             if not stat.S_ISREG(before.st_mode):
                 raise InterruptedError(4, "not a regular file any more", source)
-            pour = _Pour(_block_hasher(before.st_size), self._progress, before)
+            pour = _Pour(_block_hasher(before.st_size), self._sent, before)
             pour.begin(seconds)
             self._write_copy(origin, before, temporary, pour)
             return self._poured(origin, before, pour)
@@ -389,7 +398,7 @@ class FolderReplica:
         """Return a pour that has read the first ``offset`` bytes, or fewer where it is late."""
         pour, _ = self._resumed(_COPY, status)
         if pour is None or pour.offset > offset:
-            pour = _Pour(_block_hasher(status.st_size), self._progress, status)
+            pour = _Pour(_block_hasher(status.st_size), self._sent, status)
         pour.begin(seconds)
         pour.run(origin, None, offset)
         return pour
@@ -447,7 +456,7 @@ class FolderReplica:
             with self._parent(undo) as directory:
                 fd = os.open(name_of(undo), _NEW, 0o644, dir_fd=directory)
             try:
-                saved = inplace.write_undo(target, fd, length, blocks, numbers, self._progress)
+                saved = inplace.write_undo(target, fd, length, blocks, numbers, self._sent)
             finally:
                 os.close(fd)
         finally:
@@ -463,7 +472,7 @@ class FolderReplica:
         try:
             target = self._open(path, os.O_WRONLY)
             try:
-                return inplace.write_blocks(origin, target, blocks, numbers, end, self._progress)
+                return inplace.write_blocks(origin, target, blocks, numbers, end, self._sent)
             finally:
                 os.close(target)
         finally:
@@ -534,10 +543,16 @@ class FolderReplica:
                     return False
         except (FileNotFoundError, NotADirectoryError):
             return False
-        for _ in range(_TRIES):
-            with suppress(FileNotFoundError), self._parent(path) as directory:
-                self._remove_in(directory, name_of(path))
-                break
+        for number in range(_TRIES):
+            try:
+                with suppress(FileNotFoundError), self._parent(path) as directory:
+                    self._remove_in(directory, name_of(path))
+                    break
+            except OSError as error:
+                # A file that was closed just now may stand there under another name for a moment.
+                if error.errno != errno.ENOTEMPTY or number == _TRIES - 1:
+                    raise
+                continue
             # Of two who remove the same tree, the one that was first is not always done.
             if self.look(path) is None:
                 break
