@@ -523,16 +523,31 @@ def test_our_own_beat_of_unknown_result_is_ours(replica: Replica) -> None:
     assert lock.age() == 0
 
 
-def test_a_beat_that_came_in_part_is_passed_over(replica: Replica) -> None:
+@pytest.mark.parametrize("left", [b"", b"\0" * 20, b"\0" * 90])
+def test_a_beat_of_which_part_is_left_is_passed_over(replica: Replica, left: bytes) -> None:
+    """A storage that loses what was not flushed leaves zeros, or a name alone."""
     lock, door, clock = faulty_owner(replica)
     door.fail_after = "write_new"
     with pytest.raises(OSError, match="no answer"):
         lock.beat()
     door.fail_after = None
-    put(replica, place(1, b"beat-000002"), b"")
+    path = place(1, b"beat-000002")
+    put(replica, path, left + replica.read(path)[len(left) :] if left else b"")
     clock.sleep(TIMES.beat)
     lock.beat()
     assert (lock.state().beat, lock.age()) == (3, 0)
+
+
+def test_a_beat_with_others_bytes_is_somebody_elses(replica: Replica) -> None:
+    lock, door, _ = faulty_owner(replica)
+    door.fail_after = "write_new"
+    with pytest.raises(OSError, match="no answer"):
+        lock.beat()
+    door.fail_after = None
+    path = place(1, b"beat-000002")
+    put(replica, path, replica.read(path) + b" ")
+    with pytest.raises(LockLost, match="written by somebody else"):
+        lock.beat()
 
 
 def test_a_beat_of_a_live_copy_of_this_machine_is_seen(replica: Replica) -> None:

@@ -401,7 +401,7 @@ class Lock:
             found = self._replica.read(join(self._place(record.epoch), beat_name(number)))
         except FileNotFoundError:
             return None
-        if not content.startswith(found):
+        if not _is_left_of(found, content):
             raise LockLost(
                 f"Beat {number} of epoch {record.epoch} was written by somebody else, so this"
                 " node does not hold the lock any more; local data are kept."
@@ -532,6 +532,12 @@ class Lock:
     def _now(self) -> str:
         wall = self._clock.wall_ns() / 1e9
         return datetime.datetime.fromtimestamp(wall, datetime.UTC).isoformat(timespec="seconds")
+
+
+def _is_left_of(found: bytes, content: bytes) -> bool:
+    """Whether ``found`` is ``content``, or what a storage that loses its bytes has left of it."""
+    whole = len(found) <= len(content)
+    return whole and all(one in (0, other) for one, other in zip(found, content, strict=False))
 
 
 def _way_out(held: Held) -> str:
