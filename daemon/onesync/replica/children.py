@@ -29,6 +29,7 @@ from onesync.errors import LocalError, MountHung, MountNotThere
 from onesync.replica.child import receive, send
 from onesync.replica.door import Compared, Copied, Identity, Listed, NameRefused
 from onesync.replica.pace import shared_place
+from onesync.replica.turns import Turns
 
 _ENDED = "The process that talks to the mount ended; nothing is lost, the call is made again."
 
@@ -222,7 +223,7 @@ class ChildrenReplica:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._threads = max(1, min(threads, most // _DESCRIPTORS))
         # What had to wait for another call in the child would seem to hang.
-        self._turns = threading.BoundedSemaphore(processes * self._threads)
+        self._turns = Turns(processes * self._threads)
         self._patience = patience
         self._children: list[_Child] = []
         self._abandoned: list[_Child] = []
