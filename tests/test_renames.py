@@ -13,6 +13,7 @@ from tests.test_steady_load import (
     EXTRA,
     LOAD,
     ONE,
+    TWO,
     Act,
     execute,
     live,
@@ -43,6 +44,28 @@ def test_what_is_new_in_a_renamed_directory_comes_with_the_rows_that_name_it(pla
 
     acts: list[Act] = [lambda work: write(work, ONE, *old), turn]
     assert live(place, acts, at_rest=True) == set()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("data/item", "data/renamed"),
+        (f"{EXTRA}/item", "data/item"),
+        ("data/item", f"{EXTRA}/item"),
+        (f"{EXTRA}/item", f"{TWO}/item"),
+        (f"{TWO}/item", f"{EXTRA}/item"),
+    ],
+)
+def test_rows_wait_for_renames_between_runs_and_outside_of_them(
+    place: Place, old: str, new: str
+) -> None:
+    def begin(work: Path) -> None:
+        put(work, "data/other", f"{EXTRA}/other", f"{TWO}/other")
+        write(work, ONE, old)
+
+    acts: list[Act] = [begin, lambda work: rename(work, ONE, old, new)]
+    assert live(place, acts, at_rest=True) == set()
+    assert rows(place.store, ONE) == {new}
 
 
 def test_steady_renames_starve_no_database(place: Place) -> None:

@@ -31,7 +31,7 @@ from onesync.core.model import (
     lost_stamp,
     parent_of,
 )
-from onesync.core.ordering import PublishOrder, scope_of
+from onesync.core.ordering import PublishOrder, scope_of, scopes_of
 from onesync.core.plan import Difference, Move, Plan, make_plan, portioned, restricted
 from onesync.core.trouble import is_full
 from onesync.cut import Cut, Cuts
@@ -556,7 +556,7 @@ class Batches:
         if self.awaits():
             self.marks.arrived.set()
         now = time.monotonic()
-        renaming = {scope_of(target) for _, target in plan.awaited_moves}
+        renaming = scopes_of(plan.awaited_moves)
         self._renaming = {scope: self._renaming.get(scope, now) for scope in renaming}
 
     def _forget_renamed(self, due: Due) -> None:
@@ -603,9 +603,11 @@ class Batches:
         Databases wait for new renames of their run, and a new one in each batch would keep them
         waiting for ever. So the second batch in turn copies what is cheap, a later one everything.
         """
-        since = self._renaming.get(scope_of(move.target))
-        if since is None or (move.source, move.target) in self._awaited.moves:
+        pair = (move.source, move.target)
+        held = [self._renaming[scope] for scope in scopes_of([pair]) & self._renaming.keys()]
+        if not held or pair in self._awaited.moves:
             return False
+        since = min(held)
         is_cheap = move.kind is Kind.FILE and move.seen.size <= _COPIED_AT_MOST
         return is_cheap or time.monotonic() - since > _WAITED_SECONDS
 

@@ -35,7 +35,15 @@ from onesync.core.model import (
     renamed_path,
     show,
 )
-from onesync.core.ordering import DATA, SIDECARS, PublishOrder, scope_of, spread
+from onesync.core.ordering import (
+    DATA,
+    SIDECARS,
+    PublishOrder,
+    is_in_scope,
+    scope_of,
+    scopes_of,
+    spread,
+)
 from onesync.core.plan import Difference, Plan
 from onesync.core.trouble import Reaction, judge
 from onesync.errors import LocalError, NotArrived, OnesyncError
@@ -201,6 +209,7 @@ class Push:
         self._held: set[RelPath] = set()
         self._held_promised: set[RelPath] = set()
         self._held_databases: set[RelPath] = set()
+        self._renaming: set[RelPath] = set()
         self._to_confirm: list[tuple[RelPath, int]] = []
         self._refused: set[RelPath] = set()
         self._renamed: dict[RelPath, RelPath] = {}
@@ -527,7 +536,12 @@ class Push:
 
     def _waits(self, path: RelPath) -> bool:
         """Whether the databases that do not name ``path`` any more were held back."""
-        return self._databases_wait() or scope_of(path) in self._held_databases
+        held = self._names_renamed(path) or scope_of(path) in self._held_databases
+        return self._databases_wait() or held
+
+    def _names_renamed(self, path: RelPath) -> bool:
+        """Whether rows may name the new name of what the next batch renames."""
+        return is_in_scope(path, self._renaming)
 
     def _is_created_late(self, difference: Difference, snapshots: Mapping[RelPath, bytes]) -> bool:
         """Whether a file is created under its own name, but after the data that it promises."""
@@ -674,10 +688,10 @@ class Push:
     def _publish_all(
         self, ready: list[_Ready], plan: Plan, snapshots: Mapping[RelPath, bytes]
     ) -> None:
-        renamed = {scope_of(target) for _, target in plan.awaited_moves}
+        renamed = scopes_of(plan.awaited_moves)
         self._held |= renamed
         if self._named is None:
-            self._held_databases |= renamed
+            self._renaming = renamed
         late: dict[int, list[Difference]] = {}
         for difference in plan.files:
             if self._is_created_late(difference, snapshots):
@@ -700,7 +714,7 @@ class Push:
     def _is_held(self, path: RelPath, *, is_database: bool) -> bool:
         """Whether data that ``path`` promises did not come."""
         if is_database:
-            return scope_of(path) in self._held_databases
+            return self._names_renamed(path) or scope_of(path) in self._held_databases
         return scope_of(path) in (self._held_promised if path in self._promised else self._held)
 
     def _publish(self, item: _Ready) -> None:

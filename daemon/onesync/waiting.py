@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onesync.core.model import RelPath, Stamp
-from onesync.core.ordering import scope_of
+from onesync.core.ordering import is_in_scope, scopes_of
 from onesync.core.plan import Plan
 from onesync.cut import Cut, Frozen
 from onesync.push import Outcome
@@ -63,13 +63,13 @@ def what_waits(earlier: Waiting | None, cut: Cut, plan: Plan, outcome: Outcome) 
         return None
     anew = _anew(plan, outcome) if earlier is None else set()
     seen = {d.path: d.seen for d in plan.files} if earlier is None else earlier.markers
-    held = {path for path in outcome.held if scope_of(path) not in anew}
-    moves = frozenset(pair for pair in outcome.postponed_moves if scope_of(pair[0]) not in anew)
+    held = {path for path in outcome.held if not is_in_scope(path, anew)}
+    moves = frozenset(pair for pair in outcome.postponed_moves if not is_in_scope(pair[0], anew))
     waiting = Waiting(
         {path: item for path, item in cut.frozen.items() if path in held},
         {path: seen[path] for path in held - cut.frozen.keys() if path in seen},
         outcome.lacking.union(target for _, target in moves),
-        frozenset(path for path in outcome.postponed if scope_of(path) not in anew),
+        frozenset(path for path in outcome.postponed if not is_in_scope(path, anew)),
         moves,
     )
     second_halves = waiting.removals or waiting.moves
@@ -78,8 +78,8 @@ def what_waits(earlier: Waiting | None, cut: Cut, plan: Plan, outcome: Outcome) 
 
 def _anew(plan: Plan, outcome: Outcome) -> set[RelPath]:
     """Return the runs whose databases may name what a rename of the cut has not brought yet."""
-    anew = {scope_of(target) for _, target in plan.awaited_moves}
-    left = {(scope_of(source), scope_of(target)) for source, target in outcome.postponed_moves}
-    while more := {target for source, target in left if source in anew} - anew:
+    anew = scopes_of(plan.awaited_moves)
+    left = [scopes_of([move]) for move in outcome.postponed_moves]
+    while more := {scope for ends in left if ends & anew for scope in ends} - anew:
         anew |= more
     return anew

@@ -8,7 +8,7 @@ held back, so are the markers and databases of that run.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from functools import lru_cache
 from typing import TypeVar
 
@@ -63,6 +63,19 @@ def scope_of(path: RelPath) -> RelPath:
     """Return the run that ``path`` belongs to (``Runs/000123_X``), or ``b""`` for the project."""
     parts = path.split(b"/")
     return b"/".join(parts[:2]) if parts[0] == b"Runs" and len(parts) > 2 else b""
+
+
+def scopes_of(moves: Iterable[tuple[RelPath, RelPath]]) -> set[RelPath]:
+    """Return the runs that renames touch; ``b""`` among them stands for all.
+
+    What lies outside of the runs, any run's rows may name.
+    """
+    return {scope_of(end) for move in moves for end in move}
+
+
+def is_in_scope(path: RelPath, scopes: Set[RelPath]) -> bool:
+    """Return whether ``path`` belongs to one of ``scopes``, of which ``b""`` is all."""
+    return b"" in scopes or scope_of(path) in scopes
 
 
 def spread(items: Iterable[T], path_of: Callable[[T], RelPath]) -> list[T]:
