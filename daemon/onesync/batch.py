@@ -25,11 +25,13 @@ from onesync.core.model import (
     Problem,
     RelPath,
     Stamp,
+    is_beneath,
     is_unconfirmed,
     join,
     lies_in,
     lost_stamp,
     parent_of,
+    renamed_path,
 )
 from onesync.core.ordering import PublishOrder, scope_of, scopes_of
 from onesync.core.plan import Difference, Move, Plan, make_plan, portioned, restricted
@@ -419,7 +421,7 @@ class Batches:
             self._is_waited_for,
             self.travels.get,
             None if everything else self.round_seconds,
-            named=self._waiting.data if self._waiting is not None else None,
+            named=self._waiting.named(plan) if self._waiting is not None else None,
             promised=self._waiting.promised(plan) if self._waiting is not None else set(),
             may_defer=not everything and self._may_defer(plan),
         )
@@ -454,7 +456,8 @@ class Batches:
         # What waited may have changed since its snapshot was taken.
         waited = set(cut.frozen) if self._waiting is not None else set()
         later = outcome.deferred | outcome.held | waited
-        self.left |= outcome.retry | outcome.postponed | later
+        left = outcome.retry | outcome.postponed | later
+        self.left |= {plan.stands_at.get(path, path) for path in left}
         self.marks.later(later)
         now = time.monotonic()
         self._unsteady = {path: self._unsteady.get(path, now) for path in outcome.retry}
@@ -552,11 +555,12 @@ class Batches:
         postponed_moves: AbstractSet[tuple[RelPath, RelPath]] = frozenset(),
     ) -> None:
         removals = plan.awaited_removals | postponed
+        new = plan.awaited_moves - self._awaited.moves
         self._awaited = _Awaited(removals, plan.awaited_moves | postponed_moves)
         if self.awaits():
             self.marks.arrived.set()
         now = time.monotonic()
-        renaming = scopes_of(plan.awaited_moves)
+        renaming = scopes_of(new)
         self._renaming = {scope: self._renaming.get(scope, now) for scope in renaming}
 
     def _forget_renamed(self, due: Due) -> None:
@@ -580,7 +584,9 @@ class Batches:
             open_to, cut.looked, settled, self.cuts.drain, at_once=everything
         )
         awaited = self._awaited
-        plan = make_plan(found, renames, awaited.removals, awaited.moves, self.index.known)
+        plan = make_plan(
+            found, renames, awaited.removals, awaited.moves, self.index.known, cut.frozen.keys()
+        )
         if self._waiting is not None:
             plan = restricted(plan, self._waiting.removals, self._waiting.moves)
         else:
@@ -590,11 +596,20 @@ class Batches:
 
     def _without_named(self, plan: Plan, cut: Cut) -> Plan:
         """Leave second halves of runs whose databases the cut left out: OneData's may name them."""
-        scopes = {scope_of(path) for path in cut.deferred if self._committed(path) is not None}
-        if not scopes:
+        came_from = {m.target: m.source for m in plan.moves}
+        came_from |= {target: source for source, target in plan.awaited_moves}
+        here = {renamed_path(path, came_from): path for path in cut.deferred}
+        left = {old: path for old, path in here.items() if self._committed(old) is not None}
+        if not left:
             return plan
+        scopes = {scope_of(path) for path in chain(left.keys(), left.values())}
         removals = {d.path for d in plan.removals if scope_of(d.path) not in scopes}
-        moves = {(m.source, m.target) for m in plan.moves if scope_of(m.source) not in scopes}
+        moves = {
+            (m.source, m.target)
+            for m in plan.moves
+            if scope_of(m.source) not in scopes
+            and not any(is_beneath(path, m.source) for path in left)
+        }
         return restricted(plan, removals, moves)
 
     def _is_rather_copied(self, move: Move) -> bool:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from onesync.core.model import Problem, RelPath, lies_in
-from onesync.core.plan import Plan, without_removals
+from onesync.core.model import Problem, RelPath, lies_in, parent_of
+from onesync.core.plan import Plan, restricted, without_removals
 from onesync.index import Index
 from onesync.push import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE
 from onesync.scanner import Scanner
@@ -49,16 +49,33 @@ class OnlyCopies:
             return plan
         for path in {*self._lacking(), *closed, *self._left_out}:
             for old in self._old_names(path):
-                top = old
-                while top and top not in gone:
-                    top = top.rpartition(b"/")[0]
-                if top:
+                if top := _top_of(old, gone):
                     self._kept[top] = path
-        return without_removals(plan, self._kept.keys())
+        return self._that_came_before(without_removals(plan, self._kept.keys()))
+
+    def _that_came_before(self, plan: Plan) -> Plan:
+        """Leave to the next batch what is first pushed by this one, in a renamed directory.
+
+        Whether that comes is not known yet; elsewhere it was, for a removal comes a batch later.
+        """
+        gone = {d.path for d in plan.removals if d.seen is None}
+        if not (gone and plan.stands_at):
+            return plan
+        coming = {d.seen.inode for d in plan.files if d.seen and d.path in plan.stands_at}
+        olds = (old for inode in coming for old, _ in self.index.by_inode(inode))
+        wait = {top for old in olds if (top := _top_of(old, gone))}
+        return restricted(plan, gone - wait, {(m.source, m.target) for m in plan.moves})
 
     def released(self) -> set[RelPath]:
         """Return, once, which removals need to wait no longer: they are to be looked at again."""
-        free = {old for old, new in self._kept.items() if not self._is_needed(old, new)}
+        if not self._kept:
+            return set()
+        waiting = self._lacking() | self._left_out
+        free = {
+            old
+            for old, new in self._kept.items()
+            if not (lies_in(new, waiting) and self._is_at(old, new))
+        }
         for old in free:
             del self._kept[old]
         return free
@@ -73,6 +90,12 @@ class OnlyCopies:
             return set()
         return {old for old, _ in self.index.by_inode(seen.inode)} - {path}
 
-    def _is_needed(self, old: RelPath, new: RelPath) -> bool:
-        waits = lies_in(new, self._lacking() | self._left_out)
-        return waits and any(lies_in(name, {old}) for name in self._old_names(new))
+    def _is_at(self, old: RelPath, new: RelPath) -> bool:
+        return any(lies_in(name, {old}) for name in self._old_names(new))
+
+
+def _top_of(path: RelPath, tops: AbstractSet[RelPath]) -> RelPath:
+    """Return which of ``tops`` ``path`` is or lies beneath; nothing where it is none."""
+    while path and path not in tops:
+        path = parent_of(path)
+    return path

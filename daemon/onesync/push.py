@@ -28,6 +28,7 @@ from onesync.core.model import (
     Problem,
     RelPath,
     Stamp,
+    is_beneath,
     join,
     lies_in,
     name_of,
@@ -44,7 +45,7 @@ from onesync.core.ordering import (
     scopes_of,
     spread,
 )
-from onesync.core.plan import Difference, Plan
+from onesync.core.plan import Difference, Move, Plan
 from onesync.core.trouble import Reaction, judge
 from onesync.errors import LocalError, NotArrived, OnesyncError
 from onesync.intent import Intent
@@ -259,6 +260,11 @@ class Push:
         outcome.problems = [replace(p, path=renamed_path(p.path, moved)) for p in told]
         self._leftover = [renamed_path(path, moved) for path in self._leftover]
         self._trees = [renamed_path(path, moved) for path in self._trees]
+        outcome.left_out = {renamed_path(path, moved) for path in outcome.left_out}
+        outcome.travels = {
+            renamed_path(p, moved): replace(t, temporary=renamed_path(t.temporary, moved))
+            for p, t in outcome.travels.items()
+        }
 
     def begins_travel(self) -> bool:
         """Whether the intent stands for a copy that goes on: then it needs its checkpoint."""
@@ -543,6 +549,11 @@ class Push:
         """Whether rows may name the new name of what the next batch renames."""
         return is_in_scope(path, self._renaming)
 
+    def _move_waits(self, move: Move) -> bool:
+        """Whether databases of the runs that ``move`` leaves, or carries along, were held back."""
+        carried = (is_beneath(scope, move.source) for scope in self._held_databases)
+        return self._waits(move.source) or any(carried)
+
     def _is_created_late(self, difference: Difference, snapshots: Mapping[RelPath, bytes]) -> bool:
         """Whether a file is created under its own name, but after the data that it promises."""
         path = difference.path
@@ -698,10 +709,24 @@ class Push:
                 group = self._order.group_of(difference.path, is_database=False)
                 late.setdefault(group, []).append(difference)
         for group in self._order.groups:
+            self._hold_targets(plan)
             batch = [item for item in ready if item.group == group]
             each(self._pool, self._publish, spread(batch, lambda item: item.difference.path))
             each(self._pool, self._create_late, spread(late.get(group, []), _path_of))
             self._confirm_written()
+
+    def _hold_targets(self, plan: Plan) -> None:
+        """Hold back what may name the targets of renames that wait, in whichever run they are."""
+        while True:
+            waiting = [move for move in plan.moves if self._move_waits(move)]
+            sources = {move.source for move in waiting}
+            more = {scope_of(move.target) for move in waiting}
+            more |= {scope_of(path) for path in plan.stands_at if lies_in(path, sources)}
+            if more <= self._held & self._held_promised & self._held_databases:
+                return
+            self._held |= more
+            self._held_promised |= more
+            self._held_databases |= more
 
     def _create_late(self, difference: Difference) -> None:
         if self._is_held(difference.path, is_database=False):
@@ -818,7 +843,7 @@ class Push:
 
     def _second_halves(self, plan: Plan) -> None:
         for move in plan.moves:
-            if self._waits(move.source):
+            if self._move_waits(move):
                 self.outcome.postponed_moves.add((move.source, move.target))
                 continue
             self._may_write()

@@ -27,7 +27,8 @@ class Waiting:
     Attributes:
         frozen: its databases' snapshots.
         markers: its markers, as they were.
-        data: what of its data is still to come, the targets of ``moves`` among them.
+        data: what of its data is still to come, the targets of ``moves`` among them; all by the
+            names that they have in the working copy.
         removals: what had been seen to be gone before the cut: no row of it names them.
         moves: (source, target) of renames, likewise.
     """
@@ -40,12 +41,17 @@ class Waiting:
 
     def comes_with(self, plan: Plan) -> bool:
         """Whether ``plan`` has all the data: what is gone, or is no such file now, never comes."""
-        coming = {d.path for d in plan.files} | {move.target for move in plan.moves}
+        coming = {_place(plan, d.path) for d in plan.files} | {move.target for move in plan.moves}
         return coming.issuperset(self.data)
+
+    def named(self, plan: Plan) -> set[RelPath]:
+        """Return ``data`` by the names under which ``plan`` brings them."""
+        names = {place: path for path, place in plan.stands_at.items()}
+        return {names.get(path, path) for path in self.data}
 
     def promised(self, plan: Plan) -> set[RelPath]:
         """Return the markers that promise no more than they did."""
-        return {d.path for d in plan.files if self.markers.get(d.path) == d.seen}
+        return {d.path for d in plan.files if self.markers.get(_place(plan, d.path)) == d.seen}
 
     def let_go(self) -> None:
         """Remove the snapshots."""
@@ -62,18 +68,24 @@ def what_waits(earlier: Waiting | None, cut: Cut, plan: Plan, outcome: Outcome) 
     if not outcome.is_late:
         return None
     anew = _anew(plan, outcome) if earlier is None else set()
-    seen = {d.path: d.seen for d in plan.files} if earlier is None else earlier.markers
-    held = {path for path in outcome.held if not is_in_scope(path, anew)}
+    now = {_place(plan, d.path): d.seen for d in plan.files}
+    seen = now if earlier is None else earlier.markers
+    held = {_place(plan, path) for path in outcome.held if not is_in_scope(path, anew)}
     moves = frozenset(pair for pair in outcome.postponed_moves if not is_in_scope(pair[0], anew))
     waiting = Waiting(
         {path: item for path, item in cut.frozen.items() if path in held},
         {path: seen[path] for path in held - cut.frozen.keys() if path in seen},
-        outcome.lacking.union(target for _, target in moves),
+        {_place(plan, path) for path in outcome.lacking}.union(target for _, target in moves),
         frozenset(path for path in outcome.postponed if not is_in_scope(path, anew)),
         moves,
     )
     second_halves = waiting.removals or waiting.moves
     return waiting if waiting.frozen or waiting.markers or second_halves else None
+
+
+def _place(plan: Plan, path: RelPath) -> RelPath:
+    """Return where that stands in the working copy which ``plan`` brings under ``path``."""
+    return plan.stands_at.get(path, path)
 
 
 def _anew(plan: Plan, outcome: Outcome) -> set[RelPath]:

@@ -11,7 +11,16 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from onesync.core.blocks import PATCH_FROM
-from onesync.core.model import Kind, Known, RelPath, Stamp, is_beneath
+from onesync.core.model import (
+    Kind,
+    Known,
+    RelPath,
+    Stamp,
+    is_beneath,
+    lies_in,
+    parent_of,
+    renamed_path,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,7 @@ def make_plan(
     awaited_removals: frozenset[RelPath],
     awaited_moves: frozenset[tuple[RelPath, RelPath]],
     known_at: Callable[[RelPath], Known | None],
+    databases: AbstractSet[RelPath] = frozenset(),
 ) -> Plan:
     """Return the plan for ``differences``.
 
@@ -102,9 +112,10 @@ def make_plan(
         awaited_removals: removals that an earlier scan saw already.
         awaited_moves: (source, target) of renames that an earlier scan saw already.
         known_at: what the index holds at a path.
+        databases: those of which there are snapshots.
     """
     moves = _outermost_moves(renames)
-    covered = [m.source for m in moves] + [m.target for m in moves]
+    covered = {end for m in moves for end in (m.source, m.target)}
     plan = Plan(
         awaited_moves=frozenset(
             (m.source, m.target) for m in moves if (m.source, m.target) not in awaited_moves
@@ -116,8 +127,8 @@ def make_plan(
     gone: list[Difference] = []
     for path in sorted(differences):
         difference = differences[path]
-        if any(is_beneath(path, top) for top in covered):
-            old = _under_old_name(difference, carrying, known_at)
+        if lies_in(path, covered):
+            old = _under_old_name(difference, carrying, known_at, path in databases)
             if old is not None:
                 stands_at[old.path] = path
                 _place(plan, old, gone)
@@ -138,21 +149,23 @@ def _under_old_name(
     difference: Difference,
     carrying: Mapping[RelPath, RelPath],
     known_at: Callable[[RelPath], Known | None],
+    is_database: bool,
 ) -> Difference | None:
     """Return how ``difference`` would be pushed before its directory is renamed, if that can be.
 
     What changed its kind waits until the rename is done, and so does a large file of which the
-    replica has an old version: its length may be behind.
+    replica has an old version: its length may be behind. A database's never is.
     """
     path, seen = difference.path, difference.seen
-    tops = [top for top in carrying if path != top and is_beneath(path, top)]
-    if not tops or seen is None:
+    if seen is None or path in carrying or not lies_in(path, carrying.keys()):
         return None
-    old = carrying[tops[0]] + path[len(tops[0]) :]
+    old = renamed_path(path, carrying)
     known = known_at(old)
     if known is None:
         return Difference(old, None, seen)
-    if known.entry.kind is not seen.kind or known.stamp == seen or _is_large(known, seen):
+    if known.entry.kind is not seen.kind or known.stamp == seen:
+        return None
+    if _is_large(known, seen) and not is_database:
         return None
     return Difference(old, known, seen)
 
@@ -189,12 +202,30 @@ def _without(
 ) -> Plan:
     if not (removals or moves):
         return plan
+    left = [m for m in plan.moves if (m.source, m.target) not in moves]
     return replace(
-        plan,
+        _without_carried(plan, {m.source for m in left}) if moves else plan,
         removals=[d for d in plan.removals if d.path not in removals],
-        moves=[m for m in plan.moves if (m.source, m.target) not in moves],
+        moves=left,
         awaited_removals=plan.awaited_removals | removals,
         awaited_moves=plan.awaited_moves | moves,
+    )
+
+
+def _without_carried(plan: Plan, sources: AbstractSet[RelPath]) -> Plan:
+    """Leave out what is pushed under an old name and would be carried along from no ``sources``."""
+    waiting = {path for path in plan.stands_at if not lies_in(path, sources)}
+
+    def rest(differences: list[Difference]) -> list[Difference]:
+        return [d for d in differences if d.path not in waiting]
+
+    return replace(
+        plan,
+        directories=rest(plan.directories),
+        files=rest(plan.files),
+        links=rest(plan.links),
+        metadata=rest(plan.metadata),
+        stands_at={old: at for old, at in plan.stands_at.items() if old not in waiting},
     )
 
 
@@ -223,16 +254,25 @@ def _tops(gone: list[Difference]) -> list[Difference]:
 
 
 def _outermost_moves(renames: list[Move]) -> list[Move]:
-    """Drop renames that another one carries along, or whose ends lie inside each other's."""
+    """Drop renames that another one carries along, or whose ends lie inside each other's.
+
+    Those of directories come first: a file that was moved into a renamed one is cheaper than that.
+    """
     chosen: list[Move] = []
-    for move in sorted(renames, key=lambda m: (m.source.count(b"/"), m.source)):
+    tops: set[RelPath] = set()
+    above: set[RelPath] = set()
+    for move in sorted(renames, key=_outermost_first):
         ends = (move.source, move.target)
-        clash = any(
-            is_beneath(end, top) or is_beneath(top, end)
-            for other in chosen
-            for top in (other.source, other.target)
-            for end in ends
-        )
-        if not clash and not is_beneath(move.target, move.source):
-            chosen.append(move)
+        clash = any(lies_in(end, tops) or end in above for end in ends)
+        if clash or is_beneath(move.target, move.source):
+            continue
+        chosen.append(move)
+        tops.update(ends)
+        for end in ends:
+            while end and (end := parent_of(end)) not in above:
+                above.add(end)
     return chosen
+
+
+def _outermost_first(move: Move) -> tuple[bool, int, RelPath]:
+    return move.kind is not Kind.DIRECTORY, move.source.count(b"/"), move.source
