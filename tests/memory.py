@@ -101,7 +101,11 @@ class MemoryReplica:
         ]
         digest = blake3(content).hexdigest()
         new = _hashed(content, blocks.size)
-        return Compared(Copied(digest, len(content), stamp, True, blocks=new), tuple(changed))
+        larger = block_size(len(content))
+        coarse = _hashed(content, larger) if larger > blocks.size else None
+        return Compared(
+            Copied(digest, len(content), stamp, True, blocks=new), tuple(changed), coarse
+        )
 
     def write_undo(
         self, path: RelPath, undo: RelPath, length: int, blocks: Blocks, numbers: tuple[int, ...]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -33,7 +33,7 @@ from onesync.core.model import (
     parent_of,
     renamed_path,
 )
-from onesync.core.ordering import PublishOrder, scope_of, scopes_of
+from onesync.core.ordering import DATA, PublishOrder, scope_of, scopes_of
 from onesync.core.plan import Difference, Move, Plan, make_plan, portioned, restricted
 from onesync.core.trouble import is_full
 from onesync.cut import Cut, Cuts
@@ -592,7 +592,28 @@ class Batches:
         else:
             plan = self._without_named(plan, cut)
         plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys())
-        return plan if everything else portioned(plan, _REMOVED_AT_ONCE)
+        plan = plan if everything else portioned(plan, _REMOVED_AT_ONCE)
+        return replace(plan, removals=plan.removals + self._stale(plan.moves))
+
+    def _stale(self, moves: Iterable[Move]) -> list[Difference]:
+        """Return the removals of databases and markers that are gone from directories renamed now.
+
+        Carried along, they would stand there with rows that name the old directory.
+        """
+        beneath = (
+            (path, known, renamed_path(path, {move.source: move.target}))
+            for move in moves
+            if move.kind is Kind.DIRECTORY
+            for path, known in self.index.beneath(move.source)
+        )
+        return [
+            Difference(path, known, None)
+            for path, known, now in beneath
+            if known.entry.kind is Kind.FILE
+            and self.order.group_of(path, is_database=False) != DATA
+            and (self.deletions.is_explained(path) or self.deletions.is_explained(now))
+            and self.cuts.scanner.look(now) is None
+        ]
 
     def _without_named(self, plan: Plan, cut: Cut) -> Plan:
         """Leave second halves of runs whose databases the cut left out: OneData's may name them."""

@@ -137,6 +137,10 @@ class Deletions:
         believed = self._believed | self._settled
         return {path for path in paths if not lies_in(path, believed)}
 
+    def is_explained(self, path: RelPath) -> bool:
+        """Whether somebody was seen deleting or moving ``path``, or what it lay in."""
+        return lies_in(path, self._believed)
+
     def _wait_for(self, waiting: set[RelPath]) -> None:
         """Look at ``waiting`` again with the next batch."""
         if waiting and not self._waiting:

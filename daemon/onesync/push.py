@@ -724,6 +724,7 @@ class Push:
             more |= {scope_of(path) for path in plan.stands_at if lies_in(path, sources)}
             if more <= self._held & self._held_promised & self._held_databases:
                 return
+            self._renaming |= more & {b""}  # what lies outside of the runs all rows may name
             self._held |= more
             self._held_promised |= more
             self._held_databases |= more
@@ -766,8 +767,8 @@ class Push:
         with self._guard:
             if brought.sent:
                 self.outcome.sent[path] = item.is_database
-            if copied.blocks is not None:
-                self.outcome.blocks[copied.digest] = copied.blocks
+            if (blocks := brought.coarse or copied.blocks) is not None:
+                self.outcome.blocks[copied.digest] = blocks
 
     def _put_in_place(self, item: _Ready) -> bool:
         """Give what was transferred its name, or patch what has it; returns False if occupied."""
@@ -842,10 +843,14 @@ class Push:
         each(self._pool, self._confirm, *zip(*written, strict=True))
 
     def _second_halves(self, plan: Plan) -> None:
+        sources = {move.source for move in plan.moves}
+        gone = [difference for difference in plan.removals if difference.seen is None]
+        stale = [difference for difference in gone if lies_in(difference.path, sources)]
         for move in plan.moves:
             if self._move_waits(move):
                 self.outcome.postponed_moves.add((move.source, move.target))
                 continue
+            each(self._pool, self._remove, [d for d in stale if is_beneath(d.path, move.source)])
             self._may_write()
             try:
                 if move.kind is not Kind.LINK:
@@ -855,7 +860,7 @@ class Push:
                 continue
             self.outcome.changes.append(Renamed(move.source, move.target))
             self._renamed[move.source] = move.target
-        gone = [difference for difference in plan.removals if difference.seen is None]
+        gone = [difference for difference in gone if not lies_in(difference.path, sources)]
         self.outcome.postponed.update(d.path for d in gone if self._waits(d.path))
         now = [d for d in gone if d.path not in self.outcome.postponed]
         each(self._pool, self._remove, spread(now, _path_of))

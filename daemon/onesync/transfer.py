@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from onesync.core.blocks import DIGEST_BYTES, PATCH_FROM, Blocks, block_size
+from onesync.core.blocks import DIGEST_BYTES, PATCH_FROM, Blocks
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, is_doubted
 from onesync.core.plan import Difference
 from onesync.local import digest_local, local_size, on_this_machine
@@ -58,6 +58,7 @@ class Brought:
         temporary: where the whole copy is.
         numbers: the blocks to be patched in when it is published.
         undo: the undo file that was made.
+        coarse: the blocks to be remembered, where they are not those that were copied.
     """
 
     copied: Copied
@@ -66,6 +67,7 @@ class Brought:
     temporary: RelPath | None = None
     numbers: tuple[int, ...] = ()
     undo: RelPath | None = None
+    coarse: Blocks | None = None
 
     @property
     def is_behind(self) -> bool:
@@ -157,17 +159,12 @@ def _created(replica: Replica, path: RelPath, source: Source) -> Brought | None:
 
 
 def _travels(known: Known, seen: Stamp, source: Source) -> bool:
-    """Whether the file only goes on where its last round ended, or grew without known blocks.
-
-    Blocks that are too small for what it has become are as good as unknown.
-    """
+    """Whether the file only goes on where its last round ended, or grew without known blocks."""
     stamp, grown = known.stamp, seen.size - known.entry.size
     if source.frozen or stamp is None or grown <= 0:
         return False
     unchanged = replace(stamp, size=seen.size) == seen
-    if source.blocks is None or source.blocks.size < block_size(seen.size):
-        return True
-    return unchanged or grown > _TAIL
+    return unchanged or source.blocks is None or grown > _TAIL
 
 
 def _same(source: Source, known: Known) -> Brought | None:
@@ -263,7 +260,7 @@ def _patched(
         # The replica's file is not what it was: the whole new version takes its place.
         return _whole(replica, source, known, seconds)
     sent = (len(compared.changed) + len(numbers)) * blocks.size
-    brought = Brought(compared.copied, sent, numbers=numbers, undo=undo)
+    brought = Brought(compared.copied, sent, numbers=numbers, undo=undo, coarse=compared.coarse)
     if source.frozen:
         return replace(brought, in_place=False)
     if replica.patch(source.local, path, blocks, numbers, compared.copied.size):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onesync.core import plan as plan_module
 from onesync.core.chain import Change, Gone, Set, apply
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, parent_of
-from onesync.core.plan import Difference, Plan, make_plan, portioned
+from onesync.core.plan import Difference, Move, Plan, make_plan, portioned
 from onesync.core.tree import Tree
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
@@ -118,3 +120,22 @@ def test_many_deletions_are_carried_out_in_portions(tree: dict[RelPath, Stamp], 
         rounds += 1
     assert rounds == -(-wanted // most)
     assert index == {}
+
+
+def test_thousands_of_renames_are_compared_with_their_parents_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = []
+    monkeypatch.setattr(plan_module, "is_beneath", lambda *ends: compared.append(ends))
+    moves = [
+        Move(b"Runs/1/item_%d" % n, b"Runs/1/other_%d" % n, Kind.FILE, stamp(Kind.FILE, n + 1))
+        for n in range(2000)
+    ]
+    found = {}
+    for move in moves:
+        known = Known(entry_of(move.seen), move.seen)
+        found[move.source] = Difference(move.source, known, None)
+        found[move.target] = Difference(move.target, None, move.seen)
+    plan = make_plan(found, moves, frozenset(), frozenset(), lambda _: None)
+    assert len(plan.awaited_moves) == len(moves)
+    assert len(compared) <= len(moves)

@@ -72,10 +72,12 @@ class Compared:
     Attributes:
         copied: what a whole copy would give.
         changed: the blocks of the known version whose bytes changed.
+        coarse: the blocks that are to be remembered, where the file has outgrown the known ones.
     """
 
     copied: Copied
     changed: tuple[int, ...]
+    coarse: Blocks | None = None
 
 
 class NameRefused(OSError):

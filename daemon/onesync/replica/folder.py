@@ -97,8 +97,9 @@ class _Pour:
         seen: os.stat_result | None = None,
         *,
         outward: bool = True,
+        coarse: BlockHasher | None = None,
     ) -> None:
-        """Begin at 0, for as long as it takes; ``blocks`` are fed too.
+        """Begin at 0, for as long as it takes; ``blocks`` and ``coarse`` are fed too.
 
         ``seen`` is what the origin looked like before; ``outward`` is to the replica.
         """
@@ -109,6 +110,7 @@ class _Pour:
         self.offset = 0
         self.is_late = False
         self._blocks = blocks
+        self._coarse = coarse
         self._progress = progress
         self._deadline = float("inf")
 
@@ -138,8 +140,9 @@ class _Pour:
             if not chunk:
                 break
             self.hasher.update(chunk)
-            if self._blocks is not None:
-                self._blocks.update(chunk)
+            for blocks in (self._blocks, self._coarse):
+                if blocks is not None:
+                    blocks.update(chunk)
             if target is not None:
                 with self._writing():
                     hole = self._write(target, chunk, sparse=sparse)
@@ -167,6 +170,10 @@ class _Pour:
     def blocks(self) -> Blocks | None:
         """Return the digests of the blocks so far; None of a small file."""
         return None if self._blocks is None else self._blocks.blocks()
+
+    def coarse(self) -> Blocks | None:
+        """Return the digests of the larger blocks; None where there are none."""
+        return None if self._coarse is None else self._coarse.blocks()
 
 
 class FolderReplica:
@@ -431,7 +438,12 @@ class FolderReplica:
         try:
             before = os.fstat(origin)
             pour, changed_meanwhile = self._resumed(blocks.size, before)
-            pour = pour or _Pour(BlockHasher(blocks.size), self._progress, before)
+            pour = pour or _Pour(
+                BlockHasher(blocks.size),
+                self._progress,
+                before,
+                coarse=_coarse_hasher(before.st_size, blocks.size),
+            )
             pour.begin(seconds)
             pour.run(origin, None, before.st_size)
             digest, size, new = pour.hasher.hexdigest(), pour.offset, pour.blocks()
@@ -445,7 +457,8 @@ class FolderReplica:
             steady, prefix = self._look_again(origin, pour)
         finally:
             os.close(origin)
-        return Compared(Copied(digest, size, stamp, steady, prefix, new), tuple(changed))
+        copied = Copied(digest, size, stamp, steady, prefix, new)
+        return Compared(copied, tuple(changed), pour.coarse())
 
     def write_undo(
         self, path: RelPath, undo: RelPath, length: int, blocks: Blocks, numbers: tuple[int, ...]
@@ -713,6 +726,12 @@ def _identity(status: os.stat_result, purpose: int) -> tuple[int, int, int]:
 def _block_hasher(length: int) -> BlockHasher | None:
     """Return a hasher for the blocks of a file of about ``length`` bytes; None of a small one."""
     return BlockHasher(block_size(length)) if length >= PATCH_FROM else None
+
+
+def _coarse_hasher(length: int, known: int) -> BlockHasher | None:
+    """Return a hasher for the blocks of a file that has outgrown those of ``known`` bytes."""
+    size = block_size(length)
+    return BlockHasher(size) if size > known else None
 
 
 def _is_sparse(status: os.stat_result) -> bool:

@@ -1,11 +1,10 @@
-"""Renames: what a review found."""
+"""Renamed directories: what they carry along, and what waits for them."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +12,9 @@ import pytest
 from blake3 import blake3
 
 from onesync import push, transfer
-from onesync.core import blocks
 from onesync.core import plan as planning
-from onesync.core.model import Entry, Kind, Known, Problem, Stamp
-from onesync.core.plan import Difference, Move, make_plan
+from onesync.core.plan import Difference
 from onesync.errors import Exit
-from onesync.index import Index
-from onesync.local import stamp_of
-from onesync.only_copies import OnlyCopies
-from onesync.replica import folder
 from tests.campaign.life import Life, Place
 from tests.test_steady_load import (
     EXTRA,
@@ -284,8 +277,6 @@ def test_the_only_copy_stays_until_it_came_in_a_renamed_directory(
 
 
 def test_a_database_that_went_is_not_carried_along_by_a_rename(place: Place) -> None:
-    """Not fixed: it goes a batch after the rename, and its rows name the old directory."""
-
     def begin(work: Path) -> None:
         put(work, f"{INNER}/item")
         execute(work, INNER, "INSERT INTO item VALUES (?)", f"{INNER}/item")
@@ -295,68 +286,3 @@ def test_a_database_that_went_is_not_carried_along_by_a_rename(place: Place) -> 
         (work / INNER).rename(work / OUTER)
 
     assert live(place, [begin, nothing, turn, nothing], at_rest=True) == []
-
-
-def test_a_stack_that_outgrows_its_blocks_gets_larger_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not fixed: a stack whose header is rewritten with each image keeps 16 KiB for ever."""
-    monkeypatch.setattr(blocks, "_SIZES", ((1 << 16, 1 << 14), (0, 1 << 10)))
-    monkeypatch.setattr(folder, "PATCH_FROM", 4096)
-    monkeypatch.setattr(transfer, "PATCH_FROM", 4096)
-    store, local = tmp_path / "store", tmp_path / "stack"
-    store.mkdir()
-    replica = folder.FolderReplica(os.fsencode(store))
-    local.write_bytes(os.urandom(60_000))
-    source = transfer.Source(os.fsencode(local), False, b"new", None, None)
-    first = replica.put(source.local, b"stack")
-    assert first.blocks is not None
-    known = Known(Entry(Kind.FILE, first.size, 0, 0o644, first.digest), first.before)
-    with local.open("r+b") as file:
-        file.write(b"header")
-        file.seek(0, 2)
-        file.write(os.urandom(20_000))
-    difference = Difference(b"stack", known, stamp_of(local.stat(), Kind.FILE))
-    source = replace(source, undo=b"undo", blocks=first.blocks)
-    brought = transfer.transfer(replica, difference, source, None)
-    assert isinstance(brought, transfer.Brought)
-    assert brought.copied.blocks is not None
-    assert brought.copied.blocks.size == blocks.block_size(80_000)
-
-
-def _stamp(kind: Kind, number: int) -> Stamp:
-    return Stamp(kind, number, 1, number, number, 0o644, b"")
-
-
-def test_thousands_of_renames_are_planned_in_little_time() -> None:
-    found: dict[bytes, Difference] = {}
-    moves = []
-    for number in range(5000):
-        stamp = _stamp(Kind.FILE, number + 1)
-        known = Known(Entry(Kind.FILE, 1, number, 0o644, "d"), stamp)
-        source, target = b"Runs/1/extra/item_%d" % number, b"Runs/1/extra/other_%d" % number
-        found[source] = Difference(source, known, None)
-        found[target] = Difference(target, None, stamp)
-        moves.append(Move(source, target, Kind.FILE, stamp))
-    began = time.process_time()
-    plan = make_plan(found, moves, frozenset(), frozenset(), lambda _: None)
-    assert len(plan.awaited_moves) == 5000
-    assert time.process_time() - began < 1
-
-
-def test_thousands_of_only_copies_cost_little_time(tmp_path: Path) -> None:
-    class Standing:
-        def __init__(self) -> None:
-            self.problems: dict[bytes, Problem] = {}
-
-        def look(self, path: bytes) -> Stamp | None:
-            return None
-
-    with closing(Index(tmp_path / "index.sqlite")) as index:
-        paths = {b"refused/%d" % n for n in range(3000)}
-        problems = {path: Problem(path, "occupied", "") for path in paths}
-        copies = OnlyCopies(index, Standing(), problems)  # type: ignore[arg-type]
-        copies._kept = {path.replace(b"refused", b"old"): path for path in paths}
-        began = time.process_time()
-        copies.released()
-        assert time.process_time() - began < 0.5
