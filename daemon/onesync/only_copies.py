@@ -88,7 +88,8 @@ class OnlyCopies:
         seen = self.scanner.look(path)
         if seen is None:
             return set()
-        return {old for old, _ in self.index.by_inode(seen.inode)} - {path}
+        found = self.index.by_inode(seen.inode)  # a number that a new file may have after an old one
+        return {old for old, known in found if known.entry.kind is seen.kind} - {path}
 
     def _is_at(self, old: RelPath, new: RelPath) -> bool:
         return any(lies_in(name, {old}) for name in self._old_names(new))
