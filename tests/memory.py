@@ -42,6 +42,9 @@ class MemoryReplica:
             inner = [p for p in self._tree if p and p != path and parent_of(p) == path]
             return [found for p in inner if (found := self.look(p)) is not None]
 
+    def names(self, path: RelPath) -> Set[bytes]:
+        return frozenset(item.name for item in self.list(path))
+
     def make_directory(self, path: RelPath) -> None:
         self._create(path, None)
 

@@ -16,6 +16,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -27,7 +28,7 @@ from onesync.core.model import Entry, Kind, join
 from onesync.errors import LockLost, OnesyncError, Suspended
 from onesync.lock import LOCK, Claimant, Lock
 from onesync.manifest import MANIFEST, Manifest, read_head
-from onesync.replica.door import Listed, Replica
+from onesync.replica.door import Replica
 from onesync.replica.leased import leased
 from tests.memory import MemoryReplica
 
@@ -179,8 +180,8 @@ class Seat:
             return self._beat_mishap(arguments, dice)
         if dice.random() < node.history.mishaps:
             return self._mishap(name, arguments, dice)
-        if name == "list":
-            return self._list(arguments[0], dice)
+        if name == "names":
+            return self._names(arguments[0], dice)
         if name == "read" and arguments == (LOCK,):
             return self._read_by_cache(dice)
         answer = self._land(name, arguments)
@@ -195,14 +196,14 @@ class Seat:
             self._node.pause()
         _current.task.wait(dice.choice((0.001, 0.01, 0.1, 1.0, N * 0.4)))
 
-    def _list(self, path: bytes, dice: random.Random) -> list[Listed]:
+    def _names(self, path: bytes, dice: random.Random) -> AbstractSet[bytes]:
         """A listing, perhaps of a while ago: what others made since is not in it."""
-        found = self._store.list(path)
+        found = self._store.names(path)
         if dice.random() < 0.5:
             return found
         when = self._node.world.now - dice.choice((1, 5, 20)) * N
         hidden = self._node.history.hidden(self._node, when)
-        shown = [item for item in found if join(path, item.name) not in hidden]
+        shown = frozenset(name for name in found if join(path, name) not in hidden)
         self._node.world.counts["stale listings"] += len(shown) < len(found)
         return shown
 

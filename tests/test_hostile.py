@@ -201,6 +201,7 @@ def test_stage_in_reads_through_no_link_of_the_replica(
 CALLS: dict[str, Callable[[FolderReplica, bytes, bytes], object]] = {
     "look": lambda r, p, s: r.look(p),
     "list": lambda r, p, s: r.list(p.rpartition(b"/")[0] or p),
+    "names": lambda r, p, s: r.names(p.rpartition(b"/")[0] or p),
     "read": lambda r, p, s: r.read(p),
     "digest": lambda r, p, s: r.digest(p),
     "fetch": lambda r, p, s: r.fetch(p, s + b".new", 0o644, 1),

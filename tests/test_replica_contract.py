@@ -180,6 +180,7 @@ def test_any_name_is_kept_and_told_as_it_is(replica: Replica, source: Path) -> N
         replica.make_directory(name)
         replica.put(os.fsencode(source), name + b"/" + name)
     assert sorted(item.name for item in replica.list(b"")) == sorted(ODD_NAMES)
+    assert replica.names(b"") == set(ODD_NAMES)
     for name in ODD_NAMES:
         assert replica.list(name) == [Listed(name, Kind.FILE, 9000)]
         assert replica.look(name) == Listed(name, Kind.DIRECTORY, 0)

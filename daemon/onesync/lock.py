@@ -279,9 +279,9 @@ class Lock:
 
     def _remove_probes(self) -> None:
         """Remove those of starts that died there."""
-        for item in self._replica.list(EPOCHS):
-            if item.name.startswith(_PROBE):
-                self._replica.remove(join(EPOCHS, item.name))
+        for name in self._replica.names(EPOCHS):
+            if name.startswith(_PROBE):
+                self._replica.remove(join(EPOCHS, name))
 
     def _try(self) -> int | Held:
         if (twin := self._twin()) is not None:
@@ -435,20 +435,24 @@ class Lock:
     def _twin(self) -> bytes | None:
         """Return a name that a second provider shows beside ours; no look at ours shows it."""
         for folder, own in _TWINS.items():
-            for item in self._replica.list(folder):
-                stem, at, _ = item.name.partition(b"@")
-                if at and stem in own:
-                    return join(folder, item.name)
-        for item in self._replica.list(EPOCHS):
-            stem, at, _ = item.name.partition(b"@")
-            if at and parse_epoch(stem) is not None:
-                return join(EPOCHS, item.name)
+            for name in self._replica.names(folder):
+                stem, at, _ = name.partition(b"@")
+                if at and stem in own and self._stands(join(folder, name)):
+                    return join(folder, name)
+        for name in self._replica.names(EPOCHS):
+            stem, at, _ = name.partition(b"@")
+            if at and parse_epoch(stem) is not None and self._stands(join(EPOCHS, name)):
+                return join(EPOCHS, name)
         return None
+
+    def _stands(self, path: bytes) -> bool:
+        """Whether a name that a listing showed is there still."""
+        return self._replica.look(path) is not None
 
     def _highest(self) -> int:
         """Return the highest epoch; one that a stale listing hides is found by its name."""
-        listed = self._replica.list(EPOCHS)
-        highest = max((parse_epoch(item.name) or 0 for item in listed), default=0)
+        listed = self._replica.names(EPOCHS)
+        highest = max((parse_epoch(name) or 0 for name in listed), default=0)
         while self._replica.look(self._place(highest + 1)) is not None:
             highest += 1
         return highest
@@ -506,7 +510,7 @@ class Lock:
 
     def _newest_beat(self, epoch: int) -> int:
         place = self._place(epoch)
-        numbers = [parse_beat(item.name) or 0 for item in self._replica.list(place)]
+        numbers = [parse_beat(name) or 0 for name in self._replica.names(place)]
         newest = max(numbers, default=0)
         while self._replica.look(join(place, beat_name(newest + 1))) is not None:
             newest += 1

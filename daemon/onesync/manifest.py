@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ from onesync.core.claims import EPOCHS, epoch_name, parse_beat, parse_epoch, tol
 from onesync.core.clock import Clock
 from onesync.core.model import STATUS_FOLDER, join, show
 from onesync.errors import Halted, NotArrived
-from onesync.replica.door import Listed, Replica
+from onesync.replica.door import Replica
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def read_head(replica: Replica, folder_id: str | None = None) -> Head | None:
     The listing may be stale: the claims tell by name of epochs and checkpoints that it hides.
     Raises Halted when there are checkpoints and none can be used.
     """
-    names = [item.name.decode("utf-8", "replace") for item in replica.list(MANIFEST)]
+    names = [name.decode("utf-8", "replace") for name in replica.names(MANIFEST)]
     first, told = _told_by_claims(replica, names)
     try:
         return find_head(
@@ -95,10 +96,10 @@ def _told_by_claims(replica: Replica, names: list[str]) -> tuple[list[str], list
 def _highest_epoch(replica: Replica) -> int:
     """Return the highest epoch; all below it were claimed, whether or not a listing has them."""
     try:
-        listed = replica.list(EPOCHS)
+        listed = replica.names(EPOCHS)
     except FileNotFoundError:
         return 0
-    highest = max((parse_epoch(item.name) or 0 for item in listed), default=0)
+    highest = max((parse_epoch(name) or 0 for name in listed), default=0)
     while replica.look(join(EPOCHS, epoch_name(highest + 1))) is not None:
         highest += 1
     return highest
@@ -106,10 +107,10 @@ def _highest_epoch(replica: Replica) -> int:
 
 def _told_by(replica: Replica, claim: bytes) -> list[str]:
     """Return the checkpoints that a claim's end and newest beat name, as far as they are listed."""
-    listed: list[Listed] = []
+    listed: AbstractSet[bytes] = frozenset()
     with suppress(FileNotFoundError):
-        listed = replica.list(claim)
-    beats = sorted(item.name for item in listed if parse_beat(item.name) is not None)
+        listed = replica.names(claim)
+    beats = sorted(name for name in listed if parse_beat(name) is not None)
     told = []
     for name in (b"end.json", *beats[-1:]):
         with suppress(FileNotFoundError):
@@ -122,10 +123,10 @@ def remove_torn_beginnings(replica: Replica) -> None:
 
     Only the owner may, who writes the first one anew.
     """
-    for item in replica.list(MANIFEST):
-        if parse_name(item.name.decode("utf-8", "replace")) is not None:
-            log.warning("torn checkpoint removed", extra={"file": show(item.name)})
-            replica.remove(join(MANIFEST, item.name))
+    for name in replica.names(MANIFEST):
+        if parse_name(name.decode("utf-8", "replace")) is not None:
+            log.warning("torn checkpoint removed", extra={"file": show(name)})
+            replica.remove(join(MANIFEST, name))
 
 
 class Manifest:
@@ -228,9 +229,9 @@ class Manifest:
         Returns the oldest base that is kept; None where there are fewer.
         """
         found = {
-            item.name: parsed
-            for item in self._replica.list(MANIFEST)
-            if (parsed := parse_name(item.name.decode("utf-8", "replace"))) is not None
+            name: parsed
+            for name in self._replica.names(MANIFEST)
+            if (parsed := parse_name(name.decode("utf-8", "replace"))) is not None
         }
         # Later ones than ours nobody can have written but to have the real ones removed.
         bases = sorted(

@@ -88,7 +88,9 @@ class OnlyCopies:
         seen = self.scanner.look(path)
         if seen is None:
             return set()
-        found = self.index.by_inode(seen.inode)  # a number that a new file may have after an old one
+        found = self.index.by_inode(
+            seen.inode
+        )  # a number that a new file may have after an old one
         return {old for old, known in found if known.entry.kind is seen.kind} - {path}
 
     def _is_at(self, old: RelPath, new: RelPath) -> bool:

@@ -320,6 +320,9 @@ class ChildrenReplica:
     def list(self, path: RelPath, files: Set[bytes] = frozenset()) -> list[Listed]:
         return cast("list[Listed]", self._call("list", path, files))
 
+    def names(self, path: RelPath) -> Set[bytes]:
+        return cast("Set[bytes]", self._call("names", path))
+
     def make_directory(self, path: RelPath) -> None:
         self._call("make_directory", path)
 

@@ -103,6 +103,9 @@ class Replica(Protocol):
         Names in ``files`` need not be looked at: the caller takes them for files, of size 0.
         """
 
+    def names(self, path: RelPath) -> Set[bytes]:
+        """List the names in a directory and look at none of them; perhaps one is gone by now."""
+
     def make_directory(self, path: RelPath) -> None:
         """Create a directory. Raises FileExistsError when the name is taken by anything."""
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from onesync.replica.door import Replica
 
-_READING = ("identify", "look", "list", "fetch", "compare", "digest", "read", "arrived")
+_READING = ("identify", "look", "list", "names", "fetch", "compare", "digest", "read", "arrived")
 
 
 class _Leased:

@@ -84,6 +84,9 @@ class EscapedNames:
                 found[own] = Listed(own, item.kind, item.size)
         return list(found.values())
 
+    def names(self, path: RelPath) -> Set[bytes]:
+        return frozenset(map(self._own_name, self._at(path, self._folder.names)))
+
     def make_directory(self, path: RelPath) -> None:
         self._create(path, self._folder.make_directory)
 
