@@ -44,8 +44,9 @@ from onesync.local import on_this_machine
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
 from onesync.only_copies import OnlyCopies
+from onesync.outcome import BEHIND, NAME_REFUSED, Outcome
 from onesync.pins import Pins
-from onesync.push import BEHIND, NAME_REFUSED, Outcome, Push
+from onesync.push import Push
 from onesync.replica.door import Replica
 from onesync.travels import Travels
 from onesync.unverified import Unverified

@@ -29,7 +29,7 @@ from onesync.local import Origin, origin_of
 from onesync.lock import Lock
 from onesync.manifest import MANIFEST, read_head, remove_torn_beginnings
 from onesync.mount import Mount
-from onesync.push import BEHIND
+from onesync.outcome import BEHIND
 from onesync.rebuild import rebuild
 from onesync.replica.door import Replica
 from onesync.scanner import Scanner

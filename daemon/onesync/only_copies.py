@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from onesync.core.model import Problem, RelPath, lies_in, parent_of
 from onesync.core.plan import Plan, restricted, without_removals
 from onesync.index import Index
-from onesync.push import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE
+from onesync.outcome import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE
 from onesync.scanner import Scanner
 
 _LACKING = frozenset({BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE})

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from onesync.core.blocks import Blocks
-from onesync.core.chain import Change, Gone, Position, Renamed, Set
+from onesync.core.chain import Gone, Position, Renamed, Set
 from onesync.core.model import (
     RESERVED_PREFIX,
     Entry,
@@ -31,7 +31,6 @@ from onesync.core.model import (
     is_beneath,
     join,
     lies_in,
-    name_of,
     parent_of,
     renamed_path,
     show,
@@ -50,6 +49,8 @@ from onesync.core.trouble import Reaction, judge
 from onesync.errors import LocalError, NotArrived, OnesyncError
 from onesync.intent import Intent
 from onesync.local import digest_local, local_size, open_source, read_xattrs
+from onesync.outcome import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE, Outcome
+from onesync.removals import Removals
 from onesync.replica.door import NameRefused, Replica
 from onesync.snapshot import HEADER
 from onesync.transfer import (
@@ -64,11 +65,6 @@ from onesync.transfer import (
 from onesync.travels import Travel
 from onesync.workers import each
 
-BEHIND = "behind"
-NAME_REFUSED = "name_refused"
-OCCUPIED = "occupied"
-REFUSED = "refused"
-UNREADABLE = "unreadable"
 _PORTION_SECONDS = 1.0
 """After so long a batch begins no more data files: those that came meanwhile wait for its end."""
 
@@ -81,53 +77,6 @@ _PORTION_FILES = 1000
 
 _CREATED_AT_MOST = 1 << 20
 """Larger new files get their names when they are whole."""
-
-_Kinds = dict[RelPath, dict[bytes, Kind]]
-"""The kinds of what lies in directories, by directory and name."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a push achieved.
-
-    Attributes:
-        changes: to be committed, in order.
-        stamps: the stamps that the sources had.
-        retry: paths that changed while they were copied, or went; they stay dirty.
-        lacking: data that did not come and that the databases of the cut may name.
-        is_late: whether databases were held back because such data were not there in time.
-        deferred: data that the next batch brings, for this one has lasted long enough.
-        held: markers and databases that wait for data.
-        left_out: what lies in directories whose names OneData refused.
-        growing: paths that are not done and stay dirty, with the seconds that they took in vain or
-            to be published as far as they had come: the dearer, the longer they rest.
-        travels: whole copies that go on in the next batches, by their targets.
-        blocks: digests of the blocks of large files, by the files' digests.
-        postponed: removals that wait, because databases of their run were held back.
-        postponed_moves: renames, likewise.
-        problems: what went wrong with single paths.
-        files: how many files were published.
-        size: bytes of them.
-        sent: the committed files whose bytes travelled, and whether each is a database.
-    """
-
-    changes: list[Change] = field(default_factory=list)
-    stamps: dict[RelPath, Stamp] = field(default_factory=dict)
-    retry: set[RelPath] = field(default_factory=set)
-    lacking: set[RelPath] = field(default_factory=set)
-    is_late: bool = False
-    deferred: set[RelPath] = field(default_factory=set)
-    held: set[RelPath] = field(default_factory=set)
-    left_out: set[RelPath] = field(default_factory=set)
-    growing: dict[RelPath, float] = field(default_factory=dict)
-    travels: dict[RelPath, Travel] = field(default_factory=dict)
-    blocks: dict[str, Blocks] = field(default_factory=dict)
-    postponed: set[RelPath] = field(default_factory=set)
-    postponed_moves: set[tuple[RelPath, RelPath]] = field(default_factory=set)
-    problems: list[Problem] = field(default_factory=list)
-    files: int = 0
-    size: int = 0
-    sent: dict[RelPath, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +137,7 @@ class Push:
         self._pool = pool
         self._order = order
         self._may_write = may_write
-        self._known_beneath = known_beneath
+        self._removals = Removals(replica, pool, known_beneath, self._note)
         self._blocks_of = blocks_of
         self._is_waited_for = is_waited_for
         self._travel_to = travel_to
@@ -359,7 +308,7 @@ class Push:
             self._sources[path] = Source(
                 local, path in snapshots, temporary, undo, blocks, digest, so_far
             )
-        tops = self._tops_to_remove(plan.removals)
+        tops = self._removals.tops(plan.removals)
         for difference, found in zip(plan.removals, tops, strict=True):
             self._removes[difference.path] = found
             for path in self._removes[difference.path]:
@@ -377,65 +326,6 @@ class Push:
         if is_database or _is_new(difference):
             return None
         return self._travel_to(difference.path)
-
-    def _tops_to_remove(self, removals: list[Difference]) -> list[list[RelPath]]:
-        """Return what each removal takes out of the replica: never what somebody put there."""
-        ours = [_kinds_by_parent(self._known_beneath(d.path)) for d in removals]
-        tops = each(self._pool, self._to_remove, removals, ours)
-        # The looks of one listing come one by one, these side by side.
-        files = [
-            (number, join(parent, name))
-            for number, difference in enumerate(removals)
-            if difference.removes_directory
-            for parent, kinds in ours[number].items()
-            for name, kind in kinds.items()
-            if kind is Kind.FILE
-        ]
-        found = each(self._pool, self._replica.look, [path for _, path in files])
-        for number in {
-            number
-            for (number, _), item in zip(files, found, strict=True)
-            if item is not None and item.kind is not Kind.FILE
-        }:
-            tops[number] = self._wholly_known(removals[number].path, ours[number], looks=True)[0]
-        return tops
-
-    def _to_remove(self, difference: Difference, ours: _Kinds) -> list[RelPath]:
-        known = difference.known
-        if known is None or known.entry.kind is Kind.LINK:
-            return []
-        if known.entry.kind is Kind.FILE:
-            return [difference.path]
-        return self._wholly_known(difference.path, ours)[0]
-
-    def _wholly_known(
-        self, top: RelPath, ours: _Kinds, *, looks: bool = False
-    ) -> tuple[list[RelPath], bool]:
-        """Return the tops of what is ``ours`` beneath ``top``, and whether that is all.
-
-        Unless it ``looks``, what has the name of a file of ours is taken for that.
-        """
-        tops: list[RelPath] = []
-        whole = True
-        known = ours.get(top, {})
-        files = set() if looks else {n for n, kind in known.items() if kind is Kind.FILE}
-        try:
-            items = self._replica.list(top, files)
-        except (FileNotFoundError, NotADirectoryError):
-            return [], True
-        for item in items:
-            path = join(top, item.name)
-            if item.name not in known:
-                text = f"{show(path)} was put into OneData by somebody else; it is kept there."
-                self.outcome.problems.append(Problem(path, "newcomer", text))
-                whole = False
-            elif item.kind is Kind.DIRECTORY:
-                inner, complete = self._wholly_known(path, ours, looks=looks)
-                tops += inner
-                whole &= complete
-            else:
-                tops.append(path)
-        return ([top], True) if whole else (tops, False)
 
     def _name_beside(self, path: RelPath) -> RelPath:
         self._count += 1
@@ -875,6 +765,9 @@ class Push:
                     self._trees.append(self._removed[path])
         self.outcome.changes.append(Gone(difference.path))
 
+    def _note(self, problem: Problem) -> None:
+        self.outcome.problems.append(problem)
+
     def _record_seen(self, difference: Difference) -> None:
         """Record a link or directory, which has no content."""
         path, stamp = difference.path, _seen(difference)
@@ -930,13 +823,6 @@ def _became_database(difference: Difference, source: Source) -> bool:
         return os.pread(fd, len(HEADER), 0) == HEADER
     finally:
         os.close(fd)
-
-
-def _kinds_by_parent(rows: Iterable[tuple[RelPath, Known]]) -> _Kinds:
-    kinds: _Kinds = {}
-    for path, known in rows:
-        kinds.setdefault(parent_of(path), {})[name_of(path)] = known.entry.kind
-    return kinds
 
 
 def _path_of(difference: Difference) -> RelPath:

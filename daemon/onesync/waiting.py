@@ -17,7 +17,7 @@ from onesync.core.model import RelPath, Stamp
 from onesync.core.ordering import is_in_scope, scopes_of
 from onesync.core.plan import Plan
 from onesync.cut import Cut, Frozen
-from onesync.push import Outcome
+from onesync.outcome import Outcome
 
 
 @dataclass(frozen=True, slots=True)
