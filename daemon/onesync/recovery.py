@@ -12,7 +12,7 @@ and what a checkpoint holds is never taken back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import MappingProxyType
@@ -202,15 +202,14 @@ def _refuse(replica: Replica, path: RelPath, reason: str) -> str:
 def _roll_back(
     replica: Replica, intent: Intent, committed: Callable[[RelPath], Entry | None]
 ) -> list[str]:
-    told = []
+    # What was removed last comes back first: something may have been renamed out of it. What went
+    # before its directory was renamed is there again when that was undone.
+    told = _returned(replica, intent, intent.remove) if intent.rename else []
     for source, target in reversed(intent.rename):
         if replica.look(source) is None and replica.look(target) is not None:
             replica.rename(target, source)
             told.append(f"The rename of {show(source)} was undone.")
-    for path, aside in intent.replace + intent.remove:
-        if replica.look(aside) is not None:
-            _return(replica, intent, path, aside)
-            told.append(f"{show(path)} has its version of the last checkpoint again.")
+    told += _returned(replica, intent, intent.replace + intent.remove)
     for path, undo in intent.patch:
         entry = committed(path)
         with suppress(FileNotFoundError):
@@ -221,6 +220,18 @@ def _roll_back(
         if found is not None and found.kind is Kind.FILE and found.size > length:
             replica.truncate(path, length)
             told.append(f"{show(path)} ends again where the last checkpoint says.")
+    return told
+
+
+def _returned(
+    replica: Replica, intent: Intent, pairs: Iterable[tuple[RelPath, RelPath]]
+) -> list[str]:
+    """Give each path its aside back, where that is; returns a sentence for each."""
+    told = []
+    for path, aside in pairs:
+        if replica.look(aside) is not None:
+            _return(replica, intent, path, aside)
+            told.append(f"{show(path)} has its version of the last checkpoint again.")
     return told
 
 

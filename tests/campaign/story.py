@@ -100,6 +100,8 @@ def changes_kinds(work: Path) -> None:
 
 def goes_on(work: Path) -> None:
     (work / "older" / "another").write_bytes(b"another")
+    (work / "older" / "young" / "inner" / "deep.mrc").rename(work / RUN / "saved.mrc")
+    shutil.rmtree(work / "older" / "young")
     (work / RUN / "mic 2.mrc").write_bytes(b"changed")
     (work / RUN / "movie.mrcs").unlink()
 
