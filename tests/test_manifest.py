@@ -216,6 +216,44 @@ def test_a_checkpoint_that_arrives_late_never_gets_anothers_name() -> None:
     assert late[0].decode().endswith(base_name(head.position).replace("000003", "000002"))
 
 
+class Buffered(MemoryReplica):
+    """Flushes nothing while it gives no answer: a read shows what a death would lose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.silent = False
+        self.unflushed: set[bytes] = set()
+
+    def write_new(self, path: bytes, content: bytes) -> None:
+        super().write_new(path, content)
+        if self.silent:
+            self.unflushed.add(path)
+            raise OSError(errno.ETIMEDOUT, "no answer")
+
+    def overwrite(self, path: bytes, content: bytes) -> None:
+        super().overwrite(path, content)
+        self.unflushed.discard(path)
+
+    def die(self) -> None:
+        for path in self.unflushed:
+            super().overwrite(path, b"")
+
+
+def test_a_checkpoint_of_unknown_result_is_flushed_before_it_counts() -> None:
+    replica = Buffered()
+    for path in (STATUS_FOLDER, MANIFEST, EPOCHS):
+        replica.make_directory(path)
+    manifest = manifest_of(replica, 1)
+    manifest.write([change(1)], "base")
+    replica.silent = True
+    with pytest.raises(OSError, match="no answer"):
+        manifest.write([change(2)], "incremental")
+    replica.silent = False
+    assert manifest.unfinished() is not None
+    replica.die()
+    assert set(found(replica).tree) == {b"file-1", b"file-2"}
+
+
 def test_a_checkpoint_counts_only_while_nobody_can_have_taken_over(replica: Mortal) -> None:
     """The owner slept between the call and its answer: as after an error it finds out."""
     asleep = True

@@ -182,18 +182,21 @@ class Manifest:
         name = self._tried = self._name(why)
         path = join(MANIFEST, name.encode())
         self._replica.write_new(path, data)
-        if self._replica.read(path) != data:
+        self._confirm(name, data)
+        self._may_write()
+        return self._advance(name, data, why, wall)
+
+    def _confirm(self, name: str, data: bytes) -> None:
+        if self._replica.read(join(MANIFEST, name.encode())) != data:
             raise NotArrived(
                 f"The checkpoint {name} reads back differently from OneData; nothing is lost, the"
                 " batch is done again."
             )
-        self._may_write()
-        return self._advance(name, data, why, wall)
 
     def unfinished(self) -> tuple[Checkpoint, Written] | None:
         """Find out about a checkpoint whose write or read-back failed: it may stand all the same.
 
-        One that stands is taken as written and returned; a torn one is removed. What was sent may
+        One that stands is flushed, taken as written and returned; a torn one is removed. What was sent may
         still arrive: a name is created once, so the same one may be tried again, but a position
         never gets the other kind.
         """
@@ -210,6 +213,9 @@ class Manifest:
                 log.warning("torn checkpoint removed", extra={"file": name, "reason": str(error)})
                 self._replica.remove(path)
                 continue
+            # What was not flushed for certain may stand in a buffer alone: it is sent once more.
+            self._replica.overwrite(path, data)
+            self._confirm(name, data)
             wall = self._clock.wall_ns() / 1e9
             return found, self._advance(name, data, found.header.why, wall)
         if self._tried == base_name(self.position):
