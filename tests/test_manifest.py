@@ -237,7 +237,7 @@ class Buffered(MemoryReplica):
 
     def die(self) -> None:
         for path in self.unflushed:
-            super().overwrite(path, b"")
+            self.remove(path)
 
 
 def test_a_checkpoint_of_unknown_result_is_flushed_before_it_counts() -> None:
