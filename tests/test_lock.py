@@ -459,6 +459,7 @@ class Faulty:
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self.calls: list[str] = []
+        self.overwritten: list[object] = []
         self.swallow: str | None = None
         self.fail_after: str | None = None
 
@@ -467,6 +468,7 @@ class Faulty:
 
         def made(*arguments: object) -> object:
             self.calls.append(name)
+            self.overwritten += arguments[:1] if name == "overwrite" else ()
             if name == self.swallow:
                 return None
             answer = call(*arguments)
@@ -518,6 +520,7 @@ def test_our_own_beat_of_unknown_result_is_ours(replica: Replica) -> None:
     clock.sleep(TIMES.beat)
     lock.beat()
     assert lock.state().beat == 2
+    assert place(1, b"beat-000002") in door.overwritten, "it is flushed first"
     assert lock.age() == clock.now - sent, "it counts from when it was sent"
     lock.beat()
     assert lock.age() == 0

@@ -377,7 +377,11 @@ class Lock:
 
     def _send(self, record: Record, checkpoint: str | None) -> float:
         """Create the next beat's name; returns when it was sent, once it stands for certain."""
-        if (arrived := self._arrived(record)) is not None:
+        unknown = self._sent
+        if unknown is not None and (arrived := self._arrived(record)) is not None:
+            # Others must see it too: what was not flushed for certain may stand in a buffer alone.
+            path = join(self._place(record.epoch), beat_name(self._beat))
+            self._replica.overwrite(path, unknown[1])
             return arrived
         sent = self._clock.boottime()
         number = self._beat + 1

@@ -196,9 +196,9 @@ class Manifest:
     def unfinished(self) -> tuple[Checkpoint, Written] | None:
         """Find out about a checkpoint whose write or read-back failed: it may stand all the same.
 
-        One that stands is flushed, taken as written and returned; a torn one is removed. What was sent may
-        still arrive: a name is created once, so the same one may be tried again, but a position
-        never gets the other kind.
+        One that stands is flushed, taken as written and returned; a torn one is removed. What was
+        sent may still arrive: a name is created once, so the same one may be tried again, but a
+        position never gets the other kind.
         """
         for name in (checkpoint_name(self.position), base_name(self.position)):
             path = join(MANIFEST, name.encode())
