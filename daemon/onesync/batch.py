@@ -68,7 +68,8 @@ _REMOVED_AT_ONCE = 2000
 """A batch removes no more than so many, for each is five calls and new data wait meanwhile."""
 
 _COPIED_AT_MOST = 16 << 20
-"""A larger file is rather renamed than sent again."""
+_COPIED_FILES = 1000
+"""What has more bytes or names together is rather renamed than sent again."""
 
 _WAITED_SECONDS = 10.0
 """So long the databases of a run wait for a file that changes whenever it is copied."""
@@ -146,7 +147,7 @@ class Batches:
     _in_vain: int = 0
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     _sent: dict[RelPath, bool] = field(default_factory=dict)
-    _renaming: dict[RelPath, float] = field(default_factory=dict)
+    _renaming: set[RelPath] = field(default_factory=set)
 
     def batch(self, *, everything: bool = False) -> bool:
         """Do one batch; returns whether anything was committed.
@@ -560,9 +561,7 @@ class Batches:
         self._awaited = _Awaited(removals, plan.awaited_moves | postponed_moves)
         if self.awaits():
             self.marks.arrived.set()
-        now = time.monotonic()
-        renaming = scopes_of(new)
-        self._renaming = {scope: self._renaming.get(scope, now) for scope in renaming}
+        self._renaming = scopes_of(new)
 
     def _forget_renamed(self, due: Due) -> None:
         """Let go of refused names that are gone: they were renamed, as they had to be."""
@@ -579,7 +578,8 @@ class Batches:
         closed = self._refused() - cut.found.keys()
         open_to = {p: d for p, d in cut.found.items() if not lies_in(parent_of(p), closed)}
         renames = self._renames(open_to, cut.moves | self._awaited.moves)
-        renames = [move for move in renames if not self._is_rather_copied(move)]
+        copied = self._rather_copied(renames)
+        renames = [move for move in renames if move not in copied]
         settled = self._awaited.removals | {move.source for move in renames} | cut.taken_back
         found = self.deletions.judge(
             open_to, cut.looked, settled, self.cuts.drain, at_once=everything
@@ -634,19 +634,25 @@ class Batches:
         }
         return restricted(plan, removals, moves)
 
-    def _is_rather_copied(self, move: Move) -> bool:
-        """Whether a rename is better brought as a new file and a removal.
+    def _rather_copied(self, renames: list[Move]) -> set[Move]:
+        """Return the renames that are better brought as new files and removals.
 
         Databases wait for new renames of their run, and a new one in each batch would keep them
-        waiting for ever. So the second batch in turn copies what is cheap, a later one everything.
+        waiting for ever. So every second batch copies, where that is cheap.
         """
-        pair = (move.source, move.target)
-        held = [self._renaming[scope] for scope in scopes_of([pair]) & self._renaming.keys()]
-        if not held or pair in self._awaited.moves:
-            return False
-        since = min(held)
-        is_cheap = move.kind is Kind.FILE and move.seen.size <= _COPIED_AT_MOST
-        return is_cheap or time.monotonic() - since > _WAITED_SECONDS
+        again = {
+            move
+            for move in renames
+            if scopes_of([(move.source, move.target)]) & self._renaming
+            and (move.source, move.target) not in self._awaited.moves
+        }
+        beneath = (known for move in again for _, known in self.index.beneath(move.source))
+        size = 0
+        for number, known in enumerate(beneath):
+            size += known.entry.size
+            if size > _COPIED_AT_MOST or number >= _COPIED_FILES:
+                return set()
+        return again
 
     def _renames(
         self, differences: dict[RelPath, Difference], pairs: set[tuple[RelPath, RelPath]]
