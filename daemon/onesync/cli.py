@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ import typer
 from onesync import __version__
 from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
 from onesync.core import legacy
-from onesync.core.model import Kind, printable, show
+from onesync.core.model import Kind, is_user_path, printable, show
 from onesync.errors import ConfigurationError, Exit, OnesyncError
 from onesync.settings import Settings, check_directories, load
 from onesync.systemd import STOP_SIGNALS, JournalFormatter
@@ -214,6 +215,66 @@ def manifest_export(
     links = ((p, e.target) for p, e in sorted(read_manifest(settings).items()) if e.target)
     root = os.fsencode(settings.working_dir)
     sys.stdout.buffer.write(legacy.write_linklist(root, links))
+
+
+@app.command("log")
+def history(config: Config = None, instance: Instance = None) -> None:
+    """List the deployments of the folder, and the checkpoints that are kept, oldest first."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from onesync.history import checkpoints, deployments, told_of, told_of_claim
+    from onesync.inspect import opened
+
+    settings = load(config, instance)
+    with opened(settings) as replica, ThreadPoolExecutor(settings.push.workers) as pool:
+        lines = [told_of_claim(deployment) for deployment in deployments(replica)]
+        lines += [told_of(name, found) for name, found in checkpoints(replica, pool)]
+    for line in lines:
+        typer.echo(printable(line))
+
+
+@app.command("show")
+def show_checkpoint(
+    checkpoint: Annotated[str, typer.Argument(help="Its name, as 'onesync log' tells it.")],
+    config: Config = None,
+    instance: Instance = None,
+) -> None:
+    """List what a checkpoint changed: + brought, - gone, > renamed, ! left out with a problem."""
+    from onesync.history import checkpoint_of, told
+    from onesync.inspect import opened
+
+    with opened(load(config, instance)) as replica:
+        found = checkpoint_of(replica, checkpoint)
+    for change in found.changes:
+        typer.echo(printable(told(change)))
+
+
+@app.command("find")
+def find_path(
+    path: Annotated[str, typer.Argument(help="Relative to the working directory.")],
+    config: Config = None,
+    instance: Instance = None,
+) -> None:
+    """Tell where a path stands (here, index, newest checkpoint, OneData), and why."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from onesync.history import find, reasons, sides
+    from onesync.inspect import opened
+
+    settings = load(config, instance)
+    wanted = os.fsencode(path.rstrip("/"))
+    if not is_user_path(wanted):
+        raise ConfigurationError(f"{printable(path)!r} is no path beneath the working directory.")
+    answer: dict[str, Any] = {}
+    with suppress(NotRunning, TimeoutError):
+        text = wanted.decode("utf-8", "surrogateescape")
+        answer = ask(_socket(settings), "find", _STATUS_SECONDS, path=text)
+    with opened(settings) as replica, ThreadPoolExecutor(settings.push.workers) as pool:
+        place = find(settings, replica, pool, wanted)
+    for side, told in sides(place):
+        typer.echo(f"{side:12} {told}")
+    for sentence in reasons(place, answer.get("pending"), answer.get("problem")):
+        typer.echo(printable(sentence))
 
 
 @app.command()

@@ -24,7 +24,7 @@ from onesync.verify import Finding, Verification
 
 def read_manifest(settings: Settings) -> Mapping[RelPath, Entry]:
     """Return every entry of the newest checkpoint. Raises MountNotThere, or Halted without one."""
-    with _replica(settings) as replica:
+    with opened(settings) as replica:
         return _tree(replica)
 
 
@@ -62,7 +62,7 @@ def verify_folder(settings: Settings, content: bool) -> list[Finding]:
     """
     path = settings.state_dir / "index.sqlite"
     excluded = PathSpec.from_lines("gitignore", settings.push.exclude)
-    with _replica(settings) as replica, ThreadPoolExecutor(settings.push.workers) as pool:
+    with opened(settings) as replica, ThreadPoolExecutor(settings.push.workers) as pool:
         verification = Verification(replica, _tree(replica), pool, content)
         findings = list(verification.of_replica())
         if path.exists():
@@ -83,7 +83,7 @@ def find_damage(settings: Settings) -> tuple[list[Finding], list[Finding]]:
     """
     root = os.fsencode(settings.working_dir.resolve())
     with (
-        _replica(settings) as replica,
+        opened(settings) as replica,
         ThreadPoolExecutor(settings.push.workers) as pool,
         closing(Index(settings.state_dir / "index.sqlite", readonly=True)) as index,
     ):
@@ -120,7 +120,8 @@ def _tree(replica: ChildrenReplica) -> Mapping[RelPath, Entry]:
 
 
 @contextmanager
-def _replica(settings: Settings) -> Iterator[ChildrenReplica]:
+def opened(settings: Settings) -> Iterator[ChildrenReplica]:
+    """Reach the folder in OneData. Raises MountNotThere where it cannot be read."""
     patience = settings.mount.io_timeout_seconds
     target = os.fsencode(settings.onedata_dir)
     replica = ChildrenReplica(target, 2, max(1, settings.push.workers // 2), patience)

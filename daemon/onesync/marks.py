@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from onesync.core.clock import Clock
 from onesync.core.dirty import DirtySet, Due
 from onesync.core.guard import Told
-from onesync.core.model import RelPath
+from onesync.core.model import RelPath, lies_in
 from onesync.core.ordering import database_of
 
 log = logging.getLogger(__name__)
@@ -144,6 +144,12 @@ class Marks:
         with self._guard:
             found = [path for due in self._taken for path, _ in due.since[:limit]]
             return (found + self._dirty.some(limit))[:limit]
+
+    def is_pending(self, path: RelPath) -> bool:
+        """Return whether ``path`` is marked, or taken by a batch that is not committed."""
+        with self._guard:
+            taken = any(path in due.paths or lies_in(path, due.trees) for due in self._taken)
+            return taken or self._dirty.holds(path)
 
     def __len__(self) -> int:
         with self._guard:

@@ -128,6 +128,7 @@ class Service:
                 "status": self._on_status,
                 "flush": self._on_flush,
                 "doubt": self._on_doubt,
+                "find": self._on_find,
                 "accept_deletions": self._on_accept_deletions,
                 "handover": self._on_handover,
             },
@@ -310,6 +311,12 @@ class Service:
     def _on_doubt(self, request: dict[str, Any]) -> dict[str, Any]:
         self._engine.doubt(str(request.get("path", "")).encode("utf-8", "surrogateescape"))
         return {"ok": True}
+
+    def _on_find(self, request: dict[str, Any]) -> dict[str, Any]:
+        path = str(request.get("path", "")).encode("utf-8", "surrogateescape")
+        told = [problem.text for problem in self._engine.problems() if problem.path == path]
+        problem = told[0] if told else None
+        return {"pending": self._engine.marks.is_pending(path), "problem": problem}
 
     def _on_accept_deletions(self, request: dict[str, Any]) -> dict[str, Any]:
         accepted = self._engine.accept_deletions(str(request.get("shown")))

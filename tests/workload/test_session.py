@@ -40,7 +40,7 @@ SEED = os.environ.get("ONESYNC_SESSION_SEED", "1")
 LATENCY = 0.002
 EVERY = max(5.0, SECONDS / 240)
 TURN = 10.0
-TURNS = max(2, 2 * int(SECONDS // 200))
+TURNS = max(1, 2 * int(SECONDS // 200))
 PACE: dict[str, object] = {
     "batch__settle_seconds": BatchSettings().settle_seconds,
     "batch__min_interval_seconds": BatchSettings().min_interval_seconds,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from onesync.core.model import RelPath
+from onesync.core.model import RelPath, lies_in
 
 LIMIT = 200_000
 
@@ -151,6 +151,10 @@ class DirtySet:
     def some(self, limit: int) -> list[RelPath]:
         """Return up to ``limit`` of the marked paths and trees."""
         return [*islice(self._paths, limit), *islice(self._trees, limit)][:limit]
+
+    def holds(self, path: RelPath) -> bool:
+        """Return whether ``path``, or a tree that it lies in, is marked."""
+        return path in self._paths or lies_in(path, self._trees.keys())
 
     def oldest(self) -> float | None:
         """Return when the oldest was first marked, or None."""
