@@ -10,22 +10,21 @@ import pytest
 
 SERVER = """
 import os, resource, sys, time
-from onesync import metrics
+from onesync import exposition, metrics
 
 asked = 0
-real = metrics._Server.get_request
+real = exposition._Server.get_request
 def counted(self):
     global asked
     asked += 1
     return real(self)
-metrics._Server.get_request = counted
+exposition._Server.get_request = counted
 
-served = metrics.Metrics()
-served.serve("127.0.0.1:0")
+served = exposition.Exposition(metrics.Metrics().registry, "127.0.0.1:0")
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
 lowest = os.open("/dev/null", os.O_RDONLY)
 os.close(lowest)
-print(served._server[0].server_port, flush=True)
+print(served.port, flush=True)
 for line in sys.stdin:
     if line.strip() == "none":
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, most))

@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,6 +72,9 @@ class Observer(Events, Protocol):
 
     def phase_changed(self, phase: str) -> None:
         """The deployment is in this phase now."""
+
+    def succeeded(self) -> None:
+        """A batch, or a step of the last flush, ended well; perhaps there was nothing to do."""
 
     def failed(self, kind: str) -> None:
         """A batch failed for a reason of this kind (``core.trouble.Trouble``)."""
@@ -271,6 +274,10 @@ class Engine:
         """Remember the newest checkpoint and pass it on."""
         self.last_checkpoint = name
         self._observer.committed(name, wall_seconds)
+
+    def synced(self, seconds: float, waited: Sequence[float]) -> None:
+        """Pass it on."""
+        self._observer.synced(seconds, waited)
 
     def differed(self, files: int) -> None:
         """Pass it on."""
@@ -538,6 +545,7 @@ class Engine:
         if failures:
             log.info("recovered", extra={"failures": failures})
         self._trouble = None
+        self._observer.succeeded()
         self._set_phase("syncing")
         return 0
 
@@ -677,6 +685,7 @@ class Engine:
                 self._clock.sleep(pause)
             else:
                 self._trouble = None
+                self._observer.succeeded()
                 return
 
     def _clean(self) -> None:
