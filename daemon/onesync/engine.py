@@ -146,6 +146,7 @@ class Engine:
         )
         self._requests = _Requests()
         self._watcher: Watcher | None = None
+        self._is_watching = False
         self._heartbeat: Heartbeat | None = None
         self._problems: dict[RelPath, Problem] = {}
         self.lock = lock
@@ -337,8 +338,12 @@ class Engine:
     def _end_threads(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        if self._watcher is not None:
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        if self._watcher is not None and self._is_watching:
             self._watcher.stop()
+        self._is_watching = False
 
     def _set_phase(self, phase: str) -> None:
         if phase != self.phase:
@@ -483,6 +488,7 @@ class Engine:
         self._watcher = choose_watcher(
             self._root, os.fsencode(self._settings.state_dir / "cookie"), self.marks
         )
+        self._is_watching = True
         try:
             self._watcher.start()
         except OSError as error:
@@ -690,6 +696,7 @@ class Engine:
 
     def _clean(self) -> None:
         """Clean the working directory; durable before the first file goes."""
+        self._stop_watching()  # what cleaning removes is nothing that waits for OneData
         self._index.set(cleaning="yes", kept=None)
         self._set_phase("cleaning")
         cleaned = working_copy.clean(
