@@ -31,7 +31,7 @@ def node(nodes: list[Node], told: Path) -> Node:
 
 def values(place: Path, folder: str = FOLDER) -> dict[str, float]:
     text = (place / f"onesync-{folder}.prom").read_text()
-    pattern = rf'^onesync_last_exit_(\w+){{folder="{folder}"}} (\S+)$'
+    pattern = rf'^onesync_last_exit_(\w+){{folder="{folder}",port="\d+"}} (\S+)$'
     return {name: float(value) for name, value in re.findall(pattern, text, re.MULTILINE)}
 
 

@@ -255,11 +255,13 @@ class Metrics:
     def called(self, op: str, seconds: float, error: Exception | None) -> None:
         """Count a call on the mount.
 
-        That a name is taken, or that nothing stands there, is an answer like any other; what is
-        wrong with a local file does not count.
+        That a name is taken, or that nothing stands there, is an answer like any other, but where
+        the folder itself is looked for; what is wrong with a local file does not count.
         """
         self.remote_duration.observe(seconds, op)
-        if error is None or isinstance(error, FileExistsError | FileNotFoundError | LocalError):
+        if error is None or isinstance(error, LocalError):
+            return
+        if op != "identify" and isinstance(error, FileExistsError | FileNotFoundError):
             return
         self.remote_errors.labels(op, judge(error).kind).inc()
 
@@ -300,27 +302,30 @@ class Metrics:
 
 
 def last_word(
-    folder: str, code: Exit, status: dict[str, Any], succeeded_at: float, flush_seconds: float
+    labels: Mapping[str, str],
+    code: Exit,
+    status: dict[str, Any],
+    succeeded_at: float,
+    flush_seconds: float,
 ) -> CollectorRegistry:
     """Return what is told of a daemon that is gone.
 
     Args:
-        folder: what the folder is called.
+        labels: by which it is known.
         code: of its exit.
         status: its last status document.
         succeeded_at: when a batch last ended well, in seconds since 1970; 0: none.
         flush_seconds: how long the final flush took, with what follows it; 0: there was none.
     """
     registry = CollectorRegistry()
-    is_clean = code is Exit.CLEAN
 
     def tell(name: str, text: str, value: float) -> None:
-        gauge = Gauge(f"onesync_last_exit_{name}", text, ["folder"], registry=registry)
-        gauge.labels(folder).set(value)
+        gauge = Gauge(f"onesync_last_exit_{name}", text, list(labels), registry=registry)
+        gauge.labels(**labels).set(value)
 
     tell("timestamp_seconds", "When onesync left", time.time())
     tell("code", "Its exit code", code)
-    tell("clean", "Whether it undeployed, or handed over as it should", is_clean)
+    tell("clean", "Whether it undeployed, or handed over as it should", code is Exit.CLEAN)
     tell("success_timestamp_seconds", "When a batch last ended well; 0: none", succeeded_at)
     tell("pending_paths", "Paths that may differ from the replica", status["pending_paths"])
     tell("pending_bytes", "Bytes known not to be in the replica", status["pending_bytes"])

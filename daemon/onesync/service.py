@@ -162,6 +162,7 @@ class Service:
             self._tick(stopping)
         code = self._outcome.result()
         self._leave_word(code)
+        self._leave_textfile(code, exposition.port)
         control.stop()
         exposition.stop()
         self._replica.close()
@@ -247,11 +248,15 @@ class Service:
         self._engine.phase = {Exit.CLEAN: "stopped", Exit.LOCK_LOST: "fenced"}.get(code, "halted")
         self._progress.end()
         self._publish()
-        if self._textfile is not None:
-            flushed = time.monotonic() - self._flushing_since if self._flushing_since else 0.0
-            folder = self._settings.metrics.folder
-            told = last_word(folder, code, self.status(), self._succeeded_at, flushed)
-            self._textfile.write(told)
+
+    def _leave_textfile(self, code: Exit, port: int) -> None:
+        """Tell how it went where the server cannot be asked any more."""
+        if self._textfile is None:
+            return
+        since = self._flushing_since
+        flushed = 0.0 if since is None else time.monotonic() - since
+        labels = {"folder": self._settings.metrics.folder, "port": str(port)}
+        self._textfile.write(last_word(labels, code, self.status(), self._succeeded_at, flushed))
 
     def _end(self, code: Exit) -> None:
         if not self._outcome.done():
