@@ -11,8 +11,10 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -28,11 +30,15 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _installed() -> None:
+def needs_prometheus() -> None:
     if shutil.which("prometheus") and shutil.which("promtool"):
         return
     lacks("needs Debian's prometheus")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    needs_prometheus()
 
 
 @pytest.fixture
@@ -46,15 +52,35 @@ def node(tmp_path: Path) -> Iterator[Node]:
         node.end(signal.SIGKILL)
 
 
-class Prometheus:
-    """A server of the test's own that scrapes one target four times a second."""
+_TIMES = ("scrape_interval", "scrape_timeout", "evaluation_interval")
 
-    def __init__(self, home: Path, target: str) -> None:
+
+def _job(name: str, target: str) -> dict[str, object]:
+    return {"job_name": name, "static_configs": [{"targets": [target]}]}
+
+
+class Prometheus:
+    """A server of the test's own that scrapes four times a second.
+
+    Its job ``onesync`` has the target and, in ``scrape``, what else is configured for it; each of
+    ``jobs`` has another target.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        target: str,
+        jobs: Mapping[str, str] = MappingProxyType({}),
+        rules: Path | None = None,
+        scrape: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
         home.mkdir()
         self._address = f"127.0.0.1:{free_port()}"
+        others = [_job(name, place) for name, place in jobs.items()]
         configuration = {
-            "global": {"scrape_interval": "250ms", "scrape_timeout": "250ms"},
-            "scrape_configs": [{"job_name": "onesync", "static_configs": [{"targets": [target]}]}],
+            "global": dict.fromkeys(_TIMES, "250ms"),
+            "scrape_configs": [{**_job("onesync", target), **scrape}, *others],
+            "rule_files": [] if rules is None else [str(rules)],
         }
         (home / "prometheus.yml").write_text(json.dumps(configuration))  # JSON is YAML
         self._log = home / "log"
@@ -74,11 +100,15 @@ class Prometheus:
         self._process.kill()
         self._process.wait()
 
+    def get(self, path: str) -> Any:
+        """Return the data that an address of its HTTP interface gives."""
+        url = f"http://{self._address}/api/v1/{path}"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return json.load(answer)["data"]
+
     def query(self, expression: str) -> list[dict[str, object]]:
         """Return the series of an instant query; the server may not be up yet."""
-        url = f"http://{self._address}/api/v1/query?query={urllib.parse.quote(expression)}"
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            found = json.load(answer)["data"]["result"]
+        found = self.get(f"query?query={urllib.parse.quote(expression)}")["result"]
         assert isinstance(found, list)
         return found
 
