@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -168,6 +169,29 @@ def test_the_core_metrics_answer_queries(node: Node, prometheus: Prometheus) -> 
     prometheus.wait_for("time() - onesync_lock_beat_timestamp_seconds < bool 60", 1)
     prometheus.wait_for("onesync_pushed_bytes_total > bool 300000", 1)
     prometheus.wait_for('onesync_build_info{version!=""}', 1)
+    prometheus.wait_for('onesync_folder_info{folder="onesync", folder_id=~"[0-9a-f]{32}"}', 1)
+    prometheus.wait_for("onesync_stage_in_duration_seconds_count", 1)
+    batches = node.log().count("batch checkpoint=")
+    prometheus.wait_for("onesync_push_duration_seconds_count", batches)
+    prometheus.wait_for(
+        "onesync_push_attempts_total >= bool onesync_push_duration_seconds_count", 1
+    )
+    # Five files and the directories that they lie in; a flush's scan of everything counts as one.
+    prometheus.wait_for("onesync_sync_delay_seconds_count >= bool 1", 1)
+    prometheus.wait_for("time() - onesync_last_success_timestamp_seconds < bool 60", 1)
+    prometheus.wait_for(
+        'onesync_remote_operation_duration_seconds_count{op="identify"} > bool 0', 1
+    )
+    prometheus.wait_for("onesync_lock_held", 1)
+    prometheus.wait_for("onesync_lock_warn_seconds", 6 * 20)
+    prometheus.wait_for("onesync_lock_suspend_seconds", 8 * 20)
+    prometheus.wait_for("onesync_inotify_watches > bool 0", 1)
+    limit = int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
+    prometheus.wait_for("onesync_inotify_watch_limit", limit)
+    size = os.statvfs(node.work)
+    prometheus.wait_for(
+        'onesync_directory_size_bytes{directory="working_dir"}', size.f_blocks * size.f_frsize
+    )
     assert node.end() == 0, node.log()
 
 
@@ -181,6 +205,17 @@ def test_what_is_not_pushed_is_seen(node: Node, prometheus: Prometheus) -> None:
     prometheus.wait_for("onesync_mount_up", 0)
     prometheus.wait_for('onesync_push_errors_total{kind="MountNotThere"} > bool 0', 1)
     node.store.with_name("away").rename(node.store)
+    assert node.end() == 0, node.log()
+
+
+def test_a_problem_that_is_over_is_told_as_none(node: Node, prometheus: Prometheus) -> None:
+    (node.work / "file").write_text("1")
+    os.mkfifo(node.work / "fifo")
+    assert node.flush() == 3, node.log()
+    prometheus.wait_for('onesync_problems{kind="special"}', 1)
+    (node.work / "fifo").unlink()
+    assert node.flush() == 0, node.log()
+    prometheus.wait_for('onesync_problems{kind="special"}', 0)
     assert node.end() == 0, node.log()
 
 

@@ -103,7 +103,7 @@ class MetricsSettings(_Section):
     """``[metrics]``."""
 
     listen: str = "127.0.0.1:9821"
-    folder: str = Field(default="", pattern=r"^[^/\x00-\x1f]*$")
+    folder: str = ""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_client_authorities: Path | None = None
@@ -115,6 +115,13 @@ class MetricsSettings(_Section):
         host, _, port = value.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
             raise ValueError("expected HOST:PORT, such as 127.0.0.1:9821")
+        return value
+
+    @field_validator("folder")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if "/" in value or not value.isprintable():
+            raise ValueError("expected a name without '/' that can be printed")
         return value
 
     @field_validator("tls_certificate", "tls_key", "tls_client_authorities", "textfile_dir")
