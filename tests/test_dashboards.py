@@ -143,7 +143,7 @@ def test_every_query_of_every_dashboard_returns_data(
     missing |= set(queries("node", node.home.name, listening(node)))
     prometheus.wait_for('up{job="onesync"}', 1)
     away = node.store.with_name("away")
-    deadline = time.monotonic() + 2 * SOON
+    deadline = time.monotonic() + 3 * SOON
     number = 0
     while missing:
         assert time.monotonic() < deadline, "\n".join(sorted(missing))

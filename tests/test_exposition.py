@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from onesync.errors import ConfigurationError
 from onesync.exposition import Exposition, Tls
 from onesync.metrics import Metrics
+from tests.machine import lacks
 from tests.node import Node
 from tests.test_prometheus import Prometheus, free_port, needs_prometheus
 
@@ -48,6 +50,8 @@ def _openssl(*words: object) -> None:
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
+    if shutil.which("openssl") is None:
+        lacks("needs openssl")
     return Authority(tmp_path / "authority")
 
 

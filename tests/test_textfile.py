@@ -108,6 +108,7 @@ def test_readers_see_all_or_nothing(told: Path) -> None:
     textfile = Textfile(told, "a")
     final = told / "onesync-a.prom"
     final.write_text("old")
+    (told / "onesync-a.new").write_text("of one that died here")
     final.chmod(0o600)
     (told / "reader").hardlink_to(final)
     textfile.write(_one())
@@ -115,6 +116,17 @@ def test_readers_see_all_or_nothing(told: Path) -> None:
     assert "one 1.0" in final.read_text()
     assert final.stat().st_mode & 0o777 == 0o644, "node_exporter is another user"
     assert {file.name for file in told.iterdir()} == {"reader", "onesync-a.prom"}
+
+
+def test_no_link_is_followed(told: Path) -> None:
+    victim = told / "victim"
+    victim.write_text("precious")
+    for name in ("onesync-a.prom", "onesync-a.new"):
+        (told / name).symlink_to(victim)
+    Textfile(told, "a").write(_one())
+    assert victim.read_text() == "precious"
+    assert "one 1.0" in (told / "onesync-a.prom").read_text()
+    assert not (told / "onesync-a.prom").is_symlink()
 
 
 def test_a_directory_that_is_gone_ends_nothing(

@@ -188,11 +188,14 @@ class Textfile:
         # The collector reads every *.prom, so the temporary is called otherwise.
         temporary = self._path.with_suffix(".new")
         try:
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)
+            # The directory may be another user's: no link of his is followed.
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+            with open(fd, "wb") as file:
                 file.write(generate_latest(registry))
                 file.flush()
-                os.fsync(file.fileno())  # what follows may be a power-off
-            temporary.chmod(0o644)  # node_exporter is somebody else
+                os.fchmod(fd, 0o644)  # node_exporter is somebody else
+                os.fsync(fd)  # what follows may be a power-off
             temporary.replace(self._path)
         except OSError as error:
             self._complain(error)

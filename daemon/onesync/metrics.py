@@ -125,6 +125,7 @@ class Metrics:
         self.progress = (0, 0)
         self._folder = folder
         self._places = places
+        self._guard = Lock()
         self._overflows = 0
         self._kinds: set[str] = set()
         self._make_infos()
@@ -267,6 +268,10 @@ class Metrics:
 
     def update(self, status: dict[str, Any], overflows: int, folder_id: str | None) -> None:
         """Take over what the status document says, and how many overflows there were so far."""
+        with self._guard:  # of two scrapes at once each would count the same overflows
+            self._update(status, overflows, folder_id)
+
+    def _update(self, status: dict[str, Any], overflows: int, folder_id: str | None) -> None:
         self.overflows.inc(overflows - self._overflows)
         self._overflows = overflows
         self._info.info({"folder": self._folder, "folder_id": folder_id or ""})
