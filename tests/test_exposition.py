@@ -6,7 +6,9 @@ import shutil
 import socket
 import ssl
 import subprocess
+import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from onesync.errors import ConfigurationError
 from onesync.exposition import Exposition, Tls
 from onesync.metrics import Metrics
 from tests.machine import lacks
-from tests.node import Node
+from tests.node import SOON, Node
 from tests.test_prometheus import Prometheus, free_port, needs_prometheus
 
 
@@ -118,6 +120,31 @@ def test_who_does_not_shake_hands_keeps_nobody_waiting(authority: Authority) -> 
             assert "onesync_build_info" in _get(served.port, anybody)
     finally:
         served.stop()
+
+
+def test_failures_are_told_once_until_a_scrape_succeeds(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = Exposition(Metrics().registry, "127.0.0.1:0", Tls(*authority.issue("node"), None))
+    try:
+        for _ in range(3):
+            _say_nonsense(served.port)
+        assert caplog.messages == ["a scrape failed"]
+        _get(served.port, ssl.create_default_context(cafile=str(authority.certificate)))
+        deadline = time.monotonic() + SOON
+        while len(caplog.messages) < 2:  # the answer may be here before its thread is done
+            assert time.monotonic() < deadline
+            _say_nonsense(served.port)
+    finally:
+        served.stop()
+
+
+def _say_nonsense(port: int) -> None:
+    """Be refused; returns when the server is done with it."""
+    with socket.create_connection(("127.0.0.1", port)) as connection, suppress(ConnectionError):
+        connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        while connection.recv(1 << 12):
+            pass
 
 
 def test_a_key_of_another_certificate_is_refused_at_the_door(authority: Authority) -> None:
