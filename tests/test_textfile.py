@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from onesync.exposition import Textfile
 from tests.node import Node
+from tests.test_deploy import forget_lock
 
 FOLDER = "onesync"
 """The name of a test's configuration file, without ".toml"."""
@@ -75,6 +76,23 @@ def test_a_final_flush_that_did_not_finish_tells_what_is_pending(node: Node, tol
     assert left["pending_paths"] >= 1
     assert left["pending_bytes"] >= 1000
     assert left["success_timestamp_seconds"] > 0
+
+
+def test_a_daemon_that_handed_over_left_as_it_should(node: Node, told: Path) -> None:
+    node.deploy()
+    (node.work / "a").write_text("1")
+    assert node.command("handover").returncode == 0, node.log()
+    assert node.wait() == 0
+    left = values(told)
+    assert (left["code"], left["clean"], left["pending_paths"]) == (0, 1, 0)
+
+
+def test_a_lock_that_was_lost_is_told(node: Node, told: Path) -> None:
+    node.configure(metrics__textfile_dir=told, lock__beat_seconds=0.5)
+    node.deploy()
+    forget_lock(node.store)
+    assert node.wait() == 12, node.log()
+    assert (values(told)["code"], values(told)["clean"]) == (12, 0)
 
 
 def test_each_folder_of_a_node_has_a_file_of_its_own(nodes: list[Node], told: Path) -> None:
