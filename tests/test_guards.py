@@ -213,7 +213,7 @@ def test_what_is_held_is_told_everywhere_and_a_final_flush_ends_clean(
     assert one.flush() == 3
     metrics = scrape(one)
     assert "onesync_held_deletions 125.0" in metrics
-    assert "onesync_problems 1.0" in metrics
+    assert 'onesync_problems{kind="held_deletions"} 1.0' in metrics
     assert 'onesync_phase{onesync_phase="syncing"} 1.0' in metrics
     (problem,) = one.status()["problems"]
     assert (problem["path"], problem["kind"]) == ("", "held_deletions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -11,8 +12,10 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -28,11 +31,15 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _installed() -> None:
+def needs_prometheus() -> None:
     if shutil.which("prometheus") and shutil.which("promtool"):
         return
     lacks("needs Debian's prometheus")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    needs_prometheus()
 
 
 @pytest.fixture
@@ -46,15 +53,35 @@ def node(tmp_path: Path) -> Iterator[Node]:
         node.end(signal.SIGKILL)
 
 
-class Prometheus:
-    """A server of the test's own that scrapes one target four times a second."""
+_TIMES = ("scrape_interval", "scrape_timeout", "evaluation_interval")
 
-    def __init__(self, home: Path, target: str) -> None:
+
+def _job(name: str, target: str) -> dict[str, object]:
+    return {"job_name": name, "static_configs": [{"targets": [target]}]}
+
+
+class Prometheus:
+    """A server of the test's own that scrapes four times a second.
+
+    Its job ``onesync`` has the target and, in ``scrape``, what else is configured for it; each of
+    ``jobs`` has another target.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        target: str,
+        jobs: Mapping[str, str] = MappingProxyType({}),
+        rules: Path | None = None,
+        scrape: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
         home.mkdir()
         self._address = f"127.0.0.1:{free_port()}"
+        others = [_job(name, place) for name, place in jobs.items()]
         configuration = {
-            "global": {"scrape_interval": "250ms", "scrape_timeout": "250ms"},
-            "scrape_configs": [{"job_name": "onesync", "static_configs": [{"targets": [target]}]}],
+            "global": dict.fromkeys(_TIMES, "250ms"),
+            "scrape_configs": [{**_job("onesync", target), **scrape}, *others],
+            "rule_files": [] if rules is None else [str(rules)],
         }
         (home / "prometheus.yml").write_text(json.dumps(configuration))  # JSON is YAML
         self._log = home / "log"
@@ -74,11 +101,15 @@ class Prometheus:
         self._process.kill()
         self._process.wait()
 
+    def get(self, path: str) -> Any:
+        """Return the data that an address of its HTTP interface gives."""
+        url = f"http://{self._address}/api/v1/{path}"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return json.load(answer)["data"]
+
     def query(self, expression: str) -> list[dict[str, object]]:
         """Return the series of an instant query; the server may not be up yet."""
-        url = f"http://{self._address}/api/v1/query?query={urllib.parse.quote(expression)}"
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            found = json.load(answer)["data"]["result"]
+        found = self.get(f"query?query={urllib.parse.quote(expression)}")["result"]
         assert isinstance(found, list)
         return found
 
@@ -138,6 +169,28 @@ def test_the_core_metrics_answer_queries(node: Node, prometheus: Prometheus) -> 
     prometheus.wait_for("time() - onesync_lock_beat_timestamp_seconds < bool 60", 1)
     prometheus.wait_for("onesync_pushed_bytes_total > bool 300000", 1)
     prometheus.wait_for('onesync_build_info{version!=""}', 1)
+    prometheus.wait_for('onesync_folder_info{folder="onesync", folder_id=~"[0-9a-f]{32}"}', 1)
+    prometheus.wait_for("onesync_stage_in_duration_seconds_count", 1)
+    batches = len(re.findall("batch checkpoint=.* changes=[1-9]", node.log()))
+    prometheus.wait_for(f"onesync_push_duration_seconds_count >= bool {batches}", 1)
+    prometheus.wait_for(
+        "onesync_push_attempts_total >= bool onesync_push_duration_seconds_count", 1
+    )
+    prometheus.wait_for("onesync_sync_delay_seconds_count >= bool 1", 1)
+    prometheus.wait_for("time() - onesync_last_success_timestamp_seconds < bool 60", 1)
+    prometheus.wait_for(
+        'onesync_remote_operation_duration_seconds_count{op="identify"} > bool 0', 1
+    )
+    prometheus.wait_for("onesync_lock_held", 1)
+    prometheus.wait_for("onesync_lock_warn_seconds", 6 * 20)
+    prometheus.wait_for("onesync_lock_suspend_seconds", 8 * 20)
+    prometheus.wait_for("onesync_inotify_watches > bool 0", 1)
+    limit = int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
+    prometheus.wait_for("onesync_inotify_watch_limit", limit)
+    size = os.statvfs(node.work)
+    prometheus.wait_for(
+        'onesync_directory_size_bytes{directory="working_dir"}', size.f_blocks * size.f_frsize
+    )
     assert node.end() == 0, node.log()
 
 
@@ -151,6 +204,17 @@ def test_what_is_not_pushed_is_seen(node: Node, prometheus: Prometheus) -> None:
     prometheus.wait_for("onesync_mount_up", 0)
     prometheus.wait_for('onesync_push_errors_total{kind="MountNotThere"} > bool 0', 1)
     node.store.with_name("away").rename(node.store)
+    assert node.end() == 0, node.log()
+
+
+def test_a_problem_that_is_over_is_told_as_none(node: Node, prometheus: Prometheus) -> None:
+    (node.work / "file").write_text("1")
+    os.mkfifo(node.work / "fifo")
+    assert node.flush() == 3, node.log()
+    prometheus.wait_for('onesync_problems{kind="special"}', 1)
+    (node.work / "fifo").unlink()
+    assert node.flush() == 0, node.log()
+    prometheus.wait_for('onesync_problems{kind="special"}', 0)
     assert node.end() == 0, node.log()
 
 

@@ -84,6 +84,9 @@ class Events(Protocol):
     def committed(self, name: str, wall_seconds: float) -> None:
         """A checkpoint stands, since ``wall_seconds`` (seconds since 1970)."""
 
+    def synced(self, seconds: float, waited: Sequence[float]) -> None:
+        """A batch that took so long was committed; each path had ``waited`` so many seconds."""
+
     def differed(self, files: int) -> None:
         """So many files in OneData were not what had been pushed; they are sent anew."""
 
@@ -159,6 +162,7 @@ class Batches:
         try:
             if self.unverified.next_due() == 0:
                 self._verify()
+            began = time.monotonic()
             committed = self._make_room() or self._batch(everything)
         except BaseException as error:
             self._is_full = is_full(error)
@@ -166,6 +170,8 @@ class Batches:
             self.deletions.remember()
             self._let_go()
             raise
+        if committed:
+            self.events.synced(time.monotonic() - began, self.marks.waited(self.left))
         self.marks.done()
         released = self.only_copies.released()
         self.left |= released

@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,6 +72,9 @@ class Observer(Events, Protocol):
 
     def phase_changed(self, phase: str) -> None:
         """The deployment is in this phase now."""
+
+    def succeeded(self) -> None:
+        """A batch, or a step of the last flush, ended well; perhaps there was nothing to do."""
 
     def failed(self, kind: str) -> None:
         """A batch failed for a reason of this kind (``core.trouble.Trouble``)."""
@@ -143,6 +146,7 @@ class Engine:
         )
         self._requests = _Requests()
         self._watcher: Watcher | None = None
+        self._is_watching = False
         self._heartbeat: Heartbeat | None = None
         self._problems: dict[RelPath, Problem] = {}
         self.lock = lock
@@ -272,6 +276,10 @@ class Engine:
         self.last_checkpoint = name
         self._observer.committed(name, wall_seconds)
 
+    def synced(self, seconds: float, waited: Sequence[float]) -> None:
+        """Pass it on."""
+        self._observer.synced(seconds, waited)
+
     def differed(self, files: int) -> None:
         """Pass it on."""
         self._observer.differed(files)
@@ -330,8 +338,12 @@ class Engine:
     def _end_threads(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        if self._watcher is not None:
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        if self._watcher is not None and self._is_watching:
             self._watcher.stop()
+        self._is_watching = False
 
     def _set_phase(self, phase: str) -> None:
         if phase != self.phase:
@@ -476,6 +488,7 @@ class Engine:
         self._watcher = choose_watcher(
             self._root, os.fsencode(self._settings.state_dir / "cookie"), self.marks
         )
+        self._is_watching = True
         try:
             self._watcher.start()
         except OSError as error:
@@ -538,6 +551,7 @@ class Engine:
         if failures:
             log.info("recovered", extra={"failures": failures})
         self._trouble = None
+        self._observer.succeeded()
         self._set_phase("syncing")
         return 0
 
@@ -677,10 +691,12 @@ class Engine:
                 self._clock.sleep(pause)
             else:
                 self._trouble = None
+                self._observer.succeeded()
                 return
 
     def _clean(self) -> None:
         """Clean the working directory; durable before the first file goes."""
+        self._stop_watching()  # what cleaning removes is nothing that waits for OneData
         self._index.set(cleaning="yes", kept=None)
         self._set_phase("cleaning")
         cleaned = working_copy.clean(

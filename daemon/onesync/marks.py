@@ -115,6 +115,13 @@ class Marks:
             self._taken.append(due)
             return due
 
+    def waited(self, left: AbstractSet[RelPath]) -> list[float]:
+        """Return how many seconds each path that was taken, but ``left``, has been pending."""
+        with self._guard:
+            now = self._clock.boottime()
+            taken = (item for due in self._taken for item in due.since)
+            return [now - first for path, first in taken if path not in left]
+
     def done(self) -> None:
         """Forget what was taken: it is committed, or was marked again."""
         with self._guard:

@@ -1,16 +1,16 @@
-"""Every metric, on a registry of its own, and the server that Prometheus scrapes."""
+"""Every metric, on a registry of its own. They are brought up to date when somebody asks."""
 
 from __future__ import annotations
 
-import errno
-import socket
+import os
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from socketserver import ThreadingMixIn
-from threading import Thread
-from typing import TYPE_CHECKING, Any, cast
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from threading import Lock
+from types import MappingProxyType
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,155 +18,337 @@ from prometheus_client import (
     Enum,
     Gauge,
     Info,
+    ProcessCollector,
     disable_created_metrics,
-    make_wsgi_app,
 )
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from onesync import __version__
-from onesync.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+from onesync.core.claims import LockTimes
+from onesync.core.trouble import judge
+from onesync.errors import Exit, LocalError
 
 PHASES = (
     "starting", "locking", "staging_in", "syncing", "backing_off", "suspended", "flushing",
     "cleaning", "halted", "fenced", "stopped",
 )  # fmt: skip
 
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_EXHAUSTED_SECONDS = 0.5
+_CALLS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 120)
+_PUSHES = (0.1, 0.3, 1, 2, 5, 10, 30, 60, 300, 1800)
+_WAITS = (1, 2, 3, 5, 10, 20, 30, 60, 300, 900, 3600)
+_STAGE_INS = (1, 10, 60, 300, 900, 3600, 14_400, 43_200)
+_WATCH_LIMIT = Path("/proc/sys/fs/inotify/max_user_watches")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    """Answers each scrape in a thread of its own, at one address."""
+class Durations(Collector):
+    """A histogram whose observations cost half a microsecond, and many at once less. Any thread.
 
-    daemon_threads = True
-    is_closed = False
+    The library's own takes four times as long: it has a lock of its own for each bucket.
+    """
 
-    def __init__(self, host: str, port: int) -> None:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-        self.address_family, *_, address = found[0]
-        super().__init__((str(address[0]), port), _Silent)
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        name: str,
+        text: str,
+        buckets: Sequence[float],
+        label: str | None = None,
+    ) -> None:
+        """Register it; ``buckets`` are upper bounds in seconds, rising."""
+        self._name, self._text, self._label = name, text, label
+        self._buckets = tuple(buckets)
+        self._guard = Lock()
+        self._series: dict[str, tuple[list[int], list[float]]] = {}
+        if label is None:
+            self._series[""] = self._empty()
+        registry.register(self)
 
-    def serve_until_closed(self) -> None:
-        """Answer one scrape after the other; between them nothing wakes up."""
-        while not self.is_closed:
-            self.handle_request()
+    def observe(self, seconds: float, label: str = "") -> None:
+        """Count one duration."""
+        place = bisect_left(self._buckets, seconds)
+        with self._guard:
+            series = self._series.get(label)
+            if series is None:
+                series = self._series[label] = self._empty()
+            series[0][place] += 1
+            series[1][0] += seconds
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Take the next connection; where there is no descriptor for it, let it wait.
+    def observe_all(self, many: Sequence[float]) -> None:
+        """Count many durations."""
+        places = [bisect_left(self._buckets, seconds) for seconds in many]
+        with self._guard:
+            counts, total = self._series[""]
+            for place in places:
+                counts[place] += 1
+            total[0] += sum(many)
 
-        The socket stays readable then, so that the loop would ask again at once, and for ever.
-        """
-        try:
-            return super().get_request()
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                time.sleep(_EXHAUSTED_SECONDS)
-            raise
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        """Return what a scrape shows."""
+        bounds = [*(f"{bucket:g}" for bucket in self._buckets), "+Inf"]
+        labels = [] if self._label is None else [self._label]
+        family = HistogramMetricFamily(self._name, self._text, labels=labels)
+        with self._guard:
+            series = {label: (list(c), t[0]) for label, (c, t) in self._series.items()}
+        for label, (counts, total) in series.items():
+            risen = list(zip(bounds, map(float, accumulate(counts)), strict=True))
+            family.add_metric([label] if labels else [], risen, total)
+        return [family]
 
-
-class _Silent(WSGIRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Say nothing of each scrape."""
+    def _empty(self) -> tuple[list[int], list[float]]:
+        return [0] * (len(self._buckets) + 1), [0.0]
 
 
 class Metrics:
-    """The daemon's metrics. Any thread."""
+    """The daemon's metrics. Any thread.
 
-    def __init__(self) -> None:
-        """Register every metric."""
-        self.registry = registry = CollectorRegistry()
-        self._server: tuple[_Server, Thread] | None = None
-        Info("onesync_build", "Version of onesync", registry=registry).info(
-            {"version": __version__}
-        )
+    Attributes:
+        progress: files done, and in all, of the phase.
+    """
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"onesync_{name}", text, registry=registry)
+    def __init__(
+        self,
+        folder: str = "",
+        times: LockTimes | None = None,
+        places: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
+        """Register every metric.
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"onesync_{name}", text, labels, registry=registry)
+        Args:
+            folder: what the folder is called.
+            times: the lock's, in seconds.
+            places: local directories whose room is told, by the name that their label has.
+        """
+        self.registry = CollectorRegistry()
+        self.progress = (0, 0)
+        self._folder = folder
+        self._places = places
+        self._guard = Lock()
+        self._overflows = 0
+        self._kinds: set[str] = set()
+        self._make_infos()
+        self._make_backlog()
+        self._make_pushes()
+        self._make_lock(times)
+        self._make_node()
 
-        self.phase = Enum("onesync_phase", "Phase", states=PHASES, registry=registry)
-        self.pending_paths = gauge("pending_paths", "Paths that may differ from the replica")
-        self.pending_bytes = gauge("pending_bytes", "Bytes known to wait for a push")
-        self.oldest_unsynced_timestamp = gauge(
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"onesync_{name}", text, labels, registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"onesync_{name}", text, labels, registry=self.registry)
+
+    def _durations(
+        self, name: str, text: str, buckets: Sequence[float], label: str | None = None
+    ) -> Durations:
+        return Durations(self.registry, f"onesync_{name}_duration_seconds", text, buckets, label)
+
+    def _make_infos(self) -> None:
+        build = Info("onesync_build", "Version of onesync", registry=self.registry)
+        build.info({"version": __version__})
+        self._info = Info("onesync_folder", "The folder that is deployed", registry=self.registry)
+        self._info.info({"folder": self._folder, "folder_id": ""})
+        self.phase = Enum("onesync_phase", "Phase", states=PHASES, registry=self.registry)
+        self.done_files = self._gauge("phase_done_files", "Files of the phase that are done")
+        self.known_files = self._gauge("phase_known_files", "Files of the phase in all")
+
+    def _make_backlog(self) -> None:
+        self.pending_paths = self._gauge("pending_paths", "Paths that may differ from the replica")
+        self.pending_bytes = self._gauge("pending_bytes", "Bytes known to wait for a push")
+        self.oldest_unsynced_timestamp = self._gauge(
             "oldest_unsynced_timestamp_seconds", "When the oldest unsynced change was seen; 0: none"
         )
-        self.last_checkpoint_timestamp = gauge(
-            "last_checkpoint_timestamp_seconds", "When the newest checkpoint was committed"
+        self.last_checkpoint_timestamp = self._gauge(
+            "last_checkpoint_timestamp_seconds",
+            "When the newest checkpoint was committed; 0: none since the start",
         )
-        self.lock_beat_timestamp = gauge(
-            "lock_beat_timestamp_seconds", "When the lock's last heartbeat was confirmed"
+        self.last_success_timestamp = self._gauge(
+            "last_success_timestamp_seconds",
+            "When a batch last ended well, also with nothing to push; 0: none since the start",
         )
-        self.mount_up = gauge("mount_up", "Whether the mount answered last time")
-        self.epoch = gauge("lock_epoch", "Epoch of our claim; 0: none")
-        self.watches = gauge("inotify_watches", "Directories that the kernel watches")
-        self.polled = gauge("polled_directories", "Directories polled, for want of kernel watches")
-        self.problems = gauge("problems", "Paths that have a problem")
-        self.held_deletions = gauge(
+        self.problems = self._gauge(
+            "problems", "Paths that have a problem, or what is wrong", "kind"
+        )
+        self.held_deletions = self._gauge(
             "held_deletions", "Paths that are missing unexplained and are kept in the replica"
         )
-        self.pushed_files = counter("pushed_files", "Files published in the replica")
-        self.pushed_bytes = counter("pushed_bytes", "Bytes of files published in the replica")
-        self.push_errors = counter("push_errors", "Batches that failed", "kind")
-        self.verify_failures = counter(
+
+    def _make_pushes(self) -> None:
+        self.pushed_files = self._counter("pushed_files", "Files published in the replica")
+        self.pushed_bytes = self._counter("pushed_bytes", "Bytes of files published in the replica")
+        self.push_attempts = self._counter("push_attempts", "Batches, also those that failed")
+        self.push_errors = self._counter("push_errors", "Batches that failed", "kind")
+        self.verify_failures = self._counter(
             "verify_failures", "Files in OneData that were not what had been pushed"
         )
-        self.rescans = counter("rescans", "Scans of the whole working copy", "reason")
-        self.overflows = counter("inotify_overflows", "Times the kernel dropped events")
-        self._overflows = 0
+        self.push_duration = self._durations(
+            "push", "From a batch's look at what changed to its commit", _PUSHES
+        )
+        self.sync_delay = Durations(
+            self.registry,
+            "onesync_sync_delay_seconds",
+            "From the first sign of a change to its commit",
+            _WAITS,
+        )
+        self.stage_in_duration = self._durations(
+            "stage_in", "From the claim until the working copy was complete", _STAGE_INS
+        )
+        self.remote_duration = self._durations(
+            "remote_operation", "Calls on the mount, as the daemon waits for them", _CALLS, "op"
+        )
+        self.remote_errors = self._counter(
+            "remote_errors", "Calls on the mount that failed", "op", "kind"
+        )
 
-    def update(self, status: dict[str, Any], overflows: int) -> None:
+    def _make_lock(self, times: LockTimes | None) -> None:
+        self.lock_held = self._gauge("lock_held", "Whether the folder's lock was taken")
+        self.epoch = self._gauge("lock_epoch", "Epoch of our claim; 0: none")
+        self.lock_beat_timestamp = self._gauge(
+            "lock_beat_timestamp_seconds", "When the lock's last heartbeat was confirmed"
+        )
+        for name, text in (
+            ("beat", "The lock's heartbeat is sent so often"),
+            ("warn", "So long without a heartbeat is worth a warning"),
+            ("suspend", "After so long without a heartbeat nothing is written"),
+            ("dead", "After so long without a heartbeat others may take the folder"),
+        ):
+            limit = self._gauge(f"lock_{name}_seconds", text)
+            limit.set(getattr(times, name) if times is not None else 0)
+
+    def _make_node(self) -> None:
+        ProcessCollector(registry=self.registry)
+        self.mount_up = self._gauge("mount_up", "Whether the mount answered last time")
+        self.watches = self._gauge("inotify_watches", "Directories that the kernel watches")
+        self.watch_limit = self._gauge(
+            "inotify_watch_limit", "Watches that the kernel gives to one user"
+        )
+        self.polled = self._gauge(
+            "polled_directories", "Directories polled, for want of kernel watches"
+        )
+        self.rescans = self._counter("rescans", "Scans of the whole working copy", "reason")
+        self.overflows = self._counter("inotify_overflows", "Times the kernel dropped events")
+        self.available = self._gauge(
+            "directory_available_bytes", "Room where a local directory is", "directory"
+        )
+        self.size = self._gauge(
+            "directory_size_bytes",
+            "Size of the file system that a local directory is on",
+            "directory",
+        )
+
+    def synced(self, seconds: float, waited: Sequence[float]) -> None:
+        """Count a batch that took so long, and how long each path had waited at its end."""
+        self.push_duration.observe(seconds)
+        self.sync_delay.observe_all(waited)
+
+    def succeeded(self, wall_seconds: float) -> None:
+        """Count a batch, or a step of the last flush, that ended well then (since 1970)."""
+        self.push_attempts.inc()
+        self.last_success_timestamp.set(wall_seconds)
+
+    def failed(self, kind: str) -> None:
+        """Count a batch that failed."""
+        self.push_attempts.inc()
+        self.push_errors.labels(kind).inc()
+
+    def called(self, op: str, seconds: float, error: Exception | None) -> None:
+        """Count a call on the mount.
+
+        That a name is taken, or that nothing stands there, is an answer like any other, but where
+        the folder itself is looked for; what is wrong with a local file does not count.
+        """
+        self.remote_duration.observe(seconds, op)
+        if error is None or isinstance(error, LocalError):
+            return
+        if op != "identify" and isinstance(error, FileExistsError | FileNotFoundError):
+            return
+        self.remote_errors.labels(op, judge(error).kind).inc()
+
+    def update(self, status: dict[str, Any], overflows: int, folder_id: str | None) -> None:
         """Take over what the status document says, and how many overflows there were so far."""
+        with self._guard:  # of two scrapes at once each would count the same overflows
+            self._update(status, overflows, folder_id)
+
+    def _update(self, status: dict[str, Any], overflows: int, folder_id: str | None) -> None:
         self.overflows.inc(overflows - self._overflows)
         self._overflows = overflows
+        self._info.info({"folder": self._folder, "folder_id": folder_id or ""})
         self.phase.state(status["phase"])
+        done, known = self.progress
+        self.done_files.set(done)
+        self.known_files.set(known)
         self.pending_paths.set(status["pending_paths"])
         self.pending_bytes.set(status["pending_bytes"])
         self.oldest_unsynced_timestamp.set(status["oldest_unsynced_at"] or 0)
         self.mount_up.set(status["mount"]["up"])
         self.epoch.set(status["epoch"] or 0)
+        self.lock_held.set(status["lock"] is not None)
         if status["lock"] is not None:
             self.lock_beat_timestamp.set(status["lock"]["confirmed_at"])
         self.held_deletions.set(status["held_deletions"])
         self.watches.set(status["watches"]["kernel"])
         self.polled.set(status["watches"]["polled"])
-        self.problems.set(len(status["problems"]))
+        self._update_problems([problem["kind"] for problem in status["problems"]])
+        self._update_node()
 
-    def serve(self, listen: str, refresh: Callable[[], None] = lambda: None) -> None:
-        """Serve at HOST:PORT; ``refresh`` brings the metrics up to date before each scrape.
+    def _update_problems(self, kinds: list[str]) -> None:
+        self._kinds.update(kinds)  # one that is over is 0 from then on, and not what it was last
+        for kind in list(self._kinds):
+            self.problems.labels(kind).set(kinds.count(kind))
 
-        Raises ConfigurationError when the address is not to be had.
-        """
-        host, _, port = listen.rpartition(":")
-        try:
-            server = _Server(host, int(port))
-        except OSError as error:
-            raise ConfigurationError(
-                f"The metrics address {listen} cannot be used ({error.strerror}); nothing was"
-                " changed. Set metrics.listen to a free one."
-            ) from error
-        scraped = make_wsgi_app(self.registry)
+    def _update_node(self) -> None:
+        self.watch_limit.set(_watch_limit())
+        for name, place in self._places.items():
+            available, size = _room(place)
+            self.available.labels(name).set(available)
+            self.size.labels(name).set(size)
 
-        def refreshed(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-            refresh()
-            return cast("Iterable[bytes]", scraped(environ, start))
 
-        server.set_app(refreshed)
-        thread = Thread(target=server.serve_until_closed, name="metrics", daemon=True)
-        thread.start()
-        self._server = server, thread
+def last_word(
+    labels: Mapping[str, str],
+    code: Exit,
+    status: dict[str, Any],
+    succeeded_at: float,
+    flush_seconds: float,
+) -> CollectorRegistry:
+    """Return what is told of a daemon that is gone.
 
-    def stop(self) -> None:
-        """End the server."""
-        if self._server is not None:
-            server, thread = self._server
-            server.is_closed = True
-            with suppress(OSError):
-                server.socket.shutdown(socket.SHUT_RDWR)
-            server.server_close()
-            thread.join()
+    Args:
+        labels: by which it is known.
+        code: of its exit.
+        status: its last status document.
+        succeeded_at: when a batch last ended well, in seconds since 1970; 0: none.
+        flush_seconds: how long the final flush took, with what follows it; 0: there was none.
+    """
+    registry = CollectorRegistry()
+
+    def tell(name: str, text: str, value: float) -> None:
+        gauge = Gauge(f"onesync_last_exit_{name}", text, list(labels), registry=registry)
+        gauge.labels(**labels).set(value)
+
+    tell("timestamp_seconds", "When onesync left", time.time())
+    tell("code", "Its exit code", code)
+    tell("clean", "Whether it undeployed, or handed over as it should", code is Exit.CLEAN)
+    tell("success_timestamp_seconds", "When a batch last ended well; 0: none", succeeded_at)
+    tell("pending_paths", "Paths that may differ from the replica", status["pending_paths"])
+    tell("pending_bytes", "Bytes known not to be in the replica", status["pending_bytes"])
+    tell("flush_duration_seconds", "What the final flush took; 0: none", flush_seconds)
+    return registry
+
+
+def _watch_limit() -> int:
+    try:
+        return int(_WATCH_LIMIT.read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _room(place: Path) -> tuple[float, float]:
+    """Return the bytes that are free for us, and all; NaN where that cannot be told."""
+    try:
+        found = os.statvfs(place)
+    except OSError:
+        return float("nan"), float("nan")
+    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize

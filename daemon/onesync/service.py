@@ -18,6 +18,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,11 @@ from onesync.errors import (
     OnesyncError,
     StateDirFailed,
 )
+from onesync.exposition import Exposition, Textfile, Tls
 from onesync.index import keep_damaged, open_index
 from onesync.local import give_memory_back, use_one_heap
 from onesync.lock import Claimant, Lock
-from onesync.metrics import Metrics
+from onesync.metrics import Metrics, last_word
 from onesync.progress import Progress
 from onesync.replica.children import ChildrenReplica
 from onesync.settings import Settings
@@ -84,15 +86,25 @@ class Service:
         target = os.fsencode(settings.onedata_dir)
         threads = max(1, settings.push.workers // _PROCESSES)
         limit = settings.push.bandwidth_limit or None
-        self._replica = ChildrenReplica(target, _PROCESSES, threads, patience, self._on_call, limit)
-        self._lock_lane = ChildrenReplica(target, 1, 2, patience, self._on_call)
-        self._metrics = Metrics()
+        places = {"working_dir": settings.working_dir, "state_dir": settings.state_dir}
+        self._metrics = Metrics(settings.metrics.folder, settings.lock_times(), places)
+        called = self._metrics.called
+        self._replica = ChildrenReplica(
+            target, _PROCESSES, threads, patience, self._on_call, limit, called
+        )
+        self._lock_lane = ChildrenReplica(target, 1, 2, patience, self._on_call, called=called)
         self._notifier = Notifier()
         self._progress = Progress(self._notifier)
         self._status_file = StatusFile(settings.state_dir)
         self._fatal: Problem | None = None
         self._last_checkpoint: dict[str, Any] | None = None
         self._alive_at = time.monotonic()
+        self._textfile: Textfile | None = None
+        if settings.metrics.textfile_dir is not None:
+            self._textfile = Textfile(settings.metrics.textfile_dir, settings.metrics.folder)
+        self._succeeded_at = 0.0
+        self._staging_since: float | None = None
+        self._flushing_since: float | None = None
         self._main = threading.main_thread().ident
         self._is_resting = False
         self._was_at_rest = False
@@ -121,7 +133,7 @@ class Service:
         # Descriptors keep new files readable until they are pushed (pins).
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        self._metrics.serve(self._settings.metrics.listen, self._update_metrics)
+        exposition = self._expose()
         control = ControlServer(
             self._settings.runtime_dir / "control.sock",
             {
@@ -151,11 +163,23 @@ class Service:
             self._tick(stopping)
         code = self._outcome.result()
         self._leave_word(code)
+        self._leave_textfile(code, exposition.port)
         control.stop()
-        self._metrics.stop()
+        exposition.stop()
         self._replica.close()
         self._lock_lane.close()
         return code
+
+    def _expose(self) -> Exposition:
+        """Serve the metrics; raises ConfigurationError."""
+        wanted = self._settings.metrics
+        tls = None
+        if wanted.tls_certificate is not None and wanted.tls_key is not None:
+            tls = Tls(wanted.tls_certificate, wanted.tls_key, wanted.tls_client_authorities)
+        found = Exposition(self._metrics.registry, wanted.listen, tls, self._update_metrics)
+        if self._textfile is not None:
+            self._textfile.remove()
+        return found
 
     def _patience(self, stopping: bool) -> float:
         """Return the seconds after which main has something to do though nobody wakes it."""
@@ -218,12 +242,22 @@ class Service:
         self._published_seconds = time.monotonic() - began
 
     def _update_metrics(self) -> None:
-        self._metrics.update(self.status(), self._engine.marks.overflows)
+        engine = self._engine
+        self._metrics.update(self.status(), engine.marks.overflows, engine.mount.folder_id)
 
     def _leave_word(self, code: Exit) -> None:
         self._engine.phase = {Exit.CLEAN: "stopped", Exit.LOCK_LOST: "fenced"}.get(code, "halted")
         self._progress.end()
         self._publish()
+
+    def _leave_textfile(self, code: Exit, port: int) -> None:
+        """Tell how it went where the server cannot be asked any more."""
+        if self._textfile is None:
+            return
+        since = self._flushing_since
+        flushed = 0.0 if since is None else time.monotonic() - since
+        labels = {"folder": self._settings.metrics.folder, "port": str(port)}
+        self._textfile.write(last_word(labels, code, self.status(), self._succeeded_at, flushed))
 
     def _end(self, code: Exit) -> None:
         if not self._outcome.done():
@@ -263,15 +297,36 @@ class Service:
 
     def failed(self, kind: str) -> None:
         """Count a failed batch."""
-        self._metrics.push_errors.labels(kind).inc()
+        self._metrics.failed(kind)
+
+    def succeeded(self) -> None:
+        """Remember when it went well."""
+        self._succeeded_at = time.time()
+        self._metrics.succeeded(self._succeeded_at)
+
+    def synced(self, seconds: float, waited: Sequence[float]) -> None:
+        """Count what a batch took, and what waited for it."""
+        self._metrics.synced(seconds, waited)
 
     def phase_changed(self, phase: str) -> None:
         """Tell systemd; the first time that the folder is synced is its start."""
         self.alive()
         self._progress.phase(phase)
+        self._time_phases(phase)
         self._publish()
         if phase == "syncing":
             self._notifier.ready()
+
+    def _time_phases(self, phase: str) -> None:
+        now = time.monotonic()
+        if phase == "staging_in":
+            self._staging_since = now
+        elif phase == "syncing" and self._staging_since is not None:
+            self._metrics.stage_in_duration.observe(now - self._staging_since)
+            self._staging_since = None
+        elif phase == "flushing":
+            self._flushing_since = now
+        self._metrics.progress = (0, 0)
 
     def rescanned(self, reason: str) -> None:
         """Count a rescan."""
@@ -279,6 +334,7 @@ class Service:
 
     def advanced(self, done: int, total: int) -> None:
         """Show progress."""
+        self._metrics.progress = done, total
         self._progress.advanced(done, total)
 
     def alive(self) -> None:

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from onesync.core.claims import LockTimes
+from onesync.core.model import printable
 from onesync.core.ordering import SCIPION_ORDER
 from onesync.errors import ConfigurationError
 
@@ -102,6 +103,11 @@ class MetricsSettings(_Section):
     """``[metrics]``."""
 
     listen: str = "127.0.0.1:9821"
+    folder: str = ""
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_authorities: Path | None = None
+    textfile_dir: Path | None = None
 
     @field_validator("listen")
     @classmethod
@@ -110,6 +116,26 @@ class MetricsSettings(_Section):
         if not host or not port.isdecimal() or int(port) > 65535:
             raise ValueError("expected HOST:PORT, such as 127.0.0.1:9821")
         return value
+
+    @field_validator("folder")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if "/" in value or not value.isprintable():
+            raise ValueError("expected a name without '/' that can be printed")
+        return value
+
+    @field_validator("tls_certificate", "tls_key", "tls_client_authorities", "textfile_dir")
+    @classmethod
+    def _is_absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else _absolute(value)
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key are only good together")
+        if self.tls_client_authorities is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_authorities needs tls_certificate and tls_key")
+        return self
 
 
 class UndeploySettings(_Section):
@@ -147,9 +173,7 @@ class Settings(BaseSettings):
     @field_validator("working_dir", "onedata_dir", "state_dir", "runtime_dir")
     @classmethod
     def _is_absolute(cls, value: Path) -> Path:
-        if not value.is_absolute() or ".." in value.parts:
-            raise ValueError("expected an absolute path without '..'")
-        return value
+        return _absolute(value)
 
     @model_validator(mode="after")
     def _times_rise(self) -> Self:
@@ -181,6 +205,12 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
 
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute() or ".." in value.parts:
+        raise ValueError("expected an absolute path without '..'")
+    return value
+
+
 def _from_systemd(variable: str, key: str) -> Path:
     value = os.environ.get(variable)
     if not value:
@@ -205,6 +235,8 @@ def load(config: Path | None, instance: str | None) -> Settings:
         raise ConfigurationError(f"{config} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{config} is not TOML: {error}.") from error
+    if isinstance(section := values.setdefault("metrics", {}), dict):
+        section.setdefault("folder", printable(config.stem))
     try:
         return Settings(**values)
     except ValidationError as error:
@@ -236,7 +268,10 @@ def check_directories(settings: Settings, *, copy_may_be_gone: bool = False) -> 
                 f"working_dir {work} and onedata_dir {data} are the same or one lies inside the"
                 " other; nothing was changed. Name two separate directories."
             )
-    for key, path in (("state_dir", settings.state_dir), ("runtime_dir", settings.runtime_dir)):
+    ours = {"state_dir": settings.state_dir, "runtime_dir": settings.runtime_dir}
+    if settings.metrics.textfile_dir is not None:
+        ours["metrics.textfile_dir"] = settings.metrics.textfile_dir
+    for key, path in ours.items():
         if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
             raise ConfigurationError(f"{key} {path} is not a directory that onesync can write.")
         if path.resolve() == real or real in path.resolve().parents:

@@ -25,7 +25,7 @@ from typing import Any, cast
 from onesync.core.blocks import Blocks
 from onesync.core.model import RelPath
 from onesync.core.trouble import judge
-from onesync.errors import LocalError, MountHung, MountNotThere
+from onesync.errors import LocalError, MountHung, MountNotThere, OnesyncError
 from onesync.replica.child import receive, send
 from onesync.replica.door import Compared, Copied, Identity, Listed, NameRefused
 from onesync.replica.pace import shared_place
@@ -209,13 +209,16 @@ class ChildrenReplica:
         patience: float,
         advanced: Callable[[int], None] = lambda _: None,
         bytes_per_second: int | None = None,
+        called: Callable[[str, float, Exception | None], None] = lambda *_: None,
     ) -> None:
         """Use up to ``processes`` children of ``threads`` threads; ``patience`` is in seconds.
 
         ``advanced`` is told whenever a call advances or ends, with the bytes copied since the last
         time; it is called in threads of its own. What all send together keeps to
-        ``bytes_per_second``, where that is given.
+        ``bytes_per_second``, where that is given. ``called`` is told of each call that ended: its
+        name, how many seconds it took, and what it raised; it is called in the caller's thread.
         """
+        self._called = called
         self._limit = None if bytes_per_second is None else (shared_place(), bytes_per_second)
         self._advanced = advanced
         self._root = root
@@ -295,14 +298,25 @@ class ChildrenReplica:
         try:
             while True:
                 with suppress(_Retired), self._turns:
-                    child = self._child(home)
-                    return child.call(expected, method, arguments, self._patience)
+                    return self._timed(self._child(home), expected, method, arguments)
         except LocalError:
             raise
         except OSError as error:
             if judge(error).is_suspicious and not isinstance(error, NameRefused):
                 self._forgotten.add(b"")  # the mount may be another one when it answers again
             raise
+
+    def _timed(
+        self, child: _Child, expected: int | None, method: str, arguments: tuple[Any, ...]
+    ) -> Any:
+        began = time.monotonic()
+        try:
+            result = child.call(expected, method, arguments, self._patience)
+        except (OSError, OnesyncError) as error:
+            self._called(method, time.monotonic() - began, error)
+            raise
+        self._called(method, time.monotonic() - began, None)
+        return result
 
     def identify(self) -> Identity:
         found = cast(Identity, self._call("identify"))
