@@ -308,10 +308,11 @@ def not_a_state(found: Picture, states: list[Picture], committed: list[int]) -> 
         return None
     version = next(n for n, state in enumerate(states) if state.get(database) == found[database])
     for path in states[version]:
-        waits = (
+        renamed = (
             path not in states[version - 1]
             and states[version][path] in states[version - 1].values()
         )
+        waits = renamed or path not in states[last]  # it goes as it was before, a batch later
         if not waits and not any(_may_be(path, found, state) for state in states[version:]):
             return f"{path!r} is older than the database of state {version}"
     return None
