@@ -108,14 +108,17 @@ def ask(socket_path: Path, command: str, timeout: float | None, **arguments: Any
                 line = stream.readline()
         except (FileNotFoundError, ConnectionError) as error:
             raise NotRunning(str(error)) from error
-    if not line:
+    if not line.endswith(b"\n"):
         raise NotRunning("the daemon went away before it answered")
     reply = json.loads(line)
     assert isinstance(reply, dict)
     return reply
 
 
+FORMAT = 1
+"""Of the status document, which ``config/status.schema.json`` describes."""
 NEVER_RAN: dict[str, Any] = {
+    "format": FORMAT,
     "phase": "stopped",
     "epoch": None,
     "deployment_id": None,
@@ -124,6 +127,8 @@ NEVER_RAN: dict[str, Any] = {
     "oldest_unsynced_at": None,
     "pending": [],
     "held_deletions": 0,
+    "moved_bytes": 0,
+    "progress": None,
     "last_checkpoint": None,
     "lock": None,
     "watches": {"kernel": 0, "polled": 0},
@@ -163,7 +168,7 @@ class StatusFile:
             self._failing = False
 
     def read(self) -> dict[str, Any] | None:
-        """Return what the daemon left, or None."""
+        """Return what the daemon left, or None; keys that an earlier version lacked are added."""
         try:
             found = json.loads(self.path.read_text())
         except (FileNotFoundError, ValueError):
@@ -171,7 +176,7 @@ class StatusFile:
         except OSError as error:
             log.warning("status file not read", extra={"reason": error.strerror})
             return None
-        return found if isinstance(found, dict) else None
+        return NEVER_RAN | found if isinstance(found, dict) else None
 
     def last_word(self) -> dict[str, Any]:
         """Return the status of a daemon that is down; one that died in mid-work says so."""

@@ -103,6 +103,7 @@ class Lock:
         self._confirmed = float("-inf")
         self._sent: tuple[float, bytes] | None = None  # a beat whose result is unknown
         self._releasing = False
+        self.is_released = False
         self._pause: Callable[[float], None] = clock.sleep
 
     @property
@@ -197,6 +198,7 @@ class Lock:
         # The lock file first: as long as the claim is open nobody else can have put his there.
         self._remove_lock(record.epoch)
         self._end(record.epoch, how, checkpoint)
+        self.is_released = True
 
     def release_earlier(self, checkpoint: str | None) -> None:
         """End the claim that an earlier life of ours left; nothing to end is success."""

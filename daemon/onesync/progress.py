@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onesync.systemd import Notifier
 
@@ -28,6 +28,9 @@ class Progress:
         self._guard = threading.Lock()
         self._phase = "starting"
         self._copied = 0
+        self._earlier = 0
+        self._since = time.time()
+        self._files = (0, 0)
         self._shown = 0.0
         self._logged = time.monotonic()
         self._bar = _make_bar() if sys.stderr.isatty() else None
@@ -37,7 +40,9 @@ class Progress:
         with self._guard:
             if name == self._phase:
                 return
+            self._earlier += self._copied
             self._phase, self._copied = name, 0
+            self._since, self._files = time.time(), (0, 0)
             self._drop_bar()
             self._notifier.status(name.replace("_", " "))
 
@@ -50,6 +55,7 @@ class Progress:
         """Show that ``done`` of ``total`` files are done, not more often than a person can read."""
         now = time.monotonic()
         with self._guard:
+            self._files = done, total
             if now - self._shown < _STATUS_SECONDS and done != total:
                 return
             self._shown = now
@@ -60,6 +66,17 @@ class Progress:
             elif now - self._logged >= _LOG_SECONDS:
                 self._logged = now
                 log.info(self._phase, extra={"done": done, "of": total, "bytes": self._copied})
+
+    def moved(self) -> int:
+        """Return the bytes that travelled since the start."""
+        with self._guard:
+            return self._earlier + self._copied
+
+    def told(self) -> dict[str, Any]:
+        """Return how far the phase is, as the status document has it."""
+        with self._guard:
+            done, total = self._files
+            return {"since": self._since, "done": done, "total": total, "bytes": self._copied}
 
     def end(self) -> None:
         """Take the bar away."""

@@ -26,7 +26,7 @@ from typing import Any
 from onesync import __version__
 from onesync.beneath import open_beneath
 from onesync.clock import SystemClock
-from onesync.control import ControlServer, StatusFile
+from onesync.control import FORMAT, ControlServer, StatusFile
 from onesync.core.claims import (
     BadRecord,
     Remembered,
@@ -395,6 +395,7 @@ class Service:
         problems = [self._fatal] if self._fatal else []
         problems += engine.conditions() + engine.problems()
         return {
+            "format": FORMAT,
             "phase": engine.phase,
             "epoch": state.epoch if state else None,
             "deployment_id": state.deployment_id if state else None,
@@ -402,9 +403,17 @@ class Service:
             "pending_bytes": self._pending_bytes(),
             "pending": [show(path) or "." for path in engine.marks.pending(_NAMED_PATHS)],
             "held_deletions": engine.held.count,
+            "moved_bytes": self._progress.moved(),
+            "progress": self._progress.told(),
             "oldest_unsynced_at": None if oldest is None else now - self._clock.boottime() + oldest,
             "last_checkpoint": self._last_checkpoint,
-            "lock": {"beat": state.beat, "confirmed_at": now - age} if state else None,
+            "lock": {
+                "beat": state.beat,
+                "confirmed_at": now - age,
+                "released": engine.lock.is_released,
+            }
+            if state
+            else None,
             "watches": {"kernel": engine.watches(), "polled": engine.polled()},
             "mount": {"path": str(self._settings.onedata_dir), "up": engine.mount.up},
             "problems": [{"path": show(p.path), "kind": p.kind, "text": p.text} for p in problems],
