@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,16 +56,38 @@ def run(config: Config = None, instance: Instance = None) -> None:
 def status(
     config: Config = None,
     instance: Instance = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, as config/status.schema.json has it.")
+    ] = False,
+    watched: Annotated[bool, typer.Option("--watch", help="Look again until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
 ) -> None:
     """Show the state of the deployment; answers also while the mount hangs or nothing runs."""
     settings = load(config, instance)
-    found = _status_of(settings)
     if as_json:
-        typer.echo(json.dumps(found))
+        _print_status(settings, interval if watched else None)
         return
-    for key, value in found.items():
-        typer.echo(f"{key:20} {value}")
+    from onesync.core.view import Look
+    from onesync.screen import show_once, watch
+
+    def look() -> Look:
+        document, is_live = _status_of(settings)
+        return Look(document, time.time(), is_live)
+
+    if watched:
+        watch(look, interval)
+    else:
+        show_once(look)
+
+
+def _print_status(settings: Settings, interval: float | None) -> None:
+    """Print the document, one on a line; every ``interval`` seconds until Ctrl-C, if given."""
+    with suppress(KeyboardInterrupt):
+        while True:
+            typer.echo(json.dumps(_status_of(settings)[0]))
+            if interval is None:
+                return
+            time.sleep(interval)
 
 
 @app.command()
@@ -324,13 +347,17 @@ def _ask(settings: Settings, command: str, **arguments: Any) -> dict[str, Any]:
         raise OnesyncError(f"onesync is not running here ({error}); nothing was done.") from error
 
 
-def _status_of(settings: Settings) -> dict[str, Any]:
+def _status_of(settings: Settings) -> tuple[dict[str, Any], bool]:
+    """Return the status document, and whether the daemon itself gave it."""
     try:
-        return ask(_socket(settings), "status", _STATUS_SECONDS)
-    except TimeoutError:
-        return StatusFile(settings.state_dir).read() or NEVER_RAN
+        found = ask(_socket(settings), "status", _STATUS_SECONDS)
+    except (TimeoutError, BlockingIOError):  # it is stuck; the latter: so are many who asked before
+        return StatusFile(settings.state_dir).read() or NEVER_RAN, False
     except NotRunning:
-        return StatusFile(settings.state_dir).last_word()
+        return StatusFile(settings.state_dir).last_word(), False
+    if "phase" not in found:
+        raise OnesyncError(f"The daemon does not tell: {found.get('reason')}.")
+    return NEVER_RAN | found, True
 
 
 def main() -> None:

@@ -1,0 +1,87 @@
+"""Shows views to a person: in colour on a terminal, plain elsewhere. Never wraps what is piped."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from math import ceil
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from onesync.core.view import Look, Tone, View, is_moving, view_of
+
+_STYLES = {
+    Tone.GOOD: "green",
+    Tone.BUSY: "cyan",
+    Tone.WAITING: "yellow",
+    Tone.BAD: "red",
+    Tone.QUIET: "dim",
+}
+_LABEL_WIDTH = 12
+_SECOND_LOOK_SECONDS = 0.5
+_RATE_SECONDS = 10.0
+"""The rate is that of so many seconds: batches come in bursts."""
+
+
+def show_once(look: Callable[[], Look]) -> None:
+    """Print what ``look`` finds; where something moves it looks twice, to tell how fast."""
+    console = _console()
+    found, earlier = look(), None
+    if is_moving(found):
+        time.sleep(_SECOND_LOOK_SECONDS)
+        found, earlier = look(), found
+    console.print(_text(view_of(found, earlier)), soft_wrap=True)
+
+
+def watch(look: Callable[[], Look], interval: float) -> None:
+    """Show what ``look`` finds every ``interval`` seconds, until Ctrl-C or SIGTERM.
+
+    On a terminal it is drawn anew in place, elsewhere one view follows the other.
+    """
+    # A plain death would leave the terminal without its cursor.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = _console()
+    with suppress(KeyboardInterrupt):
+        if not console.is_terminal or console.is_dumb_terminal:
+            _follow(look, interval, lambda text: console.print(text, soft_wrap=True, end="\n\n"))
+            return
+        with Live(console=console, auto_refresh=False) as live:
+            _follow(look, interval, lambda text: live.update(text, refresh=True))
+
+
+def _follow(look: Callable[[], Look], interval: float, draw: Callable[[Text], None]) -> None:
+    looks: deque[Look] = deque(maxlen=1 + ceil(_RATE_SECONDS / interval))
+    while True:
+        looks.append(look())
+        earlier = looks[0] if len(looks) > 1 else None
+        draw(_text(view_of(looks[-1], earlier)))
+        time.sleep(interval)
+
+
+def _console() -> Console:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name need not fit the locale
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def _text(view: View) -> Text:
+    """Return the view's lines; names in it are no markup."""
+    text = Text()
+    text.append(view.word, style=f"bold {_STYLES[view.tone]}")
+    text.append(f": {view.meaning}")
+    for line in view.lines:
+        text.append(f"\n  {line.label:{_LABEL_WIDTH}}", style="dim")
+        text.append(line.text, style=_STYLES[line.tone] if line.tone else "")
+    if view.problems:
+        text.append("\nproblems", style="bold")
+    for line in view.problems:
+        text.append(f"\n  {line.label}: ", style=_STYLES[line.tone] if line.tone else "")
+        text.append(line.text)
+    return text
