@@ -14,8 +14,7 @@ from blake3 import blake3
 from onesync import push, transfer
 from onesync.core import plan as planning
 from onesync.core.plan import Difference
-from onesync.errors import Exit
-from tests.campaign.life import Life, Place
+from tests.campaign.life import Place
 from tests.test_steady_load import (
     EXTRA,
     ONE,
@@ -23,6 +22,7 @@ from tests.test_steady_load import (
     TWO,
     Act,
     Copies,
+    act_and_look,
     copies,
     execute,
     nothing,
@@ -60,7 +60,6 @@ def live(
 ) -> list[set[str]]:
     """Let one act happen at each checkpoint and at rest; returns what rows lack, in turn."""
     wrong: list[set[str]] = []
-    left = list(acts)
 
     def look() -> None:
         lacking = {name for name in named(place.store) if not (place.store / name).is_file()}
@@ -68,21 +67,7 @@ def live(
             wrong.append(lacking)
         watch()
 
-    def act(_: object = None) -> None:
-        if left:
-            left.pop(0)(place.work)
-
-    def committed() -> None:
-        look()
-        if not at_rest:
-            act()
-
-    life = Life(place, [act] * len(acts))
-    life.told_commit = committed
-    life.live()
-    assert life.end is Exit.CLEAN, life.error
-    assert not left
-    look()
+    act_and_look(place, acts, look, at_rest=at_rest)
     return wrong
 
 

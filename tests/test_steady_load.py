@@ -92,14 +92,11 @@ def rename(work: Path, run: str, old: str, new: str) -> None:
     execute(work, run, "INSERT INTO item VALUES (?)", new)
 
 
-def live(place: Place, acts: Sequence[Act], *, at_rest: bool = False) -> set[str]:
-    """Let one act happen at each checkpoint and at rest; returns the rows without files."""
-    wrong: set[str] = set()
+def act_and_look(
+    place: Place, acts: Sequence[Act], look: Callable[[], None], *, at_rest: bool = False
+) -> None:
+    """Let one act happen at each checkpoint and at rest; look at each checkpoint and at the end."""
     left = list(acts)
-
-    def look() -> None:
-        named = rows(place.store, ONE) | rows(place.store, TWO)
-        wrong.update(name for name in named if not (place.store / name).is_file())
 
     def act(_: object = None) -> None:
         if left:
@@ -116,6 +113,17 @@ def live(place: Place, acts: Sequence[Act], *, at_rest: bool = False) -> set[str
     assert life.end is Exit.CLEAN, life.error
     assert not left
     look()
+
+
+def live(place: Place, acts: Sequence[Act], *, at_rest: bool = False) -> set[str]:
+    """Let one act happen at each checkpoint and at rest; returns the rows without files."""
+    wrong: set[str] = set()
+
+    def look() -> None:
+        named = rows(place.store, ONE) | rows(place.store, TWO)
+        wrong.update(name for name in named if not (place.store / name).is_file())
+
+    act_and_look(place, acts, look, at_rest=at_rest)
     return wrong
 
 
