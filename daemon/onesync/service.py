@@ -392,6 +392,8 @@ class Service:
         now = time.time()
         state = engine.lock.state() if engine.lock.is_held() else None
         age = engine.lock.age()
+        if age == float("inf"):
+            state = None  # taken, and no beat of it confirmed yet
         problems = [self._fatal] if self._fatal else []
         problems += engine.conditions() + engine.problems()
         return {
