@@ -43,10 +43,10 @@ from onesync.workers import each
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One epoch: its claim's record, None where it cannot be read, and how it ended, if it has."""
+    """One epoch: its claim's record, and how it ended, if it has."""
 
     epoch: int
-    record: Record | None
+    record: Record
     ended: str | None
 
 
@@ -93,7 +93,7 @@ class Place:
 
 
 def deployments(replica: Replica) -> list[Deployment]:
-    """Return every claim that had a record, from the first on."""
+    """Return every claim that has a record which can be read, from the first on."""
     found = []
     for epoch in sorted(filter(None, map(parse_epoch, replica.names(EPOCHS)))):
         place = join(EPOCHS, epoch_name(epoch))
@@ -145,9 +145,8 @@ def amount_of(changes: Sequence[Change]) -> Amount:
 def told_of_claim(deployment: Deployment) -> str:
     """Return one line for a person."""
     record = deployment.record
-    who = "its record is torn" if record is None else f"{record.user} on {record.host}"
-    since = "" if record is None else f" {record.started}"
-    return f"E{deployment.epoch:06d}{since} deployed: {who}; {deployment.ended or 'not ended'}"
+    who, ended = f"{record.user} on {record.host}", deployment.ended or "not ended"
+    return f"E{deployment.epoch:06d} {record.started} deployed: {who}; {ended}"
 
 
 def told_of(name: str, checkpoint: Checkpoint | None) -> str:
