@@ -111,14 +111,16 @@ def test_lost_bytes_are_found_at_the_next_start(one: Node, mounted: Mounted) -> 
     assert one.end() == 0, one.log()
 
 
-def test_a_database_is_read_back_without_any_error(one: Node, mounted: Mounted) -> None:
+def test_a_database_is_read_back_without_any_error(
+    one: Node, mounted: Mounted, tmp_path: Path
+) -> None:
     one.deploy()
-    with sqlite3.connect(one.work / "source") as db:
+    # Outside of the working copy: the round that verifies it would begin a long pause.
+    with sqlite3.connect(tmp_path / "source") as db:
         db.execute("CREATE TABLE Objects (id INTEGER)")
         db.executemany("INSERT INTO Objects VALUES (?)", [(n,) for n in range(1000)])
     db.close()
-    content = (one.work / "source").read_bytes()
-    (one.work / "source").unlink()
+    content = (tmp_path / "source").read_bytes()
     lose(mounted, one, "project.sqlite", content, ".onesync~")
     stored = mounted.backing / "project" / "project.sqlite"
     assert stored.read_bytes() != content, "nobody noticed yet"
