@@ -171,6 +171,11 @@ class MemoryReplica:
                 del self._tree[inner]
         return was_directory
 
+    def unlink(self, path: RelPath) -> None:
+        with self._guard:
+            if self._tree.get(path) is not None:
+                del self._tree[path]
+
     def read(self, path: RelPath) -> bytes:
         with self._guard:
             content = self._tree.get(path)

@@ -20,6 +20,7 @@ def full() -> Intent:
         make=[b"made"],
         promise=[b"a/\xff"],
         create=[(b"a/\xff", 3, "ab")],
+        gone=[(b"z/\xff", 4, "cd")],
         append=[(b"stack", 5)],
         patch=[(b"stack", b".onesync~4")],
     )
@@ -46,7 +47,7 @@ def test_an_intent_of_format_1_is_read() -> None:
 
 def test_an_intent_without_the_later_parts_is_read() -> None:
     fields = json.loads(full().encode())
-    for name in ("make", "promise", "create", "append", "patch"):
+    for name in ("make", "promise", "create", "append", "patch", "gone"):
         del fields[name]
     found = Intent.decode(json.dumps(fields).encode())
     assert (found.new, found.patch, found.append) == (full().new, [], [])

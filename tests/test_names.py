@@ -261,6 +261,25 @@ def test_what_calls_cost(mounted: Mounted, store: Path) -> None:
     assert calls(escaped, b"@") <= calls(bare, odd) + 3 * look + 3 * listing
 
 
+def test_an_odd_name_is_replaced_at_the_cost_of_a_plain_one(mounted: Mounted, store: Path) -> None:
+    """Its old version goes aside and the new one comes: nobody asks in between where it is kept."""
+
+    def calls(name: bytes) -> int:
+        replica = EscapedNames(FolderReplica(os.fsencode(store)))
+        replica.write_new(name, b"1")
+        replica.write_new(b".onesync~new", b"2")
+        replica.look(name)
+        mounted.reset()
+        replica.rename(name, b".onesync~old", is_file=True)
+        replica.rename(b".onesync~new", name, is_file=True)
+        counts = mounted.counts()
+        assert replica.read(name) == b"2"
+        replica.remove(b".onesync~old")
+        return sum(counts.values())
+
+    assert calls("ü".encode()) == calls(b"plain name.mrc")
+
+
 def test_paths_that_get_longer_than_any_here(tmp_path: Path) -> None:
     replica = EscapedNames(FolderReplica(os.fsencode(tmp_path)))
     path = b""

@@ -66,6 +66,7 @@ def test_an_owner_that_woke_up_fenced_changes_nothing_more() -> None:
         "overwrite": (b"a", b"2"),
         "make_directory": (b"d",),
         "remove": (b"a",),
+        "unlink": (b"a",),
         "rename": (b"a", b"b"),
         "truncate": (b"a", 0),
         "undo": (b"a", b"a"),

@@ -226,6 +226,86 @@ def test_a_death_while_appending_leaves_the_last_checkpoint(
     assert two.end() == 0, two.log()
 
 
+def _removed_slowly(node: Node, mounted: Mounted) -> Path:
+    """Remove files in one batch; OneData hangs over the first, and the last waits behind it."""
+    node.configure(mount__io_timeout_seconds=20)
+    node.deploy()
+    files = [node.work / directory / "name" for directory in "abcde"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_bytes(b"old")
+    assert node.flush() == 0, node.log()
+    mounted.hang_at("unlink", pattern="/a/name$")
+    node.pause()
+    for file in files:
+        file.unlink()
+    node.go_on()
+    stored = mounted.backing / "project"
+    _wait(lambda: not any((stored / directory / "name").exists() for directory in "bcd"), node)
+    assert (stored / "e" / "name").exists()
+    return files[-1]
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_name_is_used_again_while_what_had_it_still_goes(
+    nodes: list[Node], mounted: Mounted, kind: str
+) -> None:
+    one, two = nodes
+    name = _removed_slowly(one, mounted)
+    new = name if kind == "file" else name / "inner"
+    new.parent.mkdir(exist_ok=True)
+    new.write_bytes(b"new")
+    batches = one.log().count("batch")
+    until = time.monotonic() + 1.0  # many times the settle time
+    while time.monotonic() < until:
+        assert one.log().count("batch") == batches, "a batch met what was still there"
+        time.sleep(0.02)
+    mounted.release()
+    assert one.flush() == 0, one.log()
+    assert one.status()["problems"] == []
+    stored = mounted.backing / "project" / new.relative_to(one.work)
+    assert stored.read_bytes() == b"new"
+    assert one.end() == 0, one.log()
+    two.deploy()
+    assert (two.work / new.relative_to(one.work)).read_bytes() == b"new"
+    assert two.end() == 0, two.log()
+
+
+def test_others_go_on_while_a_removed_file_still_goes(nodes: list[Node], mounted: Mounted) -> None:
+    one, _ = nodes
+    name = _removed_slowly(one, mounted)
+    (one.work / "new").write_bytes(b"new")
+    stored = mounted.backing / "project"
+    _wait(lambda: (stored / "new").exists(), one)
+    assert (stored / "e" / "name").exists(), "it still goes"
+    name.parent.rename(one.work / "renamed")  # waits for it: it would go with its directory
+    mounted.release()
+    assert one.flush() == 0, one.log()
+    assert os.listdir(stored / "renamed") == []
+    assert one.end() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+
+
+def test_a_removed_file_goes_though_its_node_died_over_it(
+    nodes: list[Node], mounted: Mounted
+) -> None:
+    one, _ = nodes
+    one.deploy()
+    (one.work / "file").write_bytes(b"old")
+    assert one.flush() == 0, one.log()
+    mounted.fail("unlink", errno.EIO, pattern="/file$", times=-1)
+    (one.work / "file").unlink()
+    one.wait_for_phase("backing_off")
+    one.end(signal.SIGKILL)
+    wait_for_children_of(one)
+    mounted.clear()
+    assert (mounted.backing / "project" / "file").exists()
+    one.deploy()
+    assert not (one.work / "file").exists()
+    assert not (mounted.backing / "project" / "file").exists()
+    assert one.end() == 0, one.log()
+
+
 def test_when_the_program_is_killed_its_children_go_no_further(
     nodes: list[Node], mounted: Mounted
 ) -> None:

@@ -11,7 +11,7 @@ from blake3 import blake3
 from onesync.core.chain import Position
 from onesync.core.model import STATUS_FOLDER, Entry, Kind, RelPath, join, parent_of
 from onesync.errors import Halted
-from onesync.intent import INTENTS, Intent
+from onesync.intent import FORMAT, INTENTS, Intent
 from onesync.recovery import TORN, remove_torn, settle
 from tests.memory import MemoryReplica
 
@@ -134,6 +134,55 @@ def test_a_committed_batch_keeps_all(replica: MemoryReplica, pool: ThreadPoolExe
     assert replica.read(b"extra/a") == WHOLE[:4]
 
 
+def removes(replica: MemoryReplica, path: RelPath, content: bytes) -> None:
+    """Write the intent of a batch that removes a file."""
+    intent = Intent(PLACE)
+    intent.gone.append((path, len(content), blake3(content).hexdigest()))
+    replica.write_new(intent.path, intent.encode())
+
+
+@pytest.mark.parametrize("head", [None, PLACE], ids=["back", "forward"])
+def test_a_file_that_is_removed_goes_with_the_checkpoint(
+    replica: MemoryReplica, pool: ThreadPoolExecutor, head: Position | None
+) -> None:
+    replica.write_new(b"extra/a", WHOLE)
+    removes(replica, b"extra/a", WHOLE)
+    assert settled(replica, pool, head) == set()
+    assert (replica.look(b"extra/a") is None) == (head is not None)
+
+
+@pytest.mark.parametrize("content", [WHOLE[:-1], WHOLE[::-1]], ids=["longer", "other"])
+def test_another_file_is_not_removed(
+    replica: MemoryReplica, pool: ThreadPoolExecutor, content: bytes
+) -> None:
+    """Whoever settles a batch comes late: somebody may have put a file there since."""
+    replica.write_new(b"extra/a", content)
+    removes(replica, b"extra/a", WHOLE)
+    told = settle(replica, PLACE, nothing, pool)
+    assert replica.read(b"extra/a") == content
+    assert told == ["extra/a was to be deleted in OneData, and is not what it was: it is kept."]
+    assert replica.list(INTENTS) == []
+
+
+def test_what_later_batches_made_is_not_removed(
+    replica: MemoryReplica, pool: ThreadPoolExecutor
+) -> None:
+    replica.write_new(b"extra/a", WHOLE)
+    removes(replica, b"extra/a", WHOLE)
+    assert settle(replica, Position(3, 9), lambda _: Entry(Kind.FILE, len(WHOLE)), pool) == []
+    assert replica.read(b"extra/a") == WHOLE
+
+
+def test_a_directory_in_a_removed_files_place_stays(
+    replica: MemoryReplica, pool: ThreadPoolExecutor
+) -> None:
+    replica.make_directory(b"extra/a")
+    replica.write_new(b"extra/a/theirs", b"1")
+    removes(replica, b"extra/a", WHOLE)
+    settle(replica, PLACE, nothing, pool)
+    assert replica.read(b"extra/a/theirs") == b"1"
+
+
 def test_notes_without_their_intent_go(replica: MemoryReplica, pool: ThreadPoolExecutor) -> None:
     replica.write_new(Intent(PLACE).note_of(1), b"extra/a")
     settled(replica, pool, None)
@@ -141,7 +190,8 @@ def test_notes_without_their_intent_go(replica: MemoryReplica, pool: ThreadPoolE
 
 def test_a_newer_intent_halts_and_stays(replica: MemoryReplica, pool: ThreadPoolExecutor) -> None:
     intent = write_intent(replica, b"extra/a")
-    newer = intent.encode().replace(b'"format": 2', b'"format": 3')
+    newer = intent.encode().replace(b'"format": %d' % FORMAT, b'"format": %d' % (FORMAT + 1))
+    assert newer != intent.encode()
     replica.overwrite(intent.path, newer)
     replica.write_new(b"extra/a", WHOLE[:4])
     with pytest.raises(Halted, match="newer"):
@@ -175,7 +225,7 @@ class Mortal(MemoryReplica):
 
     def __getattribute__(self, name: str) -> object:
         found = super().__getattribute__(name)
-        if name not in ("rename", "remove", "undo", "truncate", "make_directory"):
+        if name not in ("rename", "remove", "unlink", "undo", "truncate", "make_directory"):
             return found
 
         def made(*arguments: object, **named: object) -> object:
@@ -216,6 +266,7 @@ def half_done_batch(replica: MemoryReplica) -> None:
         b".onesync~temporary": b"half of it",
         b"newcomer": b"somebody else's",
         b"gone/x": b"x",
+        b"left": WHOLE,
         b"made/y": b"y",
     }
     for path, content in contents.items():
@@ -226,6 +277,7 @@ def half_done_batch(replica: MemoryReplica) -> None:
     intent.remove += [(b"gone", b".onesync~gone"), (b"not yet", b".onesync~not yet")]
     intent.patch.append((b"patched", b".onesync~undo"))
     intent.append.append((b"grown", 5))
+    intent.gone.append((b"left", len(WHOLE), blake3(WHOLE).hexdigest()))
     intent.make += [b"made", b"unmade"]
     intent.new += [
         (b"replaced", b".onesync~sent already"),
@@ -274,7 +326,7 @@ def test_death_at_every_call_of_a_recovery(
         assert wanted[b"replaced"] == b"old version"
         assert wanted[b"patched"] == b"patched before"
         assert wanted[b"grown"] == b"12345"
-        assert {b"before/a", b"gone/x", b"half", b"whole", b"newcomer"} <= wanted.keys()
+        assert {b"before/a", b"gone/x", b"left", b"half", b"whole", b"newcomer"} <= wanted.keys()
         assert (
             not {b"torn", b"empty", b"marker", b".onesync~temporary", b"runs/old"} & wanted.keys()
         )

@@ -143,6 +143,17 @@ def test_remove_takes_a_tree_and_nothing_is_success(replica: Replica) -> None:
     assert replica.look(b"a") is None
 
 
+def test_unlink_takes_a_file_and_leaves_a_directory(replica: Replica) -> None:
+    replica.make_directory(b"a")
+    replica.write_new(b"a/file", b"1")
+    replica.unlink(b"a/file")
+    assert replica.look(b"a/file") is None
+    replica.write_new(b"a/file", b"2")
+    for path in (b"a", b"a/nothing", b"a/file/beneath", b"nothing/at all"):
+        replica.unlink(path)
+    assert replica.read(b"a/file") == b"2"
+
+
 def test_listing_gives_kinds_and_sizes(replica: Replica) -> None:
     replica.make_directory(b"d")
     replica.write_new(b"\xff odd\nname", b"123")

@@ -146,6 +146,8 @@ class Batches:
     _unsteady: dict[RelPath, float] = field(default_factory=dict)
     _is_behind: bool = False
     _tidying: Future[None] | None = None
+    _tidying_of: Push | None = None
+    _tidier: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "tidy"))
     _waiting: Waiting | None = None
     _in_vain: int = 0
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
@@ -232,7 +234,7 @@ class Batches:
 
     def _tidied(self) -> None:
         """Wait until what the last batches put aside is gone; raises what came in its way."""
-        tidying, self._tidying = self._tidying, None
+        tidying, self._tidying, self._tidying_of = self._tidying, None, None
         if tidying is None:
             return
         try:
@@ -404,6 +406,7 @@ class Batches:
         self._identify()
         with Pins(self.root) as pins:
             self._push(Plan(removals=removals), cut, pins, True)
+        self._tidied()
         gone = {difference.path for difference in removals}
         self._awaited = _Awaited(awaited.removals - gone, awaited.moves)
         log.info("deletions made room in OneData", extra={"removals": len(gone)})
@@ -433,7 +436,7 @@ class Batches:
             promised=self._waiting.promised(plan) if self._waiting is not None else set(),
             may_defer=not everything and self._may_defer(plan),
         )
-        if plan.touches_directories:
+        if self._tidying_of is not None and self._tidying_of.stands_in_the_way(plan):
             self._tidied()
         self._half_done = True
         return self._push_and_commit(push, plan, cut, pins)
@@ -485,7 +488,7 @@ class Batches:
         self._half_done = False
         if rest is not None:
             self._tidied()
-            self._tidying = self.pool.submit(rest)
+            self._tidying, self._tidying_of = self._tidier.submit(rest), push
         self._keep(what_waits(self._waiting, cut, plan, outcome), outcome)
         self._is_behind = bool(outcome.deferred) or self._waiting is not None
         kept = self._waiting.frozen if self._waiting is not None else {}

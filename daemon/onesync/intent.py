@@ -17,7 +17,7 @@ from onesync.core.model import (
 )
 
 INTENTS = STATUS_FOLDER + b"/intent"
-FORMAT = 2
+FORMAT = 3
 _NOTE = b"~occupied~"
 
 
@@ -50,6 +50,7 @@ class Intent:
             their own names; their temporaries are for the case that they change meanwhile.
         append: (path, committed length) of files that may be written beyond it.
         patch: (path, undo file) of files whose blocks may be changed in place.
+        gone: (path, size, digest) of files that are removed when the checkpoint stands.
     """
 
     position: Position
@@ -62,15 +63,17 @@ class Intent:
     create: list[tuple[RelPath, int, str]] = field(default_factory=list)
     append: list[tuple[RelPath, int]] = field(default_factory=list)
     patch: list[tuple[RelPath, RelPath]] = field(default_factory=list)
+    gone: list[tuple[RelPath, int, str]] = field(default_factory=list)
 
     _PARTS = ("new", "replace", "remove", "rename", "patch")
     _SINGLE = ("make", "promise")
+    _WITH_DIGESTS = ("create", "gone")
     _FIRST = ("new", "replace", "remove", "rename")
     """What every intent has; the others came later."""
 
     def is_needed(self) -> bool:
         """Whether the batch touches more than the manifest, where alone links and modes are."""
-        return any(getattr(self, name) for name in (*self._PARTS, *self._SINGLE))
+        return any(getattr(self, name) for name in (*self._PARTS, *self._SINGLE, "gone"))
 
     def encode(self) -> bytes:
         """Return the intent's file content: JSON, paths without loss."""
@@ -82,8 +85,11 @@ class Intent:
         place = {"epoch": self.position.epoch, "sequence": self.position.sequence}
         single = {name: [_text(path) for path in getattr(self, name)] for name in self._SINGLE}
         lengths = {"append": [[_text(path), length] for path, length in self.append]}
-        create = {"create": [[_text(path), size, digest] for path, size, digest in self.create]}
-        return json.dumps({**head, **place, **parts, **single, **create, **lengths}).encode()
+        known = {
+            name: [[_text(path), size, digest] for path, size, digest in getattr(self, name)]
+            for name in self._WITH_DIGESTS
+        }
+        return json.dumps({**head, **place, **parts, **single, **known, **lengths}).encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Intent:
@@ -101,10 +107,11 @@ class Intent:
             getattr(intent, name).extend((_user_path(a), second(b)) for a, b in pairs)
         for name in cls._SINGLE:
             getattr(intent, name).extend(map(_user_path, found.get(name, [])))
-        intent.create.extend(
-            (_user_path(path), _number(size), str(digest))
-            for path, size, digest in found.get("create", [])
-        )
+        for name in cls._WITH_DIGESTS:
+            getattr(intent, name).extend(
+                (_user_path(path), _number(size), str(digest))
+                for path, size, digest in found.get(name, [])
+            )
         intent.append.extend(
             (_user_path(path), _number(length)) for path, length in found.get("append", [])
         )

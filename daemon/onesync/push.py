@@ -151,6 +151,7 @@ class Push:
         self._count = 0
         self._leftover: list[RelPath] = []
         self._trees: list[RelPath] = []
+        self._unlinked: list[RelPath] = []
         self._sources: dict[RelPath, Source] = {}
         self._pinned: Mapping[RelPath, bytes] = {}
         self._replaced: dict[RelPath, RelPath] = {}
@@ -227,15 +228,28 @@ class Push:
         """
         trees = set(self._trees)
         each(self._pool, self._replica.remove, [a for a in self._leftover if a not in trees])
-        if trees:
-            return self._tidy_trees
+        if trees or self._unlinked:
+            return self._tidy_later
         self._end_intent()
         return None
 
-    def _tidy_trees(self) -> None:
+    def _tidy_later(self) -> None:
+        # Few at a time: in one directory they wait for each other, and the next batch for workers.
+        lanes = [self._unlinked[number::_LANES] for number in range(_LANES)]
+        each(self._pool, self._unlink, [lane for lane in lanes if lane])
         for aside in self._trees:
             self._replica.remove(aside)
         self._end_intent()
+
+    def _unlink(self, paths: list[RelPath]) -> None:
+        for path in paths:
+            self._replica.unlink(path)
+
+    def stands_in_the_way(self, plan: Plan) -> bool:
+        """Whether what ``plan`` does needs that to be gone first which ``tidy`` left to be done."""
+        leaving = {*self._trees, *self._unlinked}
+        tops = plan.touched_directories()
+        return not leaving.isdisjoint(plan.paths()) or any(lies_in(path, tops) for path in leaving)
 
     def _end_intent(self) -> None:
         if self.intent.is_needed() and not self.begins_travel():
@@ -308,8 +322,12 @@ class Push:
             self._sources[path] = Source(
                 local, path in snapshots, temporary, undo, blocks, digest, so_far
             )
-        tops = self._removals.tops(plan.removals)
-        for difference, found in zip(plan.removals, tops, strict=True):
+        moved = {move.source for move in plan.moves}
+        late = {d.path: d.known.entry for d in plan.removals if d.known and _goes_late(d, moved)}
+        self.intent.gone.extend((path, e.size, e.digest) for path, e in late.items())
+        early = [difference for difference in plan.removals if difference.path not in late]
+        tops = self._removals.tops(early)
+        for difference, found in zip(early, tops, strict=True):
             self._removes[difference.path] = found
             for path in self._removes[difference.path]:
                 self.intent.remove.append((path, self._name_beside(path)))
@@ -753,7 +771,12 @@ class Push:
         gone = [difference for difference in gone if not lies_in(difference.path, sources)]
         self.outcome.postponed.update(d.path for d in gone if self._waits(d.path))
         now = [d for d in gone if d.path not in self.outcome.postponed]
-        each(self._pool, self._remove, spread(now, _path_of))
+        early = [difference for difference in now if difference.path in self._removes]
+        each(self._pool, self._remove, early)
+        # The others go when the checkpoint stands.
+        late = spread((d for d in now if d.path not in self._removes), _path_of)
+        self._unlinked = [difference.path for difference in late]
+        self.outcome.changes.extend(Gone(path) for path in self._unlinked)
 
     def _remove(self, difference: Difference) -> None:
         for path in self._removes[difference.path]:
@@ -833,6 +856,13 @@ def _is_new(difference: Difference) -> bool:
     """Whether the last checkpoint has nothing at this path that OneData holds."""
     known = difference.known
     return known is None or known.entry.kind is Kind.LINK
+
+
+def _goes_late(difference: Difference, moved: AbstractSet[RelPath]) -> bool:
+    """Whether what is removed stays until the checkpoint stands: under that name it is a file."""
+    known, path = difference.known, difference.path
+    is_file = known is not None and known.entry.kind is Kind.FILE
+    return is_file and difference.seen is None and not lies_in(path, moved)
 
 
 def _digest_of_small(local: bytes) -> tuple[int, str] | None:

@@ -38,6 +38,8 @@ from onesync.workers import each
 TORN = STATUS_FOLDER + b"/torn"
 REFUSED = STATUS_FOLDER + b"/refused"
 _MOST_BYTES = 1 << 30
+_COMPARED_AT_MOST = 1 << 20
+"""Of larger files the size tells whether they are what the checkpoint before had."""
 _LONGEST = 150
 """So much of a torn file's name is kept in its new one."""
 
@@ -86,6 +88,8 @@ def settle(
         else:
             asides = {aside for _, aside in intent.replace + intent.remove}
             each(pool, replica.remove, _old_and_new(asides, intent))
+            gone = [item for item in intent.gone if committed(item[0]) is None]
+            told += filter(None, each(pool, lambda item: _let_go(replica, *item), gone))
         names = _old_and_new({name for _, name in intent.new + intent.patch}, intent)
         each(pool, replica.remove, names - travelling.keys())
         if intent.path not in travelling.values():
@@ -94,6 +98,18 @@ def settle(
     for intent_name in foreign.keys() - {name_of(intent.path) for intent in intents}:
         list(map(replica.remove, foreign[intent_name]))
     return told
+
+
+def _let_go(replica: Replica, path: RelPath, size: int, digest: str) -> str | None:
+    """Remove a file that the checkpoint has no more; returns a sentence where another one stays."""
+    found = replica.look(path)
+    if found is None:
+        return None
+    is_same = found.kind is Kind.FILE and found.size == size
+    if is_same and (size > _COMPARED_AT_MOST or replica.digest(path) == (digest, size)):
+        replica.unlink(path)
+        return None
+    return f"{show(path)} was to be deleted in OneData, and is not what it was: it is kept."
 
 
 def _old_and_new(names: set[RelPath], intent: Intent) -> set[RelPath]:

@@ -96,6 +96,25 @@ def test_a_new_small_file_is_eight_calls(node: Node, mounted: Mounted) -> None:
     assert len(calls) <= 200 * 9, Counter(call.operation for call in calls)
 
 
+def test_a_file_that_is_removed_is_two_calls(node: Node, mounted: Mounted) -> None:
+    node.deploy()
+    folders = _folders(node.work)
+    _fill(folders, 200)
+    _flushed(node)
+
+    def remove() -> None:
+        for folder in folders:
+            for file in folder.iterdir():
+                file.unlink()
+        _flushed(node)
+
+    of_data = _of_data(_calls(mounted, remove))
+    looked_for_folders = 3 * _FOLDERS  # once for each child process that holds them
+    assert of_data.total() <= 200 * 2 + 3 * looked_for_folders, of_data
+    assert of_data["unlink"] == 200
+    assert of_data["rename"] == 0
+
+
 def test_nothing_changed_is_no_call(node: Node, mounted: Mounted) -> None:
     node.configure(mount__io_timeout_seconds=120, batch__rescan_seconds=0.2)
     node.deploy()

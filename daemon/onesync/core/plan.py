@@ -80,11 +80,16 @@ class Plan:
     awaited_moves: frozenset[tuple[RelPath, RelPath]] = frozenset()
     stands_at: Mapping[RelPath, RelPath] = field(default_factory=dict)
 
-    @property
-    def touches_directories(self) -> bool:
-        """Whether a directory that is there is renamed or removed."""
-        gone = any(difference.removes_directory for difference in self.removals)
-        return gone or any(move.kind is Kind.DIRECTORY for move in self.moves)
+    def paths(self) -> set[RelPath]:
+        """Return every path that is touched."""
+        parts = (self.directories, self.files, self.links, self.metadata, self.removals)
+        moved = {end for move in self.moves for end in (move.source, move.target)}
+        return moved.union(difference.path for part in parts for difference in part)
+
+    def touched_directories(self) -> set[RelPath]:
+        """Return the directories that are renamed or removed."""
+        gone = {difference.path for difference in self.removals if difference.removes_directory}
+        return gone | {move.source for move in self.moves if move.kind is Kind.DIRECTORY}
 
     @property
     def empty(self) -> bool:

@@ -399,6 +399,9 @@ class ChildrenReplica:
                 self._forgotten.add(path)
         return was_directory
 
+    def unlink(self, path: RelPath) -> None:
+        self._call("unlink", path)
+
     def read(self, path: RelPath) -> bytes:
         return cast(bytes, self._call("read", path))
 

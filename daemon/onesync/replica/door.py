@@ -201,6 +201,9 @@ class Replica(Protocol):
         Returns whether a directory was removed.
         """
 
+    def unlink(self, path: RelPath) -> None:
+        """Remove a file; nothing there is success, and so is a directory, which stays."""
+
     def read(self, path: RelPath) -> bytes:
         """Return the content of a small file (status folder). Raises FileNotFoundError."""
 

@@ -571,6 +571,10 @@ class FolderReplica:
         self.forget(path)
         return True
 
+    def unlink(self, path: RelPath) -> None:
+        with suppress(FileNotFoundError, NotADirectoryError), self._parent(path) as directory:
+            _unlink(directory, name_of(path))
+
     def _remove_in(self, directory: int, name: bytes) -> None:
         if _unlink(directory, name):
             return

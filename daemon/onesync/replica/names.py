@@ -15,7 +15,15 @@ from contextlib import suppress
 from typing import NoReturn, TypeVar
 
 from onesync.core.blocks import Blocks
-from onesync.core.model import STATUS_FOLDER, RelPath, is_beneath, join, name_of, parent_of
+from onesync.core.model import (
+    STATUS_FOLDER,
+    RelPath,
+    is_beneath,
+    is_reserved,
+    join,
+    name_of,
+    parent_of,
+)
 from onesync.core.names import (
     LONGEST_NAME,
     NOTES,
@@ -151,7 +159,9 @@ class EscapedNames:
         try:
             self._at(source, rename)
         finally:
-            self._drop(source, is_file=is_file)
+            # What only went aside, another version takes its name: it need not be asked for again.
+            if not (is_file and is_reserved(target)):
+                self._drop(source, is_file=is_file)
 
     def rename_file(self, source: RelPath, target: RelPath) -> None:
         """Rename what is no directory."""
@@ -166,6 +176,13 @@ class EscapedNames:
         finally:
             self._drop(path, is_file=not was_directory)
         return was_directory
+
+    def unlink(self, path: RelPath) -> None:
+        try:
+            with suppress(NameRefused):
+                self._at(path, self._folder.unlink)
+        finally:
+            self._drop(path, is_file=True)
 
     def read(self, path: RelPath) -> bytes:
         return self._at(path, self._folder.read)
