@@ -133,6 +133,8 @@ NEVER_RAN: dict[str, Any] = {
     "lock": None,
     "watches": {"kernel": 0, "polled": 0},
     "mount": None,
+    "expires_at": None,
+    "paused_until": None,
     "problems": [],
 }
 _LAST_PHASES = ("stopped", "halted", "fenced")

@@ -18,7 +18,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ from onesync.lock import Claimant, Lock
 from onesync.metrics import Metrics, last_word
 from onesync.progress import Progress
 from onesync.replica.children import ChildrenReplica
-from onesync.settings import Settings
-from onesync.systemd import STOP_SIGNALS, Notifier, shutdown_job
+from onesync.settings import Reloaded, Settings, reloaded
+from onesync.systemd import RELOAD_SIGNAL, STOP_SIGNALS, Notifier, shutdown_job
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,8 @@ _PROCESSES = 2
 _WAKE = signal.SIGUSR1
 """What wakes main up where nobody asks for a stop: something changed that the status tells."""
 _TICK_SECONDS = 0.5
+_ANSWER_SECONDS = 10.0
+"""Who asks for something is told after so long that it comes later."""
 _PUBLISHING_SHARE = 0.05
 """So much of the time the status takes at most while something is pending."""
 _FOREVER = 86_400.0
@@ -77,9 +79,13 @@ _NAMED_PATHS = 20
 class Service:
     """One deployment's daemon."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Build the parts; no mount is touched. Raises an OnesyncError."""
+    def __init__(self, settings: Settings, load_anew: Callable[[], Settings]) -> None:
+        """Build the parts; no mount is touched. Raises an OnesyncError.
+
+        ``load_anew`` reads the configuration once more; it raises ConfigurationError.
+        """
         self._settings = settings
+        self._load_anew = load_anew
         self._clock = SystemClock()
         self._owner = _own_state_dir(settings.state_dir)
         patience = settings.mount.io_timeout_seconds
@@ -107,6 +113,7 @@ class Service:
         self._flushing_since: float | None = None
         self._main = threading.main_thread().ident
         self._is_resting = False
+        self._is_told_ending = False
         self._was_at_rest = False
         self._rests_since = float("inf")
         self._is_retired = False
@@ -128,7 +135,7 @@ class Service:
 
     def run(self) -> Exit:
         """Deploy, sync, undeploy; returns the exit code. Main thread."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {_WAKE})
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {_WAKE, RELOAD_SIGNAL})
         use_one_heap()
         # Descriptors keep new files readable until they are pushed (pins).
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -139,6 +146,9 @@ class Service:
             {
                 "status": self._on_status,
                 "flush": self._on_flush,
+                "pause": self._on_pause,
+                "extend": self._on_extend,
+                "reload": self._on_reload,
                 "doubt": self._on_doubt,
                 "find": self._on_find,
                 "accept_deletions": self._on_accept_deletions,
@@ -148,19 +158,20 @@ class Service:
         control.start()
         threading.Thread(target=self._live, name="engine", daemon=True).start()
         threading.Thread(target=self._watch_mounts, name="mounts", daemon=True).start()
-        stopping = False
+        asked = False
         while not self._outcome.done():
-            came = _signal_came(self._patience(stopping))
+            came = _signal_came(self._patience(ending=self._engine.is_ending()))
             self._is_resting = False
             if came in STOP_SIGNALS:
-                if stopping:
+                if asked:
                     log.error("second signal: left at once, lock and local data kept")
                     self._end(Exit.FLUSH_NOT_FINISHED)
-                stopping = True
-                self._notifier.stopping()
+                asked = True
                 self._engine.stop()
+            elif came == RELOAD_SIGNAL:
+                self._reload()
             self._retire()
-            self._tick(stopping)
+            self._tick(ending=self._engine.is_ending())
         code = self._outcome.result()
         self._leave_word(code)
         self._leave_textfile(code, exposition.port)
@@ -181,12 +192,12 @@ class Service:
             self._textfile.remove()
         return found
 
-    def _patience(self, stopping: bool) -> float:
+    def _patience(self, *, ending: bool) -> float:
         """Return the seconds after which main has something to do though nobody wakes it."""
         self._is_resting = True  # before the look, or what changes just now wakes nobody
         was_at_rest, self._was_at_rest = self._was_at_rest, self._engine.is_at_rest()
         # Not at the first look: the rest has to be published too.
-        if stopping or not (was_at_rest and self._was_at_rest):
+        if ending or not (was_at_rest and self._was_at_rest):
             self._rests_since = time.monotonic()
             return max(_TICK_SECONDS, self._published_seconds / _PUBLISHING_SHARE)
         due = self._notifier.next_due()
@@ -224,7 +235,7 @@ class Service:
                 changes.poll()
                 self._engine.glance()
 
-    def _tick(self, stopping: bool) -> None:
+    def _tick(self, *, ending: bool) -> None:
         self._engine.glance()  # what changed while the engine looked itself
         silent = time.monotonic() - self._alive_at
         if silent < _WEDGED_SECONDS:
@@ -232,7 +243,10 @@ class Service:
         # Every bounded wait is shorter than this, and work that advances starts it anew. A stop
         # counts from the signal on: the batch under way must end before the final flush begins.
         patience = _PATIENCE_SECONDS + 2 * self._settings.mount.io_timeout_seconds
-        if (stopping or self._engine.phase in _STARTING) and silent < patience:
+        if ending and not self._is_told_ending:
+            self._is_told_ending = True
+            self._notifier.stopping()
+        if (ending or self._engine.phase in _STARTING) and silent < patience:
             self._notifier.extend(patience)
         self._publish()
 
@@ -364,6 +378,50 @@ class Service:
             return {"ok": False, "reason": str(error)}
         return {"ok": True, "problems": flushed.problems}
 
+    def _on_pause(self, request: dict[str, Any]) -> dict[str, Any]:
+        seconds = float(request.get("seconds", 0))
+        return self._asked(lambda: self._engine.pause(seconds))
+
+    def _on_extend(self, request: dict[str, Any]) -> dict[str, Any]:
+        until = request.get("until")
+        at = None if until is None else float(until)
+        seconds = float(request.get("seconds", 0))
+        return self._asked(lambda: {"until": self._engine.extend(at, seconds)})
+
+    def _on_reload(self, _: dict[str, Any]) -> dict[str, Any]:
+        try:
+            found = reloaded(self._settings, self._load_anew())
+        except ConfigurationError as error:
+            return {"ok": False, "reason": str(error)}
+        told = {"applied": found.applied, "restart": found.restart}
+        return self._asked(lambda: self._follow(found)) | told
+
+    def _reload(self) -> None:
+        """Read the configuration once more, for a signal: who sent it reads the log."""
+        try:
+            found = reloaded(self._settings, self._load_anew())
+        except ConfigurationError as error:
+            log.error("the configuration was not reloaded", extra={"reason": str(error)})  # noqa: TRY400 - a sentence for a person
+            return
+        self._engine.ask(lambda: self._follow(found))
+
+    def _follow(self, found: Reloaded) -> None:
+        """Follow what changed in the configuration. Engine's thread."""
+        self._engine.reconfigure(found.settings)
+        self._settings = found.settings
+        told = {"applied": list(found.applied), "restart": list(found.restart)}
+        log.info("the configuration was reloaded", extra=told)
+
+    def _asked(self, act: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+        """Let the engine do something, and answer what came of it."""
+        try:
+            found = self._engine.ask(act).result(_ANSWER_SECONDS)
+        except TimeoutError:
+            return {"ok": True, "is_later": True}
+        except OnesyncError as error:
+            return {"ok": False, "reason": str(error)}
+        return {"ok": True, **(found or {})}
+
     def _on_doubt(self, request: dict[str, Any]) -> dict[str, Any]:
         self._engine.doubt(str(request.get("path", "")).encode("utf-8", "surrogateescape"))
         return {"ok": True}
@@ -418,6 +476,8 @@ class Service:
             else None,
             "watches": {"kernel": engine.watches(), "polled": engine.polled()},
             "mount": {"path": str(self._settings.onedata_dir), "up": engine.mount.up},
+            "expires_at": engine.expires_at(),
+            "paused_until": engine.paused_until(),
             "problems": [{"path": show(p.path), "kind": p.kind, "text": p.text} for p in problems],
         }
 
@@ -434,12 +494,12 @@ class Service:
 
 
 def _signal_came(seconds: float) -> int | None:
-    """Wait for a stop signal, or to be woken up; returns which came, if any.
+    """Wait for a signal that means something, or to be woken up; returns which came, if any.
 
     CPython's sigtimedwait answers with nonsense where it was interrupted and its time was up, as
     after SIGSTOP and SIGCONT or a suspended machine: only a signal that was asked for counts.
     """
-    wanted = STOP_SIGNALS | {_WAKE}
+    wanted = STOP_SIGNALS | {_WAKE, RELOAD_SIGNAL}
     found = signal.sigtimedwait(wanted, seconds)
     return found.si_signo if found is not None and found.si_signo in wanted else None
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pathspec import PathSpec
 from pydantic import (
+    AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -21,6 +24,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from onesync.core.claims import LockTimes
+from onesync.core.duration import seconds_of
 from onesync.core.model import printable
 from onesync.core.ordering import SCIPION_ORDER
 from onesync.errors import ConfigurationError
@@ -90,6 +94,24 @@ class LockSettings(_Section):
     warn_seconds: float | None = Field(default=None, gt=0)
     suspend_seconds: float | None = Field(default=None, gt=0)
     dead_seconds: float | None = Field(default=None, gt=0)
+
+
+class DeploymentSettings(_Section):
+    """``[deployment]``; durations are seconds, or texts such as ``3d 12h``."""
+
+    until: AwareDatetime | None = None
+    duration: Annotated[float, BeforeValidator(seconds_of), Field(gt=0)] | None = None
+    warn: Annotated[float, BeforeValidator(seconds_of), Field(ge=0)] = 3600.0
+
+    @model_validator(mode="after")
+    def _has_one_end(self) -> Self:
+        if self.until is not None and self.duration is not None:
+            raise ValueError("until and duration are two ends; give one of them")
+        return self
+
+    def until_seconds(self) -> float | None:
+        """Return ``until`` in seconds since 1970."""
+        return None if self.until is None else self.until.timestamp()
 
 
 class StageInSettings(_Section):
@@ -168,6 +190,7 @@ class Settings(BaseSettings):
     lock: LockSettings = LockSettings()
     stagein: StageInSettings = StageInSettings()
     metrics: MetricsSettings = MetricsSettings()
+    deployment: DeploymentSettings = DeploymentSettings()
     undeploy: UndeploySettings = UndeploySettings()
 
     @field_validator("working_dir", "onedata_dir", "state_dir", "runtime_dir")
@@ -203,6 +226,54 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Put the environment over the file, whose values come as arguments."""
         return env_settings, init_settings
+
+
+_LIVE = {
+    "batch": BatchSettings,
+    "guards": GuardSettings,
+    "verify": VerifySettings,
+    "deployment": DeploymentSettings,
+    "undeploy": UndeploySettings,
+}
+"""The sections that a running daemon follows as a whole."""
+_LIVE_KEYS = {"push.round_seconds"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a running daemon makes of a configuration that changed.
+
+    Attributes:
+        settings: those that count from now on.
+        applied: the keys that changed and are followed.
+        restart: the keys that changed and are followed after a restart.
+    """
+
+    settings: Settings
+    applied: tuple[str, ...]
+    restart: tuple[str, ...]
+
+
+def reloaded(old: Settings, new: Settings) -> Reloaded:
+    """Return what changes at once, and what after a restart."""
+    before, after = _flat(old), _flat(new)
+    changed = sorted(key for key in before if before[key] != after[key])
+    applied = [key for key in changed if key in _LIVE_KEYS or key.partition(".")[0] in _LIVE]
+    sections: dict[str, Any] = {name: getattr(new, name) for name in _LIVE}
+    push = old.push.model_copy(update={"round_seconds": new.push.round_seconds})
+    settings = old.model_copy(update={**sections, "push": push})
+    return Reloaded(settings, tuple(applied), tuple(key for key in changed if key not in applied))
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    """Return the values by their keys, those of sections as ``section.key``."""
+    found: dict[str, Any] = {}
+    for name, value in settings:
+        if isinstance(value, _Section):
+            found |= {f"{name}.{key}": inner for key, inner in value}
+        else:
+            found[name] = value
+    return found
 
 
 def _absolute(value: Path) -> Path:

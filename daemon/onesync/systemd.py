@@ -15,6 +15,9 @@ from onesync.core.model import printable
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 """What systemd or a person sends for an orderly stop."""
 
+RELOAD_SIGNAL = signal.SIGHUP
+"""What systemd or a person sends when the configuration changed."""
+
 _LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 

@@ -14,6 +14,7 @@ from onesync.core.model import printable
 
 _DEPLOYING = ("starting", "locking", "staging_in")
 _WAITING = ("backing_off", "suspended")
+_PAUSED = "nothing is pushed, for somebody paused it; 'onesync resume' goes on"
 _ENDED = ("stopped", "halted", "fenced")
 _MEASURED_PATHS = 10_000
 """Where more is pending, ``pending_bytes`` does not tell of all."""
@@ -139,6 +140,8 @@ def _state(look: Look) -> tuple[str, Tone, str]:
         return "deploying", Tone.BUSY, _deploying(phase)
     if phase == "syncing":
         return _syncing(document)
+    if phase == "paused":
+        return "paused", Tone.WAITING, _PAUSED
     if phase in _WAITING:
         return "waiting", Tone.WAITING, "nothing is pushed; it goes on by itself as soon as it can"
     if phase == "flushing":
@@ -204,6 +207,8 @@ def _lines(look: Look, earlier: Look | None) -> Iterator[Line]:
     yield _checkpoint(look)
     yield _lock(look)
     yield _mount(look)
+    if document["expires_at"] is not None and document["phase"] not in _ENDED:
+        yield Line("ends", f"in {age_text(document['expires_at'] - look.at)}, by itself")
     if document["phase"] not in _ENDED:
         yield _watches(document["watches"])
 
