@@ -25,7 +25,7 @@ from onesync.core.duration import seconds_of
 from onesync.core.model import Kind, is_user_path, printable, show
 from onesync.errors import ConfigurationError, Exit, OnesyncError
 from onesync.settings import Settings, check_directories, load
-from onesync.systemd import RELOAD_SIGNAL, STOP_SIGNALS, JournalFormatter
+from onesync.systemd import RELOAD_SIGNAL, STOP_SIGNALS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -40,12 +40,11 @@ def run(config: Config = None, instance: Instance = None) -> None:
     # From here on a signal waits until the service takes it.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {RELOAD_SIGNAL})
     from onesync.inspect import had_copy
+    from onesync.journal import open_log
     from onesync.service import Service
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(JournalFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
     settings = load(config, instance)
+    open_log(settings.metrics.folder)
     check_directories(settings, copy_may_be_gone=had_copy(settings))
     code = Service(settings, lambda: load(config, instance)).run()
     sys.stdout.flush()

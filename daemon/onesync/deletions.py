@@ -195,7 +195,7 @@ class Deletions:
         self._load()
         if kept - before:
             for problem in self.held.problems():
-                log.error(problem.text)
+                log.error(problem.text, extra={"event": "deletions held"})
         else:
             log.info("fewer deletions are held", extra={"held": self.held.count})
 

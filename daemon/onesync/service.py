@@ -284,7 +284,8 @@ class Service:
         try:
             code = self._engine.live()
         except OnesyncError as error:
-            log.error(str(error))  # noqa: TRY400 - a sentence for a person, not a trace
+            told = {"event": "ended", "kind": type(error).__name__, "code": int(error.code)}
+            log.error(str(error), extra=told)  # noqa: TRY400 - a sentence for a person, not a trace
             self._fatal = Problem(b"", type(error).__name__, str(error))
             code = error.code
             if isinstance(error, IndexDamaged):
