@@ -91,9 +91,27 @@ def _print_status(settings: Settings, interval: float | None) -> None:
 
 
 @app.command()
+def top(
+    config: Config = None,
+    instance: Instance = None,
+    is_once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+) -> None:
+    """Show which files are on their way, how far and how fast, until Ctrl-C."""
+    from onesync.screen import watch_files
+
+    settings = load(config, instance)
+    watch_files(lambda: _ask(settings, "flights"), interval, is_once=is_once)
+
+
+@app.command()
 def flush(config: Config = None, instance: Instance = None) -> None:
     """Commit everything that reached the working copy before this call."""
-    reply = _ask(load(config, instance), "flush")
+    from onesync.progress import following
+
+    settings = load(config, instance)
+    with following(lambda: _status_of(settings)[0]):
+        reply = _ask(settings, "flush")
     if not reply.get("ok"):
         typer.echo(f"Not flushed: {printable(str(reply.get('reason')))}.", err=True)
         raise typer.Exit(1)
@@ -235,8 +253,10 @@ def verify(
 ) -> None:
     """Compare working copy, manifest and OneData; exit code 3 when they differ."""
     from onesync.inspect import verify_folder
+    from onesync.progress import shown
 
-    findings = verify_folder(load(config, instance), content)
+    with shown("verify") as advanced:
+        findings = verify_folder(load(config, instance), content, advanced)
     for finding in findings:
         typer.echo(f"{finding.where}: {show(finding.path)} {finding.text}")
     if not findings:
@@ -251,10 +271,12 @@ def scrub(config: Config = None, instance: Instance = None) -> None:
     The daemon must be running; it goes on syncing meanwhile.
     """
     from onesync.inspect import find_damage
+    from onesync.progress import shown
 
     settings = load(config, instance)
     _ask(settings, "status")
-    mendable, lost = find_damage(settings)
+    with shown("scrub") as advanced:
+        mendable, lost = find_damage(settings, advanced)
     for finding in mendable:
         _ask(settings, "doubt", path=finding.path.decode("utf-8", "surrogateescape"))
         typer.echo(f"{show(finding.path)} {finding.text}: sent anew")

@@ -18,6 +18,7 @@ import select
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -151,6 +152,7 @@ class Service:
                 "reload": self._on_reload,
                 "doubt": self._on_doubt,
                 "find": self._on_find,
+                "flights": self._on_flights,
                 "accept_deletions": self._on_accept_deletions,
                 "handover": self._on_handover,
             },
@@ -432,6 +434,25 @@ class Service:
         told = [problem.text for problem in self._engine.problems() if problem.path == path]
         problem = told[0] if told else None
         return {"pending": self._engine.marks.is_pending(path), "problem": problem}
+
+    def _on_flights(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Return the files on their way, the longest first, and the other calls by their names."""
+        calls = self._replica.under_way()
+        now = time.monotonic()
+        flights = {id(flight): (method, flight) for method, flight in calls if flight is not None}
+        told = [
+            {
+                "path": show(flight.path),
+                "call": method,
+                "is_fetched": flight.is_fetched,
+                "size": flight.size,
+                "moved": flight.moved,
+                "seconds": now - flight.began,
+            }
+            for method, flight in sorted(flights.values(), key=lambda item: item[1].began)
+        ]
+        others = Counter(method for method, flight in calls if flight is None)
+        return {"files": told, "others": dict(others)}
 
     def _on_accept_deletions(self, request: dict[str, Any]) -> dict[str, Any]:
         accepted = self._engine.accept_deletions(str(request.get("shown")))

@@ -5,7 +5,7 @@ Pure: whoever looked says when. All text is escaped here, whatever the document 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -75,6 +75,31 @@ def view_of(look: Look, earlier: Look | None = None) -> View:
         Line(line.label, printable(line.text), line.tone) for line in _lines(look, earlier)
     )
     return View(word, tone, printable(meaning), lines, tuple(_problems(look.document)))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A file on its way, as the columns of a table."""
+
+    way: str
+    path: str
+    moved: str
+    seconds: str
+    rate: str
+
+
+def rows_of(files: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Return the files on their way (control command ``flights``) as a table's rows."""
+    return [
+        Row(
+            "from OneData" if file["is_fetched"] else "to OneData",
+            str(printable(file["path"])),
+            f"{size_text(file['moved'])} of {size_text(file['size'])}",
+            age_text(file["seconds"]),
+            f"{size_text(file['moved'] / max(file['seconds'], 0.1))}/s",
+        )
+        for file in files
+    ]
 
 
 def is_moving(look: Look) -> bool:
