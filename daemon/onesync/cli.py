@@ -419,7 +419,7 @@ def unlock(
 def check(config: Config = None, instance: Instance = None) -> None:
     """Validate a configuration and print the effective one."""
     settings = load(config, instance)
-    check_directories(settings)
+    check_directories(settings, are_ours_made_later=instance is not None)
     typer.echo(settings.model_dump_json(indent=2))
 
 

@@ -292,20 +292,25 @@ def _from_systemd(variable: str, key: str) -> Path:
     return Path(value.split(":")[0])
 
 
+_UNIT = {
+    "state_dir": ("STATE_DIRECTORY", Path("/var/lib/onesync")),
+    "runtime_dir": ("RUNTIME_DIRECTORY", Path("/run/onesync")),
+}
+"""Where systemd makes an instance's directories, and how it tells the daemon."""
+
+
 def load(config: Path | None, instance: str | None) -> Settings:
     """Read the configuration. Raises ConfigurationError naming file, key and what is expected."""
+    places: dict[str, str] = {}
     if config is None:
-        if instance is None:
-            raise ConfigurationError("Name a configuration: --config FILE or --instance NAME.")
-        if "/" in instance:
-            raise ConfigurationError(f"The instance {instance!r} is a path; give a plain name.")
-        config = CONFIGURATIONS / f"{instance}.toml"
+        config, places = _of_instance(instance)
     try:
         values: dict[str, Any] = tomllib.loads(config.read_text())
     except OSError as error:
         raise ConfigurationError(f"{config} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{config} is not TOML: {error}.") from error
+    values = places | values
     if isinstance(section := values.setdefault("metrics", {}), dict):
         section.setdefault("folder", printable(config.stem))
     try:
@@ -313,6 +318,20 @@ def load(config: Path | None, instance: str | None) -> Settings:
     except ValidationError as error:
         wrong = "; ".join(_told(item) for item in error.errors())
         raise ConfigurationError(f"{config}: {wrong}.") from error
+
+
+def _of_instance(instance: str | None) -> tuple[Path, dict[str, str]]:
+    """Return the configuration of an instance, and where its unit keeps its directories."""
+    if instance is None:
+        raise ConfigurationError("Name a configuration: --config FILE or --instance NAME.")
+    if "/" in instance:
+        raise ConfigurationError(f"The instance {instance!r} is a path; give a plain name.")
+    places = {
+        key: str(place / instance)
+        for key, (variable, place) in _UNIT.items()
+        if not os.environ.get(variable)  # a person types the command
+    }
+    return CONFIGURATIONS / f"{instance}.toml", places
 
 
 def _told(item: ErrorDetails) -> str:
@@ -324,10 +343,13 @@ def _told(item: ErrorDetails) -> str:
     return f"{key or 'lock'}: {item['msg'].removeprefix('Value error, ')}"
 
 
-def check_directories(settings: Settings, *, copy_may_be_gone: bool = False) -> None:
+def check_directories(
+    settings: Settings, *, copy_may_be_gone: bool = False, are_ours_made_later: bool = False
+) -> None:
     """Refuse directories that cannot work together; looks at local directories only.
 
-    ``copy_may_be_gone`` where there was a working copy, whose loss has a sentence of its own.
+    ``copy_may_be_gone`` where there was a working copy, whose loss has a sentence of its own;
+    ``are_ours_made_later`` where systemd makes state_dir and runtime_dir before the start.
     """
     work, data = settings.working_dir, settings.onedata_dir
     if not work.is_dir() and not copy_may_be_gone:
@@ -343,6 +365,9 @@ def check_directories(settings: Settings, *, copy_may_be_gone: bool = False) -> 
     if settings.metrics.textfile_dir is not None:
         ours["metrics.textfile_dir"] = settings.metrics.textfile_dir
     for key, path in ours.items():
+        is_made_later = are_ours_made_later and key in _UNIT and not path.exists()
+        if is_made_later:
+            continue
         if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
             raise ConfigurationError(f"{key} {path} is not a directory that onesync can write.")
         if path.resolve() == real or real in path.resolve().parents:
