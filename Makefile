@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := .run/$(subst /,_,$(abspath $(WORK)))
 PACKAGES := fuse3
-TEST_PACKAGES := mandoc prometheus prometheus-node-exporter openssl mmdebstrap systemd-container btrfs-progs gcc libc6-dev pkg-config libfuse3-dev
+TEST_PACKAGES := chromium mandoc prometheus prometheus-node-exporter openssl mmdebstrap systemd-container btrfs-progs gcc libc6-dev pkg-config libfuse3-dev
 BENCH_PACKAGES := rsync rclone lsyncd unison gcc libc6-dev pkg-config libfuse3-dev
 EXTRAS := dev
 

@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class StatusFile:
         self._failing = False
         self._guard = threading.Lock()
 
-    def write(self, status: dict[str, Any]) -> None:
+    def write(self, status: Mapping[str, Any]) -> None:
         """Write it when it changed; readers see the old or the new one. Any thread."""
         text = json.dumps(status)
         with self._guard:

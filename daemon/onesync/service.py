@@ -35,6 +35,8 @@ from onesync.core.claims import (
     encode_remembered,
 )
 from onesync.core.model import Problem, RelPath, show
+from onesync.core.page import page
+from onesync.core.view import Look
 from onesync.engine import Engine
 from onesync.errors import (
     ConfigurationError,
@@ -52,6 +54,7 @@ from onesync.local import give_memory_back, use_one_heap
 from onesync.lock import Claimant, Lock
 from onesync.metrics import Metrics, last_word
 from onesync.progress import Progress
+from onesync.recent import Recent
 from onesync.replica.children import ChildrenReplica
 from onesync.settings import Reloaded, Settings, reloaded
 from onesync.systemd import RELOAD_SIGNAL, STOP_SIGNALS, Notifier, shutdown_job
@@ -105,6 +108,7 @@ class Service:
         self._status_file = StatusFile(settings.state_dir)
         self._fatal: Problem | None = None
         self._last_checkpoint: dict[str, Any] | None = None
+        self._recent = Recent(self._clock)
         self._alive_at = time.monotonic()
         self._textfile: Textfile | None = None
         if settings.metrics.textfile_dir is not None:
@@ -184,12 +188,14 @@ class Service:
         return code
 
     def _expose(self) -> Exposition:
-        """Serve the metrics; raises ConfigurationError."""
+        """Serve the metrics and the page; raises ConfigurationError."""
         wanted = self._settings.metrics
         tls = None
         if wanted.tls_certificate is not None and wanted.tls_key is not None:
             tls = Tls(wanted.tls_certificate, wanted.tls_key, wanted.tls_client_authorities)
-        found = Exposition(self._metrics.registry, wanted.listen, tls, self._update_metrics)
+        found = Exposition(
+            self._metrics.registry, wanted.listen, tls, self._update_metrics, self._page
+        )
         if self._textfile is not None:
             self._textfile.remove()
         return found
@@ -254,12 +260,22 @@ class Service:
 
     def _publish(self) -> None:
         began = time.monotonic()
-        self._status_file.write(self.status())
+        self._status_file.write(self._look().document)
         self._published_seconds = time.monotonic() - began
 
     def _update_metrics(self) -> None:
         engine = self._engine
         self._metrics.update(self.status(), engine.marks.overflows, engine.mount.folder_id)
+
+    def _look(self) -> Look:
+        """Return the status as of now, noted for the page."""
+        look = Look(self.status(), time.time(), True)
+        self._recent.looked(look)
+        return look
+
+    def _page(self) -> bytes:
+        look = self._look()
+        return page(self._settings.metrics.folder, look, self._recent.past(look))
 
     def _leave_word(self, code: Exit) -> None:
         self._engine.phase = {Exit.CLEAN: "stopped", Exit.LOCK_LOST: "fenced"}.get(code, "halted")
@@ -302,11 +318,13 @@ class Service:
         """Count a batch."""
         self._metrics.pushed_files.inc(files)
         self._metrics.pushed_bytes.inc(size)
+        self._recent.pushed(files, size)
 
     def committed(self, name: str, wall_seconds: float) -> None:
         """Remember the newest checkpoint."""
         self._last_checkpoint = {"name": name, "at": wall_seconds}
         self._metrics.last_checkpoint_timestamp.set(wall_seconds)
+        self._recent.committed(name)
 
     def differed(self, files: int) -> None:
         """Count files that did not arrive."""
@@ -324,6 +342,7 @@ class Service:
     def synced(self, seconds: float, waited: Sequence[float]) -> None:
         """Count what a batch took, and what waited for it."""
         self._metrics.synced(seconds, waited)
+        self._recent.synced(seconds, max(waited, default=0.0))
 
     def phase_changed(self, phase: str) -> None:
         """Tell systemd; the first time that the folder is synced is its start."""
