@@ -102,9 +102,9 @@ class Node:
         as_a_unit = ["chrt", "--batch", "0", "nice", "-n", str(self.nice)]
         politely = as_a_unit if self.nice and words == ("run",) else []
         if self.is_forked and not politely:
-            return nursery.start("onesync.cli", arguments, out, error, before=before)
-        program = f"{before}\nfrom onesync.cli import main\nmain()"
-        way = ["-c", program] if before else ["-m", "onesync.cli"]
+            return nursery.start("onesync.program", arguments, out, error, before=before)
+        program = f"{before}\nfrom onesync.program import main\nmain()"
+        way = ["-c", program] if before else ["-m", "onesync.program"]
         command = [*politely, sys.executable, *way, *arguments]
         return subprocess.Popen(command, stdout=out, stderr=error)
 

@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 _REPOSITORY = Path(__file__).parents[1]
-_MODULES = ("onesync.cli", "onesync.inspect", "onesync.service", "tests.standin.onedata")
+_MODULES = (
+    "onesync.program",
+    "onesync.cli",
+    "onesync.inspect",
+    "onesync.service",
+    "tests.standin.onedata",
+)
 _LONGEST = 1 << 20
 _STANDARD = 3
 """Standard input, output and error output."""

@@ -29,7 +29,7 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 40, columns, 0, 0))
         plain = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "onesync.cli", *words, "--config", str(node.config)],
+            [sys.executable, "-m", "onesync.program", *words, "--config", str(node.config)],
             preexec_fn=lambda: os.login_tty(slave),
             pass_fds=[slave],
             env=plain | {"TERM": "xterm-256color"} | environment,

@@ -222,7 +222,7 @@ class PlainNode(Node):
 
     def start(self) -> None:
         log = (self.home / "log").open("ab")
-        command = [sys.executable, "-m", "onesync.cli", "run", "--config", str(self.config)]
+        command = [sys.executable, "-m", "onesync.program", "run", "--config", str(self.config)]
         if os.geteuid() == 0:
             command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
         self.process = subprocess.Popen(command, stderr=log, stdout=log)

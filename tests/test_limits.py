@@ -39,7 +39,7 @@ class PrefixedNode(Node):
             super().start()
             return
         log = (self.home / "log").open("ab")
-        command = [sys.executable, "-m", "onesync.cli", "run", "--config", str(self.config)]
+        command = [sys.executable, "-m", "onesync.program", "run", "--config", str(self.config)]
         self.process = subprocess.Popen(
             [*self.prefix, *command], stderr=log, stdout=log, env={**os.environ, **self.environment}
         )

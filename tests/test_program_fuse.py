@@ -164,7 +164,7 @@ def test_a_terminal_shows_a_bar(nodes: list[Node], mounted: Mounted) -> None:
         (mounted.backing / "project" / f"{number}").write_bytes(b"x")
     mounted.latency(0.01)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "onesync.cli", "run", "--config", str(one.config)]
+    command = [sys.executable, "-m", "onesync.program", "run", "--config", str(one.config)]
     one.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     one.wait_for_phase("syncing")

@@ -521,7 +521,7 @@ def test_a_watch_that_is_terminated_gives_the_cursor_back(nodes: list[Node]) -> 
 def test_watch_in_a_pipe_is_one_view_or_document_after_the_other(
     nodes: list[Node], words: tuple[str, ...]
 ) -> None:
-    program = [sys.executable, "-m", "onesync.cli", "status", "--watch", "--interval", "0.1"]
+    program = [sys.executable, "-m", "onesync.program", "status", "--watch", "--interval", "0.1"]
     command = [*program, *words, "--config", str(nodes[0].config)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

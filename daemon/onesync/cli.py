@@ -6,9 +6,7 @@ Each command imports what it alone needs: asking a daemon takes half the time wi
 from __future__ import annotations
 
 import json
-import logging
 import os
-import signal
 import sys
 import time
 from contextlib import suppress
@@ -23,9 +21,9 @@ from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
 from onesync.core import legacy
 from onesync.core.duration import seconds_of
 from onesync.core.model import Kind, is_user_path, printable, show
-from onesync.errors import ConfigurationError, Exit, OnesyncError
+from onesync.errors import ConfigurationError, OnesyncError
 from onesync.settings import Settings, check_directories, load
-from onesync.systemd import RELOAD_SIGNAL, STOP_SIGNALS
+from onesync.systemd import hold_signals
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -37,19 +35,10 @@ _STATUS_SECONDS = 0.8
 @app.command()
 def run(config: Config = None, instance: Instance = None) -> None:
     """Deploy, keep in sync, and on SIGTERM or SIGINT undeploy."""
-    # From here on a signal waits until the service takes it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {RELOAD_SIGNAL})
-    from onesync.inspect import had_copy
-    from onesync.journal import open_log
-    from onesync.service import Service
+    hold_signals()
+    from onesync.daemon import run_daemon
 
-    settings = load(config, instance)
-    open_log(settings.metrics.folder)
-    check_directories(settings, copy_may_be_gone=had_copy(settings))
-    code = Service(settings, lambda: load(config, instance)).run()
-    sys.stdout.flush()
-    # A thread may be stuck on a hung mount's child: nothing that follows may wait for it.
-    os._exit(code)
+    run_daemon(config, instance)
 
 
 @app.command()
@@ -458,20 +447,3 @@ def _status_of(settings: Settings) -> tuple[dict[str, Any], bool]:
     if "phase" not in found:
         raise OnesyncError(f"The daemon does not tell: {found.get('reason')}.")
     return NEVER_RAN | found, True
-
-
-def main() -> None:
-    """Run the program; failures become one sentence and an exit code."""
-    try:
-        app()
-    except OnesyncError as error:
-        sys.stderr.write(f"onesync: {printable(str(error))}\n")
-        sys.exit(error.code)
-    except Exception as error:
-        logging.getLogger(__name__).debug("unexpected", exc_info=True)
-        sys.stderr.write(f"onesync: unexpected: {error!r}\n")
-        sys.exit(Exit.UNEXPECTED)
-
-
-if __name__ == "__main__":
-    main()

@@ -16,6 +16,11 @@ RELOAD_SIGNAL = signal.SIGHUP
 """What systemd or a person sends when the configuration changed."""
 
 
+def hold_signals() -> None:
+    """Let a stop, or a reload, wait from now on until the service takes it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {RELOAD_SIGNAL})
+
+
 class Notifier:
     """Messages to systemd; without systemd they go nowhere. Any thread."""
 

@@ -42,7 +42,7 @@ _LIBRARY = f"python{sys.version_info.major}.{sys.version_info.minor}/site-packag
 _PATH = f"{_CHECKOUT}/daemon:{_CHECKOUT}/.venv/lib/{_LIBRARY}"
 
 PROGRAM = f"""#!/bin/sh
-PYTHONPATH={_PATH} exec {_PYTHON} -m onesync.cli "$@"
+PYTHONPATH={_PATH} exec {_PYTHON} -m onesync.program "$@"
 """
 
 ONECLIENT = f"""

@@ -1,0 +1,23 @@
+"""The daemon, from its configuration to its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from onesync.inspect import had_copy
+from onesync.journal import open_log
+from onesync.service import Service
+from onesync.settings import check_directories, load
+
+
+def run_daemon(config: Path | None, instance: str | None) -> None:
+    """Deploy, keep in sync, undeploy; ends the process with the exit code."""
+    settings = load(config, instance)
+    open_log(settings.metrics.folder)
+    check_directories(settings, copy_may_be_gone=had_copy(settings))
+    code = Service(settings, lambda: load(config, instance)).run()
+    sys.stdout.flush()
+    # A thread may be stuck on a hung mount's child: nothing that follows may wait for it.
+    os._exit(code)
