@@ -16,6 +16,8 @@ import jsonschema
 import pytest
 
 from onesync.core.peculiarities import PROBES
+from onesync.machine import MountTable
+from onesync.systemd import unit_properties
 from tests.machine import lacks
 from tests.node import SOON, Node, picture
 from tests.standin.mounted import Mounted
@@ -97,7 +99,7 @@ def test_beside_a_running_daemon_nothing_is_disturbed(nodes: list[Node]) -> None
     assert report.text("daemon").startswith("It runs, phase syncing.")
     assert report.text("lock").startswith("This node's: epoch 1, beat ")
     assert "has this node's epoch 1" in report.text("folder")
-    assert "1 directories need a watch" in report.text("limits.watches")
+    assert "Needed: 1, one for each directory" in report.text("limits.watches")
     assert set(PROBES) <= report.checks.keys()
     assert one.flush() == 0, one.log()
     assert (names(one.store), picture(one.work)) == (before, work)
@@ -189,6 +191,17 @@ def test_a_working_copy_that_is_gone_is_told(nodes: list[Node]) -> None:
     assert (report.code, report.of("failure")) == (13, {"working_dir"})
 
 
+def test_what_other_nodes_make_meanwhile_is_theirs(nodes: list[Node]) -> None:
+    one, _ = nodes
+    one.deploy()
+    theirs = [f"{STATUS_FOLDER}/doctor-00000000-1", f"{STATUS_FOLDER}/epochs/probe-1"]
+    for place in theirs:
+        (one.store / place).mkdir()
+    examined(one)
+    assert set(theirs) <= names(one.store)
+    assert one.end() == 0, one.log()
+
+
 def test_nothing_is_made_where_nothing_may_be_made(nodes: list[Node]) -> None:
     one, _ = nodes
     one.store.chmod(0o755)
@@ -209,6 +222,17 @@ def test_a_bad_configuration_is_told_with_what_can_be_checked_without(nodes: lis
     assert report.verdict("kernel") == "ok"
     one.config.unlink()
     assert "cannot be read" in examined(one).text("configuration")
+
+
+def test_a_damaged_index_is_told_and_left_as_it_is(nodes: list[Node]) -> None:
+    one, _ = nodes
+    index = one.home / "state" / "index.sqlite"
+    index.write_bytes(b"no database" * 1000)
+    report = examined(one)
+    assert (report.code, report.verdict("index")) == (0, "warning")
+    assert "makes it anew" in report.text("index")
+    assert index.read_bytes() == b"no database" * 1000
+    assert not list(index.parent.glob("*.damaged*"))
 
 
 def test_directories_that_lie_in_one_another_are_told(nodes: list[Node]) -> None:
@@ -241,6 +265,25 @@ def test_who_is_not_the_daemons_user_is_told_so(nodes: list[Node]) -> None:
     for path in (one.home / "state", one.home / "run"):
         os.chown(path, 0, 0)
     assert one.end() == 0, one.log()
+
+
+@pytest.mark.parametrize(
+    ("printed", "found"),
+    [
+        ("LoadState=loaded\nWatchdogUSec=2min\n", {"LoadState": "loaded", "WatchdogUSec": "2min"}),
+        ("LoadState=not-found\nWatchdogUSec=0\n", {}),
+        ("", {}),
+    ],
+)
+def test_what_systemd_says_of_a_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, found: dict[str, str]
+) -> None:
+    program = tmp_path / "systemctl"
+    program.write_text(f"#!/bin/sh\n[ \"$1\" = show ] && printf '%s' '{printed}'\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert unit_properties("onesync@x.service", "WatchdogUSec") == {}, "there is no such program"
+    program.chmod(0o755)
+    assert unit_properties("onesync@x.service", "WatchdogUSec") == found
 
 
 def test_people_get_plain_lines_and_no_name_is_obeyed(tmp_path: Path) -> None:
@@ -290,7 +333,7 @@ def test_a_deployed_folder_is_probed_inside_the_status_folder(
     report = examined(on_fuse)
     assert (report.code, report.of("failure")) == (0, set()), report.checks
     made = [call.path for call in mounted.log() if call.operation in ("create", "mkdir")]
-    place = f"/project/{STATUS_FOLDER}/epochs/probe-"
+    place = f"/project/{STATUS_FOLDER}/doctor-"
     assert made
     assert all(path.startswith(place) or "/beat-" in path for path in made), made
     assert names(mounted.backing) == before
@@ -308,6 +351,21 @@ def test_a_mount_that_hangs_is_told_and_left_alone(on_fuse: Node, mounted: Mount
     assert {"folder", "mount.space", "lock", "probes"} <= report.of("not checked")
     assert report.verdict("working_dir") == "ok"
     assert names(mounted.backing) == {"project"}
+
+
+@pytest.mark.fuse
+def test_the_mount_table_tells_what_shares_a_mount_without_touching_it(
+    tmp_path: Path, mounted: Mounted
+) -> None:
+    mounted.hang()
+    table = MountTable()
+    onedata = mounted.path / "project"
+    assert table.share_fuse(mounted.path / "no" / "such", onedata)
+    assert table.share_fuse(mounted.path, onedata)
+    assert not table.share_fuse(tmp_path / "work", onedata)
+    assert not table.share_fuse(tmp_path / "work", tmp_path / "store")
+    assert table.type_of(onedata).startswith("fuse")
+    mounted.release()
 
 
 @pytest.mark.fuse

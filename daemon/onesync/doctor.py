@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
-from onesync.core.claims import EPOCHS
 from onesync.core.diagnosis import (
     Check,
     Daemon,
@@ -30,6 +29,7 @@ from onesync.core.diagnosis import (
     judge_daemon,
     judge_descriptors,
     judge_folder,
+    judge_index,
     judge_instances,
     judge_kernel,
     judge_lock,
@@ -49,7 +49,14 @@ from onesync.core.diagnosis import (
 from onesync.core.model import RESERVED_PREFIX, STATUS_FOLDER, Kind, RelPath, join, show
 from onesync.core.peculiarities import PROBES, WRITE, Answer, is_disconnected, judge_probe
 from onesync.core.trouble import judge
-from onesync.errors import ConfigurationError, Exit, MountHung, MountNotThere, OnesyncError
+from onesync.errors import (
+    ConfigurationError,
+    Exit,
+    IndexDamaged,
+    MountHung,
+    MountNotThere,
+    OnesyncError,
+)
 from onesync.index import Index
 from onesync.inspect import had_copy
 from onesync.machine import (
@@ -70,8 +77,8 @@ from onesync.settings import CONFIGURATIONS, Settings, check_directories, load
 from onesync.systemd import unit_properties
 
 _ANSWER_SECONDS = 2.0
-_PROBE = b"probe-"
-"""As the lock calls its own: whoever takes it next removes what a death left in ``EPOCHS``."""
+_PLACE = b"doctor-"
+"""Not what the lock calls its own probes: whoever takes the lock clears those away."""
 
 
 def examine(config: Path | None, instance: str | None, *, is_probing: bool) -> Iterator[Check]:
@@ -147,8 +154,11 @@ def _unit(config: Path | None, instance: str | None) -> Check:
     found = unit_properties(name, "ActiveState", "TimeoutStopUSec", "WatchdogUSec")
     if not found:
         return not_checked("systemd", f"It does not tell of {name}.")
-    stop, dog = seconds_of(found["TimeoutStopUSec"]), seconds_of(found["WatchdogUSec"])
-    return judge_unit(Unit(name, found["ActiveState"], stop, dog))
+    stop, dog = (
+        seconds_of(found.get("TimeoutStopUSec", "")),
+        seconds_of(found.get("WatchdogUSec", "")),
+    )
+    return judge_unit(Unit(name, found.get("ActiveState", "unknown"), stop, dog))
 
 
 # -- this node's directories and limits ------------------------------------------------------------
@@ -156,11 +166,11 @@ def _unit(config: Path | None, instance: str | None) -> Check:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the index knows; ``tree`` is None where there is none, or ``reason`` to read none."""
+    """What the index knows; ``tree`` is None where there is none, or none that can be read."""
 
     tree: Tree | None
     is_deployed: bool = False
-    reason: str = ""
+    error: OSError | OnesyncError | None = None
 
 
 def _known(settings: Settings) -> _Known:
@@ -172,7 +182,7 @@ def _known(settings: Settings) -> _Known:
         with closing(Index(path, readonly=True)) as index:
             return _Known(Tree(*index.extent()), is_deployed)
     except (OSError, OnesyncError) as error:
-        return _Known(None, reason=str(error))
+        return _Known(None, error=error)
 
 
 def _places(settings: Settings) -> dict[str, Place]:
@@ -188,12 +198,8 @@ def _directories(settings: Settings, places: Mapping[str, Place], known: _Known)
         yield judge_place(name, place, copy_is_lost=is_lost and name == "working_dir")
     if all(_is_good(place) for place in places.values()):
         yield _together(settings)
-    if known.reason:
-        yield warning(
-            "index",
-            f"It cannot be read: {known.reason}",
-            "Run onesync doctor as the user that onesync runs as.",
-        )
+    if known.error is not None:
+        yield judge_index(str(known.error), isinstance(known.error, IndexDamaged))
     needed = None if known.is_deployed else known.tree
     if _is_good(work):
         yield _room("space.working_dir", settings.working_dir, needed)
@@ -355,12 +361,11 @@ class _Visit:
         return join(above, start + uuid.uuid4().hex.encode())
 
     def _above(self) -> tuple[RelPath, bytes]:
-        """Return the directory for the probes, and what their names begin with."""
-        start = _PROBE + node_mark().encode() + b"-"
-        for above in (EPOCHS, STATUS_FOLDER):
-            found = self._replica.look(above)
-            if found is not None and found.kind is Kind.DIRECTORY:
-                return above, start
+        """Return the directory for the probes, and what their place's name begins with."""
+        start = _PLACE + node_mark().encode() + b"-"
+        found = self._replica.look(STATUS_FOLDER)
+        if found is not None and found.kind is Kind.DIRECTORY:
+            return STATUS_FOLDER, start
         return b"", RESERVED_PREFIX + start
 
     def _answer_all(self, place: RelPath, answers: dict[str, Answer]) -> None:

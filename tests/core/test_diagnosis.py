@@ -25,6 +25,7 @@ from onesync.core.diagnosis import (
     judge_daemon,
     judge_descriptors,
     judge_folder,
+    judge_index,
     judge_instances,
     judge_kernel,
     judge_lock,
@@ -180,6 +181,11 @@ def test_room(room: Room, needed: Tree | None, verdict: Verdict) -> None:
     is_told(judge_room("space.working_dir", "/srv", room, needed), verdict)
 
 
+def test_an_index_that_cannot_be_read() -> None:
+    is_told(judge_index("Permission denied", False), DOUBTFUL, "as the user")
+    is_told(judge_index("torn", True), DOUBTFUL, "makes it anew")
+
+
 def test_reflinks_are_told_and_no_fault() -> None:
     is_told(judge_reflink(False, None), GOOD, "lie apart")
     is_told(judge_reflink(True, True), GOOD, "Yes")
@@ -192,7 +198,7 @@ def test_reflinks_are_told_and_no_fault() -> None:
     [
         (None, 1, None, UNKNOWN, ""),
         (8192, None, None, GOOD, "8,192"),
-        (8192, 100, None, GOOD, "100 directories"),
+        (8192, 100, None, GOOD, "Needed: 100"),
         (8192, 100, 0, GOOD, ""),
         (8192, 8000, None, DOUBTFUL, "sysctl -w fs.inotify.max_user_watches=524288"),
         (8192, 400_000, None, DOUBTFUL, "max_user_watches=800000"),
@@ -210,7 +216,11 @@ def test_the_other_limits() -> None:
     is_told(judge_instances(128, True), DOUBTFUL, "sysctl -w fs.inotify.max_user_instances=1024")
     is_told(judge_instances(None, False), UNKNOWN)
     is_told(judge_queue(16_384), GOOD)
-    is_told(judge_queue(1_000), DOUBTFUL, "sysctl -w fs.inotify.max_queued_events=16384")
+    is_told(
+        judge_queue(1_000),
+        DOUBTFUL,
+        "fs.inotify.max_queued_events=16384 >> /etc/sysctl.d/60-onesync.conf",
+    )
     is_told(judge_queue(None), UNKNOWN)
     is_told(judge_descriptors(4_096, 32), GOOD)
     is_told(judge_descriptors(1_024, 32), DOUBTFUL, "LimitNOFILE=65536")
@@ -400,7 +410,7 @@ def test_probes(name: str, answer: object, verdict: Verdict, word: str) -> None:
 
 @pytest.mark.parametrize("name", PROBES)
 def test_a_probe_whose_place_went_says_nothing_of_the_mount(name: str) -> None:
-    is_told(judge_probe(name, refused(errno.ENOENT), 32), UNKNOWN, "clears probes away")
+    is_told(judge_probe(name, refused(errno.ENOENT), 32), UNKNOWN, "another doctor")
 
 
 def test_calls_at_once_are_counted() -> None:

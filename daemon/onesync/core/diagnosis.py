@@ -287,6 +287,14 @@ def judge_room(name: str, path: str, room: Room, needed: Tree | None = None) -> 
     return ok(name, f"{told}.")
 
 
+def judge_index(reason: str, is_damaged: bool) -> Check:
+    """Judge an index that could not be read."""
+    remedy = "Run 'onesync doctor' as the user that onesync runs as, or as root."
+    if is_damaged:
+        remedy = "Nothing is lost: the next start makes it anew by comparing contents."
+    return warning("index", f"It cannot be read: {reason}", remedy)
+
+
 def judge_reflink(same_file_system: bool, can_clone: bool | None) -> Check:
     """Tell what a snapshot of a database costs; None where it was not tried."""
     name = "reflink"
@@ -308,7 +316,7 @@ _LEAST_DESCRIPTORS = 4_096
 
 def _sysctl(key: str, value: int) -> str:
     line = f"fs.inotify.{key}={value}"
-    return f"Type: sysctl -w {line} (and to keep it: echo {line} > /etc/sysctl.d/60-onesync.conf)"
+    return f"Type: sysctl -w {line} (and to keep it: echo {line} >> /etc/sysctl.d/60-onesync.conf)"
 
 
 def judge_watches(limit: int | None, needed: int | None, polled: int | None) -> Check:
@@ -326,13 +334,12 @@ def judge_watches(limit: int | None, needed: int | None, polled: int | None) -> 
     if polled:
         return warning(
             name,
-            f"{polled:,} directories are polled because the kernel watches no more (limit"
-            f" {limit:,}).",
+            f"The kernel watches no more than {limit:,}; directories that are polled: {polled:,}.",
             "No change is lost, it is only seen later. " + _sysctl("max_user_watches", wanted),
         )
     if needed is None:
         return ok(name, f"The limit is {limit:,}; nobody knows yet how many are needed.")
-    told = f"{needed:,} directories need a watch, the limit is {limit:,}"
+    told = f"Needed: {needed:,}, one for each directory; the limit is {limit:,}"
     if needed > 0.9 * limit:
         return warning(
             name,
@@ -432,7 +439,7 @@ def judge_daemon(daemon: Daemon) -> Check:
     if phase in _BUSY or problems:
         return warning(
             name,
-            f"It runs, phase {phase.replace('_', ' ')}, and tells of {problems:,} problems.",
+            f"It runs, phase {phase.replace('_', ' ')}; problems: {problems:,}.",
             "Local data are kept. 'onesync status' says what to do about each.",
         )
     return ok(name, f"It runs, phase {phase.replace('_', ' ')}.")

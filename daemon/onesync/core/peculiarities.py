@@ -27,7 +27,7 @@ def judge_probe(name: str, answer: Answer, workers: int) -> Check:
     """Judge what one probe found; ``workers`` is how many calls are made at once."""
     if isinstance(answer, FileNotFoundError):
         return not_checked(
-            name, "What the probe had made was gone: a daemon that starts clears probes away."
+            name, "What the probe had made was gone: another doctor of this node cleared it away."
         )
     if name == ROUND_TRIP and isinstance(answer, float):
         return _judge_round_trip(answer, workers)
