@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := .run/$(subst /,_,$(abspath $(WORK)))
 PACKAGES := fuse3
-TEST_PACKAGES := prometheus prometheus-node-exporter openssl mmdebstrap systemd-container btrfs-progs gcc libc6-dev pkg-config libfuse3-dev
+TEST_PACKAGES := chromium mandoc prometheus prometheus-node-exporter openssl mmdebstrap systemd-container btrfs-progs gcc libc6-dev pkg-config libfuse3-dev
 BENCH_PACKAGES := rsync rclone lsyncd unison gcc libc6-dev pkg-config libfuse3-dev
 EXTRAS := dev
 
-.PHONY: setup check test soak bench demo run
+.PHONY: setup check test soak bench demo run man
 
 # Debian packages where we may install them, and the virtual environment.
 setup:
@@ -21,8 +21,8 @@ setup:
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[$(EXTRAS)]'
 
 check: setup
-	$(BIN)/ruff format --check daemon tests
-	$(BIN)/ruff check daemon tests
+	$(BIN)/ruff format --check daemon tests packaging
+	$(BIN)/ruff check daemon tests packaging
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
@@ -54,6 +54,11 @@ soak: PACKAGES += $(TEST_PACKAGES)
 soak: setup
 	$(BIN)/pytest -n 2 --dist worksteal -m soak
 	ONESYNC_SESSION_SECONDS=$(SECONDS) ONESYNC_HISTORIES=$(HISTORIES) $(BIN)/pytest -s -m session
+
+# The manual pages, into DESTINATION.
+man: DESTINATION ?= .run/man
+man: setup
+	$(BIN)/python packaging/manual.py $(DESTINATION)
 
 # All tools side by side on the same mounts: a table, JSON and plots in .run/bench. QUICK=1 takes small
 # sizes; ONLY names scenarios; README=README.md puts the table there.

@@ -21,7 +21,8 @@ from onesync.systemd import unit_properties
 from tests.machine import lacks
 from tests.node import SOON, Node, picture
 from tests.standin.mounted import Mounted
-from tests.test_status import Terminal, until
+from tests.terminal import Terminal
+from tests.test_status import until
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "config" / "doctor.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

@@ -1,4 +1,4 @@
-"""The metrics over TLS, as a real Prometheus asks for them."""
+"""Metrics and page over TLS, as a real Prometheus and others ask for them."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path / "authority")
 
 
-def _get(port: int, context: ssl.SSLContext) -> str:
-    url = f"https://127.0.0.1:{port}/metrics"
+def _get(port: int, context: ssl.SSLContext, path: str = "/metrics") -> str:
+    url = f"https://127.0.0.1:{port}{path}"
     with urllib.request.urlopen(url, timeout=20, context=context) as answer:
         text: str = answer.read().decode()
     return text
@@ -108,6 +108,19 @@ def test_a_renewed_certificate_counts_without_a_restart(authority: Authority) ->
             _get(served.port, anybody)
         trusting = ssl.create_default_context(cafile=str(renewed.certificate))
         assert "onesync_build_info" in _get(served.port, trusting)
+    finally:
+        served.stop()
+
+
+def test_the_page_asks_for_a_certificate_as_the_metrics_do(authority: Authority) -> None:
+    tls = Tls(*authority.issue("node"), authority.certificate)
+    served = Exposition(Metrics().registry, "127.0.0.1:0", tls, page=lambda: b"the page")
+    try:
+        known = ssl.create_default_context(cafile=str(authority.certificate))
+        with pytest.raises(OSError, match=r"certificate required|reset|EOF"):
+            _get(served.port, known, "/")
+        known.load_cert_chain(*authority.issue("person"))
+        assert _get(served.port, known, "/") == "the page"
     finally:
         served.stop()
 

@@ -30,6 +30,7 @@ from onesync.core.model import STATUS_FOLDER, Entry, Kind, Problem, RelPath, sho
 from onesync.core.tree import Tree
 from onesync.index import Index
 from onesync.intent import INTENTS, Intent
+from onesync.journal import LineFormatter
 from onesync.local import digest_local, stamp_of
 from onesync.manifest import MANIFEST, Manifest
 from onesync.pins import Pins
@@ -37,7 +38,6 @@ from onesync.recovery import REFUSED, TORN, settle
 from onesync.replica.folder import FolderReplica
 from onesync.snapshot import Snapshots, Taken, is_database
 from onesync.stagein import Conflict, StageIn
-from onesync.systemd import JournalFormatter
 from tests.memory import MemoryReplica
 from tests.node import picture
 
@@ -502,7 +502,7 @@ def is_harmless(text: str) -> bool:
 def test_no_name_reaches_a_log_unescaped() -> None:
     record = logging.LogRecord("x", logging.WARNING, "", 1, EVIL, (), None)
     record.path, record.reason = os.fsencode(EVIL), EVIL
-    assert is_harmless(JournalFormatter().format(record))
+    assert is_harmless(LineFormatter().format(record))
     assert is_harmless(show(os.fsencode(EVIL) + b"\xff"))
 
 

@@ -21,10 +21,11 @@ import typer
 from onesync import __version__
 from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
 from onesync.core import legacy
+from onesync.core.duration import seconds_of
 from onesync.core.model import Kind, is_user_path, printable, show
 from onesync.errors import ConfigurationError, Exit, OnesyncError
 from onesync.settings import Settings, check_directories, load
-from onesync.systemd import STOP_SIGNALS, JournalFormatter
+from onesync.systemd import RELOAD_SIGNAL, STOP_SIGNALS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -37,16 +38,15 @@ _STATUS_SECONDS = 0.8
 def run(config: Config = None, instance: Instance = None) -> None:
     """Deploy, keep in sync, and on SIGTERM or SIGINT undeploy."""
     # From here on a signal waits until the service takes it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {RELOAD_SIGNAL})
     from onesync.inspect import had_copy
+    from onesync.journal import open_log
     from onesync.service import Service
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(JournalFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
     settings = load(config, instance)
+    open_log(settings.metrics.folder)
     check_directories(settings, copy_may_be_gone=had_copy(settings))
-    code = Service(settings).run()
+    code = Service(settings, lambda: load(config, instance)).run()
     sys.stdout.flush()
     # A thread may be stuck on a hung mount's child: nothing that follows may wait for it.
     os._exit(code)
@@ -91,15 +91,105 @@ def _print_status(settings: Settings, interval: float | None) -> None:
 
 
 @app.command()
+def top(
+    config: Config = None,
+    instance: Instance = None,
+    is_once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+) -> None:
+    """Show which files are on their way, how far and how fast, until Ctrl-C."""
+    from onesync.screen import watch_files
+
+    settings = load(config, instance)
+    watch_files(lambda: _ask(settings, "flights"), interval, is_once=is_once)
+
+
+@app.command()
 def flush(config: Config = None, instance: Instance = None) -> None:
     """Commit everything that reached the working copy before this call."""
-    reply = _ask(load(config, instance), "flush")
+    from onesync.progress import following
+
+    settings = load(config, instance)
+    with following(lambda: _status_of(settings)[0]):
+        reply = _ask(settings, "flush")
     if not reply.get("ok"):
         typer.echo(f"Not flushed: {printable(str(reply.get('reason')))}.", err=True)
         raise typer.Exit(1)
     for problem in reply["problems"]:
         typer.echo(printable(problem), err=True)
     raise typer.Exit(3 if reply["problems"] else 0)
+
+
+@app.command()
+def pause(
+    config: Config = None,
+    instance: Instance = None,
+    duration: Annotated[
+        str, typer.Option("--for", help="It goes on by itself after so long: 30min, 2h, 1d.")
+    ] = "1h",
+) -> None:
+    """Push nothing for a while, but for a flush; 'resume' goes on earlier, as does a restart."""
+    seconds = _seconds(duration)
+    _done(_ask(load(config, instance), "pause", seconds=seconds))
+    typer.echo(f"Paused for {duration}: what changes is in the working directory only.")
+
+
+@app.command()
+def extend(
+    duration: Annotated[str, typer.Argument(help="How much longer: 12h, 3d.")] = "",
+    until: Annotated[str, typer.Option(help="Or until when: 2026-12-24T18:00+01:00.")] = "",
+    config: Config = None,
+    instance: Instance = None,
+) -> None:
+    """Put off the end of a deployment that has one ([deployment] until or duration)."""
+    if bool(duration) == bool(until):
+        raise ConfigurationError("Say how much longer, or --until when; one of them.")
+    at = _moment(until) if until else None
+    seconds = _seconds(duration) if duration else 0.0
+    reply = _done(_ask(load(config, instance), "extend", until=at, seconds=seconds))
+    if "until" in reply:
+        when = datetime.fromtimestamp(reply["until"], UTC).isoformat(" ", "minutes")
+        typer.echo(f"The deployment ends at {when}.")
+
+
+@app.command()
+def reload(config: Config = None, instance: Instance = None) -> None:
+    """Let the daemon read its configuration again; tells what changed, and what needs a restart."""
+    reply = _done(_ask(load(config, instance), "reload"))
+    if reply["applied"]:
+        typer.echo(f"Changed: {', '.join(reply['applied'])}.")
+    if reply["restart"]:
+        typer.echo(f"Needs a restart: {', '.join(reply['restart'])}.", err=True)
+    if not reply["applied"] and not reply["restart"]:
+        typer.echo("Nothing changed.")
+
+
+def _done(reply: dict[str, Any]) -> dict[str, Any]:
+    """Return the reply where it was done, or will be. Raises OnesyncError with the reason."""
+    if not reply.get("ok"):
+        raise OnesyncError(str(reply.get("reason")))
+    if reply.get("is_later"):
+        typer.echo("onesync is busy; it follows as soon as it has finished what it does.")
+    return reply
+
+
+def _seconds(duration: str) -> float:
+    try:
+        return seconds_of(duration)
+    except ValueError as error:
+        raise ConfigurationError(f"{printable(duration)!r}: {error}.") from error
+
+
+def _moment(text: str) -> float:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise ConfigurationError(
+            f"{printable(text)!r} is no time with its zone, such as 2026-12-24T18:00+01:00."
+        )
+    return found.timestamp()
 
 
 @app.command()
@@ -110,10 +200,16 @@ def resume(
         bool, typer.Option("--accept-deletions", help="Let go what is held now.")
     ] = False,
 ) -> None:
-    """List the deletions that are held for a person to decide; exit code 3 if there are any."""
+    """Go on after a pause, and list the deletions that are held for a person to decide.
+
+    The exit code is 3 if there are any.
+    """
     from onesync.inspect import held_deletions
 
     settings = load(config, instance)
+    if _status_of(settings)[0]["paused_until"] is not None:
+        _done(_ask(settings, "pause", seconds=0))
+        typer.echo("It goes on.")
     held, shown = held_deletions(settings)
     for path in held:
         typer.echo(show(path))
@@ -157,8 +253,10 @@ def verify(
 ) -> None:
     """Compare working copy, manifest and OneData; exit code 3 when they differ."""
     from onesync.inspect import verify_folder
+    from onesync.progress import shown
 
-    findings = verify_folder(load(config, instance), content)
+    with shown("verify") as advanced:
+        findings = verify_folder(load(config, instance), content, advanced)
     for finding in findings:
         typer.echo(f"{finding.where}: {show(finding.path)} {finding.text}")
     if not findings:
@@ -173,10 +271,12 @@ def scrub(config: Config = None, instance: Instance = None) -> None:
     The daemon must be running; it goes on syncing meanwhile.
     """
     from onesync.inspect import find_damage
+    from onesync.progress import shown
 
     settings = load(config, instance)
     _ask(settings, "status")
-    mendable, lost = find_damage(settings)
+    with shown("scrub") as advanced:
+        mendable, lost = find_damage(settings, advanced)
     for finding in mendable:
         _ask(settings, "doubt", path=finding.path.decode("utf-8", "surrogateescape"))
         typer.echo(f"{show(finding.path)} {finding.text}: sent anew")
@@ -319,7 +419,7 @@ def unlock(
 def check(config: Config = None, instance: Instance = None) -> None:
     """Validate a configuration and print the effective one."""
     settings = load(config, instance)
-    check_directories(settings)
+    check_directories(settings, are_ours_made_later=instance is not None)
     typer.echo(settings.model_dump_json(indent=2))
 
 

@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,8 @@ NEVER_RAN: dict[str, Any] = {
     "lock": None,
     "watches": {"kernel": 0, "polled": 0},
     "mount": None,
+    "expires_at": None,
+    "paused_until": None,
     "problems": [],
 }
 _LAST_PHASES = ("stopped", "halted", "fenced")
@@ -148,7 +150,7 @@ class StatusFile:
         self._failing = False
         self._guard = threading.Lock()
 
-    def write(self, status: dict[str, Any]) -> None:
+    def write(self, status: Mapping[str, Any]) -> None:
         """Write it when it changed; readers see the old or the new one. Any thread."""
         text = json.dumps(status)
         with self._guard:

@@ -63,7 +63,10 @@ def fingerprint(paths: Iterable[RelPath]) -> str:
 
 
 class Deletions:
-    """The guard of one working copy. ``held`` may be read by any thread."""
+    """The guard of one working copy. ``held`` may be read by any thread.
+
+    ``bound`` is what may go unexplained; the engine changes it with the configuration.
+    """
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class Deletions:
         self._index = index
         self._scanner = scanner
         self._marks = marks
-        self._bound = bound
+        self.bound = bound
         self._now = now
         self._believed: set[RelPath] = set()
         self._remembered: Set[RelPath] = frozenset()
@@ -161,7 +164,7 @@ class Deletions:
         """Return what has no explanation; all that has none while anything is held or waits."""
         if not self._unexplained(fresh):
             return set()
-        bound = 0 if known or self._waiting else self._bound.of(self._index.count())
+        bound = 0 if known or self._waiting else self.bound.of(self._index.count())
         believed = self._believed | self._settled
         return rule(fresh, believed, self._index.beneath, arrived(found), bound)
 
@@ -192,7 +195,7 @@ class Deletions:
         self._load()
         if kept - before:
             for problem in self.held.problems():
-                log.error(problem.text)
+                log.error(problem.text, extra={"event": "deletions held"})
         else:
             log.info("fewer deletions are held", extra={"held": self.held.count})
 

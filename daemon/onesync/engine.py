@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pathspec import PathSpec
 
@@ -27,6 +25,7 @@ from onesync.core.guard import Bound
 from onesync.core.model import Problem, RelPath, show
 from onesync.core.ordering import DATA, PublishOrder
 from onesync.core.trouble import Reaction, judge, pause_seconds
+from onesync.core.view import age_text
 from onesync.cut import Cuts
 from onesync.deletions import Deletions, Held
 from onesync.deploy import Deploy
@@ -45,6 +44,7 @@ from onesync.errors import (
     Suspended,
     WorkingCopyLost,
 )
+from onesync.expiry import Expiry
 from onesync.heartbeat import Heartbeat
 from onesync.index import Index
 from onesync.lock import Lock
@@ -52,6 +52,7 @@ from onesync.manifest import Manifest
 from onesync.marks import Marks
 from onesync.mount import Mount
 from onesync.only_copies import OnlyCopies
+from onesync.orders import Flushed, Orders
 from onesync.replica.door import Replica
 from onesync.replica.leased import leased
 from onesync.scanner import Scanner
@@ -61,6 +62,8 @@ from onesync.unverified import Unverified
 from onesync.watcher import Watcher, choose_watcher
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _HANDOVER_SECONDS = 60.0
 _DRAIN_SECONDS = 30.0
@@ -87,27 +90,6 @@ class Observer(Events, Protocol):
 
     def alive(self) -> None:
         """The engine goes on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flushed:
-    """The answer to a flush: committed, but for the problems."""
-
-    problems: list[str]
-
-
-@dataclass(slots=True)
-class _Requests:
-    """What other threads asked for; ``hurry`` ends the pause between batches."""
-
-    stop: threading.Event = field(default_factory=threading.Event)
-    handover: threading.Event = field(default_factory=threading.Event)
-    suspect: threading.Event = field(default_factory=threading.Event)
-    hurry: threading.Event = field(default_factory=threading.Event)
-    doubted: set[RelPath] = field(default_factory=set)
-    accepted: set[RelPath] = field(default_factory=set)
-    flushes: list[Future[Flushed]] = field(default_factory=list)
-    guard: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Engine:
@@ -144,7 +126,9 @@ class Engine:
             index,
             lambda path: len(excluded) > 0 and excluded.match_file(os.fsdecode(path)),
         )
-        self._requests = _Requests()
+        self._orders = Orders()
+        self._expiry = Expiry(settings.deployment, index, clock)
+        self._paused_until = 0.0
         self._watcher: Watcher | None = None
         self._is_watching = False
         self._heartbeat: Heartbeat | None = None
@@ -158,9 +142,10 @@ class Engine:
             clock,
             lambda path: self._order.group_of(path, is_database=False) != DATA,
         )
-        guards = settings.guards
-        bound = Bound(guards.unexplained_deletions, guards.unexplained_percent)
-        self._deletions = Deletions(index, self._scanner, self.marks, bound, clock.boottime)
+        self._deletions = Deletions(
+            index, self._scanner, self.marks, _bound(settings), clock.boottime
+        )
+        self._batches: Batches | None = None
         self._deployment = Deploy(
             settings,
             self._replica,
@@ -183,28 +168,49 @@ class Engine:
 
     def stop(self) -> None:
         """Flush and undeploy."""
-        self._requests.stop.set()
-        self._requests.hurry.set()
+        self._orders.stop.set()
+        self._orders.hurry.set()
         self.marks.arrived.set()
 
     def handover(self) -> None:
         """Flush as far as quickly possible and leave with the lock kept."""
-        self._requests.handover.set()
+        self._orders.handover.set()
         self.stop()
 
     def ask_flush(self) -> Future[Flushed]:
         """Commit all that reached the working copy before this call."""
-        future: Future[Flushed] = Future()
-        with self._requests.guard:
-            self._requests.flushes.append(future)
-            self._requests.hurry.set()
+        future = self._orders.ask_flush()
         self.marks.arrived.set()
         return future
 
+    def ask(self, act: Callable[[], T]) -> Future[T]:
+        """Let ``act`` be called by the engine's thread between two batches."""
+        future = self._orders.ask(act)
+        self.marks.arrived.set()
+        return future
+
+    def pause(self, seconds: float) -> None:
+        """Push nothing for so long, but for flushes; 0 goes on. Engine's thread (``ask``)."""
+        self._paused_until = self._clock.boottime() + seconds if seconds else 0.0
+        log.info("paused" if seconds else "goes on", extra={"seconds": seconds})
+
+    def extend(self, until: float | None, seconds: float) -> float:
+        """Put the deployment's end off (``Expiry.extend``). Engine's thread (``ask``)."""
+        return self._expiry.extend(until, seconds)
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Follow what changed in the configuration. Engine's thread (``ask``)."""
+        self._settings = settings
+        self._deletions.bound = _bound(settings)
+        self._expiry.reconfigure(settings.deployment)
+        self.marks.reconfigure(settings.batch.settle_seconds, settings.batch.max_delay_seconds)
+        if self._batches is not None:
+            self._batches.round_seconds = settings.push.round_seconds
+
     def doubt(self, path: RelPath) -> None:
         """Let the next flush send ``path`` anew: OneData's copy was found damaged."""
-        with self._requests.guard:
-            self._requests.doubted.add(path)
+        with self._orders.guard:
+            self._orders.doubted.add(path)
 
     def accept_deletions(self, shown: str) -> int | None:
         """Let go what is held, if it is what a person was shown (``Held.fingerprint``).
@@ -214,8 +220,8 @@ class Engine:
         held = self.held
         if held.fingerprint() != shown:
             return None
-        with self._requests.guard:
-            self._requests.accepted |= held.paths
+        with self._orders.guard:
+            self._orders.accepted |= held.paths
         self.marks.arrived.set()
         return held.count
 
@@ -231,9 +237,15 @@ class Engine:
         found = sorted(merged.values(), key=lambda problem: problem.path)
         return trouble + self.held.problems() + found
 
+    def is_ending(self) -> bool:
+        """Return whether the deployment is on its way out; any thread."""
+        return self._orders.stop.is_set()
+
     def is_at_rest(self) -> bool:
         """Return whether nothing happens before something is marked or asked for; any thread."""
-        return self.phase == "syncing" and not len(self.marks) and not self._requests.flushes
+        if self._orders.flushes:
+            return False
+        return self.phase == "paused" or (self.phase == "syncing" and not len(self.marks))
 
     def glance(self) -> None:
         """Notice that the mount is gone; asks the kernel's table, never the mount."""
@@ -243,7 +255,7 @@ class Engine:
 
     def conditions(self) -> list[Problem]:
         """Return what is wrong with this node as a whole, while everything else goes on."""
-        found = (self._deployment.absent, self._unwatched())
+        found = (self._deployment.absent, self._unwatched(), self._expiry.problem(), self._paused())
         return [problem for problem in found if problem is not None]
 
     def polled(self) -> int:
@@ -253,6 +265,29 @@ class Engine:
     def watches(self) -> int:
         """Return the number of kernel watches."""
         return self._watcher.watches() if self._watcher is not None else 0
+
+    def expires_at(self) -> float | None:
+        """Return when the deployment ends by itself, in seconds since 1970."""
+        return self._expiry.at
+
+    def paused_until(self) -> float | None:
+        """Return until when nothing is pushed, in seconds since 1970; None where it is."""
+        left = self._pause_left()
+        return self._clock.wall_ns() / 1e9 + left if left else None
+
+    def _pause_left(self) -> float:
+        return max(0.0, self._paused_until - self._clock.boottime())
+
+    def _paused(self) -> Problem | None:
+        left = self._pause_left()
+        if not left:
+            return None
+        text = (
+            f"Nothing is pushed for another {age_text(left)}, for somebody paused it: what changes"
+            " is in the working directory only. 'onesync resume' goes on at once, 'onesync flush'"
+            " pushes what there is, and a stop does."
+        )
+        return Problem(b"", "paused", text)
 
     def _unwatched(self) -> Problem | None:
         count = self.polled()
@@ -288,7 +323,7 @@ class Engine:
         if error is None:
             return
         if judge(error).is_suspicious:
-            self._requests.suspect.set()
+            self._orders.suspect.set()
             self.mount.up = False  # until the engine has looked itself
         self.marks.arrived.set()
 
@@ -301,6 +336,8 @@ class Engine:
         self._set_phase("starting")
         if self._index.get("staged") is not None:
             self._find_copy()
+        else:
+            self._expiry.refuse_past()
         self.mount.look()
         try:
             self.mount.refuse_newer()
@@ -320,7 +357,7 @@ class Engine:
         finally:
             self._end_threads()
             self._deletions.remember()
-            self._answer_flushes(OnesyncError("onesync is stopping"))
+            self._orders.end(OnesyncError("onesync is stopping"))
 
     def _find_copy(self) -> None:
         """Make sure of the working copy that was staged in, or give it up where that is wanted."""
@@ -356,7 +393,7 @@ class Engine:
         self._observer.alive()
         if self._index.get("staged") is not None:
             self._clock.sleep(seconds)
-        elif self._clock.wait(self._requests.stop, seconds):
+        elif self._clock.wait(self._orders.stop, seconds):
             raise StopRequested
 
     # -- deploying ------------------------------------------------------------------------------
@@ -375,12 +412,14 @@ class Engine:
         self._heartbeat.start()
         try:
             self._set_phase("staging_in")
-            return self._deployment.take_over(epoch)
+            self._batches = self._deployment.take_over(epoch)
         except BaseException as error:
             self._end_threads()
             if isinstance(error, StopRequested | Halted | ConfigurationError):
                 self._withdraw()
             raise
+        self._expiry.begin(self.lock.state().deployment_id)
+        return self._batches
 
     def _lane_mount(self) -> Mount:
         """Return the mount as the lock's own lane knows it."""
@@ -478,7 +517,7 @@ class Engine:
     def _on_staged(self, done: int, total: int) -> None:
         self._observer.advanced(done, total)
         self._observer.alive()
-        if self._requests.stop.is_set():
+        if self._orders.stop.is_set():
             raise StopRequested
         self._may_write()
 
@@ -499,42 +538,75 @@ class Engine:
         failures = 0
         self._ended = -self._settings.batch.min_interval_seconds
         rescan = self._clock.boottime() + self._settings.batch.rescan_seconds
-        while not self._requests.stop.is_set():
+        while not self._orders.stop.is_set():
             self._wait(batches, failures)
+            self._orders.carry_out()
+            if self._is_over():
+                return
+            if self._rests():
+                continue
             if self._clock.boottime() >= rescan:
                 rescan = self._clock.boottime() + self._settings.batch.rescan_seconds
                 self._rescan("interval")
             failures = self._step(batches, failures)
             self._ended = self._clock.boottime()
 
+    def _is_over(self) -> bool:
+        """Whether the deployment's time is over; tells ahead of it."""
+        self._expiry.warn()
+        if not self._expiry.is_over():
+            return False
+        log.warning("the deployment's time is over, it is undeployed")
+        self.stop()
+        return True
+
+    def _rests(self) -> bool:
+        """Whether somebody paused it, and nobody asks for a flush."""
+        if not self._pause_left() or self._orders.flushes:
+            return False
+        self._set_phase("paused")
+        return True
+
     def _wait(self, batches: Batches, failures: int) -> None:
         """Wait for work, for the next try, or for a tick."""
         self._observer.alive()
         if failures:
-            self._clock.wait(self._requests.stop, pause_seconds(self._reaction, failures))
+            self._clock.wait(self._orders.stop, pause_seconds(self._reaction, failures))
             return
-        if self._requests.flushes or batches.is_behind():
+        if self._orders.flushes:
+            return
+        if (left := self._pause_left()) > 0:
+            self._orders.hurry.clear()
+            if not self._orders.are_there():
+                self._clock.wait(self._orders.hurry, min(left, self._tick(batches)))
+            return
+        if batches.is_behind():
             return
         pause = self._settings.batch.min_interval_seconds
         rest = max(0.0, self._ended + pause - self._clock.boottime())
         due = rest if batches.awaits() else self.marks.next_due()
-        ticks = (_TICK_SECONDS, self._settings.batch.rescan_seconds, batches.unverified.next_due())
-        tick = min(seconds for seconds in ticks if seconds is not None)
+        tick = self._tick(batches)
         patience = tick if due is None else min(tick, max(due, rest))
         self._clock.wait(self.marks.arrived, patience)
         self.marks.arrived.clear()
         self._observer.alive()
         due = self.marks.next_due()
-        if due is not None and not self._requests.flushes:
+        if due is not None and not self._orders.flushes:
             rest = max(0.0, self._ended + pause - self._clock.boottime())
-            self._clock.wait(self._requests.hurry, max(rest, min(pause, due), 0.05))
+            self._clock.wait(self._orders.hurry, max(rest, min(pause, due), 0.05))
+
+    def _tick(self, batches: Batches) -> float:
+        """Return after how many seconds there is something to do though nothing changed."""
+        due = (batches.unverified.next_due(), self._expiry.next_due())
+        regular = min(_TICK_SECONDS, self._settings.batch.rescan_seconds)
+        return min([regular, *(seconds for seconds in due if seconds is not None)])
 
     def _step(self, batches: Batches, failures: int) -> int:
         """Do one batch or the flushes asked for; returns the failures in a row."""
         try:
             self._look_again(batches)
             self._take_accepted()
-            if self._requests.flushes:
+            if self._orders.flushes:
                 self._flush(batches)
             else:
                 self._may_write()
@@ -544,7 +616,7 @@ class Engine:
         except LockLost:
             raise
         except (Halted, ConfigurationError, IndexDamaged) as error:
-            self._answer_flushes(error)
+            self._orders.refuse(error)
             raise
         except (OSError, OnesyncError) as error:
             return self._failed(batches, error, failures)
@@ -557,8 +629,8 @@ class Engine:
 
     def _look_again(self, batches: Batches) -> None:
         """Look whether the mount is there, where somebody met it in trouble meanwhile."""
-        if self._requests.suspect.is_set():
-            self._requests.suspect.clear()
+        if self._orders.suspect.is_set():
+            self._orders.suspect.clear()
             batches.suspect()
         if not self.mount.up:
             self._may_write()
@@ -571,7 +643,7 @@ class Engine:
         if failures == 0 or failures % 10 == 0:
             reason = judge(error).text
             log.warning("not pushed, tried again", extra={"reason": reason, "tries": failures})
-        self._answer_flushes(error)
+        self._orders.refuse(error)
         return failures + 1
 
     def _meet(self, batches: Batches, error: Exception) -> None:
@@ -586,18 +658,17 @@ class Engine:
             batches.suspect()
 
     def _flush(self, batches: Batches) -> None:
-        with self._requests.guard:
-            asked, self._requests.flushes = self._requests.flushes, []
-            self._requests.hurry.clear()
-            doubted, self._requests.doubted = self._requests.doubted, set()
+        asked = self._orders.take_flushes()
+        with self._orders.guard:
+            doubted, self._orders.doubted = self._orders.doubted, set()
         try:
             for path in doubted:
                 self._index.doubt(path)
             self._rescan("flush")
             batches.clean()
         except BaseException:
-            with self._requests.guard:
-                self._requests.flushes += asked
+            with self._orders.guard:
+                self._orders.flushes += asked
             raise
         left = [f"{show(path)} changes all the time." for path in sorted(batches.left)]
         answer = Flushed([problem.text for problem in self.problems()] + left)
@@ -605,18 +676,11 @@ class Engine:
             future.set_result(answer)
 
     def _take_accepted(self) -> None:
-        with self._requests.guard:
-            accepted, self._requests.accepted = self._requests.accepted, set()
+        with self._orders.guard:
+            accepted, self._orders.accepted = self._orders.accepted, set()
         if accepted:
             log.warning("held deletions were accepted", extra={"tops": len(accepted)})
             self._deletions.accept(accepted)
-
-    def _answer_flushes(self, error: Exception) -> None:
-        with self._requests.guard:
-            asked, self._requests.flushes = self._requests.flushes, []
-            self._requests.hurry.clear()
-        for future in asked:
-            future.set_exception(error)
 
     def _rescan(self, reason: str) -> None:
         # Before the marks of single paths go: they name what a lost copy had not sent yet.
@@ -633,7 +697,7 @@ class Engine:
 
     def _leave(self, batches: Batches) -> Exit:
         """Flush, then keep or release the deployment."""
-        handed_over = self._requests.handover.is_set()
+        handed_over = self._orders.handover.is_set()
         keep = handed_over or self._keeps_at_shutdown()
         self._set_phase("flushing")
         try:
@@ -731,6 +795,10 @@ class Engine:
 
     def _release_old(self) -> None:
         self.lock.release_earlier(self._index.get("undeployed"))
+
+
+def _bound(settings: Settings) -> Bound:
+    return Bound(settings.guards.unexplained_deletions, settings.guards.unexplained_percent)
 
 
 def _mount_failed(error: OSError) -> OnesyncError:

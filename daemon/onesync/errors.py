@@ -38,6 +38,21 @@ class Exit(IntEnum):
     CONFIGURATION = 78
 
 
+MEANINGS = {
+    Exit.CLEAN: "undeployed clean, or handed over",
+    Exit.UNEXPECTED: "anything unexpected, also a full or damaged `state_dir`, which the sentence"
+    " says; systemd tries again",
+    Exit.FLUSH_NOT_FINISHED: "final flush not finished; lock and local data kept, start again on"
+    " this node",
+    Exit.DEPLOYED_ELSEWHERE: "the folder is deployed elsewhere",
+    Exit.LOCK_LOST: "the lock was lost; nothing more is written, local data kept",
+    Exit.HALTED: "halted, a person must decide; the sentence says what",
+    Exit.MOUNT_NOT_THERE: "the mount is not there; systemd tries again, without a limit",
+    Exit.CONFIGURATION: "bad configuration, nothing was changed",
+}
+"""What people are told of each, in README and manual page."""
+
+
 class OnesyncError(Exception):
     """A failure that a person reads: what happened, what is safe, what to do."""
 

@@ -1,4 +1,4 @@
-"""Where Prometheus finds the metrics: the server that it scrapes, and a last file at exit."""
+"""Where the world looks: the server for Prometheus and browsers, and a last file at exit."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
 
+from onesync.core.page import POLICY
 from onesync.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import ssl
 
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,12 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _EXHAUSTED_SECONDS = 0.5
 _PATIENCE_SECONDS = 30.0
 """Who connects and then says nothing is let go after so long."""
+_GUARDS = [
+    ("Content-Security-Policy", POLICY),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-store"),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,7 @@ class _Scrape(WSGIRequestHandler):
 
 
 class Exposition:
-    """The server that Prometheus scrapes."""
+    """The server that Prometheus scrapes, and where a browser finds the page."""
 
     def __init__(
         self,
@@ -125,11 +132,13 @@ class Exposition:
         listen: str,
         tls: Tls | None = None,
         refresh: Callable[[], None] = lambda: None,
+        page: Callable[[], bytes] = lambda: b"",
     ) -> None:
         """Serve at HOST:PORT; ``refresh`` brings the metrics up to date before each scrape.
 
-        It is called in the scrape's own thread. Raises ConfigurationError when the address is not
-        to be had, or the files for TLS are no good.
+        Both it and ``page``, which returns an HTML document, are called in the thread of who asks.
+        Raises ConfigurationError when the address is not to be had, or the files for TLS are no
+        good.
         """
         host, _, port = listen.rpartition(":")
         if tls is not None:
@@ -147,7 +156,7 @@ class Exposition:
             refresh()
             return cast("Iterable[bytes]", scraped(environ, start))
 
-        self._server.set_app(refreshed)
+        self._server.set_app(_by_path(refreshed, page))
         self._thread = Thread(target=self._server.serve_until_closed, name="metrics", daemon=True)
         self._thread.start()
 
@@ -163,6 +172,26 @@ class Exposition:
             self._server.socket.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
         self._thread.join()
+
+
+def _by_path(metrics: WSGIApplication, page: Callable[[], bytes]) -> WSGIApplication:
+    """Return what answers: the metrics, the page, or that there is nothing else."""
+
+    def answered(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        if path == "/metrics":
+            return metrics(environ, start)
+        status, headers, body = "200 OK", [("Content-Type", "text/html; charset=utf-8")], b""
+        if path != "/":
+            status, headers = "404 Not Found", []
+        elif method not in ("GET", "HEAD"):
+            status, headers = "405 Method Not Allowed", [("Allow", "GET, HEAD")]
+        else:
+            body = page()
+        start(status, [*headers, *_GUARDS, ("Content-Length", str(len(body)))])
+        return [] if method == "HEAD" else [body]
+
+    return answered
 
 
 def _refuse_bad_files(tls: Tls) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
@@ -54,7 +54,9 @@ def held_deletions(settings: Settings) -> tuple[list[RelPath], str]:
     return paths, fingerprint(tops)
 
 
-def verify_folder(settings: Settings, content: bool) -> list[Finding]:
+def verify_folder(
+    settings: Settings, content: bool, advanced: Callable[[int, int], None]
+) -> list[Finding]:
     """Compare working copy, manifest and replica; ``content`` reads every byte.
 
     The working copy is compared while it is deployed. What the daemon has not pushed yet counts as
@@ -63,7 +65,7 @@ def verify_folder(settings: Settings, content: bool) -> list[Finding]:
     path = settings.state_dir / "index.sqlite"
     excluded = PathSpec.from_lines("gitignore", settings.push.exclude)
     with opened(settings) as replica, ThreadPoolExecutor(settings.push.workers) as pool:
-        verification = Verification(replica, _tree(replica), pool, content)
+        verification = Verification(replica, _tree(replica), pool, content, advanced)
         findings = list(verification.of_replica())
         if path.exists():
             with closing(Index(path, readonly=True)) as index:
@@ -75,7 +77,9 @@ def verify_folder(settings: Settings, content: bool) -> list[Finding]:
         return findings
 
 
-def find_damage(settings: Settings) -> tuple[list[Finding], list[Finding]]:
+def find_damage(
+    settings: Settings, advanced: Callable[[int, int], None]
+) -> tuple[list[Finding], list[Finding]]:
     """Read everything in OneData and return what is damaged there.
 
     Returns two lists: what the working copy has as the manifest says, or has changed since, and so
@@ -88,7 +92,8 @@ def find_damage(settings: Settings) -> tuple[list[Finding], list[Finding]]:
         closing(Index(settings.state_dir / "index.sqlite", readonly=True)) as index,
     ):
         tree = _tree(replica)
-        damaged = [f for f in Verification(replica, tree, pool, True).of_replica() if f.is_damage]
+        verification = Verification(replica, tree, pool, True, advanced)
+        damaged = [finding for finding in verification.of_replica() if finding.is_damage]
         mendable = [f for f in damaged if _has_good_copy(root, f.path, tree[f.path], index)]
     return mendable, [finding for finding in damaged if finding not in mendable]
 

@@ -36,6 +36,12 @@ class Marks:
         self.arrived = threading.Event()
         self.overflows = 0
 
+    def reconfigure(self, settle_seconds: float, max_delay_seconds: float) -> None:
+        """Let paths settle, and wait at most, for so long from now on."""
+        with self._guard:
+            self._dirty.reconfigure(settle_seconds, max_delay_seconds)
+        self.arrived.set()
+
     def changed(self, path: RelPath) -> None:
         """Mark one path, and the database that it is a sidecar of (watcher)."""
         base = database_of(path)

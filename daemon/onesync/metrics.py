@@ -30,8 +30,8 @@ from onesync.core.trouble import judge
 from onesync.errors import Exit, LocalError
 
 PHASES = (
-    "starting", "locking", "staging_in", "syncing", "backing_off", "suspended", "flushing",
-    "cleaning", "halted", "fenced", "stopped",
+    "starting", "locking", "staging_in", "syncing", "backing_off", "suspended", "paused",
+    "flushing", "cleaning", "halted", "fenced", "stopped",
 )  # fmt: skip
 
 _CALLS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 120)
@@ -150,6 +150,9 @@ class Metrics:
         build.info({"version": __version__})
         self._info = Info("onesync_folder", "The folder that is deployed", registry=self.registry)
         self._info.info({"folder": self._folder, "folder_id": ""})
+        self.expiry = self._gauge(
+            "expiry_timestamp_seconds", "When the deployment ends by itself; 0: never"
+        )
         self.phase = Enum("onesync_phase", "Phase", states=PHASES, registry=self.registry)
         self.done_files = self._gauge("phase_done_files", "Files of the phase that are done")
         self.known_files = self._gauge("phase_known_files", "Files of the phase in all")
@@ -282,6 +285,7 @@ class Metrics:
         self.pending_paths.set(status["pending_paths"])
         self.pending_bytes.set(status["pending_bytes"])
         self.oldest_unsynced_timestamp.set(status["oldest_unsynced_at"] or 0)
+        self.expiry.set(status["expires_at"] or 0)
         self.mount_up.set(status["mount"]["up"])
         self.epoch.set(status["epoch"] or 0)
         self.lock_held.set(status["lock"] is not None)

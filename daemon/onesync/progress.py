@@ -6,6 +6,8 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from onesync.systemd import Notifier
@@ -17,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _STATUS_SECONDS = 1.0
 _LOG_SECONDS = 10.0
+_LOOK_SECONDS = 0.3
 
 
 class Progress:
@@ -59,8 +62,9 @@ class Progress:
             if now - self._shown < _STATUS_SECONDS and done != total:
                 return
             self._shown = now
-            size = f"{self._copied / 1e6:,.0f} MB"
-            self._notifier.status(f"{self._phase.replace('_', ' ')}: {done} of {total}, {size}")
+            size = f"{self._copied / 1e6:,.0f} MB" if self._copied else ""
+            told = f"{self._phase.replace('_', ' ')}: {done} of {total}"
+            self._notifier.status(f"{told}, {size}" if size else told)
             if self._bar is not None:
                 self._draw(self._bar, done, total, size)
             elif now - self._logged >= _LOG_SECONDS:
@@ -93,6 +97,42 @@ class Progress:
         if self._bar is not None and self._bar.tasks:
             self._bar.stop()
             self._bar.remove_task(self._bar.tasks[0].id)
+
+
+@contextmanager
+def shown(phase: str) -> Iterator[Callable[[int, int], None]]:
+    """Show on a terminal how far a command is; yields what is told ``done`` of ``total`` files."""
+    progress = Progress(Notifier())
+    progress.phase(phase)
+    try:
+        yield progress.advanced
+    finally:
+        progress.end()
+
+
+@contextmanager
+def following(look: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    """Show on a terminal how a daemon's backlog shrinks, as its status documents tell."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=_follow, args=(look, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _follow(look: Callable[[], Mapping[str, Any]], ended: threading.Event) -> None:
+    most = 0
+    with shown("flush") as advanced:
+        while not ended.wait(_LOOK_SECONDS):
+            pending = look()["pending_paths"]
+            most = max(most, pending)
+            advanced(most - pending, most)
 
 
 def _make_bar() -> Bar:

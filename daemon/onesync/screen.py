@@ -7,17 +7,19 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from math import ceil
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from onesync.core.diagnosis import Check, Verdict, summary
 from onesync.core.model import printable
-from onesync.core.view import Look, Tone, View, is_moving, view_of
+from onesync.core.view import Look, Tone, View, is_moving, rows_of, view_of
 
 _STYLES = {
     Tone.GOOD: "green",
@@ -63,6 +65,37 @@ def watch(look: Callable[[], Look], interval: float) -> None:
             return
         with Live(console=console, auto_refresh=False) as live:
             _follow(look, interval, lambda text: live.update(text, refresh=True))
+
+
+def watch_files(ask: Callable[[], Mapping[str, Any]], interval: float, *, is_once: bool) -> None:
+    """Show the files on their way (control command ``flights``), until Ctrl-C or once."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = _console()
+    if is_once:
+        console.print(_table(ask()), soft_wrap=True)
+        return
+    with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(_table(ask()), refresh=True)
+            time.sleep(interval)
+
+
+def _table(found: Mapping[str, Any]) -> Table:
+    others = found["others"]
+    told = ", ".join(f"{count} {name}" for name, count in sorted(others.items())) or "none"
+    table = Table(
+        box=None,
+        title=f"{len(found['files'])} files on their way, other calls: {told}",
+        title_justify="left",
+        pad_edge=False,
+    )
+    for name in ("way", "moved", "for", "rate"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("file", overflow="fold")
+    for row in rows_of(found["files"]):
+        cells = (row.way, row.moved, row.seconds, row.rate, row.path)
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
 
 
 def _follow(look: Callable[[], Look], interval: float, draw: Callable[[Text], None]) -> None:

@@ -18,7 +18,8 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from onesync.core.claims import (
     encode_remembered,
 )
 from onesync.core.model import Problem, RelPath, show
+from onesync.core.page import page
+from onesync.core.view import Look
 from onesync.engine import Engine
 from onesync.errors import (
     ConfigurationError,
@@ -51,9 +54,10 @@ from onesync.local import give_memory_back, use_one_heap
 from onesync.lock import Claimant, Lock
 from onesync.metrics import Metrics, last_word
 from onesync.progress import Progress
+from onesync.recent import Recent
 from onesync.replica.children import ChildrenReplica
-from onesync.settings import Settings
-from onesync.systemd import STOP_SIGNALS, Notifier, shutdown_job
+from onesync.settings import Reloaded, Settings, reloaded
+from onesync.systemd import RELOAD_SIGNAL, STOP_SIGNALS, Notifier, shutdown_job
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,8 @@ _PROCESSES = 2
 _WAKE = signal.SIGUSR1
 """What wakes main up where nobody asks for a stop: something changed that the status tells."""
 _TICK_SECONDS = 0.5
+_ANSWER_SECONDS = 10.0
+"""Who asks for something is told after so long that it comes later."""
 _PUBLISHING_SHARE = 0.05
 """So much of the time the status takes at most while something is pending."""
 _FOREVER = 86_400.0
@@ -77,9 +83,13 @@ _NAMED_PATHS = 20
 class Service:
     """One deployment's daemon."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Build the parts; no mount is touched. Raises an OnesyncError."""
+    def __init__(self, settings: Settings, load_anew: Callable[[], Settings]) -> None:
+        """Build the parts; no mount is touched. Raises an OnesyncError.
+
+        ``load_anew`` reads the configuration once more; it raises ConfigurationError.
+        """
         self._settings = settings
+        self._load_anew = load_anew
         self._clock = SystemClock()
         self._owner = _own_state_dir(settings.state_dir)
         patience = settings.mount.io_timeout_seconds
@@ -98,6 +108,7 @@ class Service:
         self._status_file = StatusFile(settings.state_dir)
         self._fatal: Problem | None = None
         self._last_checkpoint: dict[str, Any] | None = None
+        self._recent = Recent(self._clock)
         self._alive_at = time.monotonic()
         self._textfile: Textfile | None = None
         if settings.metrics.textfile_dir is not None:
@@ -107,6 +118,7 @@ class Service:
         self._flushing_since: float | None = None
         self._main = threading.main_thread().ident
         self._is_resting = False
+        self._is_told_ending = False
         self._was_at_rest = False
         self._rests_since = float("inf")
         self._is_retired = False
@@ -128,7 +140,7 @@ class Service:
 
     def run(self) -> Exit:
         """Deploy, sync, undeploy; returns the exit code. Main thread."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {_WAKE})
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {_WAKE, RELOAD_SIGNAL})
         use_one_heap()
         # Descriptors keep new files readable until they are pushed (pins).
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -139,8 +151,12 @@ class Service:
             {
                 "status": self._on_status,
                 "flush": self._on_flush,
+                "pause": self._on_pause,
+                "extend": self._on_extend,
+                "reload": self._on_reload,
                 "doubt": self._on_doubt,
                 "find": self._on_find,
+                "flights": self._on_flights,
                 "accept_deletions": self._on_accept_deletions,
                 "handover": self._on_handover,
             },
@@ -148,19 +164,20 @@ class Service:
         control.start()
         threading.Thread(target=self._live, name="engine", daemon=True).start()
         threading.Thread(target=self._watch_mounts, name="mounts", daemon=True).start()
-        stopping = False
+        asked = False
         while not self._outcome.done():
-            came = _signal_came(self._patience(stopping))
+            came = _signal_came(self._patience(ending=self._engine.is_ending()))
             self._is_resting = False
             if came in STOP_SIGNALS:
-                if stopping:
+                if asked:
                     log.error("second signal: left at once, lock and local data kept")
                     self._end(Exit.FLUSH_NOT_FINISHED)
-                stopping = True
-                self._notifier.stopping()
+                asked = True
                 self._engine.stop()
+            elif came == RELOAD_SIGNAL:
+                self._reload()
             self._retire()
-            self._tick(stopping)
+            self._tick(ending=self._engine.is_ending())
         code = self._outcome.result()
         self._leave_word(code)
         self._leave_textfile(code, exposition.port)
@@ -171,22 +188,24 @@ class Service:
         return code
 
     def _expose(self) -> Exposition:
-        """Serve the metrics; raises ConfigurationError."""
+        """Serve the metrics and the page; raises ConfigurationError."""
         wanted = self._settings.metrics
         tls = None
         if wanted.tls_certificate is not None and wanted.tls_key is not None:
             tls = Tls(wanted.tls_certificate, wanted.tls_key, wanted.tls_client_authorities)
-        found = Exposition(self._metrics.registry, wanted.listen, tls, self._update_metrics)
+        found = Exposition(
+            self._metrics.registry, wanted.listen, tls, self._update_metrics, self._page
+        )
         if self._textfile is not None:
             self._textfile.remove()
         return found
 
-    def _patience(self, stopping: bool) -> float:
+    def _patience(self, *, ending: bool) -> float:
         """Return the seconds after which main has something to do though nobody wakes it."""
         self._is_resting = True  # before the look, or what changes just now wakes nobody
         was_at_rest, self._was_at_rest = self._was_at_rest, self._engine.is_at_rest()
         # Not at the first look: the rest has to be published too.
-        if stopping or not (was_at_rest and self._was_at_rest):
+        if ending or not (was_at_rest and self._was_at_rest):
             self._rests_since = time.monotonic()
             return max(_TICK_SECONDS, self._published_seconds / _PUBLISHING_SHARE)
         due = self._notifier.next_due()
@@ -224,7 +243,7 @@ class Service:
                 changes.poll()
                 self._engine.glance()
 
-    def _tick(self, stopping: bool) -> None:
+    def _tick(self, *, ending: bool) -> None:
         self._engine.glance()  # what changed while the engine looked itself
         silent = time.monotonic() - self._alive_at
         if silent < _WEDGED_SECONDS:
@@ -232,18 +251,31 @@ class Service:
         # Every bounded wait is shorter than this, and work that advances starts it anew. A stop
         # counts from the signal on: the batch under way must end before the final flush begins.
         patience = _PATIENCE_SECONDS + 2 * self._settings.mount.io_timeout_seconds
-        if (stopping or self._engine.phase in _STARTING) and silent < patience:
+        if ending and not self._is_told_ending:
+            self._is_told_ending = True
+            self._notifier.stopping()
+        if (ending or self._engine.phase in _STARTING) and silent < patience:
             self._notifier.extend(patience)
         self._publish()
 
     def _publish(self) -> None:
         began = time.monotonic()
-        self._status_file.write(self.status())
+        self._status_file.write(self._look().document)
         self._published_seconds = time.monotonic() - began
 
     def _update_metrics(self) -> None:
         engine = self._engine
         self._metrics.update(self.status(), engine.marks.overflows, engine.mount.folder_id)
+
+    def _look(self) -> Look:
+        """Return the status as of now, noted for the page."""
+        look = Look(self.status(), time.time(), True)
+        self._recent.looked(look)
+        return look
+
+    def _page(self) -> bytes:
+        look = self._look()
+        return page(self._settings.metrics.folder, look, self._recent.past(look))
 
     def _leave_word(self, code: Exit) -> None:
         self._engine.phase = {Exit.CLEAN: "stopped", Exit.LOCK_LOST: "fenced"}.get(code, "halted")
@@ -270,7 +302,8 @@ class Service:
         try:
             code = self._engine.live()
         except OnesyncError as error:
-            log.error(str(error))  # noqa: TRY400 - a sentence for a person, not a trace
+            told = {"event": "ended", "kind": type(error).__name__, "code": int(error.code)}
+            log.error(str(error), extra=told)  # noqa: TRY400 - a sentence for a person, not a trace
             self._fatal = Problem(b"", type(error).__name__, str(error))
             code = error.code
             if isinstance(error, IndexDamaged):
@@ -285,11 +318,13 @@ class Service:
         """Count a batch."""
         self._metrics.pushed_files.inc(files)
         self._metrics.pushed_bytes.inc(size)
+        self._recent.pushed(files, size)
 
     def committed(self, name: str, wall_seconds: float) -> None:
         """Remember the newest checkpoint."""
         self._last_checkpoint = {"name": name, "at": wall_seconds}
         self._metrics.last_checkpoint_timestamp.set(wall_seconds)
+        self._recent.committed(name)
 
     def differed(self, files: int) -> None:
         """Count files that did not arrive."""
@@ -307,6 +342,7 @@ class Service:
     def synced(self, seconds: float, waited: Sequence[float]) -> None:
         """Count what a batch took, and what waited for it."""
         self._metrics.synced(seconds, waited)
+        self._recent.synced(seconds, max(waited, default=0.0))
 
     def phase_changed(self, phase: str) -> None:
         """Tell systemd; the first time that the folder is synced is its start."""
@@ -364,6 +400,50 @@ class Service:
             return {"ok": False, "reason": str(error)}
         return {"ok": True, "problems": flushed.problems}
 
+    def _on_pause(self, request: dict[str, Any]) -> dict[str, Any]:
+        seconds = float(request.get("seconds", 0))
+        return self._asked(lambda: self._engine.pause(seconds))
+
+    def _on_extend(self, request: dict[str, Any]) -> dict[str, Any]:
+        until = request.get("until")
+        at = None if until is None else float(until)
+        seconds = float(request.get("seconds", 0))
+        return self._asked(lambda: {"until": self._engine.extend(at, seconds)})
+
+    def _on_reload(self, _: dict[str, Any]) -> dict[str, Any]:
+        try:
+            found = reloaded(self._settings, self._load_anew())
+        except ConfigurationError as error:
+            return {"ok": False, "reason": str(error)}
+        told = {"applied": found.applied, "restart": found.restart}
+        return self._asked(lambda: self._follow(found)) | told
+
+    def _reload(self) -> None:
+        """Read the configuration once more, for a signal: who sent it reads the log."""
+        try:
+            found = reloaded(self._settings, self._load_anew())
+        except ConfigurationError as error:
+            log.error("the configuration was not reloaded", extra={"reason": str(error)})  # noqa: TRY400 - a sentence for a person
+            return
+        self._engine.ask(lambda: self._follow(found))
+
+    def _follow(self, found: Reloaded) -> None:
+        """Follow what changed in the configuration. Engine's thread."""
+        self._engine.reconfigure(found.settings)
+        self._settings = found.settings
+        told = {"applied": list(found.applied), "restart": list(found.restart)}
+        log.info("the configuration was reloaded", extra=told)
+
+    def _asked(self, act: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+        """Let the engine do something, and answer what came of it."""
+        try:
+            found = self._engine.ask(act).result(_ANSWER_SECONDS)
+        except TimeoutError:
+            return {"ok": True, "is_later": True}
+        except OnesyncError as error:
+            return {"ok": False, "reason": str(error)}
+        return {"ok": True, **(found or {})}
+
     def _on_doubt(self, request: dict[str, Any]) -> dict[str, Any]:
         self._engine.doubt(str(request.get("path", "")).encode("utf-8", "surrogateescape"))
         return {"ok": True}
@@ -373,6 +453,25 @@ class Service:
         told = [problem.text for problem in self._engine.problems() if problem.path == path]
         problem = told[0] if told else None
         return {"pending": self._engine.marks.is_pending(path), "problem": problem}
+
+    def _on_flights(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Return the files on their way, the longest first, and the other calls by their names."""
+        calls = self._replica.under_way()
+        now = time.monotonic()
+        flights = {id(flight): (method, flight) for method, flight in calls if flight is not None}
+        told = [
+            {
+                "path": show(flight.path),
+                "call": method,
+                "is_fetched": flight.is_fetched,
+                "size": flight.size,
+                "moved": flight.moved,
+                "seconds": now - flight.began,
+            }
+            for method, flight in sorted(flights.values(), key=lambda item: item[1].began)
+        ]
+        others = Counter(method for method, flight in calls if flight is None)
+        return {"files": told, "others": dict(others)}
 
     def _on_accept_deletions(self, request: dict[str, Any]) -> dict[str, Any]:
         accepted = self._engine.accept_deletions(str(request.get("shown")))
@@ -418,6 +517,8 @@ class Service:
             else None,
             "watches": {"kernel": engine.watches(), "polled": engine.polled()},
             "mount": {"path": str(self._settings.onedata_dir), "up": engine.mount.up},
+            "expires_at": engine.expires_at(),
+            "paused_until": engine.paused_until(),
             "problems": [{"path": show(p.path), "kind": p.kind, "text": p.text} for p in problems],
         }
 
@@ -434,12 +535,12 @@ class Service:
 
 
 def _signal_came(seconds: float) -> int | None:
-    """Wait for a stop signal, or to be woken up; returns which came, if any.
+    """Wait for a signal that means something, or to be woken up; returns which came, if any.
 
     CPython's sigtimedwait answers with nonsense where it was interrupted and its time was up, as
     after SIGSTOP and SIGCONT or a suspended machine: only a signal that was asked for counts.
     """
-    wanted = STOP_SIGNALS | {_WAKE}
+    wanted = STOP_SIGNALS | {_WAKE, RELOAD_SIGNAL}
     found = signal.sigtimedwait(wanted, seconds)
     return found.si_signo if found is not None and found.si_signo in wanted else None
 

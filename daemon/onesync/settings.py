@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pathspec import PathSpec
 from pydantic import (
+    AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -21,6 +24,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from onesync.core.claims import LockTimes
+from onesync.core.duration import seconds_of
 from onesync.core.model import printable
 from onesync.core.ordering import SCIPION_ORDER
 from onesync.errors import ConfigurationError
@@ -90,6 +94,24 @@ class LockSettings(_Section):
     warn_seconds: float | None = Field(default=None, gt=0)
     suspend_seconds: float | None = Field(default=None, gt=0)
     dead_seconds: float | None = Field(default=None, gt=0)
+
+
+class DeploymentSettings(_Section):
+    """``[deployment]``; durations are seconds, or texts such as ``3d 12h``."""
+
+    until: AwareDatetime | None = None
+    duration: Annotated[float, BeforeValidator(seconds_of), Field(gt=0)] | None = None
+    warn: Annotated[float, BeforeValidator(seconds_of), Field(ge=0)] = 3600.0
+
+    @model_validator(mode="after")
+    def _has_one_end(self) -> Self:
+        if self.until is not None and self.duration is not None:
+            raise ValueError("until and duration are two ends; give one of them")
+        return self
+
+    def until_seconds(self) -> float | None:
+        """Return ``until`` in seconds since 1970."""
+        return None if self.until is None else self.until.timestamp()
 
 
 class StageInSettings(_Section):
@@ -168,6 +190,7 @@ class Settings(BaseSettings):
     lock: LockSettings = LockSettings()
     stagein: StageInSettings = StageInSettings()
     metrics: MetricsSettings = MetricsSettings()
+    deployment: DeploymentSettings = DeploymentSettings()
     undeploy: UndeploySettings = UndeploySettings()
 
     @field_validator("working_dir", "onedata_dir", "state_dir", "runtime_dir")
@@ -205,6 +228,54 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
 
+_LIVE = {
+    "batch": BatchSettings,
+    "guards": GuardSettings,
+    "verify": VerifySettings,
+    "deployment": DeploymentSettings,
+    "undeploy": UndeploySettings,
+}
+"""The sections that a running daemon follows as a whole."""
+_LIVE_KEYS = {"push.round_seconds"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a running daemon makes of a configuration that changed.
+
+    Attributes:
+        settings: those that count from now on.
+        applied: the keys that changed and are followed.
+        restart: the keys that changed and are followed after a restart.
+    """
+
+    settings: Settings
+    applied: tuple[str, ...]
+    restart: tuple[str, ...]
+
+
+def reloaded(old: Settings, new: Settings) -> Reloaded:
+    """Return what changes at once, and what after a restart."""
+    before, after = _flat(old), _flat(new)
+    changed = sorted(key for key in before if before[key] != after[key])
+    applied = [key for key in changed if key in _LIVE_KEYS or key.partition(".")[0] in _LIVE]
+    sections: dict[str, Any] = {name: getattr(new, name) for name in _LIVE}
+    push = old.push.model_copy(update={"round_seconds": new.push.round_seconds})
+    settings = old.model_copy(update={**sections, "push": push})
+    return Reloaded(settings, tuple(applied), tuple(key for key in changed if key not in applied))
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    """Return the values by their keys, those of sections as ``section.key``."""
+    found: dict[str, Any] = {}
+    for name, value in settings:
+        if isinstance(value, _Section):
+            found |= {f"{name}.{key}": inner for key, inner in value}
+        else:
+            found[name] = value
+    return found
+
+
 def _absolute(value: Path) -> Path:
     if not value.is_absolute() or ".." in value.parts:
         raise ValueError("expected an absolute path without '..'")
@@ -221,20 +292,25 @@ def _from_systemd(variable: str, key: str) -> Path:
     return Path(value.split(":")[0])
 
 
+_UNIT = {
+    "state_dir": ("STATE_DIRECTORY", Path("/var/lib/onesync")),
+    "runtime_dir": ("RUNTIME_DIRECTORY", Path("/run/onesync")),
+}
+"""Where systemd makes an instance's directories, and how it tells the daemon."""
+
+
 def load(config: Path | None, instance: str | None) -> Settings:
     """Read the configuration. Raises ConfigurationError naming file, key and what is expected."""
+    places: dict[str, str] = {}
     if config is None:
-        if instance is None:
-            raise ConfigurationError("Name a configuration: --config FILE or --instance NAME.")
-        if "/" in instance:
-            raise ConfigurationError(f"The instance {instance!r} is a path; give a plain name.")
-        config = CONFIGURATIONS / f"{instance}.toml"
+        config, places = _of_instance(instance)
     try:
         values: dict[str, Any] = tomllib.loads(config.read_text())
     except OSError as error:
         raise ConfigurationError(f"{config} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{config} is not TOML: {error}.") from error
+    values = places | values
     if isinstance(section := values.setdefault("metrics", {}), dict):
         section.setdefault("folder", printable(config.stem))
     try:
@@ -242,6 +318,20 @@ def load(config: Path | None, instance: str | None) -> Settings:
     except ValidationError as error:
         wrong = "; ".join(_told(item) for item in error.errors())
         raise ConfigurationError(f"{config}: {wrong}.") from error
+
+
+def _of_instance(instance: str | None) -> tuple[Path, dict[str, str]]:
+    """Return the configuration of an instance, and where its unit keeps its directories."""
+    if instance is None:
+        raise ConfigurationError("Name a configuration: --config FILE or --instance NAME.")
+    if "/" in instance:
+        raise ConfigurationError(f"The instance {instance!r} is a path; give a plain name.")
+    places = {
+        key: str(place / instance)
+        for key, (variable, place) in _UNIT.items()
+        if not os.environ.get(variable)  # a person types the command
+    }
+    return CONFIGURATIONS / f"{instance}.toml", places
 
 
 def _told(item: ErrorDetails) -> str:
@@ -253,10 +343,13 @@ def _told(item: ErrorDetails) -> str:
     return f"{key or 'lock'}: {item['msg'].removeprefix('Value error, ')}"
 
 
-def check_directories(settings: Settings, *, copy_may_be_gone: bool = False) -> None:
+def check_directories(
+    settings: Settings, *, copy_may_be_gone: bool = False, are_ours_made_later: bool = False
+) -> None:
     """Refuse directories that cannot work together; looks at local directories only.
 
-    ``copy_may_be_gone`` where there was a working copy, whose loss has a sentence of its own.
+    ``copy_may_be_gone`` where there was a working copy, whose loss has a sentence of its own;
+    ``are_ours_made_later`` where systemd makes state_dir and runtime_dir before the start.
     """
     work, data = settings.working_dir, settings.onedata_dir
     if not work.is_dir() and not copy_may_be_gone:
@@ -272,6 +365,9 @@ def check_directories(settings: Settings, *, copy_may_be_gone: bool = False) -> 
     if settings.metrics.textfile_dir is not None:
         ours["metrics.textfile_dir"] = settings.metrics.textfile_dir
     for key, path in ours.items():
+        is_made_later = are_ours_made_later and key in _UNIT and not path.exists()
+        if is_made_later:
+            continue
         if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
             raise ConfigurationError(f"{key} {path} is not a directory that onesync can write.")
         if path.resolve() == real or real in path.resolve().parents:

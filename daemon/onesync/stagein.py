@@ -43,6 +43,7 @@ from onesync.core.ordering import database_of
 from onesync.errors import LocalError
 from onesync.local import digest_local, on_this_machine, open_source, stamp_of, write_xattrs
 from onesync.replica.door import Listed, Replica
+from onesync.replica.flights import aloft
 
 CHANGED_OUTSIDE = "changed_outside"
 ATTRIBUTES = "attributes"
@@ -286,7 +287,8 @@ class StageIn:
             mtime_ns = entry.mtime_ns if entry.digest else None
             local = join(self._root, temporary)
             try:
-                copied = self._replica.fetch(path, local, entry.mode, mtime_ns)
+                with aloft(path, entry.size, is_fetched=True):
+                    copied = self._replica.fetch(path, local, entry.mode, mtime_ns)
             except OSError as error:
                 if not entry.digest or isinstance(error, LocalError) or self._is_file(path, error):
                     raise

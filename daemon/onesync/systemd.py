@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -10,13 +9,11 @@ import time
 
 import sdnotify
 
-from onesync.core.model import printable
-
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 """What systemd or a person sends for an orderly stop."""
 
-_LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
-_STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+RELOAD_SIGNAL = signal.SIGHUP
+"""What systemd or a person sends when the configuration changed."""
 
 
 class Notifier:
@@ -57,20 +54,6 @@ class Notifier:
         if self._every is None:
             return None
         return max(0.0, self._pinged + self._every - time.monotonic())
-
-
-class JournalFormatter(logging.Formatter):
-    """``<level>message key=value …``: constant messages, values as fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record's line; line breaks in values are escaped."""
-        fields = {k: v for k, v in vars(record).items() if k not in _STANDARD}
-        told = "".join(f" {key}={value!r}" for key, value in fields.items())
-        text = printable(record.getMessage()) + told
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        prefix = f"<{_LEVELS.get(record.levelno, 6)}>" if "JOURNAL_STREAM" in os.environ else ""
-        return prefix + text
 
 
 def unit_properties(unit: str, *names: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, is_doubted
 from onesync.core.plan import Difference
 from onesync.local import digest_local, local_size, on_this_machine
 from onesync.replica.door import Compared, Copied, Replica
+from onesync.replica.flights import aloft
 
 _TAIL = 256 << 20
 """A longer growth travels in rounds, as a new file does."""
@@ -102,6 +103,14 @@ def transfer(
     replaces an old version. A snapshot is brought to its end: no later batch has it. Raises
     NameTaken, and as ``Replica.put``.
     """
+    seen = difference.seen
+    with aloft(difference.path, seen.size if seen is not None else 0):
+        return _transfer(replica, difference, source, seconds)
+
+
+def _transfer(
+    replica: Replica, difference: Difference, source: Source, seconds: float | None
+) -> Brought | Travelling | None:
     if source.digest is not None:
         return _created(replica, difference.path, source)
     known = difference.known

@@ -38,8 +38,13 @@ class Verification:
         tree: Mapping[RelPath, Entry],
         pool: ThreadPoolExecutor,
         content: bool,
+        advanced: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
-        """Compare with the manifest's ``tree``; ``content`` reads every byte on both sides."""
+        """Compare with the manifest's ``tree``; ``content`` reads every byte on both sides.
+
+        ``advanced`` is told how many of how many files are read.
+        """
+        self._advanced = advanced
         self._replica = replica
         self._tree = tree
         self._pool = pool
@@ -115,7 +120,10 @@ class Verification:
             text = f"has other content ({found[:_SHORT]}…, expected {expected[:_SHORT]}…)"
             return Finding(path, where, text, is_damage=where == "replica")
 
-        yield from (found for found in self._pool.map(compare, files) if found is not None)
+        for number, found in enumerate(self._pool.map(compare, files), 1):
+            self._advanced(number, len(files))
+            if found is not None:
+                yield found
 
 
 def _local(path: bytes) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onesync.core.model import RESERVED_PREFIX, STATUS_FOLDER, parent_of
-from onesync.engine import Flushed
+from onesync.orders import Flushed
 from tests.campaign.life import LARGE, Life, Step
 from tests.node import picture
 

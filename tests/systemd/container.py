@@ -106,8 +106,10 @@ def _suite() -> str:
 class Container:
     """One node; ``home`` holds what survives its boots."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *programs: Path) -> None:
+        """``programs`` are this machine's that the node has, too."""
         self.home = home
+        self._programs = programs
         self.backing = home / "backing"
         self.work = home / "work"
         units = home / "units"
@@ -162,6 +164,7 @@ class Container:
             f"--bind-ro={REPOSITORY}:{_CHECKOUT}",
             f"--bind-ro={self.home / 'onesync'}:/usr/bin/onesync",
             "--bind=/dev/fuse",
+            *(f"--bind-ro={program}" for program in self._programs),
         ]
         if sys.base_prefix != "/usr":
             binds.append(f"--bind-ro={sys.base_prefix}")
@@ -231,6 +234,14 @@ class Container:
         """Add lines to the instance's configuration."""
         place = self.home / "etc" / "p.toml"
         place.write_text(place.read_text() + text)
+
+    def fetch(self, url: str) -> str:
+        """Return what an address of the node itself answers; "" where nobody does."""
+        script = (
+            "import sys, urllib.request\n"
+            "print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())\n"
+        )
+        return self.run(_PYTHON, "-c", script, url).stdout
 
     def show(self, name: str, unit: str = "onesync@p.service") -> str:
         """Return a unit's property."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from onesync.core.model import STATUS_FOLDER
+from onesync.journal import EVENTS
 from tests.systemd.container import Container
 
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(600)]
@@ -26,6 +28,13 @@ def node(tmp_path: Path) -> Iterator[Container]:
 
 def locked(node: Container) -> bool:
     return (node.backing / "project" / STATUS / "lock").exists()
+
+
+def journal(node: Container, event: str) -> list[dict[str, str]]:
+    """Return what the unit's journal has of an event."""
+    words = ["-u", UNIT, "-o", "json", f"MESSAGE_ID={EVENTS[event]}"]
+    lines = node.run("journalctl", "--no-pager", *words).stdout.splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def test_start_sync_stop_and_restart(node: Container) -> None:
@@ -47,6 +56,12 @@ def test_start_sync_stop_and_restart(node: Container) -> None:
     assert not locked(node)
     assert node.show("ActiveState") == "inactive"
     assert node.show("Result") == "success"
+    pushed = [int(told["ONESYNC_FILES"]) for told in journal(node, "batch")]
+    assert sum(pushed) == 2
+    _, undeployed = journal(node, "undeployed")  # the restart was one, too
+    assert undeployed["ONESYNC_FOLDER"] == "p"
+    assert undeployed["ONESYNC_CHECKPOINT"].startswith("E000002-")
+    assert undeployed["PRIORITY"] == "6"
 
 
 def test_a_daemon_that_died_is_started_again_and_goes_on(node: Container) -> None:

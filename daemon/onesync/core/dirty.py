@@ -52,6 +52,11 @@ class DirtySet:
         self._moves: dict[tuple[RelPath, RelPath], None] = {}
         self._resting: dict[RelPath, float] = {}
 
+    def reconfigure(self, settle_seconds: float, max_delay_seconds: float) -> None:
+        """Change the times of all paths, also of those that are marked."""
+        self._settle = settle_seconds
+        self._max_delay = max_delay_seconds
+
     def __len__(self) -> int:
         return len(self._paths) + len(self._trees)
 

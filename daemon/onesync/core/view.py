@@ -5,7 +5,7 @@ Pure: whoever looked says when. All text is escaped here, whatever the document 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -14,6 +14,7 @@ from onesync.core.model import printable
 
 _DEPLOYING = ("starting", "locking", "staging_in")
 _WAITING = ("backing_off", "suspended")
+_PAUSED = "nothing is pushed, for somebody paused it; 'onesync resume' goes on"
 _ENDED = ("stopped", "halted", "fenced")
 _MEASURED_PATHS = 10_000
 """Where more is pending, ``pending_bytes`` does not tell of all."""
@@ -74,6 +75,31 @@ def view_of(look: Look, earlier: Look | None = None) -> View:
         Line(line.label, printable(line.text), line.tone) for line in _lines(look, earlier)
     )
     return View(word, tone, printable(meaning), lines, tuple(_problems(look.document)))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A file on its way, as the columns of a table."""
+
+    way: str
+    path: str
+    moved: str
+    seconds: str
+    rate: str
+
+
+def rows_of(files: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Return the files on their way (control command ``flights``) as a table's rows."""
+    return [
+        Row(
+            "from OneData" if file["is_fetched"] else "to OneData",
+            str(printable(file["path"])),
+            f"{size_text(file['moved'])} of {size_text(file['size'])}",
+            age_text(file["seconds"]),
+            f"{size_text(file['moved'] / max(file['seconds'], 0.1))}/s",
+        )
+        for file in files
+    ]
 
 
 def is_moving(look: Look) -> bool:
@@ -139,6 +165,8 @@ def _state(look: Look) -> tuple[str, Tone, str]:
         return "deploying", Tone.BUSY, _deploying(phase)
     if phase == "syncing":
         return _syncing(document)
+    if phase == "paused":
+        return "paused", Tone.WAITING, _PAUSED
     if phase in _WAITING:
         return "waiting", Tone.WAITING, "nothing is pushed; it goes on by itself as soon as it can"
     if phase == "flushing":
@@ -204,6 +232,8 @@ def _lines(look: Look, earlier: Look | None) -> Iterator[Line]:
     yield _checkpoint(look)
     yield _lock(look)
     yield _mount(look)
+    if document["expires_at"] is not None and document["phase"] not in _ENDED:
+        yield Line("ends", f"in {age_text(document['expires_at'] - look.at)}, by itself")
     if document["phase"] not in _ENDED:
         yield _watches(document["watches"])
 

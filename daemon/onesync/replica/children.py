@@ -28,6 +28,7 @@ from onesync.core.trouble import judge
 from onesync.errors import LocalError, MountHung, MountNotThere, OnesyncError
 from onesync.replica.child import receive, send
 from onesync.replica.door import Compared, Copied, Identity, Listed, NameRefused
+from onesync.replica.flights import Flight, of_this_thread
 from onesync.replica.pace import shared_place
 from onesync.replica.turns import Turns
 
@@ -47,9 +48,11 @@ class _Retired(Exception):
 
 
 class _Call:
-    def __init__(self) -> None:
+    def __init__(self, method: str) -> None:
         self.future: Future[Any] = Future()
+        self.method = method
         self.advanced = time.monotonic()
+        self.flight = of_this_thread()
 
 
 class _Forgotten:
@@ -114,7 +117,7 @@ class _Child:
     def call(
         self, expected: int | None, method: str, arguments: tuple[Any, ...], patience: float
     ) -> Any:
-        number, call = self._register()
+        number, call = self._register(method)
         try:
             with self._sending:
                 self._told, forgotten = self._forgotten.since(self._told)
@@ -164,12 +167,17 @@ class _Child:
         """Return whether the process has ended; never blocks."""
         return self._process.poll() is not None
 
-    def _register(self) -> tuple[int, _Call]:
+    def calls(self) -> list[_Call]:
+        """Return what it has not answered yet."""
+        with self._guard:
+            return list(self._calls.values())
+
+    def _register(self, method: str) -> tuple[int, _Call]:
         with self._guard:
             if self.gone is not None:
                 raise self.gone
             self._next += 1
-            call = self._calls[self._next] = _Call()
+            call = self._calls[self._next] = _Call(method)
             return self._next, call
 
     def _listen(self) -> None:
@@ -192,6 +200,8 @@ class _Child:
         self._advanced(result if good is None else 0)
         if good is None:
             call.advanced = time.monotonic()
+            if call.flight is not None:
+                call.flight.moved += result
         elif good:
             call.future.set_result(result)
         else:
@@ -249,6 +259,12 @@ class ChildrenReplica:
         """Let go of the children that have nothing to do, for their memory; the next call pays."""
         with self._guard:
             self._children = [c for c in self._children if not c.retire()]
+
+    def under_way(self) -> list[tuple[str, Flight | None]]:
+        """Return the calls that are not answered yet, and the files that they are for."""
+        with self._guard:
+            children = list(self._children)
+        return [(call.method, call.flight) for child in children for call in child.calls()]
 
     def warm(self) -> None:
         """Have a child for the next call, before it comes."""
