@@ -277,6 +277,7 @@ def problem(kind: str) -> dict[str, str]:
         (said(phase="staging_in"), GOOD, 0),
         (said(phase="backing_off"), DOUBTFUL, 0),
         (said(phase="suspended"), DOUBTFUL, 0),
+        (said(phase="paused"), DOUBTFUL, 0),
         (said(phase="syncing", problems=[problem("newcomer")]), DOUBTFUL, 0),
         (said(answers=False, reason="Permission denied"), UNKNOWN, 0),
         (said(answers=False), GOOD, 0),

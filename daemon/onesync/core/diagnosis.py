@@ -425,7 +425,7 @@ class Daemon:
     reason: str = ""
 
 
-_BUSY = ("backing_off", "suspended")
+_NOT_PUSHING = ("backing_off", "suspended", "paused")
 
 
 def judge_daemon(daemon: Daemon) -> Check:
@@ -436,7 +436,7 @@ def judge_daemon(daemon: Daemon) -> Check:
     if not daemon.answers:
         return _judge_absent(daemon.status)
     problems = len(daemon.status["problems"])
-    if phase in _BUSY or problems:
+    if phase in _NOT_PUSHING or problems:
         return warning(
             name,
             f"It runs, phase {phase.replace('_', ' ')}; problems: {problems:,}.",
