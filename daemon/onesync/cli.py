@@ -412,6 +412,34 @@ def check(config: Config = None, instance: Instance = None) -> None:
     typer.echo(settings.model_dump_json(indent=2))
 
 
+@app.command()
+def doctor(
+    config: Config = None,
+    instance: Instance = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, as config/doctor.schema.json has it.")
+    ] = False,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="Make no file on the mount, not even for a moment.")
+    ] = False,
+) -> None:
+    """Check node, limits, mount and lock, and say what to mend; harmless at any time."""
+    from onesync.core.diagnosis import document, exit_code
+    from onesync.doctor import examine
+
+    # A plain death would leave the probes behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    checks = examine(config, instance, is_probing=not no_probe)
+    if as_json:
+        made = list(checks)
+        typer.echo(json.dumps(document(made)))
+    else:
+        from onesync.screen import show_checks
+
+        made = show_checks(checks)
+    raise typer.Exit(exit_code(made))
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"onesync {__version__}")

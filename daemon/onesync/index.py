@@ -306,6 +306,11 @@ class Index:
         (found,) = self._rows("SELECT count(*) FROM entry")
         return int(found[0])
 
+    def extent(self) -> tuple[int, int, int]:
+        """Return the number of directories, that of all rows, and the bytes of the files."""
+        (found,) = self._rows("SELECT total(kind = 'dir'), count(*), total(size) FROM entry")
+        return int(found[0]), int(found[1]), int(found[2])
+
     def commit(
         self,
         changes: Iterable[Change],

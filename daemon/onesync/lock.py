@@ -128,6 +128,31 @@ class Lock:
         """Whether the claim that was taken goes on with a deployment that this node had before."""
         return self._record is not None and self._record.parent is not None
 
+    def holder(self) -> Free | Ours | Held:
+        """Look who holds the folder; nothing is changed. Raises Halted for a newer onesync's."""
+        try:
+            return self._judge()
+        except FileNotFoundError:  # no claim was ever made; other programs have locks too
+            return judge([], self._lock_fields(), self._docker_lock(), self._remembered)
+
+    def last_beat(self) -> datetime.datetime | None:
+        """Return when the holder beat last, by his own clock, as his lock file tells people."""
+        _, _, when = ((self._lock_fields() or {}).get("BEAT", "")).partition(" ")
+        try:
+            found = datetime.datetime.fromisoformat(when)
+        except ValueError:
+            return None
+        return found if found.tzinfo is not None else None
+
+    def claimed_epoch(self) -> int | None:
+        """Return the newest epoch that this node remembers to have held; None where it has none."""
+        remembered = self._remembered
+        return None if remembered is None or not remembered.beat else remembered.epoch
+
+    def has_claim(self, epoch: int) -> bool:
+        """Whether the folder has a claim of this epoch, open or ended."""
+        return self._stands(self._place(epoch))
+
     def acquire(self, wait_seconds: float = 0, pause: Callable[[float], None] | None = None) -> int:
         """Take the lock; returns the epoch.
 

@@ -86,11 +86,11 @@ class Mount:
 
     def refuse_newer(self) -> None:
         """Raise Halted where a newer onesync made the status folder; nothing is changed."""
-        self._read()
+        self.read_id()
 
     def open_folder(self) -> str:
         """Return the folder's id; a folder without one gets it."""
-        found = self._read()
+        found = self.read_id()
         if found is None:
             found = uuid.uuid4().hex
             content = {"onesync": "folder", "format": FORMAT, "folder_id": found}
@@ -124,7 +124,7 @@ class Mount:
         wanted = self.folder_id or self._told_by()
         found = None
         with suppress(Halted):  # torn now, it was whole when the folder was deployed
-            found = self._read()
+            found = self.read_id()
         if wanted is not None and found != wanted:
             raise MountNotThere(
                 f"{self._path} is not the folder that was deployed; nothing is written, local data"
@@ -132,7 +132,8 @@ class Mount:
             )
         self.up = True
 
-    def _read(self) -> str | None:
+    def read_id(self) -> str | None:
+        """Return the id of the folder that stands there; None where it has none. Raises Halted."""
         try:
             content = self._replica.read(FOLDER)
         except (FileNotFoundError, NotADirectoryError):

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from math import ceil
 from typing import Any
@@ -17,6 +17,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from onesync.core.diagnosis import Check, Verdict, summary
+from onesync.core.model import printable
 from onesync.core.view import Look, Tone, View, is_moving, rows_of, view_of
 
 _STYLES = {
@@ -26,7 +28,14 @@ _STYLES = {
     Tone.BAD: "red",
     Tone.QUIET: "dim",
 }
+_VERDICTS = {
+    Verdict.OK: Tone.GOOD,
+    Verdict.WARNING: Tone.WAITING,
+    Verdict.FAILURE: Tone.BAD,
+    Verdict.NOT_CHECKED: Tone.QUIET,
+}
 _LABEL_WIDTH = 12
+_CHECK_WIDTH = 19
 _SECOND_LOOK_SECONDS = 0.5
 _RATE_SECONDS = 10.0
 """The rate is that of so many seconds: batches come in bursts."""
@@ -96,6 +105,26 @@ def _follow(look: Callable[[], Look], interval: float, draw: Callable[[Text], No
         earlier = looks[0] if len(looks) > 1 else None
         draw(_text(view_of(looks[-1], earlier)))
         time.sleep(interval)
+
+
+def show_checks(checks: Iterable[Check]) -> list[Check]:
+    """Print each check as soon as it is made, and how it all went; returns them."""
+    console, made = _console(), []
+    for check in checks:
+        made.append(check)
+        console.print(_line(check), soft_wrap=True)
+    console.print(summary(made), soft_wrap=True)
+    return made
+
+
+def _line(check: Check) -> Text:
+    text, style = Text(), _STYLES[_VERDICTS[check.verdict]]
+    text.append(f"{check.verdict:{_LABEL_WIDTH}}", style=style)
+    text.append(f"{check.name:{_CHECK_WIDTH}}", style="bold")
+    text.append(printable(check.found))
+    if check.remedy:
+        text.append("\n" + " " * (_LABEL_WIDTH + _CHECK_WIDTH) + printable(check.remedy))
+    return text
 
 
 def _console() -> Console:

@@ -602,6 +602,12 @@ def unlock_folder(settings: Settings, epoch: int) -> list[str]:
         replica.close()
 
 
+def lock_to_look_at(settings: Settings, replica: ChildrenReplica) -> Lock:
+    """Return the lock with what this node remembers of it, for looks alone. Raises Halted."""
+    claim = _ClaimFile(settings.state_dir / "claim.json")
+    return make_lock(settings, replica, SystemClock(), claim)
+
+
 def make_lock(
     settings: Settings, replica: ChildrenReplica, clock: SystemClock, claim: _ClaimFile | None
 ) -> Lock:

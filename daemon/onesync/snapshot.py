@@ -297,14 +297,14 @@ def _names_another(journal: bytes) -> bool:
 def _copy_bytes(fd: int, target: bytes) -> None:
     """Copy an open file while its writers wait: by reference where the file system can."""
     with open(target, "xb") as copy:
-        if _is_cloned(fd, copy.fileno()):
+        if is_cloned(fd, copy.fileno()):
             return
         offset = 0
         while sent := os.sendfile(copy.fileno(), fd, offset, _CHUNK):
             offset += sent
 
 
-def _is_cloned(fd: int, target: int) -> bool:
+def is_cloned(fd: int, target: int) -> bool:
     """Whether ``target`` now shares the content of ``fd``; nothing is copied where it cannot.
 
     Why it cannot does not matter: what stands against copying too is met by the copying.

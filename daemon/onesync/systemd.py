@@ -61,6 +61,23 @@ class Notifier:
         return max(0.0, self._pinged + self._every - time.monotonic())
 
 
+def unit_properties(unit: str, *names: str) -> dict[str, str]:
+    """Return what systemd says of a unit; empty where there is no systemd or no such unit."""
+    wanted = ["LoadState", *names]
+    try:
+        done = subprocess.run(
+            ["systemctl", "show", "-p", ",".join(wanted), "--", unit],
+            capture_output=True,
+            timeout=5,
+            check=False,
+            text=True,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    return found if found.get("LoadState") == "loaded" else {}
+
+
 def shutdown_job() -> str | None:
     """Return ``reboot`` or ``poweroff`` when the machine is on its way there, else None."""
     try:

@@ -344,6 +344,17 @@ class ChildrenReplica:
             self._identified = found, now
         return found
 
+    def space(self) -> os.statvfs_result:
+        """Return what statfs says of the root."""
+        return cast(os.statvfs_result, self._call("space"))
+
+    def probe(self, place: RelPath, name: str) -> object:
+        """Make one of ``probes.PROBES`` in the directory ``place``, which is made for it alone.
+
+        After MountHung what it made may still stand there.
+        """
+        return cast(object, self._call("probe", place, name))
+
     def look(self, path: RelPath) -> Listed | None:
         return cast("Listed | None", self._call("look", path))
 

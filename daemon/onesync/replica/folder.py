@@ -224,6 +224,18 @@ class FolderReplica:
         finally:
             os.close(fd)
 
+    def space(self) -> os.statvfs_result:
+        """Return what statfs says of the root; touches no file."""
+        with self._directory(b"") as directory:
+            return os.statvfs(directory)
+
+    def probe(self, place: RelPath, name: str) -> object:
+        """Make one of ``probes.PROBES`` in the directory ``place``, which is made for it alone."""
+        from onesync.replica.probes import PROBES  # hardly any child needs it, and all must start
+
+        with self._directory(place) as directory:
+            return PROBES[name](directory)
+
     def look(self, path: RelPath) -> Listed | None:
         def look_it_up() -> Looked:
             with self._parent(path) as directory:

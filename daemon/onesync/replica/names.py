@@ -75,6 +75,14 @@ class EscapedNames:
     def identify(self) -> Identity:
         return self._folder.identify()
 
+    def space(self) -> os.statvfs_result:
+        """See the folder's."""
+        return self._folder.space()
+
+    def probe(self, place: RelPath, name: str) -> object:
+        """See the folder's: the mount itself is asked, whatever names are escaped."""
+        return self._folder.probe(place, name)
+
     def look(self, path: RelPath) -> Listed | None:
         try:
             found = self._at(path, self._folder.look)
