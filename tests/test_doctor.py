@@ -255,7 +255,7 @@ def test_who_is_not_the_daemons_user_is_told_so(nodes: list[Node]) -> None:
         path.chmod(0o700)
         os.chown(path, 4321, 4321)
     command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-m"]
-    command += ["onesync.cli", "doctor", "--json", "--config", str(one.config)]
+    command += ["onesync.program", "doctor", "--json", "--config", str(one.config)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     report = Report(ran.returncode, ran.stdout, ran.stderr)
     assert report.code == 78
@@ -385,7 +385,7 @@ def test_a_probe_that_hangs_leaves_nothing_where_the_mount_answers_again(
 ) -> None:
     on_fuse.configure(mount__require_fuse=True, mount__io_timeout_seconds=5)
     mounted.hang_at("chmod", times=-1)
-    command = [sys.executable, "-m", "onesync.cli", "doctor", "--json"]
+    command = [sys.executable, "-m", "onesync.program", "doctor", "--json"]
     command += ["--config", str(on_fuse.config)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         children: set[str] = set()
@@ -540,7 +540,7 @@ def test_one_that_is_terminated_leaves_nothing(
     on_fuse: Node, mounted: Mounted, number: int
 ) -> None:
     mounted.hang_at("chmod", times=-1)
-    command = [sys.executable, "-m", "onesync.cli", "doctor", "--config", str(on_fuse.config)]
+    command = [sys.executable, "-m", "onesync.program", "doctor", "--config", str(on_fuse.config)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         mounted.start_log()
         until(lambda: any(call.operation == "chmod" for call in mounted.log()), mounted.log)
