@@ -395,3 +395,77 @@ def test_a_base_after_a_restart_says_what_is_behind(
     other = restored(mounted, tmp_path)
     assert (other.work / STACK).read_bytes() == old
     assert len(behind(other)) == 1
+
+
+# -- names that change in turn ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def turned(one: Node) -> Path:
+    """Where ``a`` and ``b`` stand in OneData: one comes soon under its new name, one late."""
+    place = (one.work / STACK).parent
+    (place / "a").write_bytes(b"a" * (SIZE // 10))
+    (place / "b").write_bytes(b"b" * SIZE)
+    assert one.flush() == 0, one.log()
+    return place
+
+
+MOST = 4
+
+
+def turn(node: Node, mounted: Mounted, *pairs: tuple[str, str]) -> None:
+    """Rename files in turn, on a mount where each takes many rounds."""
+    place = (node.work / STACK).parent
+    mounted.latency(0.02)
+    node.pause()
+    for source, target in pairs:
+        (place / source).rename(place / target)
+    node.go_on()
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("b", "c"), ("a", "b")],
+        [("b", "d"), ("a", "b"), ("d", "a")],
+    ],
+    ids=["rotated", "swapped"],
+)
+def test_what_is_renamed_in_turn_is_always_there_whole(
+    one: Node,
+    mounted: Mounted,
+    replica: Path,
+    turned: Path,
+    pairs: list[tuple[str, str]],
+    tmp_path: Path,
+) -> None:
+    turn(one, mounted, *pairs)
+    until(one, lambda: behind(one) != [])
+    number = 0
+    while behind(one):
+        number += 1
+        if number > MOST:
+            mounted.latency(0)
+        mounted.hang()
+        time.sleep(0.1)  # for the calls that were on their way
+        saved = restored(mounted, tmp_path / str(number))  # what a node that is lost now has left
+        mounted.release()
+        assert whole_ones(saved) == {b"a", b"b"}
+    assert number > 2, one.log()
+    mounted.latency(0)
+    assert one.flush() == 0, one.log()
+    assert whole_ones(one) == {b"a", b"b"}
+    there = {path.name: path.read_bytes() for path in replica.parent.iterdir() if path.is_file()}
+    assert there == {p.name: p.read_bytes() for p in turned.iterdir() if p.is_file()}
+    assert one.end() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+
+
+def whole_ones(node: Node) -> set[bytes]:
+    """The first bytes of those of ``a`` to ``d`` that a node has whole; a saved one then ends."""
+    place = (node.work / STACK).parent
+    contents = [path.read_bytes() for path in place.glob("[abcd]")]
+    found = {text[:1] for text in contents if len(text) == SIZE // (10 if text[:1] == b"a" else 1)}
+    if node.home.name == "other":
+        assert node.end() == 0, node.log()
+    return found

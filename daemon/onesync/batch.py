@@ -431,6 +431,7 @@ class Batches:
             self.index.blocks,
             self._is_waited_for,
             self.travels.get,
+            self.only_copies.lacking(),
             None if everything else self.round_seconds,
             named=self._waiting.named(plan) if self._waiting is not None else None,
             promised=self._waiting.promised(plan) if self._waiting is not None else set(),

@@ -1,9 +1,9 @@
 """Old names of what cannot come under its new one: OneData has it whole nowhere else.
 
 A file that was renamed, and touched or renamed after events were lost, is sent anew under its new
-name and removed under the old one. Where the new one cannot come (somebody took it in OneData, the
-name is refused, it cannot be read) or takes long, the old one stays until it has. Engine's thread
-only.
+name and removed under the old one, or replaced there by what was renamed to that. Where the new one
+cannot come (somebody took it in OneData, the name is refused, it cannot be read) or takes long, the
+old one stays until it has. Engine's thread only.
 """
 
 from __future__ import annotations
@@ -79,6 +79,15 @@ class OnlyCopies:
         for old in free:
             del self._kept[old]
         return free
+
+    def lacking(self) -> dict[int, RelPath]:
+        """Return what OneData does not have whole, by inode: its old name may be all there is."""
+        found: dict[int, RelPath] = {}
+        for path in self._lacking() | self._left_out:
+            seen = self.scanner.look(path)
+            if seen is not None:
+                found[seen.inode] = path
+        return found
 
     def _lacking(self) -> set[RelPath]:
         told = {path for path, problem in self.problems.items() if problem.kind in _LACKING}

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
-from onesync.core.blocks import Blocks
+from onesync.core.blocks import PATCH_FROM, Blocks
 from onesync.core.chain import Gone, Position, Renamed, Set
 from onesync.core.model import (
     RESERVED_PREFIX,
@@ -106,6 +106,7 @@ class Push:
         blocks_of: Callable[[str], Blocks | None],
         is_waited_for: Callable[[RelPath], bool],
         travel_to: Callable[[RelPath], Travel | None],
+        lacking: Mapping[int, RelPath],
         seconds: float | None,
         *,
         named: AbstractSet[RelPath] | None = None,
@@ -126,6 +127,7 @@ class Push:
             blocks_of: the digests of a large file's blocks, by the file's digest.
             is_waited_for: whether databases wait for a file that changed while it was copied.
             travel_to: the copy that earlier batches began, by its target.
+            lacking: what the replica does not have whole, by inode.
             seconds: so long a large file travels before it goes on in the next batch; None brings
                 all to their end, however long that takes.
             named: what of the data the databases may name that are pushed; None is all.
@@ -141,6 +143,7 @@ class Push:
         self._blocks_of = blocks_of
         self._is_waited_for = is_waited_for
         self._travel_to = travel_to
+        self._stands_at = dict(lacking)
         self._seconds = seconds
         self._named = named
         self._promised = promised
@@ -190,7 +193,7 @@ class Push:
                 self._remove(difference)
         self._make_directories(plan.directories)
         plan = self._without_refused(plan)
-        ready = self._transfer(plan.files, snapshots)
+        ready = self._without_only_copies(self._transfer(plan.files, snapshots))
         with self._going_on(plan):
             self._publish_all(ready, plan, snapshots)
             for difference in plan.links + plan.metadata:
@@ -292,6 +295,7 @@ class Push:
     def _prepare(
         self, plan: Plan, snapshots: Mapping[RelPath, bytes], pinned: Mapping[RelPath, bytes]
     ) -> None:
+        self._stands_at |= {d.seen.inode: d.path for d in plan.files if d.seen is not None}
         new = [d for d in plan.files if _is_new(d) and d.path not in snapshots]
         places = [pinned.get(d.path) or join(self._root, d.path) for d in new]
         digests = dict(
@@ -308,7 +312,7 @@ class Push:
                 self.intent.promise.append(path)
             if known is not None and known.entry.kind is Kind.FILE:
                 self.intent.replace.append((path, self._name_beside(path)))
-                if may_patch(known.entry):
+                if may_patch(known.entry) and self._needed_at(difference) is None:
                     undo = self._name_beside(path)
                     self.intent.append.append((path, known.entry.size))
                     self.intent.patch.append((path, undo))
@@ -400,6 +404,61 @@ class Push:
         found += each(self._pool, self._bring_database, databases)
         return [ready for ready in found if ready is not None]
 
+    def _needed_at(self, difference: Difference) -> RelPath | None:
+        """Return where the file stands now whose old version ``difference`` replaces.
+
+        It was renamed, and what has its old name was renamed to that.
+        """
+        known = difference.known
+        if known is None or known.stamp is None or known.entry.kind is not Kind.FILE:
+            return None
+        place = self._stands_at.get(known.stamp.inode)
+        return None if place == difference.path else place
+
+    def _without_only_copies(self, ready: list[_Ready]) -> list[_Ready]:
+        """Leave to a later batch what would replace the only whole copy of another file."""
+        while True:
+            whole = {item.difference.path for item in ready if not item.brought.is_behind}
+            waiting = [item for item in ready if not self._may_replace(item, whole)]
+            if not waiting:
+                return ready
+            for item in waiting:
+                self._let_wait(item)
+            ready = [item for item in ready if item not in waiting]
+
+    def _may_replace(self, item: _Ready, whole: AbstractSet[RelPath]) -> bool:
+        needed = self._needed_at(item.difference)
+        return item.brought.in_place or needed is None or needed in whole
+
+    def _without_refused_ones(self, ready: list[_Ready]) -> list[_Ready]:
+        """Leave what would replace the only copy of what just did not get its new name."""
+        refused = {problem.path for problem in self.outcome.problems if problem.kind != BEHIND}
+        waiting = [item for item in ready if self._needed_at(item.difference) in refused]
+        for item in waiting:
+            self._let_wait(item)
+        return [item for item in ready if item not in waiting]
+
+    def _let_wait(self, item: _Ready) -> None:
+        """Keep a whole new version beside the old one, which has to stay."""
+        path, brought = item.difference.path, item.brought
+        if item.is_database or brought.copied.size < PATCH_FROM:
+            self._left_behind(path)
+        if item.is_database or brought.temporary is None:
+            self.outcome.retry.add(path)
+            self._leftover += [brought.temporary] if brought.temporary is not None else []
+            return
+        travel = self._travel_to(path)
+        intent = travel.intent if travel is not None else self.intent.path
+        spent = travel.seconds if travel is not None else 0.0
+        self.outcome.travels[path] = Travel(brought.temporary, intent, brought.copied, spent)
+        self.outcome.growing[path] = 0.0
+        needed = self._needed_at(item.difference) or path
+        text = (
+            f"{show(path)} is there, and waits: OneData has {show(needed)} only under this name,"
+            " until it has come under its own."
+        )
+        self.outcome.problems.append(Problem(path, BEHIND, text))
+
     def _bring_in_time(self, difference: Difference) -> _Ready | None:
         """Bring data, unless the batch has lasted long enough."""
         if time.monotonic() < self._enough:
@@ -475,12 +534,16 @@ class Push:
         self._may_write()
         ready = self._try_to_bring(difference, self._sources[path])
         if ready is None and path in self.outcome.retry and self._is_promised(difference):
-            self._held.add(scope_of(path))
-            if self._is_named(path):
-                self._held_promised.add(scope_of(path))
-                self._held_databases.add(scope_of(path))
-                self.outcome.lacking.add(path)
+            self._left_behind(path)
         return ready
+
+    def _left_behind(self, path: RelPath) -> None:
+        """Hold back the markers and databases of the run of what did not come."""
+        self._held.add(scope_of(path))
+        if self._is_named(path):
+            self._held_promised.add(scope_of(path))
+            self._held_databases.add(scope_of(path))
+            self.outcome.lacking.add(path)
 
     def _is_promised(self, difference: Difference) -> bool:
         """Whether rows may promise a version that did not come.
@@ -619,7 +682,11 @@ class Push:
         for group in self._order.groups:
             self._hold_targets(plan)
             batch = [item for item in ready if item.group == group]
-            each(self._pool, self._publish, spread(batch, lambda item: item.difference.path))
+            # What goes to another name comes there first: it may not, and the old one has to stay.
+            first = [item for item in batch if self._needed_at(item.difference) is None]
+            each(self._pool, self._publish, spread(first, lambda item: item.difference.path))
+            rest = self._without_refused_ones([item for item in batch if item not in first])
+            each(self._pool, self._publish, spread(rest, lambda item: item.difference.path))
             each(self._pool, self._create_late, spread(late.get(group, []), _path_of))
             self._confirm_written()
 
