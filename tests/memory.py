@@ -12,7 +12,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
-from onesync.core.model import Kind, RelPath, is_beneath, name_of, parent_of
+from onesync.core.model import Entry, Kind, RelPath, Stamp, is_beneath, name_of, parent_of
 from onesync.local import stamp_of
 from onesync.replica.door import Compared, Copied, Identity, Listed
 
@@ -221,3 +221,13 @@ def _blocks(content: bytes) -> Blocks | None:
 
 def _digest_of(piece: bytes) -> bytes:
     return blake3(piece).digest(length=16)
+
+
+class Tabled:
+    """Rows of a stage-in, in memory."""
+
+    def __init__(self) -> None:
+        self.put_in: dict[RelPath, tuple[Entry, Stamp | None]] = {}
+
+    def put(self, path: RelPath, entry: Entry, stamp: Stamp | None) -> None:
+        self.put_in[path] = (entry, stamp)

@@ -38,7 +38,7 @@ from onesync.recovery import REFUSED, TORN, settle
 from onesync.replica.folder import FolderReplica
 from onesync.snapshot import Snapshots, Taken, is_database
 from onesync.stagein import Conflict, StageIn
-from tests.memory import MemoryReplica
+from tests.memory import MemoryReplica, Tabled
 from tests.node import picture
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\n\u202e\x9b"
@@ -146,7 +146,7 @@ def stage_in(
     folder: Path, work: Path, pool: ThreadPoolExecutor, tree: dict[RelPath, Entry]
 ) -> list[Problem]:
     replica = FolderReplica(os.fsencode(folder))
-    staged = StageIn(replica, os.fsencode(work), pool, lambda *_: None).run(tree)
+    staged = StageIn(replica, os.fsencode(work), pool, lambda *_: None, Tabled()).run(tree)
     return staged.problems
 
 

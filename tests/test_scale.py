@@ -17,7 +17,7 @@ from onesync.core.chain import Set
 from onesync.core.model import Entry, Kind
 from onesync.manifest import MANIFEST, Manifest
 from onesync.stagein import StageIn
-from tests.memory import MemoryReplica
+from tests.memory import MemoryReplica, Tabled
 
 
 class _Pool(ThreadPoolExecutor):
@@ -44,8 +44,9 @@ def test_few_files_wait_for_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def advanced(done: int, _: int) -> None:
             pool.open = pool.open - 1 if done else 0
 
-        staged = StageIn(replica, os.fsencode(tmp_path), pool, advanced).run({})
-    assert len(staged.tree) == 100
+        rows = Tabled()
+        StageIn(replica, os.fsencode(tmp_path), pool, advanced, rows).run({})
+    assert len(rows.put_in) == 100
     assert pool.most == 10
 
 

@@ -13,7 +13,7 @@ from blake3 import blake3
 from onesync.core.model import Entry, Kind
 from onesync.replica.door import Listed
 from onesync.stagein import Staged, StageIn
-from tests.memory import MemoryReplica
+from tests.memory import MemoryReplica, Tabled
 
 KNOWN = Entry(Kind.FILE, 3, 10**18, 0o644, blake3(b"abc").hexdigest())
 
@@ -38,17 +38,18 @@ class Unseen(MemoryReplica):
         return told
 
 
-def staged_in(replica: MemoryReplica, work: Path) -> Staged:
+def staged_in(replica: MemoryReplica, work: Path, rows: Tabled) -> Staged:
     work.mkdir()
     with ThreadPoolExecutor(2) as pool:
-        stage_in = StageIn(replica, os.fsencode(work), pool, lambda *_: None)
+        root = os.fsencode(work)
+        stage_in = StageIn(replica, root, pool, lambda *_: None, rows, asked={b"known"})
         return stage_in.run({b"known": KNOWN})
 
 
 def test_a_known_file_is_opened_without_a_look(tmp_path: Path) -> None:
     replica = Unseen()
     replica.write_new(b"known", b"abc")
-    staged = staged_in(replica, tmp_path / "work")
+    staged = staged_in(replica, tmp_path / "work", Tabled())
     assert staged.problems == []
     assert staged.fetched == {b"known"}
     assert (tmp_path / "work" / "known").read_bytes() == b"abc"
@@ -60,8 +61,9 @@ def test_a_known_file_that_is_none_any_more_is_missing(tmp_path: Path, kind: str
     replica = Unseen(stale=frozenset({b"known"} if kind == "nothing" else ()))
     if kind == "directory":
         replica.make_directory(b"known")
-    staged = staged_in(replica, tmp_path / "work")
+    rows = Tabled()
+    staged = staged_in(replica, tmp_path / "work", rows)
     assert [(p.path, p.kind) for p in staged.problems] == [(b"known", "missing")]
-    assert staged.tree == {b"known": (KNOWN, None)}
+    assert rows.put_in == {b"known": (KNOWN, None)}
     assert staged.fetched == set()
     assert os.listdir(tmp_path / "work") == []

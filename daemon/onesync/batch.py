@@ -54,6 +54,7 @@ from onesync.waiting import Waiting, what_waits
 
 log = logging.getLogger(__name__)
 
+_LANES = 4
 _ROUNDS = 6
 _PACE = 4.0
 """A growing file rests for so many times as long as its last push took: it eats a fifth at most."""
@@ -117,6 +118,7 @@ class Batches:
         travels: whole copies that take more than one batch.
         only_copies: removals that wait, for OneData has what they remove nowhere else.
         round_seconds: so long a large file travels in one batch.
+        lanes: so many files are removed at once beside the batches.
         left: what the last batch took and could not commit.
     """
 
@@ -138,6 +140,7 @@ class Batches:
     travels: Travels
     only_copies: OnlyCopies
     round_seconds: float
+    lanes: int
     left: set[RelPath] = field(default_factory=set)
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
@@ -147,7 +150,9 @@ class Batches:
     _is_behind: bool = False
     _tidying: Future[None] | None = None
     _tidying_of: Push | None = None
-    _tidier: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "tidy"))
+    _tidier: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1 + _LANES, "tidy")
+    )
     _waiting: Waiting | None = None
     _in_vain: int = 0
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
@@ -162,6 +167,8 @@ class Batches:
         """
         self.left = set()
         try:
+            if self._tidying is not None and self._tidying.done():
+                self._tidied()
             if self.unverified.next_due() == 0:
                 self._verify()
             began = time.monotonic()
@@ -187,8 +194,8 @@ class Batches:
             if not self.left and not self.awaits():
                 break
         # What is not dirty any more, or failed, travels no further.
-        self.travels.end_beneath(b"")
         self._tidied()
+        self.travels.end_beneath(b"")
 
     def awaits(self) -> bool:
         """Whether the next batch has second halves to do."""
@@ -224,8 +231,8 @@ class Batches:
         """See to it that the replica is the right one, is settled, and holds what it should."""
         if self.check_mount():
             self.suspect()
-        self._tidied()
         if self._half_done:
+            self._tidied()
             self.settle()
         if self.travels.suspected:
             self.travels.mend()
@@ -449,6 +456,8 @@ class Batches:
         places = {place: join(self.root, place) for place in names} | pins.sources()
         pinned = {names.get(path, path): place for path, place in places.items()}
         self.may_write()
+        if self._tidying_of is not None and self._tidying_of.begins_travel():
+            self._tidied()  # its intent may go with a travel that ends
         for top in [d.path for d in plan.removals] + [move.source for move in plan.moves]:
             self.travels.end_beneath(top)
         outcome = push.carry_out(plan, snapshots, pinned)
@@ -485,11 +494,8 @@ class Batches:
         self.travels.advance(outcome.travels)
         renamed = [(c.source, c.target) for c in outcome.changes if isinstance(c, Renamed)]
         self.deletions.done(self._awaited.removals, self._awaited.moves, renamed)
-        rest = push.tidy()
+        rest = push.tidy(self._tidier, self.lanes)
         self._half_done = False
-        if rest is not None:
-            self._tidied()
-            self._tidying, self._tidying_of = self._tidier.submit(rest), push
         self._keep(what_waits(self._waiting, cut, plan, outcome), outcome)
         self._is_behind = bool(outcome.deferred) or self._waiting is not None
         kept = self._waiting.frozen if self._waiting is not None else {}
@@ -497,7 +503,16 @@ class Batches:
             if path not in kept:
                 Path(os.fsdecode(item.path)).unlink(missing_ok=True)
         self._log(plan, outcome, cut.seconds, time.monotonic() - began)
+        if rest is not None:
+            self._tidied()
+            self._tidying, self._tidying_of = self._tidier.submit(rest), push
+            self._tidying.add_done_callback(self._tell_of_failure)
         return committed
+
+    def _tell_of_failure(self, tidying: Future[None]) -> None:
+        """Wake the engine where something went wrong beside it."""
+        if tidying.exception() is not None:
+            self.marks.arrived.set()
 
     def _is_behind_anew(self, outcome: Outcome) -> bool:
         """Whether a file is behind of which the last checkpoints do not say so."""

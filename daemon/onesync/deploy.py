@@ -223,10 +223,18 @@ class Deploy:
                 " elsewhere; nothing was changed. Empty it, then start again."
             )
         self._index.set(staging=name, stager=self._lock.state().deployment_id, undeployed=None)
+        asked = head.problems.keys() if head else set()
         try:
-            staged = StageIn(
-                self._replica, self._root, self._pool, self._advanced, self._link_moves(head)
-            ).run(tree)
+            with self._index.refilled() as rows:
+                staged = StageIn(
+                    self._replica,
+                    self._root,
+                    self._pool,
+                    self._advanced,
+                    rows,
+                    self._link_moves(head),
+                    asked,
+                ).run(tree)
         except Conflict as conflict:
             raise Halted(
                 f"{conflict} stands in the working directory with another content than in OneData;"
@@ -245,26 +253,23 @@ class Deploy:
 
     def _take_staged(self, batches: Batches, head: Head | None, staged: Staged) -> None:
         tree = head.tree if head else {}
-        marked = _still_marked(head, staged)
+        marked = self._still_marked(head, staged)
         for problem in staged.problems + marked:
             self._problems[problem.path] = problem
             log.warning(problem.text)
         if staged.relocated:
             log.info("links follow the working directory", extra={"links": staged.relocated})
-        self._index.replace((p, e, s) for p, (e, s) in staged.tree.items())
         self._index.remember_blocks(staged.blocks)
         healed = (head.problems.keys() if head else set()) & staged.fetched
         healed -= self._problems.keys()
-        fresh: list[Change] = [
-            Set(p, e)
-            for p, (e, _) in sorted(staged.tree.items())
-            if tree.get(p) != e or p in healed
-        ]
         if head is None or head.ignored:
             # A chain that is forked or torn is mended at once: the next reader needs none of it.
             batches.base()
-        elif fresh or staged.problems:
-            batches.commit([*fresh, *map(Noted, staged.problems)], {}, "incremental")
+        else:
+            entries = ((p, e) for p, e in self._index.entries() if p)
+            fresh = [Set(p, e) for p, e in entries if tree.get(p) != e or p in healed]
+            if fresh or staged.problems:
+                batches.commit([*fresh, *map(Noted, staged.problems)], {}, "incremental")
         self._index.set(
             staged=self._lock.state().deployment_id,
             staging=None,
@@ -272,6 +277,29 @@ class Deploy:
             head_name=batches.manifest.head[0] if batches.manifest.head else None,
             **_root_values(self._root),
         )
+
+    def _still_marked(self, head: Head | None, staged: Staged) -> list[Problem]:
+        """Return the problems of the head that hold on.
+
+        Of damaged files whose local copies were reused and so not seen again, and of files that
+        were travelling when their node ended.
+        """
+        if head is None:
+            return []
+        found = []
+        for path, problem in _lasting(head).items():
+            if self._index.known(path) is None:
+                continue
+            if problem.kind == BEHIND:
+                text = (
+                    f"{show(path)} was still travelling when its node ended: here are the"
+                    f" {head.tree[path].size} bytes that OneData has of it, what came later never"
+                    " reached OneData."
+                )
+                found.append(Problem(path, BEHIND, text))
+            elif path not in staged.fetched:
+                found.append(problem)
+        return found
 
     def _link_moves(self, head: Head | None) -> list[tuple[bytes, bytes]]:
         if head is None or not self._settings.stagein.relocate_links:
@@ -303,27 +331,3 @@ def _lasting(head: Head) -> dict[RelPath, Problem]:
     """Return the problems of the head that the next base must tell too: of what OneData holds."""
     kinds = (BEHIND, CHANGED_OUTSIDE)
     return {p: it for p, it in head.problems.items() if p in head.tree and it.kind in kinds}
-
-
-def _still_marked(head: Head | None, staged: Staged) -> list[Problem]:
-    """Return the problems of the head that hold on.
-
-    Of damaged files whose local copies were reused and so not seen again, and of files that were
-    travelling when their node ended.
-    """
-    if head is None:
-        return []
-    found = []
-    for path, problem in _lasting(head).items():
-        if path not in staged.tree:
-            continue
-        if problem.kind == BEHIND:
-            text = (
-                f"{show(path)} was still travelling when its node ended: here are the"
-                f" {head.tree[path].size} bytes that OneData has of it, what came later never"
-                " reached OneData."
-            )
-            found.append(Problem(path, BEHIND, text))
-        elif path not in staged.fetched:
-            found.append(problem)
-    return found

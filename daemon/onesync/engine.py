@@ -490,6 +490,7 @@ class Engine:
             travels=Travels(self._replica),
             only_copies=OnlyCopies(self._index, self._scanner, self._problems),
             round_seconds=self._settings.push.round_seconds,
+            lanes=max(1, min(4, self._settings.push.workers // 4)),
         )
 
     def _is_read(self, is_database: bool) -> bool:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -51,6 +51,7 @@ _FAILED = (
     "SQLITE_PROTOCOL",
 )
 _CHUNK = 1 << 20
+_PORTION = 2_000
 _LARGEST_LOG = 64 << 20
 """Bytes of the write-ahead log that stay: a stage-in makes one as large as the index."""
 _HAS_ENTRY = 10
@@ -123,6 +124,27 @@ def keep_damaged(path: Path, error: IndexDamaged) -> None:
         with suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(kept.with_name(kept.name + suffix))
     log.error("index damaged", extra={"reason": str(error), "kept": str(kept)})
+
+
+class Filling:
+    """Rows on their way into the index, some at a time."""
+
+    def __init__(self, write: Callable[[list[tuple[RelPath, Entry, Stamp | None]]], None]) -> None:
+        """Write them with ``write``."""
+        self._write = write
+        self._rows: list[tuple[RelPath, Entry, Stamp | None]] = []
+
+    def put(self, path: RelPath, entry: Entry, stamp: Stamp | None) -> None:
+        """Add a row."""
+        self._rows.append((path, entry, stamp))
+        if len(self._rows) >= _PORTION:
+            self.write()
+
+    def write(self) -> None:
+        """Write what was put since the last time."""
+        rows, self._rows = self._rows, []
+        if rows:
+            self._write(rows)
 
 
 class Index:
@@ -435,6 +457,22 @@ class Index:
             for path, entry, stamp in tree:
                 self._put(path, entry, stamp)
             self._set(dict(meta))
+
+    @contextmanager
+    def refilled(self) -> Iterator[Filling]:
+        """Replace all rows by those that are put while this lasts, as stage-in does.
+
+        They are written in portions: what an interrupted one left is replaced by the next.
+        """
+        self.replace(())
+        filling = Filling(self._put_rows)
+        yield filling
+        filling.write()
+
+    def _put_rows(self, rows: list[tuple[RelPath, Entry, Stamp | None]]) -> None:
+        with self._transaction():
+            for row in rows:
+                self._put(*row)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

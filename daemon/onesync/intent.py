@@ -51,6 +51,8 @@ class Intent:
         append: (path, committed length) of files that may be written beyond it.
         patch: (path, undo file) of files whose blocks may be changed in place.
         gone: (path, size, digest) of files that are removed when the checkpoint stands.
+        is_removal: whether it holds ``gone`` alone, and has a name of its own: a copy that travels
+            needs the other one for longer.
     """
 
     position: Position
@@ -64,6 +66,7 @@ class Intent:
     append: list[tuple[RelPath, int]] = field(default_factory=list)
     patch: list[tuple[RelPath, RelPath]] = field(default_factory=list)
     gone: list[tuple[RelPath, int, str]] = field(default_factory=list)
+    is_removal: bool = False
 
     _PARTS = ("new", "replace", "remove", "rename", "patch")
     _SINGLE = ("make", "promise")
@@ -81,7 +84,7 @@ class Intent:
             name: [[_text(path) for path in pair] for pair in getattr(self, name)]
             for name in self._PARTS
         }
-        head = {"onesync": "intent", "format": FORMAT}
+        head = {"onesync": "intent", "format": FORMAT, "is_removal": self.is_removal}
         place = {"epoch": self.position.epoch, "sequence": self.position.sequence}
         single = {name: [_text(path) for path in getattr(self, name)] for name in self._SINGLE}
         lengths = {"append": [[_text(path), length] for path, length in self.append]}
@@ -100,7 +103,8 @@ class Intent:
         TypeError on anything else.
         """
         found = _read(content)
-        intent = cls(Position(_number(found["epoch"]), _number(found["sequence"])))
+        position = Position(_number(found["epoch"]), _number(found["sequence"]))
+        intent = cls(position, is_removal=found.get("is_removal") is True)
         for name in cls._PARTS:
             pairs = found[name] if name in cls._FIRST else found.get(name, [])
             second = _user_path if name == "rename" else _raw
@@ -126,7 +130,9 @@ class Intent:
     @property
     def path(self) -> RelPath:
         """Where on the replica it stands."""
-        return join(INTENTS, b"E%06d-%06d.json" % (self.position.epoch, self.position.sequence))
+        part = b"~gone" if self.is_removal else b""
+        place = (self.position.epoch, self.position.sequence, part)
+        return join(INTENTS, b"E%06d-%06d%s.json" % place)
 
     def note_of(self, number: int) -> RelPath:
         """Return the name of a note that tells what was found where this batch wanted to create.

@@ -16,6 +16,7 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 
 from onesync.core.blocks import PATCH_FROM, Blocks
@@ -29,6 +30,8 @@ from onesync.core.model import (
     RelPath,
     Stamp,
     is_beneath,
+    is_doubted,
+    is_unconfirmed,
     join,
     lies_in,
     parent_of,
@@ -150,6 +153,7 @@ class Push:
         self._may_defer = may_defer
         self._enough = float("inf")
         self.intent = Intent(position)
+        self.removal = Intent(position, is_removal=True)
         self.outcome = Outcome()
         self._count = 0
         self._leftover: list[RelPath] = []
@@ -185,8 +189,9 @@ class Push:
         plan = self._portion(plan, snapshots)
         self._prepare(plan, snapshots, pinned)
         self._may_write()
-        if self.intent.is_needed():
-            self._replica.write_new(self.intent.path, self.intent.encode())
+        for intent in (self.intent, self.removal):
+            if intent.is_needed():
+                self._replica.write_new(intent.path, intent.encode())
         # What changed its kind clears its name before the new thing takes it.
         for difference in plan.removals:
             if difference.seen is not None:
@@ -223,23 +228,28 @@ class Push:
         """Whether the intent stands for a copy that goes on: then it needs its checkpoint."""
         return any(travel.intent == self.intent.path for travel in self.outcome.travels.values())
 
-    def tidy(self) -> Callable[[], None] | None:
+    def tidy(self, pool: ThreadPoolExecutor, lanes: int) -> Callable[[], None] | None:
         """Remove the asides and the intent: the checkpoint stands, they are not needed.
 
-        Returns what is still to be done where whole directories went aside. It may take long, one
-        call after the other, and only those wait for it who rename or remove directories.
+        Returns what is still to be done, by ``lanes`` of ``pool``, where files go or whole directories went
+        aside. It may take long, and only those wait for it who need the same names.
         """
         trees = set(self._trees)
         each(self._pool, self._replica.remove, [a for a in self._leftover if a not in trees])
         if trees or self._unlinked:
-            return self._tidy_later
+            return partial(self._tidy_later, pool, lanes)
         self._end_intent()
         return None
 
-    def _tidy_later(self) -> None:
-        # Few at a time: in one directory they wait for each other, and the next batch for workers.
-        lanes = [self._unlinked[number::_LANES] for number in range(_LANES)]
-        each(self._pool, self._unlink, [lane for lane in lanes if lane])
+    def _tidy_later(self, pool: ThreadPoolExecutor, lanes: int) -> None:
+        promised = [path for path in self._unlinked if self._is_data(path, is_database=False)]
+        promises = [path for path in self._unlinked if not self._is_data(path, is_database=False)]
+        for paths in (promises, promised):  # no marker stands without what it promises
+            # Few at a time: in one directory they wait for each other.
+            parts = [paths[number::lanes] for number in range(lanes)]
+            each(pool, self._unlink, [part for part in parts if part])
+        if self.removal.is_needed():
+            self._replica.remove(self.removal.path)
         for aside in self._trees:
             self._replica.remove(aside)
         self._end_intent()
@@ -328,7 +338,7 @@ class Push:
             )
         moved = {move.source for move in plan.moves}
         late = {d.path: d.known.entry for d in plan.removals if d.known and _goes_late(d, moved)}
-        self.intent.gone.extend((path, e.size, e.digest) for path, e in late.items())
+        self.removal.gone.extend((path, e.size, e.digest) for path, e in late.items())
         early = [difference for difference in plan.removals if difference.path not in late]
         tops = self._removals.tops(early)
         for difference, found in zip(early, tops, strict=True):
@@ -927,9 +937,13 @@ def _is_new(difference: Difference) -> bool:
 
 def _goes_late(difference: Difference, moved: AbstractSet[RelPath]) -> bool:
     """Whether what is removed stays until the checkpoint stands: under that name it is a file."""
-    known, path = difference.known, difference.path
-    is_file = known is not None and known.entry.kind is Kind.FILE
-    return is_file and difference.seen is None and not lies_in(path, moved)
+    known = difference.known
+    if known is None or known.entry.kind is not Kind.FILE or difference.seen is not None:
+        return False
+    # Whoever finishes it must be able to tell whether it is that file.
+    is_certain = bool(known.entry.digest) and not is_unconfirmed(known.entry)
+    is_certain &= not is_doubted(known.stamp)
+    return is_certain and not lies_in(difference.path, moved)
 
 
 def _digest_of_small(local: bytes) -> tuple[int, str] | None:

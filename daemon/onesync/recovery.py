@@ -12,6 +12,7 @@ and what a checkpoint holds is never taken back.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +31,7 @@ from onesync.core.model import (
     show,
     unconfirmed,
 )
+from onesync.core.trouble import judge
 from onesync.errors import Halted
 from onesync.intent import INTENTS, Forged, Intent, NewerFormat, Torn, noted_by
 from onesync.replica.door import Listed, Replica
@@ -38,8 +40,6 @@ from onesync.workers import each
 TORN = STATUS_FOLDER + b"/torn"
 REFUSED = STATUS_FOLDER + b"/refused"
 _MOST_BYTES = 1 << 30
-_COMPARED_AT_MOST = 1 << 20
-"""Of larger files the size tells whether they are what the checkpoint before had."""
 _LONGEST = 150
 """So much of a torn file's name is kept in its new one."""
 
@@ -71,6 +71,7 @@ def settle(
     """
     told: list[str] = []
     intents, foreign = _intents(replica, told)
+    told += _finish_removals(replica, intents, head, committed, pool)
     for intent in sorted(intents, key=lambda i: i.position, reverse=True):
         notes = foreign.get(name_of(intent.path), {})
         theirs = set(notes.values())
@@ -88,8 +89,6 @@ def settle(
         else:
             asides = {aside for _, aside in intent.replace + intent.remove}
             each(pool, replica.remove, _old_and_new(asides, intent))
-            gone = [item for item in intent.gone if committed(item[0]) is None]
-            told += filter(None, each(pool, lambda item: _let_go(replica, *item), gone))
         names = _old_and_new({name for _, name in intent.new + intent.patch}, intent)
         each(pool, replica.remove, names - travelling.keys())
         if intent.path not in travelling.values():
@@ -100,15 +99,48 @@ def settle(
     return told
 
 
+def _finish_removals(
+    replica: Replica,
+    intents: list[Intent],
+    head: Position | None,
+    committed: Callable[[RelPath], Entry | None],
+    pool: ThreadPoolExecutor,
+) -> list[str]:
+    """Remove what committed batches were to remove; returns a sentence for what stays.
+
+    Before anything else is settled: what later batches may have put there is theirs.
+    """
+    told: list[str] = []
+    for intent in intents:
+        if head is None or intent.position > head:
+            continue
+        newer: set[RelPath] = set()
+        for other in intents:
+            if other.position > intent.position:
+                newer.update(other.make, (path for path, _ in other.new))
+                newer.update(target for _, target in other.rename)
+        gone = [item for item in intent.gone if committed(item[0]) is None]
+        gone = [item for item in gone if item[0] not in newer]
+        told += filter(None, each(pool, lambda item: _let_go(replica, *item), gone))
+    return told
+
+
 def _let_go(replica: Replica, path: RelPath, size: int, digest: str) -> str | None:
     """Remove a file that the checkpoint has no more; returns a sentence where another one stays."""
     found = replica.look(path)
     if found is None:
         return None
-    is_same = found.kind is Kind.FILE and found.size == size
-    if is_same and (size > _COMPARED_AT_MOST or replica.digest(path) == (digest, size)):
-        replica.unlink(path)
-        return None
+    if found.kind is Kind.FILE and found.size == size:
+        try:
+            is_same = replica.digest(path) == (digest, size)
+        except OSError as error:
+            # What was deleted, and cannot be read for good, must not keep the folder from anybody.
+            if error.errno != errno.EIO and judge(error).is_suspicious:
+                raise
+            return f"{show(path)} was to be deleted in OneData, and cannot be read: it is kept."
+        if is_same:
+            replica.unlink(path)
+            return None
     return f"{show(path)} was to be deleted in OneData, and is not what it was: it is kept."
 
 

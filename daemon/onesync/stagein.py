@@ -11,13 +11,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from queue import SimpleQueue
+from typing import Protocol
 
 from blake3 import blake3
 
@@ -40,6 +41,7 @@ from onesync.core.model import (
     show,
 )
 from onesync.core.ordering import database_of
+from onesync.core.tree import Tree
 from onesync.errors import LocalError
 from onesync.local import digest_local, on_this_machine, open_source, stamp_of, write_xattrs
 from onesync.replica.door import Listed, Replica
@@ -50,29 +52,80 @@ ATTRIBUTES = "attributes"
 _NO_FILE = (errno.ENOENT, errno.EINTR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 """What may be answered where another kind of thing stands, or nothing."""
 _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
+_LARGE = 1 << 20
 _MOST_WAITING = 1000
 """Files that wait for a worker: for each of a million they would take a gigabyte."""
 _Fetched = tuple[Entry, Stamp | None, Problem | None]
 
 
+class Rows(Protocol):
+    """Where what was staged in is recorded, entry by entry."""
+
+    def put(self, path: RelPath, entry: Entry, stamp: Stamp | None) -> None:
+        """Record an entry with the stamp of its local copy; None where it is not here.
+
+        A damaged file keeps the entry that the manifest has of it.
+        """
+
+
 @dataclass(slots=True)
 class Staged:
-    """What stage-in brought.
+    """What stage-in brought, beside its rows.
 
     Attributes:
-        tree: every entry with the stamp of its local copy; None where it is not here. A
-            damaged file keeps the entry that the manifest has of it.
         problems: what was missing, damaged or changed outside.
-        fetched: the files that were copied now; the others were here already.
+        fetched: those of the files that were asked about which were copied now; the others were
+            here already.
         relocated: how many links followed the working directory to its new place.
         blocks: digests of the blocks of large files, by the files' digests.
     """
 
-    tree: dict[RelPath, tuple[Entry, Stamp | None]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     fetched: set[RelPath] = field(default_factory=set)
     relocated: int = 0
     blocks: dict[str, Blocks] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """What is to be made here. Of what the manifest knows only what must be known before it is.
+
+    Attributes:
+        tree: the manifest's.
+        left_out: paths of the manifest that are not brought.
+        newcomers: sizes of files that the manifest does not know.
+        directories: those of the manifest, new ones, and those that lie above anything.
+        links: what is linked and the manifest does not know.
+        grouped: the files with several names.
+    """
+
+    tree: Tree
+    left_out: set[RelPath] = field(default_factory=set)
+    newcomers: dict[RelPath, int] = field(default_factory=dict)
+    directories: dict[RelPath, Entry] = field(default_factory=dict)
+    links: dict[RelPath, Entry] = field(default_factory=dict)
+    grouped: dict[RelPath, Entry] = field(default_factory=dict)
+
+    def known(self, kind: Kind) -> Iterator[tuple[RelPath, Entry]]:
+        """Yield those of the manifest that are brought."""
+        for path, entry in self.tree.items():
+            if entry.kind is kind and path not in self.left_out:
+                yield path, entry
+
+    def files(self, names: Mapping[RelPath, RelPath]) -> Iterator[tuple[RelPath, Entry]]:
+        """Yield the files without the other names of linked ones; the large ones come first.
+
+        They take longest. Of a million small ones no list is made.
+        """
+        large = [item for item in self._files() if item[1].size >= _LARGE]
+        large.sort(key=lambda item: -item[1].size)
+        small = (item for item in self._files() if item[1].size < _LARGE)
+        return (item for item in chain(large, small) if item[0] not in names)
+
+    def _files(self) -> Iterator[tuple[RelPath, Entry]]:
+        yield from self.known(Kind.FILE)
+        for path, size in self.newcomers.items():
+            yield path, Entry(Kind.FILE, size, mode=0o644)
 
 
 class Conflict(Exception):
@@ -91,7 +144,9 @@ class StageIn:
         root: bytes,
         pool: ThreadPoolExecutor,
         advanced: Callable[[int, int], None],
+        rows: Rows,
         moves: Sequence[tuple[bytes, bytes]] = (),
+        asked: AbstractSet[RelPath] = frozenset(),
     ) -> None:
         """Prepare.
 
@@ -100,13 +155,18 @@ class StageIn:
             root: absolute path of the working copy.
             pool: the workers.
             advanced: told files done and files in all, in this thread; may raise to give up.
+            rows: told what came, in this thread.
             moves: (old, new) working directories: absolute links into the old follow to the new.
+            asked: of which it is told whether they were copied.
         """
         self._replica = replica
         self._root = root
         self._pool = pool
         self._advanced = advanced
+        self._rows = rows
         self._moves = moves
+        self._asked = asked
+        self._tied: dict[RelPath, tuple[Entry, Stamp | None]] = {}
 
     def run(self, tree: Mapping[RelPath, Entry]) -> Staged:
         """Stage in the manifest's ``tree`` and whatever else the replica holds.
@@ -114,28 +174,28 @@ class StageIn:
         Raises Conflict where a local file would have to be overwritten.
         """
         staged = Staged()
-        listed = self._list_all(tree)
-        wanted = self._join(tree, listed, staged)
-        self._make_directories(wanted)
-        names = _other_names(wanted)
-        files = [(p, e) for p, e in wanted.items() if e.kind is Kind.FILE and p not in names]
-        files.sort(key=lambda item: -item[1].size)
-        self._advanced(0, len(files))
-        with closing(self._fetched(files, staged)) as results:
+        wanted = _Wanted(tree if isinstance(tree, Tree) else Tree(tree))
+        self._look_at_all(wanted, staged)
+        self._make_directories(wanted.directories)
+        names = _other_names(wanted.grouped)
+        count = sum(1 for _ in wanted.known(Kind.FILE)) + len(wanted.newcomers) - len(names)
+        self._advanced(0, count)
+        with closing(self._fetched(wanted.files(names), staged)) as results:
             for done, (path, (entry, stamp, problem)) in enumerate(results, 1):
-                staged.tree[path] = (entry, stamp)
-                if problem is not None:
-                    staged.problems.append(problem)
-                self._advanced(done, len(files))
+                if path in wanted.grouped:
+                    self._tied[path] = (entry, stamp)
+                else:
+                    self._rows.put(path, entry, stamp)
+                staged.problems += [problem] if problem is not None else []
+                self._advanced(done, count)
         self._tie(names, wanted, staged)
         self._finish(wanted, staged)
         return staged
 
     def _fetched(
-        self, files: list[tuple[RelPath, Entry]], staged: Staged
+        self, left: Iterator[tuple[RelPath, Entry]], staged: Staged
     ) -> Generator[tuple[RelPath, _Fetched], None, None]:
-        """Fetch ``files`` and yield what came of each, as it comes; few wait at a time."""
-        left = iter(files)
+        """Fetch what is ``left`` and yield what came of each, as it comes; few wait at a time."""
         waiting: dict[Future[_Fetched], RelPath] = {}
         done: SimpleQueue[Future[_Fetched]] = SimpleQueue()
         try:
@@ -152,26 +212,26 @@ class StageIn:
             for future in waiting:
                 future.cancel()
 
-    def _tie(
-        self, names: dict[RelPath, RelPath], wanted: dict[RelPath, Entry], staged: Staged
-    ) -> None:
-        """Make the other names of hard-linked files."""
+    def _tie(self, names: Mapping[RelPath, RelPath], wanted: _Wanted, staged: Staged) -> None:
+        """Make the other names of hard-linked files, and record all of theirs."""
         damaged = {p.path for p in staged.problems if p.kind != ATTRIBUTES}
+        tied = self._tied
         for path, first in names.items():
             if first in damaged:
-                entry, stamp, problem = self._fetch(path, wanted[path], staged)
-                staged.tree[path] = (entry, stamp)
+                entry, stamp, problem = self._fetch(path, wanted.grouped[path], staged)
+                tied[path] = (entry, stamp)
                 staged.problems += [problem] if problem else []
                 continue
             self._make_name(path, first)
-            staged.tree[path] = (staged.tree[first][0], None)
-        for path in [p for p, (e, _) in staged.tree.items() if e.group and p not in damaged]:
-            with _Parent(self._root, path) as parent:
-                status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
-            stamp = stamp_of(status, Kind.FILE)
-            # Groups are told apart by inodes, and this node has its own.
-            group = stamp.inode if stamp.linked else 0
-            staged.tree[path] = (replace(staged.tree[path][0], group=group), stamp)
+            tied[path] = (tied[first][0], None)
+        for path, (entry, stamp) in tied.items():
+            if entry.group and path not in damaged:
+                with _Parent(self._root, path) as parent:
+                    status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
+                stamp = stamp_of(status, Kind.FILE)
+                # Groups are told apart by inodes, and this node has its own.
+                entry = replace(entry, group=stamp.inode if stamp.linked else 0)
+            self._rows.put(path, entry, stamp)
 
     def _make_name(self, path: RelPath, first: RelPath) -> None:
         with _Parent(self._root, path) as parent, _Parent(self._root, first) as origin:
@@ -184,71 +244,81 @@ class StageIn:
                 os.unlink(name_of(path), dir_fd=parent)
             os.link(name_of(first), name_of(path), src_dir_fd=origin, dst_dir_fd=parent)
 
-    def _list_all(self, tree: Mapping[RelPath, Entry]) -> dict[RelPath, Listed]:
-        """List the replica; files of ``tree`` are not looked at, for they will be opened."""
-        known: defaultdict[RelPath, set[bytes]] = defaultdict(set)
-        for path, entry in tree.items():
-            if entry.kind is Kind.FILE:
-                known[parent_of(path)].add(name_of(path))
-        found: dict[RelPath, Listed] = {}
-        level: list[RelPath] = [b""]
-        while level:
-            below: list[RelPath] = []
-            files = [known.pop(directory, set()) for directory in level]
-            lists = self._pool.map(self._replica.list, level, files)
-            for directory, items in zip(level, lists, strict=True):
-                for item in items:
-                    path = join(directory, item.name)
-                    if is_reserved(path) or item.kind is Kind.LINK:
-                        continue
-                    found[path] = item
-                    if item.kind is Kind.DIRECTORY:
-                        below.append(path)
-            level = below
-        return found
-
-    def _join(
-        self, tree: Mapping[RelPath, Entry], listed: dict[RelPath, Listed], staged: Staged
-    ) -> dict[RelPath, Entry]:
-        """Return what to stage in; newcomers have no digest and no time yet."""
-        wanted: dict[RelPath, Entry] = {}
-        for path, entry in tree.items():
-            if (above := _not_a_directory(tree, path)) is not None:
+    def _look_at_all(self, wanted: _Wanted, staged: Staged) -> None:
+        """List the replica, and find out what is to be brought."""
+        is_there = self._list_all(wanted, staged)
+        for path, entry in wanted.tree.items():
+            if (above := _not_a_directory(wanted.tree, path)) is not None:
                 text = (
                     f"The manifest has {show(path)} beneath {show(above)}, which is no directory:"
                     " no onesync wrote that. It was not restored; see who may write to the folder."
                 )
-                staged.problems.append(Problem(path, "misplaced", text))
-                staged.tree[path] = (entry, None)
-                continue
-            found = listed.get(path)
-            if entry.kind is Kind.FILE and found is None:
-                # A listing may be stale; a name is called missing only when it was looked up.
-                found = self._replica.look(path)
-            if entry.kind is Kind.FILE and (found is None or found.kind is not Kind.FILE):
-                staged.problems.append(_missing(path))
-                staged.tree[path] = (entry, None)
-                continue
-            wanted[path] = entry
-        for path, item in listed.items():
-            if (base := database_of(path)) in tree and path not in tree and base is not None:
-                text = f"{show(path)} is not of the {show(base)} that is restored: left in OneData."
-                staged.problems.append(Problem(path, "stray_sidecar", text))
-            elif (above := _not_a_directory(tree, path)) is not None:
-                text = f"{show(path)} is left in OneData: {show(above)} is no directory here."
-                staged.problems.append(Problem(path, "newcomer", text))
-            elif path not in tree:
-                size = item.size if item.kind is Kind.FILE else 0
-                mode = 0o644 if item.kind is Kind.FILE else 0o755
-                wanted[path] = Entry(item.kind, size=size, mode=mode)
-        if not tree:
-            self._add_legacy_links(wanted, listed)
-        return wanted
+                self._leave_out(path, entry, Problem(path, "misplaced", text), wanted, staged)
+            elif entry.kind is Kind.FILE and not (is_there(path) or self._is_file_there(path)):
+                self._leave_out(path, entry, _missing(path), wanted, staged)
+            elif entry.kind is Kind.DIRECTORY:
+                wanted.directories[path] = entry
+            elif entry.kind is Kind.FILE and entry.group and entry.digest:
+                wanted.grouped[path] = entry
+        if not wanted.tree:
+            self._add_legacy_links(wanted)
+        self._add_directories_above(wanted)
 
-    def _add_legacy_links(
-        self, wanted: dict[RelPath, Entry], listed: dict[RelPath, Listed]
+    def _leave_out(
+        self, path: RelPath, entry: Entry, problem: Problem, wanted: _Wanted, staged: Staged
     ) -> None:
-        directories = {p for p, item in listed.items() if item.kind is Kind.DIRECTORY} | {b""}
+        staged.problems.append(problem)
+        self._rows.put(path, entry, None)
+        wanted.left_out.add(path)
+
+    def _is_file_there(self, path: RelPath) -> bool:
+        """Look: a listing may be stale; a name is called missing only when it was looked up."""
+        found = self._replica.look(path)
+        return found is not None and found.kind is Kind.FILE
+
+    def _list_all(self, wanted: _Wanted, staged: Staged) -> Callable[[RelPath], bool]:
+        """List the replica; files of the tree are not looked at, for they will be opened.
+
+        Returns what tells whether a listing had a file of the tree.
+        """
+        listed: set[RelPath] = set()
+        absent: set[RelPath] = set()
+        level: list[RelPath] = [b""]
+        while level:
+            below: list[RelPath] = []
+            files = [wanted.tree.files_in(directory) for directory in level]
+            lists = self._pool.map(self._replica.list, level, files)
+            for directory, known, items in zip(level, files, lists, strict=True):
+                listed.add(directory)
+                there = {item.name for item in items if item.kind is Kind.FILE}
+                absent.update(join(directory, name) for name in known - there)
+                for item in items:
+                    path = join(directory, item.name)
+                    if is_reserved(path) or item.kind is Kind.LINK:
+                        continue
+                    if item.kind is Kind.DIRECTORY:
+                        below.append(path)
+                    if path not in wanted.tree:
+                        self._add_newcomer(path, item, wanted, staged)
+            level = below
+        return lambda path: path not in absent and parent_of(path) in listed
+
+    def _add_newcomer(self, path: RelPath, item: Listed, wanted: _Wanted, staged: Staged) -> None:
+        """Want what the manifest does not know, unless it must stay in OneData."""
+        if (base := database_of(path)) in wanted.tree and base is not None:
+            text = f"{show(path)} is not of the {show(base)} that is restored: left in OneData."
+            staged.problems.append(Problem(path, "stray_sidecar", text))
+        elif (above := _not_a_directory(wanted.tree, path)) is not None:
+            text = f"{show(path)} is left in OneData: {show(above)} is no directory here."
+            staged.problems.append(Problem(path, "newcomer", text))
+        elif item.kind is Kind.DIRECTORY:
+            wanted.directories[path] = Entry(Kind.DIRECTORY, mode=0o755)
+        else:
+            wanted.newcomers[path] = item.size
+
+    def _add_legacy_links(self, wanted: _Wanted) -> None:
+        directories = {b"", *wanted.directories}
+        taken = directories | wanted.newcomers.keys()
         for name, parse in ((b"linklist", legacy.linklist), (b"symlink-dump", legacy.symlink_dump)):
             for place in (join(STATUS_FOLDER, name), join(b"scipion-docker", name), name):
                 try:
@@ -256,17 +326,20 @@ class StageIn:
                 except (FileNotFoundError, NotADirectoryError):
                     continue
                 for path, target in parse(content, directories):
-                    wanted.setdefault(path, Entry(Kind.LINK, target=target))
+                    if path not in taken:
+                        wanted.links.setdefault(path, Entry(Kind.LINK, target=target))
+
+    def _add_directories_above(self, wanted: _Wanted) -> None:
+        """Want the directories that nobody told of, above what is brought."""
+        paths = (path for path in wanted.tree if path not in wanted.left_out)
+        for path in chain(paths, wanted.newcomers, wanted.links, list(wanted.directories)):
+            above = parent_of(path)
+            while above and above not in wanted.directories:
+                wanted.directories[above] = Entry(Kind.DIRECTORY, mode=0o755)
+                above = parent_of(above)
 
     @on_this_machine()
-    def _make_directories(self, wanted: dict[RelPath, Entry]) -> None:
-        directories = {p for p, e in wanted.items() if e.kind is Kind.DIRECTORY}
-        for path in list(wanted):
-            above = parent_of(path)
-            while above and above not in directories:
-                directories.add(above)
-                wanted.setdefault(above, Entry(Kind.DIRECTORY, mode=0o755))
-                above = parent_of(above)
+    def _make_directories(self, directories: Iterable[RelPath]) -> None:
         for path in sorted(directories, key=lambda p: p.count(b"/")):
             if not path:
                 continue
@@ -293,7 +366,8 @@ class StageIn:
                 if not entry.digest or isinstance(error, LocalError) or self._is_file(path, error):
                     raise
                 return entry, None, _missing(path)
-            staged.fetched.add(path)
+            if path in self._asked:
+                staged.fetched.add(path)
             self._restore_xattrs(path, local, entry, staged)
             self._refuse_conflict(path, copied.digest)
             if copied.blocks is not None:
@@ -357,15 +431,14 @@ class StageIn:
         same = (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns)
         return stamp_of(status, Kind.FILE) if same else None
 
-    def _finish(self, wanted: dict[RelPath, Entry], staged: Staged) -> None:
-        for path, entry in wanted.items():
-            if entry.kind is Kind.LINK:
-                moved = Entry(Kind.LINK, target=self._relocated(entry.target))
-                staged.relocated += moved != entry
-                staged.tree[path] = (moved, self._link(path, moved))
-        directories = [(p, e) for p, e in wanted.items() if e.kind is Kind.DIRECTORY]
-        for path, entry in sorted(directories, key=lambda item: -item[0].count(b"/")):
-            staged.tree[path] = (entry, self._directory_times(path, entry, staged))
+    def _finish(self, wanted: _Wanted, staged: Staged) -> None:
+        for path, entry in chain(wanted.known(Kind.LINK), wanted.links.items()):
+            moved = Entry(Kind.LINK, target=self._relocated(entry.target))
+            staged.relocated += moved != entry
+            self._rows.put(path, moved, self._link(path, moved))
+        for path in sorted(wanted.directories, key=lambda path: -path.count(b"/")):
+            entry = wanted.directories[path]
+            self._rows.put(path, entry, self._directory_times(path, entry, staged))
 
     def _relocated(self, target: bytes) -> bytes:
         for old, new in self._moves:
@@ -442,16 +515,15 @@ class _Parent:
         os.close(self._fd)
 
 
-def _other_names(wanted: dict[RelPath, Entry]) -> dict[RelPath, RelPath]:
+def _other_names(grouped: Mapping[RelPath, Entry]) -> dict[RelPath, RelPath]:
     """Return the names of hard-linked files beside the first of each, with that first one."""
     firsts: dict[tuple[int, str], RelPath] = {}
     names = {}
-    for path in sorted(wanted):
-        entry = wanted[path]
-        if entry.group and entry.digest:
-            first = firsts.setdefault((entry.group, entry.digest), path)
-            if first != path:
-                names[path] = first
+    for path in sorted(grouped):
+        entry = grouped[path]
+        first = firsts.setdefault((entry.group, entry.digest), path)
+        if first != path:
+            names[path] = first
     return names
 
 

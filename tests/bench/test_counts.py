@@ -122,12 +122,12 @@ def test_nothing_changed_is_no_call(node: Node, mounted: Mounted) -> None:
     _fill(_folders(node.work), 200)
     node.go_on()
     _flushed(node)  # in one batch: it is verified in one round
-    _wait_until_verified(node)
+    wait_until_verified(node)
     for _ in range(3):
         assert [(c.operation, c.path) for c in _calls(mounted, lambda: _flushed(node))] == []
 
 
-def _wait_until_verified(node: Node) -> None:
+def wait_until_verified(node: Node) -> None:
     """Wait until nothing that was pushed is still to be verified; that is done once."""
     deadline = time.monotonic() + SOON
     uri = f"file:{node.home / 'state' / 'index.sqlite'}?mode=ro"

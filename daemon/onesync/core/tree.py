@@ -59,6 +59,13 @@ class Tree(Mapping[RelPath, Entry]):
     def __len__(self) -> int:
         return sum(len(folder.entries) for _, folder in self._folders())
 
+    def files_in(self, directory: RelPath) -> set[bytes]:
+        """Return the names of the files that are directly in a directory."""
+        folder = self._folder(directory)
+        if folder is None:
+            return set()
+        return {name for name, packed in folder.entries.items() if _is_file(packed)}
+
     def put(self, path: RelPath, entry: Entry) -> None:
         """Let ``path`` be ``entry``; beneath what is a directory no more there is nothing."""
         self._put(path, _pack(entry), is_directory=entry.kind is Kind.DIRECTORY)
@@ -148,6 +155,12 @@ def _is_directory(packed: Packed) -> bool:
     if isinstance(packed, Entry):
         return packed.kind is Kind.DIRECTORY
     return len(packed) == _DIRECTORY.size
+
+
+def _is_file(packed: Packed) -> bool:
+    if isinstance(packed, Entry):
+        return packed.kind is Kind.FILE
+    return len(packed) == _FILE.size
 
 
 def _pack(entry: Entry) -> Packed:

@@ -1,0 +1,102 @@
+"""Removed files go beside the batches that follow, and markers before their data."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.bench.test_counts import wait_until_verified
+from tests.node import SOON, Node
+from tests.standin.mounted import Mounted
+
+pytestmark = pytest.mark.fuse
+
+
+@pytest.fixture
+def store(mounted: Mounted) -> Path:
+    return mounted.path / "project"
+
+
+def until(condition: Callable[[], object], node: Node, seconds: float = SOON) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() < began + seconds, node.log()
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+@pytest.fixture
+def one(nodes: list[Node]) -> Node:
+    node = nodes[0]
+    node.configure(mount__require_fuse=True, mount__io_timeout_seconds=2)
+    return node
+
+
+@pytest.mark.parametrize(
+    ("workers", "pause"),
+    [(32, 0.0), (32, 5.0), (1, 0.0)],
+    ids=["at once", "verified", "one worker"],
+)
+def test_new_files_come_beside_the_removals(
+    one: Node, mounted: Mounted, workers: int, pause: float
+) -> None:
+    """Neither what is pushed nor what is verified meanwhile waits for all that still goes."""
+    one.configure(mount__require_fuse=True, mount__io_timeout_seconds=20, push__workers=workers)
+    one.deploy()
+    files = [one.work / "d" / f"{number}" for number in range(200)]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_bytes(b"x")
+    assert one.flush() == 0, one.log()
+    wait_until_verified(one)
+    mounted.delay_at("unlink", 0.1, pattern="/d/", times=-1)
+    one.pause()
+    for file in files:
+        file.unlink()
+    one.go_on()
+    stored = mounted.backing / "project"
+    until(lambda: len(list((stored / "d").iterdir())) < 195, one)
+    (one.work / "first").write_bytes(b"first")
+    until(lambda: (stored / "first").exists(), one)
+    time.sleep(pause)  # it is due to be verified
+    (one.work / "new").write_bytes(b"new")
+    took = until(lambda: (stored / "new").exists(), one)
+    left = len(list((stored / "d").iterdir()))
+    mounted.clear()
+    assert left > 0, f"it came after all removals, {took:.1f} s"
+
+
+def test_a_marker_goes_before_its_data(one: Node, mounted: Mounted) -> None:
+    """The raw folder: no marker without its data."""
+    one.configure(mount__require_fuse=True, mount__io_timeout_seconds=20)
+    one.deploy()
+    extra = one.work / "Runs" / "000001_ProtMock" / "extra"
+    (extra / "DONE").mkdir(parents=True)
+    names = [f"mic_{number}" for number in range(40)]
+    for name in names:
+        (extra / f"{name}.mrc").write_bytes(b"data")
+        (extra / "DONE" / f"{name}.TXT").write_bytes(b"")
+    assert one.flush() == 0, one.log()
+    mounted.delay_at("unlink", 0.2, pattern="/DONE/", times=-1)
+    one.pause()
+    for name in names:
+        (extra / "DONE" / f"{name}.TXT").unlink()
+        (extra / f"{name}.mrc").unlink()
+    one.go_on()
+    stored = mounted.backing / "project" / extra.relative_to(one.work)
+    bad = 0
+    deadline = time.monotonic() + SOON
+    while os.listdir(stored) != ["DONE"] or os.listdir(stored / "DONE"):
+        assert time.monotonic() < deadline, one.log()
+        # Data are listed first: what has a marker afterwards must have had its data before.
+        data = {name.removesuffix(".mrc") for name in os.listdir(stored)}
+        names = os.listdir(stored / "DONE")
+        markers = {name.removesuffix(".TXT") for name in names if name[0] != "."}
+        bad = max(bad, len(markers - data))
+        time.sleep(0.02)
+    mounted.clear()
+    assert bad == 0, f"{bad} markers stood without their data"
