@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ import pytest
 
 from onesync.errors import ConfigurationError
 from onesync.settings import Settings, load, reloaded
+from tests.campaign.life import Life, Place
 from tests.node import SOON, Node
 
 
@@ -21,8 +23,8 @@ def one(nodes: list[Node]) -> Node:
     return nodes[0]
 
 
-def until(condition: Callable[[], object], node: Node) -> None:
-    deadline = time.monotonic() + SOON
+def until(condition: Callable[[], object], node: Node, seconds: float = SOON) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, node.log()
         time.sleep(0.02)
@@ -256,3 +258,223 @@ def test_a_wrong_wish_is_refused(one: Node, words: tuple[str, ...], sentence: st
 def test_a_wrong_end_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigurationError, match="deployment"):
         settings(tmp_path, f"[deployment]\n{text}")
+
+
+# -- what must not go wrong beside it --------------------------------------------------------------
+
+
+def cpu(node: Node) -> float:
+    """Seconds of processor time of the parent so far."""
+    assert node.process is not None
+    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_pause_costs_no_processor_while_something_is_to_be_verified(one: Node) -> None:
+    one.deploy()
+    before = one.status()["last_checkpoint"]
+    (one.work / "file").write_bytes(b"1")
+    until(lambda: one.status()["last_checkpoint"] != before, one)
+    assert one.command("pause", "--for", "1h").returncode == 0
+    one.wait_for_phase("paused")
+    time.sleep(6.0)  # what was pushed is due to be read back
+    began = cpu(one)
+    time.sleep(3.0)
+    used = cpu(one) - began
+    assert one.command("resume").returncode == 0
+    assert used < 0.3, f"{used:.2f} s of processor time in 3 s of a pause"
+
+
+@pytest.mark.parametrize("is_paused", [False, True], ids=["control", "paused"])
+def test_an_owner_that_lost_the_folder_in_a_pause_leaves_at_once(
+    nodes: list[Node], *, is_paused: bool
+) -> None:
+    one, two = nodes
+    for node in nodes:
+        node.configure(
+            mount__io_timeout_seconds=1,
+            lock__beat_seconds=0.3,
+        )
+    one.deploy()
+    if is_paused:
+        assert one.command("pause", "--for", "1h").returncode == 0
+        one.wait_for_phase("paused")
+    status = one.store / ".deployment_status_do_not_delete"
+    for found in status.rglob("lock"):
+        found.unlink()  # by hand: 'it frees the folder at once'
+    two.deploy()
+    assert one.process is not None
+    until(lambda: not one.running(), one, 15.0)
+    assert one.process.wait(1) == 12
+
+
+@pytest.mark.parametrize("word", ["duration", "until"])
+def test_the_end_of_a_deployment_that_died_at_its_release_frees_the_folder(
+    nodes: list[Node], word: str
+) -> None:
+    one, two = nodes
+    one.configure(**{f"deployment__{word}": "4s" if word == "duration" else at(4)})
+    one.start_dying("onesync.lock", "Lock", "release", 1)
+    one.wait_for_phase("syncing")
+    (one.work / "file").write_bytes(b"1")
+    one.wait()  # it died before the lock was released
+    one.start()  # as systemd does
+    code = one.wait()
+    two.configure(lock__wait_seconds=0)
+    two.start()
+    time.sleep(3)
+    assert code == 0, one.log()[-800:]
+    assert two.running(), two.log()[-800:]
+
+
+def test_an_endless_extension_does_not_end_the_daemon(one: Node) -> None:
+    one.configure(deployment__duration="1h")
+    one.deploy()
+    told = one.command("extend", "99999999d")
+    time.sleep(1)
+    assert one.running(), one.log()[-1500:]
+    assert told.returncode == 0 or told.stderr.startswith("onesync:"), told.stderr
+
+
+def test_an_endless_pause_is_shown(one: Node) -> None:
+    one.deploy()
+    one.command("pause", "--for", "99999999d")
+    time.sleep(1)
+    assert one.running(), one.log()[-1500:]
+    told = one.command("status")
+    assert told.returncode in (0, 3), told.stderr[-800:]
+
+
+def test_reload_does_not_claim_an_end_that_does_not_count(one: Node) -> None:
+    one.configure(deployment__until=at(7200))
+    one.deploy()
+    assert one.command("extend", "1h").returncode == 0
+    one.configure(deployment__until=at(30 * 86400))
+    told = one.command("reload")
+    assert told.returncode == 0
+    ends = one.status()["expires_at"] - time.time()
+    assert "deployment.until" not in told.stdout or ends > 20 * 86400, (told.stdout, ends)
+
+
+def test_what_is_told_to_come_later_comes(one: Node) -> None:
+    """Asked during the final flush: it must not be answered with success."""
+    one.configure(undeploy__flush_retry_seconds=30)
+    one.deploy()
+    one.configure(undeploy__flush_retry_seconds=30, deployment__duration="30d")
+    one.store.rename(one.store.with_name("away"))
+    (one.work / "file").write_bytes(b"1")
+    assert one.process is not None
+    one.process.send_signal(signal.SIGTERM)
+    one.wait_for_phase("flushing")
+    told = one.command("reload")
+    one.store.with_name("away").rename(one.store)
+    one.wait()
+    done = "the configuration was reloaded" in one.log()
+    assert done or told.returncode != 0, (told.stdout, told.stderr)
+
+
+def test_an_end_while_the_mount_is_gone_is_not_lost(one: Node) -> None:
+    """Nobody is there when a deployment ends by itself: it goes on trying, or is started again
+    (systemd does not start again what left with 10)."""
+    one.configure(deployment__duration="4s", undeploy__flush_retry_seconds=3)
+    one.deploy()
+    (one.work / "file").write_bytes(b"1")
+    until(lambda: (one.store / "file").exists(), one)
+    one.store.rename(one.store.with_name("away"))
+    (one.work / "unsent").write_bytes(b"1")
+    time.sleep(10)  # the provider restarts: longer than flush_retry_seconds, which are 8 minutes
+    one.store.with_name("away").rename(one.store)
+    if not one.running():
+        assert one.process is not None
+        code = one.process.wait(1)
+        assert code not in (10, 11, 12, 13, 78), f"it left with {code} and nobody starts it again"
+    until(lambda: (one.store / "unsent").exists(), one)
+
+
+def test_who_resumes_before_the_pause_began_is_not_paused(one: Node) -> None:
+    """A pause that the busy engine was asked for ('it follows as soon as ...') and resumed."""
+    one.configure(batch__min_interval_seconds=0.1)
+    one.deploy()
+    assert one.process is not None
+    one.store.rename(one.store.with_name("away"))
+    (one.work / "file").write_bytes(b"1")
+    one.wait_for_phase("backing_off")
+    time.sleep(8)  # the tries are 10 s apart by now
+    told: list[object] = []
+    thread = threading.Thread(target=lambda: told.append(one.command("pause", "--for", "1h")))
+    thread.start()
+    time.sleep(1.0)
+    resumed = one.command("resume")
+    one.store.with_name("away").rename(one.store)
+    thread.join()
+    time.sleep(12)
+    assert one.status()["paused_until"] is None, (told, resumed)
+
+
+def test_a_flush_that_fails_in_a_pause_does_not_keep_it_busy(one: Node) -> None:
+    one.deploy()
+    assert one.command("pause", "--for", "1h").returncode == 0
+    one.wait_for_phase("paused")
+    one.store.rename(one.store.with_name("away"))
+    (one.work / "file").write_bytes(b"1")
+    assert one.flush() != 0
+    one.store.with_name("away").rename(one.store)
+    until(lambda: one.status()["mount"]["up"], one, 20)
+    kinds = [problem["kind"] for problem in one.status()["problems"]]
+    assert kinds == ["paused"], one.status()["problems"]
+
+
+@pytest.mark.parametrize("kind", ["paused", "expiring"])
+def test_what_is_over_is_not_told_after_the_end(one: Node, kind: str) -> None:
+    """The last status is what 'onesync status' and the page of a fleet go on showing."""
+    if kind == "expiring":
+        one.configure(deployment__duration="3s")
+    one.deploy()
+    if kind == "paused":
+        assert one.command("pause").returncode == 0
+        one.wait_for_phase("paused")
+        assert one.end() == 0, one.log()
+    else:
+        assert one.wait() == 0, one.log()
+    last = one.status()
+    assert last["phase"] == "stopped"
+    assert [problem["text"] for problem in last["problems"]] == []
+    assert last["paused_until"] is None
+    assert one.command("resume").returncode == 0
+
+
+class Counting(Life):
+    reasons: list[str]
+
+    def rescanned(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def test_the_interval_of_rescans_changes_at_once(tmp_path: Path) -> None:
+    """Somebody lets a node rescan each minute instead of each week."""
+    store = tmp_path / "store"
+    store.mkdir()
+
+    class Weekly(Place):
+        def settings(self) -> Settings:
+            found = super().settings()
+            batch = found.batch.model_copy(update={"rescan_seconds": 604_800.0})
+            return found.model_copy(update={"batch": batch})
+
+    place = Weekly(tmp_path / "one", store)
+    began: list[float] = []
+
+    def change(life: Life) -> None:
+        old = place.settings()
+        batch = old.batch.model_copy(update={"rescan_seconds": 60.0})
+        found = reloaded(old, old.model_copy(update={"batch": batch}))
+        assert found.applied == ("batch.rescan_seconds",)
+        life.engine.ask(lambda: life.engine.reconfigure(found.settings))
+        began.append(life.clock.now)
+
+    life = Counting(place, [lambda _: None, change, *[lambda _: None] * 60])
+    life.reasons = []
+    life.live()
+    waited = life.clock.now - began[0]
+    assert waited > 3000
+    assert "interval" in life.reasons, f"no rescan for {waited:.0f} s: {life.reasons}"

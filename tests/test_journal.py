@@ -141,22 +141,31 @@ def test_every_event_is_one_that_is_logged() -> None:
 # -- the same, again and again ---------------------------------------------------------------------
 
 
-def record(text: str, seconds: float, level: int = logging.WARNING) -> logging.LogRecord:
-    made = logging.LogRecord("onesync", level, "", 0, text, (), None)
-    made.created = seconds
-    return made
+def record(text: str, level: int = logging.WARNING) -> logging.LogRecord:
+    return logging.LogRecord("onesync", level, "", 0, text, (), None)
 
 
 def test_of_many_alike_twenty_are_told_in_a_minute() -> None:
-    damper = Damper()
-    told = [made for n in range(100) if damper.filter(made := record("lost", n / 10))]
+    now = [0.0]
+    damper = Damper(lambda: now[0])
+
+    def is_told(text: str, seconds: float) -> bool:
+        now[0] = seconds
+        return damper.filter(record(text))
+
+    told = [made for _ in range(100) if damper.filter(made := record("lost"))]
     assert len(told) == 20
     assert LineFormatter().format(told[-1]) == "lost more='more of them are not told for a minute'"
-    assert damper.filter(record("another", 10.0))
-    assert not damper.filter(record("lost", 59.9))
-    assert damper.filter(record("lost", 60.0))
+    assert is_told("another", 10.0)
+    assert not is_told("lost", 59.9)
+    assert is_told("lost", 60.0)
 
 
 def test_what_is_no_warning_is_always_told() -> None:
     damper = Damper()
-    assert all(damper.filter(record("batch", 0.0, logging.INFO)) for _ in range(100))
+    assert all(damper.filter(record("batch", logging.INFO)) for _ in range(100))
+
+
+def test_a_value_that_is_no_utf_8_is_told(logger: logging.Logger, journald: socket.socket) -> None:
+    logger.warning("lost", extra={"reason": "/tmp/\udcff"})
+    assert fields(journald)["ONESYNC_REASON"] == b"/tmp/\\udcff"

@@ -54,7 +54,6 @@ from onesync.waiting import Waiting, what_waits
 
 log = logging.getLogger(__name__)
 
-_LANES = 4
 _ROUNDS = 6
 _PACE = 4.0
 """A growing file rests for so many times as long as its last push took: it eats a fifth at most."""
@@ -150,9 +149,7 @@ class Batches:
     _is_behind: bool = False
     _tidying: Future[None] | None = None
     _tidying_of: Push | None = None
-    _tidier: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(1 + _LANES, "tidy")
-    )
+    _tidier: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(5, "tidy"))
     _waiting: Waiting | None = None
     _in_vain: int = 0
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)

@@ -197,9 +197,9 @@ def resume(
     from onesync.inspect import held_deletions
 
     settings = load(config, instance)
-    if _status_of(settings)[0]["paused_until"] is not None:
-        _done(_ask(settings, "pause", seconds=0))
-        typer.echo("It goes on.")
+    with suppress(NotRunning):
+        if _done(ask(_socket(settings), "pause", None, seconds=0)).get("was_paused"):
+            typer.echo("It goes on.")
     held, shown = held_deletions(settings)
     for path in held:
         typer.echo(show(path))

@@ -19,6 +19,7 @@ from pathspec import PathSpec
 from onesync import __version__, lost_copy, working_copy
 from onesync.batch import Batches, Events
 from onesync.core.chain import Head, Noted
+from onesync.core.claims import Ours
 from onesync.core.clock import Clock
 from onesync.core.dirty import DirtySet
 from onesync.core.guard import Bound
@@ -129,6 +130,7 @@ class Engine:
         self._orders = Orders()
         self._expiry = Expiry(settings.deployment, index, clock)
         self._paused_until = 0.0
+        self._ends_by_itself = False
         self._watcher: Watcher | None = None
         self._is_watching = False
         self._heartbeat: Heartbeat | None = None
@@ -168,6 +170,7 @@ class Engine:
 
     def stop(self) -> None:
         """Flush and undeploy."""
+        self._ends_by_itself = False
         self._orders.stop.set()
         self._orders.hurry.set()
         self.marks.arrived.set()
@@ -189,10 +192,16 @@ class Engine:
         self.marks.arrived.set()
         return future
 
-    def pause(self, seconds: float) -> None:
-        """Push nothing for so long, but for flushes; 0 goes on. Engine's thread (``ask``)."""
+    def pause(self, seconds: float) -> bool:
+        """Push nothing for so long, but for flushes; 0 goes on. Engine's thread (``ask``).
+
+        Returns whether it was paused before.
+        """
+        was_paused = self._pause_left() > 0
         self._paused_until = self._clock.boottime() + seconds if seconds else 0.0
-        log.info("paused" if seconds else "goes on", extra={"seconds": seconds})
+        if seconds or was_paused:
+            log.info("paused" if seconds else "goes on", extra={"seconds": seconds})
+        return was_paused
 
     def extend(self, until: float | None, seconds: float) -> float:
         """Put the deployment's end off (``Expiry.extend``). Engine's thread (``ask``)."""
@@ -255,7 +264,9 @@ class Engine:
 
     def conditions(self) -> list[Problem]:
         """Return what is wrong with this node as a whole, while everything else goes on."""
-        found = (self._deployment.absent, self._unwatched(), self._expiry.problem(), self._paused())
+        found = [self._deployment.absent, self._unwatched()]
+        if not self.is_ending():
+            found += [self._expiry.problem(), self._paused()]
         return [problem for problem in found if problem is not None]
 
     def polled(self) -> int:
@@ -273,7 +284,7 @@ class Engine:
     def paused_until(self) -> float | None:
         """Return until when nothing is pushed, in seconds since 1970; None where it is."""
         left = self._pause_left()
-        return self._clock.wall_ns() / 1e9 + left if left else None
+        return self._clock.wall_ns() / 1e9 + left if left and not self.is_ending() else None
 
     def _pause_left(self) -> float:
         return max(0.0, self._paused_until - self._clock.boottime())
@@ -322,6 +333,7 @@ class Engine:
     def _beaten(self, error: Exception | None) -> None:
         if error is None:
             return
+        self._orders.hurry.set()  # a pause may last for hours
         if judge(error).is_suspicious:
             self._orders.suspect.set()
             self.mount.up = False  # until the engine has looked itself
@@ -336,11 +348,11 @@ class Engine:
         self._set_phase("starting")
         if self._index.get("staged") is not None:
             self._find_copy()
-        else:
-            self._expiry.refuse_past()
         self.mount.look()
         try:
             self.mount.refuse_newer()
+            if self._expiry.is_over() and not self._has_deployment():
+                self._expiry.refuse_past()
             batches = self._deploy()
         except StopRequested:
             log.info("stopped before the folder was deployed")
@@ -358,6 +370,10 @@ class Engine:
             self._end_threads()
             self._deletions.remember()
             self._orders.end(OnesyncError("onesync is stopping"))
+
+    def _has_deployment(self) -> bool:
+        """Whether something of this node waits to be undeployed: a copy, or a claim at least."""
+        return self._index.get("staged") is not None or isinstance(self.lock.holder(), Ours)
 
     def _find_copy(self) -> None:
         """Make sure of the working copy that was staged in, or give it up where that is wanted."""
@@ -538,16 +554,14 @@ class Engine:
         self._set_phase("syncing")
         failures = 0
         self._ended = -self._settings.batch.min_interval_seconds
-        rescan = self._clock.boottime() + self._settings.batch.rescan_seconds
+        rescanned = self._clock.boottime()
         while not self._orders.stop.is_set():
             self._wait(batches, failures)
             self._orders.carry_out()
             if self._is_over():
                 return
-            if self._rests():
-                continue
-            if self._clock.boottime() >= rescan:
-                rescan = self._clock.boottime() + self._settings.batch.rescan_seconds
+            if self._clock.boottime() >= rescanned + self._settings.batch.rescan_seconds:
+                rescanned = self._clock.boottime()
                 self._rescan("interval")
             failures = self._step(batches, failures)
             self._ended = self._clock.boottime()
@@ -559,13 +573,7 @@ class Engine:
             return False
         log.warning("the deployment's time is over, it is undeployed")
         self.stop()
-        return True
-
-    def _rests(self) -> bool:
-        """Whether somebody paused it, and nobody asks for a flush."""
-        if not self._pause_left() or self._orders.flushes:
-            return False
-        self._set_phase("paused")
+        self._ends_by_itself = True
         return True
 
     def _wait(self, batches: Batches, failures: int) -> None:
@@ -579,7 +587,9 @@ class Engine:
         if (left := self._pause_left()) > 0:
             self._orders.hurry.clear()
             if not self._orders.are_there():
-                self._clock.wait(self._orders.hurry, min(left, self._tick(batches)))
+                due = self._expiry.next_due()
+                ticks = [left, _TICK_SECONDS, *([due] if due is not None else [])]
+                self._clock.wait(self._orders.hurry, min(ticks))
             return
         if batches.is_behind():
             return
@@ -607,12 +617,13 @@ class Engine:
         try:
             self._look_again(batches)
             self._take_accepted()
+            is_resting = self._pause_left() > 0 and not self._orders.flushes
+            self._may_write()
             if self._orders.flushes:
                 self._flush(batches)
-            else:
-                self._may_write()
+            elif not is_resting:
                 batches.batch()
-            if batches.manifest.compaction_due():
+            if not is_resting and batches.manifest.compaction_due():
                 batches.base()
         except LockLost:
             raise
@@ -624,8 +635,9 @@ class Engine:
         if failures:
             log.info("recovered", extra={"failures": failures})
         self._trouble = None
-        self._observer.succeeded()
-        self._set_phase("syncing")
+        if not is_resting:
+            self._observer.succeeded()
+        self._set_phase("paused" if self._pause_left() else "syncing")
         return 0
 
     def _look_again(self, batches: Batches) -> None:
@@ -748,7 +760,8 @@ class Engine:
                     self._meet(batches, error)
                 failures += 1
                 pause = pause_seconds(judge(error).reaction, failures)
-                if self._clock.boottime() + pause > deadline:
+                # Nobody is there who would start it again where it ends by itself.
+                if self._clock.boottime() + pause > deadline and not self._ends_by_itself:
                     raise FlushNotFinished(
                         f"The final flush could not finish ({error}); the lock and all local data"
                         " are kept. Mend the cause and start the service again on this node."

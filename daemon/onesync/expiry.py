@@ -16,6 +16,7 @@ from onesync.settings import DeploymentSettings
 log = logging.getLogger(__name__)
 
 EXPIRING = "expiring"
+_LATEST = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
 
 
 class Expiry:
@@ -51,7 +52,7 @@ class Expiry:
         self._take()
 
     def reconfigure(self, settings: DeploymentSettings) -> None:
-        """Follow a configuration that changed; what was put off by hand stands."""
+        """Follow a configuration that changed: another end in it counts, not what was put off."""
         self._settings = settings
         self._take()
 
@@ -68,7 +69,9 @@ class Expiry:
             until = max(self.at, self._now()) + seconds
         if until <= self._now():
             raise ConfigurationError(f"{_told(until)} is over already; nothing was changed.")
-        self._kept["extended"] = until
+        if until > _LATEST:
+            raise ConfigurationError("The end would be after the year 9000; nothing was changed.")
+        self._kept |= {"extended": until, "configured": self._configured()}
         self._index.set(expiry=json.dumps(self._kept))
         self._take()
         log.info("deployment extended", extra={"until": _told(until)})
@@ -111,7 +114,13 @@ class Expiry:
         if self._settings.duration is not None and self._kept:
             end = float(self._kept["began"]) + self._settings.duration
         extended = self._kept.get("extended")
-        self.at = end if extended is None else float(extended)
+        # A configuration that was changed since says what its author wants now.
+        if extended is not None and self._kept.get("configured") == self._configured():
+            end = float(extended)
+        self.at = end
+
+    def _configured(self) -> list[float | None]:
+        return [self._settings.until_seconds(), self._settings.duration]
 
     def _now(self) -> float:
         return self._clock.wall_ns() / 1e9

@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,10 @@ class Damper(logging.Filter):
     One failing mount may be told of once for each of ten thousand files.
     """
 
-    def __init__(self) -> None:
-        """Begin with nothing seen."""
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        """Begin with nothing seen; ``now`` are seconds on a clock that nobody sets."""
         super().__init__()
+        self._now = now
         self._seen: dict[str, tuple[float, int]] = {}
         self._guard = threading.Lock()
 
@@ -66,10 +68,11 @@ class Damper(logging.Filter):
         """Return whether the record is told."""
         if record.levelno < logging.WARNING:
             return True
+        now = self._now()
         with self._guard:
-            began, count = self._seen.get(record.msg, (record.created, 0))
-            if record.created - began >= _WINDOW_SECONDS:
-                began, count = record.created, 0
+            began, count = self._seen.get(record.msg, (now, 0))
+            if now - began >= _WINDOW_SECONDS:
+                began, count = now, 0
             self._seen[record.msg] = (began, count + 1)
         if count + 1 == _MOST:
             record.more = "more of them are not told for a minute"
@@ -133,7 +136,7 @@ def _line(record: logging.LogRecord) -> str:
 
 
 def _fields(record: logging.LogRecord, folder: str) -> Iterator[tuple[str, Any]]:
-    yield "MESSAGE", _line(record)
+    yield "MESSAGE", _utf8(_line(record))
     yield "PRIORITY", _level(record)
     yield "SYSLOG_IDENTIFIER", _IDENTIFIER
     yield "CODE_FUNC", f"{record.name}.{record.funcName}"
@@ -142,7 +145,11 @@ def _fields(record: logging.LogRecord, folder: str) -> Iterator[tuple[str, Any]]
         yield "MESSAGE_ID", event
     yield "ONESYNC_FOLDER", folder
     for key, value in _values(record).items():
-        yield f"ONESYNC_{key.upper()}", value if isinstance(value, int | float) else str(value)
+        yield f"ONESYNC_{key.upper()}", value if isinstance(value, int | float) else _utf8(value)
+
+
+def _utf8(value: object) -> str:
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _level(record: logging.LogRecord) -> int:

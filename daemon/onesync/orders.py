@@ -50,6 +50,8 @@ class Orders:
         with self.guard:
             if self._ended is not None:
                 future.set_exception(self._ended)
+            elif self.stop.is_set():
+                future.set_exception(OnesyncError("onesync is about to end; nothing was changed."))
             else:
                 self._acts.append((act, future))
                 self.hurry.set()
@@ -64,7 +66,7 @@ class Orders:
         for act, future in acts:
             try:
                 future.set_result(act())
-            except OnesyncError as error:
+            except Exception as error:  # noqa: BLE001 - its asker's, whatever it is; we go on
                 future.set_exception(error)
 
     def are_there(self) -> bool:

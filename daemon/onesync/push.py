@@ -231,8 +231,8 @@ class Push:
     def tidy(self, pool: ThreadPoolExecutor, lanes: int) -> Callable[[], None] | None:
         """Remove the asides and the intent: the checkpoint stands, they are not needed.
 
-        Returns what is still to be done, by ``lanes`` of ``pool``, where files go or whole directories went
-        aside. It may take long, and only those wait for it who need the same names.
+        Returns what is still to be done, by ``lanes`` of ``pool``, where files go or whole
+        directories went aside. It may take long; only those wait for it who need the same names.
         """
         trees = set(self._trees)
         each(self._pool, self._replica.remove, [a for a in self._leftover if a not in trees])

@@ -402,7 +402,7 @@ class Service:
 
     def _on_pause(self, request: dict[str, Any]) -> dict[str, Any]:
         seconds = float(request.get("seconds", 0))
-        return self._asked(lambda: self._engine.pause(seconds))
+        return self._asked(lambda: {"was_paused": self._engine.pause(seconds)})
 
     def _on_extend(self, request: dict[str, Any]) -> dict[str, Any]:
         until = request.get("until")
@@ -442,6 +442,9 @@ class Service:
             return {"ok": True, "is_later": True}
         except OnesyncError as error:
             return {"ok": False, "reason": str(error)}
+        except Exception as error:
+            log.exception("unexpected")
+            return {"ok": False, "reason": f"an unexpected failure: {error!r}"}
         return {"ok": True, **(found or {})}
 
     def _on_doubt(self, request: dict[str, Any]) -> dict[str, Any]:
