@@ -37,15 +37,13 @@ def one(nodes: list[Node]) -> Node:
 
 
 @pytest.mark.parametrize(
-    ("workers", "pause"),
-    [(32, 0.0), (32, 5.0), (1, 0.0)],
-    ids=["at once", "verified", "one worker"],
+    "pause",
+    [0.0, 5.0],
+    ids=["at once", "verified"],
 )
-def test_new_files_come_beside_the_removals(
-    one: Node, mounted: Mounted, workers: int, pause: float
-) -> None:
+def test_new_files_come_beside_the_removals(one: Node, mounted: Mounted, pause: float) -> None:
     """Neither what is pushed nor what is verified meanwhile waits for all that still goes."""
-    one.configure(mount__require_fuse=True, mount__io_timeout_seconds=20, push__workers=workers)
+    one.configure(mount__require_fuse=True, mount__io_timeout_seconds=20)
     one.deploy()
     files = [one.work / "d" / f"{number}" for number in range(200)]
     files[0].parent.mkdir()

@@ -83,10 +83,12 @@ class OnlyCopies:
     def lacking(self) -> dict[int, RelPath]:
         """Return what OneData does not have whole, by inode: its old name may be all there is."""
         found: dict[int, RelPath] = {}
+        told = dict(self.scanner.problems)
         for path in self._lacking() | self._left_out:
             seen = self.scanner.look(path)
             if seen is not None:
                 found[seen.inode] = path
+        self.scanner.problems |= told  # a look at a directory tells nothing of what it cannot list
         return found
 
     def _lacking(self) -> set[RelPath]:
