@@ -469,3 +469,51 @@ def whole_ones(node: Node) -> set[bytes]:
     if node.home.name == "other":
         assert node.end() == 0, node.log()
     return found
+
+
+def test_a_file_that_is_again_what_onedata_has_is_behind_no_more(
+    one: Node, mounted: Mounted, replica: Path, old: bytes, new: bytes
+) -> None:
+    stack = one.work / STACK
+    kept = stack.with_name("kept")
+    stack.rename(kept)
+    rewrite(one, mounted, new)
+    kept.rename(stack)
+    mounted.latency(0)
+    assert one.flush() == 0, one.log()
+    assert behind(one) == []
+    assert replica.read_bytes() == old
+    assert temporaries(replica) == []
+    assert one.end() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+
+
+def test_directories_that_are_exchanged_and_removed_leave_nothing(
+    one: Node, nodes: list[Node], mounted: Mounted
+) -> None:
+    place = (one.work / STACK).parent
+    for name in "AB":
+        (place / name).mkdir()
+        for number in range(20):
+            (place / name / f"{number}").write_bytes(name.encode() * 2000)
+    assert one.flush() == 0, one.log()
+    for _ in range(5):
+        mounted.latency(0.005)
+        for source, target in (("A", "C"), ("B", "A"), ("C", "B")):
+            (place / source).rename(place / target)
+        before = checkpoints(mounted)
+        until(one, lambda before=before: checkpoints(mounted) > before)  # type: ignore[misc]
+        shutil.rmtree(place / "A")
+        (place / "B").rename(place / "A")
+        (place / "B").mkdir()
+        for number in range(20):
+            (place / "B" / f"{number}").write_bytes(b"new" * 700)
+    mounted.latency(0)
+    expected = picture(one.work)
+    assert one.flush() == 0, one.log()
+    assert one.status()["problems"] == []
+    assert one.end() == 0, one.log()
+    nodes[1].deploy()
+    assert picture(nodes[1].work) == expected
+    assert nodes[1].status()["problems"] == []
+    assert nodes[1].end() == 0, nodes[1].log()

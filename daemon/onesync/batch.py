@@ -599,6 +599,7 @@ class Batches:
         # In a directory that OneData refused nothing can be kept until it is tried again.
         closed = self._refused() - cut.found.keys()
         open_to = {p: d for p, d in cut.found.items() if not lies_in(parent_of(p), closed)}
+        open_to |= self._no_longer_behind(cut)
         renames = self._renames(open_to, cut.moves | self._awaited.moves)
         copied = self._rather_copied(renames)
         renames = [move for move in renames if move not in copied]
@@ -617,6 +618,18 @@ class Batches:
         plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys())
         plan = plan if everything else portioned(plan, _REMOVED_AT_ONCE)
         return replace(plan, removals=plan.removals + self._stale(plan.moves))
+
+    def _no_longer_behind(self, cut: Cut) -> dict[RelPath, Difference]:
+        """Return what was behind, and is here now as OneData has it: that is to be told."""
+        found = {}
+        for path, problem in self.problems.items():
+            is_looked_at = path in cut.looked.paths or lies_in(path, cut.looked.trees)
+            if problem.kind != BEHIND or path in cut.found or not is_looked_at:
+                continue
+            known, seen = self.index.known(path), self.cuts.scanner.look(path)
+            if known is not None and seen is not None and known.stamp == seen:
+                found[path] = Difference(path, known, seen)
+        return found
 
     def _stale(self, moves: Iterable[Move]) -> list[Difference]:
         """Return the removals of databases and markers that are gone from directories renamed now.

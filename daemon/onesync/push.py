@@ -449,23 +449,21 @@ class Push:
         return [item for item in ready if item not in waiting]
 
     def _let_wait(self, item: _Ready) -> None:
-        """Keep a whole new version beside the old one, which has to stay."""
+        """Keep the old version, which has to stay; a large new one stays whole beside it."""
         path, brought = item.difference.path, item.brought
         if item.is_database or brought.copied.size < PATCH_FROM:
             self._left_behind(path)
-        if item.is_database or brought.temporary is None:
-            self.outcome.retry.add(path)
             self._leftover += [brought.temporary] if brought.temporary is not None else []
-            return
-        travel = self._travel_to(path)
-        intent = travel.intent if travel is not None else self.intent.path
-        spent = travel.seconds if travel is not None else 0.0
-        self.outcome.travels[path] = Travel(brought.temporary, intent, brought.copied, spent)
+        elif brought.temporary is not None:
+            travel = self._travel_to(path)
+            intent = travel.intent if travel is not None else self.intent.path
+            spent = travel.seconds if travel is not None else 0.0
+            self.outcome.travels[path] = Travel(brought.temporary, intent, brought.copied, spent)
         self.outcome.growing[path] = 0.0
         needed = self._needed_at(item.difference) or path
         text = (
-            f"{show(path)} is there, and waits: OneData has {show(needed)} only under this name,"
-            " until it has come under its own."
+            f"{show(path)} waits: OneData has {show(needed)} only under this name, until it has"
+            " come under its own."
         )
         self.outcome.problems.append(Problem(path, BEHIND, text))
 
