@@ -245,8 +245,8 @@ def verify(
     from onesync.inspect import verify_folder
     from onesync.progress import shown
 
-    with shown("verify") as advanced:
-        findings = verify_folder(load(config, instance), content, advanced)
+    with shown("verify") as bar:
+        findings = verify_folder(load(config, instance), content, bar.advanced, bar.copied)
     for finding in findings:
         typer.echo(f"{finding.where}: {show(finding.path)} {finding.text}")
     if not findings:
@@ -265,8 +265,8 @@ def scrub(config: Config = None, instance: Instance = None) -> None:
 
     settings = load(config, instance)
     _ask(settings, "status")
-    with shown("scrub") as advanced:
-        mendable, lost = find_damage(settings, advanced)
+    with shown("scrub") as bar:
+        mendable, lost = find_damage(settings, bar.advanced, bar.copied)
     for finding in mendable:
         _ask(settings, "doubt", path=finding.path.decode("utf-8", "surrogateescape"))
         typer.echo(f"{show(finding.path)} {finding.text}: sent anew")

@@ -55,7 +55,10 @@ def held_deletions(settings: Settings) -> tuple[list[RelPath], str]:
 
 
 def verify_folder(
-    settings: Settings, content: bool, advanced: Callable[[int, int], None]
+    settings: Settings,
+    content: bool,
+    advanced: Callable[[int, int], None],
+    copied: Callable[[int], None],
 ) -> list[Finding]:
     """Compare working copy, manifest and replica; ``content`` reads every byte.
 
@@ -64,8 +67,9 @@ def verify_folder(
     """
     path = settings.state_dir / "index.sqlite"
     excluded = PathSpec.from_lines("gitignore", settings.push.exclude)
-    with opened(settings) as replica, ThreadPoolExecutor(settings.push.workers) as pool:
-        verification = Verification(replica, _tree(replica), pool, content, advanced)
+    workers = settings.push.workers
+    with opened(settings) as replica, ThreadPoolExecutor(workers) as pool:
+        verification = Verification(replica, _tree(replica), pool, content, advanced, copied)
         findings = list(verification.of_replica())
         if path.exists():
             with closing(Index(path, readonly=True)) as index:
@@ -78,7 +82,7 @@ def verify_folder(
 
 
 def find_damage(
-    settings: Settings, advanced: Callable[[int, int], None]
+    settings: Settings, advanced: Callable[[int, int], None], copied: Callable[[int], None]
 ) -> tuple[list[Finding], list[Finding]]:
     """Read everything in OneData and return what is damaged there.
 
@@ -92,7 +96,7 @@ def find_damage(
         closing(Index(settings.state_dir / "index.sqlite", readonly=True)) as index,
     ):
         tree = _tree(replica)
-        verification = Verification(replica, tree, pool, True, advanced)
+        verification = Verification(replica, tree, pool, True, advanced, copied)
         damaged = [finding for finding in verification.of_replica() if finding.is_damage]
         mendable = [f for f in damaged if _has_good_copy(root, f.path, tree[f.path], index)]
     return mendable, [finding for finding in damaged if finding not in mendable]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from onesync.core.view import size_text
 from onesync.systemd import Notifier
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Progress:
             if now - self._shown < _STATUS_SECONDS and done != total:
                 return
             self._shown = now
-            size = f"{self._copied / 1e6:,.0f} MB" if self._copied else ""
+            size = self._size()
             told = f"{self._phase.replace('_', ' ')}: {done} of {total}"
             self._notifier.status(f"{told}, {size}" if size else told)
             if self._bar is not None:
@@ -70,6 +71,13 @@ class Progress:
             elif now - self._logged >= _LOG_SECONDS:
                 self._logged = now
                 log.info(self._phase, extra={"done": done, "of": total, "bytes": self._copied})
+
+    def _size(self) -> str:
+        """Return how much travelled in this phase, and how fast; nothing where nothing did."""
+        if not self._copied:
+            return ""
+        seconds = max(time.time() - self._since, 0.1)  # a clock may be set back
+        return f"{size_text(self._copied)}, {size_text(self._copied / seconds)}/s"
 
     def moved(self) -> int:
         """Return the bytes that travelled since the start."""
@@ -100,12 +108,12 @@ class Progress:
 
 
 @contextmanager
-def shown(phase: str) -> Iterator[Callable[[int, int], None]]:
-    """Show on a terminal how far a command is; yields what is told ``done`` of ``total`` files."""
+def shown(phase: str) -> Iterator[Progress]:
+    """Show on a terminal how far a command is, with what it yields."""
     progress = Progress(Notifier())
     progress.phase(phase)
     try:
-        yield progress.advanced
+        yield progress
     finally:
         progress.end()
 
@@ -127,12 +135,14 @@ def following(look: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
 
 
 def _follow(look: Callable[[], Mapping[str, Any]], ended: threading.Event) -> None:
-    most = 0
-    with shown("flush") as advanced:
+    most, moved = 0, look()["moved_bytes"]
+    with shown("flush") as progress:
         while not ended.wait(_LOOK_SECONDS):
-            pending = look()["pending_paths"]
-            most = max(most, pending)
-            advanced(most - pending, most)
+            found = look()
+            most = max(most, found["pending_paths"])
+            progress.copied(max(0, found["moved_bytes"] - moved))
+            moved = found["moved_bytes"]
+            progress.advanced(most - found["pending_paths"], most)
 
 
 def _make_bar() -> Bar:

@@ -39,12 +39,14 @@ class Verification:
         pool: ThreadPoolExecutor,
         content: bool,
         advanced: Callable[[int, int], None] = lambda *_: None,
+        copied: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Compare with the manifest's ``tree``; ``content`` reads every byte on both sides.
 
-        ``advanced`` is told how many of how many files are read.
+        ``advanced`` is told how many of how many files are read, ``copied`` their bytes.
         """
         self._advanced = advanced
+        self._copied = copied
         self._replica = replica
         self._tree = tree
         self._pool = pool
@@ -121,6 +123,7 @@ class Verification:
             return Finding(path, where, text, is_damage=where == "replica")
 
         for number, found in enumerate(self._pool.map(compare, files), 1):
+            self._copied(self._tree[files[number - 1]].size)
             self._advanced(number, len(files))
             if found is not None:
                 yield found
