@@ -26,6 +26,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         lacks(reason)
 
 
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A suite that was started in the background ignores SIGINT, and so would what it starts."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _no_fuse() -> str | None:
     if Path("/dev/fuse").exists() and shutil.which("fusermount3"):
         return None

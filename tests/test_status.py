@@ -294,14 +294,6 @@ def test_documents_of_daemons_that_died_handed_over_and_were_fenced(
     assert in_phase(one, "fenced")["problems"][0]["kind"] == "LockLost"
 
 
-@pytest.fixture(autouse=True)
-def _interruptible() -> Iterator[None]:
-    """A suite that was started in the background ignores SIGINT, and so would what it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture
 def on_fuse(tmp_path: Path, mounted: Mounted) -> Iterator[Node]:
     """A node whose folder on a mount holds 30 files."""

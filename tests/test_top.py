@@ -51,7 +51,9 @@ def test_a_file_on_its_way_to_onedata_is_shown(node: Node, mounted: Mounted) -> 
     node.deploy()
     assert on_their_way(node) == []
     mounted.hang_at("fsync", pattern="/.onesync~")
+    node.pause()  # it is seen when it is whole
     (node.work / "big").write_bytes(b"x" * 3_000_000)
+    node.go_on()
     until(lambda: [f for f in on_their_way(node) if f["moved"] == 3_000_000], node.log)
     (found,) = on_their_way(node)
     assert (found["path"], found["size"], found["is_fetched"]) == ("big", 3_000_000, False)
