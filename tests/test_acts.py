@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,8 @@ from onesync.errors import ConfigurationError
 from onesync.settings import Settings, load, reloaded
 from tests.campaign.life import Life, Place
 from tests.node import SOON, Node
+from tests.test_dashboards import listening
+from tests.test_prometheus import free_port
 
 
 @pytest.fixture
@@ -32,6 +35,11 @@ def until(condition: Callable[[], object], node: Node, seconds: float = SOON) ->
 
 def kinds(node: Node) -> list[str]:
     return [problem["kind"] for problem in node.status()["problems"]]
+
+
+def metrics(node: Node) -> str:
+    with urllib.request.urlopen(f"http://{listening(node)}/metrics", timeout=SOON) as answer:
+        return str(answer.read().decode())
 
 
 def at(seconds: float) -> str:
@@ -121,6 +129,7 @@ def test_a_signal_reloads_too(one: Node) -> None:
 
 @pytest.mark.parametrize("way", ["command", "signal"])
 def test_a_wrong_configuration_is_not_followed(one: Node, way: str) -> None:
+    one.configure(metrics__listen=f"127.0.0.1:{free_port()}")
     one.deploy()
     good = one.config.read_text()
     one.config.write_text(good + "\n[nothing]\nkey = 1\n")
@@ -131,7 +140,10 @@ def test_a_wrong_configuration_is_not_followed(one: Node, way: str) -> None:
         assert one.process is not None
         one.process.send_signal(signal.SIGHUP)
         until(lambda: "the configuration was not reloaded" in one.log(), one)
+        assert "onesync_config_last_reload_successful 0.0" in metrics(one)
     one.config.write_text(good)
+    assert one.command("reload").stdout == "Nothing changed.\n"
+    assert "onesync_config_last_reload_successful 1.0" in metrics(one)
     assert one.flush() == 0, one.log()
     assert one.end() == 0, one.log()
 

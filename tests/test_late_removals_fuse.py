@@ -47,11 +47,14 @@ def test_new_files_come_beside_the_removals(one: Node, mounted: Mounted, pause: 
     one.deploy()
     files = [one.work / "d" / f"{number}" for number in range(200)]
     files[0].parent.mkdir()
+    assert one.flush() == 0, one.log()
+    one.pause()
     for file in files:
         file.write_bytes(b"x")
-    assert one.flush() == 0, one.log()
+    one.go_on()
+    assert one.flush() == 0, one.log()  # in one batch: it is verified in one round
     wait_until_verified(one)
-    mounted.delay_at("unlink", 0.1, pattern="/d/", times=-1)
+    mounted.delay_at("unlink", 0.3, pattern="/d/", times=-1)
     one.pause()
     for file in files:
         file.unlink()

@@ -153,6 +153,14 @@ class Metrics:
         self.expiry = self._gauge(
             "expiry_timestamp_seconds", "When the deployment ends by itself; 0: never"
         )
+        self.reload_successful = self._gauge(
+            "config_last_reload_successful", "Whether the configuration that was read last is good"
+        )
+        self.reload_timestamp = self._gauge(
+            "config_last_reload_success_timestamp_seconds",
+            "When a good configuration was last read",
+        )
+        self.reloaded(is_good=True)
         self.phase = Enum("onesync_phase", "Phase", states=PHASES, registry=self.registry)
         self.done_files = self._gauge("phase_done_files", "Files of the phase that are done")
         self.known_files = self._gauge("phase_known_files", "Files of the phase in all")
@@ -240,6 +248,12 @@ class Metrics:
             "Size of the file system that a local directory is on",
             "directory",
         )
+
+    def reloaded(self, *, is_good: bool) -> None:
+        """Remember how the configuration was that was read just now."""
+        self.reload_successful.set(is_good)
+        if is_good:
+            self.reload_timestamp.set(time.time())
 
     def synced(self, seconds: float, waited: Sequence[float]) -> None:
         """Count a batch that took so long, and how long each path had waited at its end."""

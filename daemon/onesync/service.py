@@ -412,7 +412,7 @@ class Service:
 
     def _on_reload(self, _: dict[str, Any]) -> dict[str, Any]:
         try:
-            found = reloaded(self._settings, self._load_anew())
+            found = self._reloaded()
         except ConfigurationError as error:
             return {"ok": False, "reason": str(error)}
         told = {"applied": found.applied, "restart": found.restart}
@@ -421,11 +421,20 @@ class Service:
     def _reload(self) -> None:
         """Read the configuration once more, for a signal: who sent it reads the log."""
         try:
-            found = reloaded(self._settings, self._load_anew())
+            found = self._reloaded()
         except ConfigurationError as error:
             log.error("the configuration was not reloaded", extra={"reason": str(error)})  # noqa: TRY400 - a sentence for a person
             return
         self._engine.ask(lambda: self._follow(found))
+
+    def _reloaded(self) -> Reloaded:
+        try:
+            found = reloaded(self._settings, self._load_anew())
+        except ConfigurationError:
+            self._metrics.reloaded(is_good=False)
+            raise
+        self._metrics.reloaded(is_good=True)
+        return found
 
     def _follow(self, found: Reloaded) -> None:
         """Follow what changed in the configuration. Engine's thread."""

@@ -270,9 +270,16 @@ class Life:
                 self.end = None
             finally:
                 self.clock.end()
+                self._end_tidying()
                 if index is not None:
                     index.close()
         return self
+
+    def _end_tidying(self) -> None:
+        """Let the call that is on its way beside the batches land before anybody looks."""
+        batches = self.engine._batches if hasattr(self, "engine") else None
+        if batches is not None:
+            batches._tidier.shutdown(wait=True)
 
     @property
     def died(self) -> bool:
