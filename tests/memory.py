@@ -12,7 +12,17 @@ from pathlib import Path
 from blake3 import blake3
 
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
-from onesync.core.model import Entry, Kind, RelPath, Stamp, is_beneath, name_of, parent_of
+from onesync.core.model import (
+    STATUS_FOLDER,
+    Entry,
+    Kind,
+    RelPath,
+    Stamp,
+    is_beneath,
+    name_of,
+    parent_of,
+)
+from onesync.intent import INTENTS
 from onesync.local import stamp_of
 from onesync.replica.door import Compared, Copied, Identity, Listed
 
@@ -221,6 +231,14 @@ def _blocks(content: bytes) -> Blocks | None:
 
 def _digest_of(piece: bytes) -> bytes:
     return blake3(piece).digest(length=16)
+
+
+def with_status_folder() -> MemoryReplica:
+    """Return a replica with the folder of intents, and one for users' files."""
+    made = MemoryReplica()
+    for path in (STATUS_FOLDER, INTENTS, b"extra"):
+        made.make_directory(path)
+    return made
 
 
 class Tabled:

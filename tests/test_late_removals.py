@@ -26,7 +26,7 @@ from onesync.replica.door import Compared
 from onesync.replica.folder import FolderReplica
 from onesync.settings import BatchSettings, PushSettings, Settings
 from tests.campaign.life import Life, Place, Step
-from tests.memory import MemoryReplica
+from tests.memory import MemoryReplica, with_status_folder
 
 
 @pytest.fixture
@@ -37,10 +37,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def replica() -> MemoryReplica:
-    made = MemoryReplica()
-    for path in (STATUS_FOLDER, INTENTS, b"extra"):
-        made.make_directory(path)
-    return made
+    return with_status_folder()
 
 
 class Quick(Place):
@@ -143,8 +140,8 @@ def test_what_a_newer_batch_published_is_not_removed_by_an_older_intent(
     assert replica.look(b"extra/x") is not None, "told as published, then removed"
 
 
-def _begin_travel(place: Quick, x: Path) -> tuple[list[Step], Callable[[Life], None]]:
-    """Steps after which one batch removed x and began a travel, and what commits tell."""
+def _begin_travel(place: Quick, x: Path) -> list[Step]:
+    """Steps after which one batch removed x and began a travel."""
     big = place.work / "big"
 
     def make(_: Life) -> None:
@@ -162,14 +159,14 @@ def _begin_travel(place: Quick, x: Path) -> tuple[list[Step], Callable[[Life], N
         big.write_bytes(os.urandom(8192))
         life.watcher.tell()
 
-    return [lambda _: None, make, idle, remove], lambda _: None
+    return [lambda _: None, make, idle, remove]
 
 
 def test_a_file_that_came_back_while_a_copy_travels_survives_a_failed_batch(  # noqa: C901
     place: Quick,
 ) -> None:
     x = place.work / "x"
-    steps, _ = _begin_travel(place, x)
+    steps = _begin_travel(place, x)
     pushes: list[Push] = []
     real = Manifest.write
     fails: list[int] = []
@@ -234,7 +231,7 @@ def test_a_file_that_came_back_while_a_copy_travels_survives_a_failed_batch(  # 
 
 def test_the_end_of_a_travel_does_not_take_the_intent_of_what_still_goes(place: Quick) -> None:
     x = place.work / "x"
-    steps, _ = _begin_travel(place, x)
+    steps = _begin_travel(place, x)
     began: list[Push] = []
     life = lives(place, [*steps, idle, idle])
 

@@ -9,11 +9,11 @@ import pytest
 from blake3 import blake3
 
 from onesync.core.chain import Position
-from onesync.core.model import STATUS_FOLDER, Entry, Kind, RelPath, join, parent_of
+from onesync.core.model import Entry, Kind, RelPath, join, parent_of
 from onesync.errors import Halted
 from onesync.intent import FORMAT, INTENTS, Intent
 from onesync.recovery import TORN, remove_torn, settle
-from tests.memory import MemoryReplica
+from tests.memory import MemoryReplica, with_status_folder
 
 PLACE = Position(3, 7)
 WHOLE = b"all of it"
@@ -27,10 +27,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def replica() -> MemoryReplica:
-    made = MemoryReplica()
-    for path in (STATUS_FOLDER, INTENTS, b"extra"):
-        made.make_directory(path)
-    return made
+    return with_status_folder()
 
 
 def nothing(_: RelPath) -> Entry | None:
