@@ -338,6 +338,43 @@ def test_a_directory_renamed_during_an_overflow_keeps_its_new_name(
     assert told.covers(b"empty/sub/file")
 
 
+def test_writers_do_not_wake_the_watcher_with_every_change(
+    root: Path, told: Told, tmp_path: Path
+) -> None:
+    rest = 0.2
+    watcher = InotifyWatcher(os.fsencode(root), os.fsencode(tmp_path / "c"), told, rest=rest)
+    watcher.start()
+    try:
+        task = Path(f"/proc/self/task/{watcher._thread.native_id}/status")
+        began, before = time.monotonic(), sleeps(task)
+        for number in range(2000):
+            (root / "dir" / f"{number}").write_bytes(b"1")
+        assert watcher.drain(SOON)
+        took = time.monotonic() - began
+        # Some more, for locks that it waits for.
+        assert sleeps(task) - before < 100 + 2 * took / rest
+        assert all(told.covers(b"dir/%d" % number) for number in range(2000))
+    finally:
+        watcher.stop()
+
+
+def sleeps(status: Path) -> int:
+    """Return how often a thread has gone to sleep."""
+    words = status.read_text().split()
+    return int(words[words.index("voluntary_ctxt_switches:") + 1])
+
+
+def test_a_rest_ends_when_somebody_waits(root: Path, told: Told, tmp_path: Path) -> None:
+    watcher = InotifyWatcher(os.fsencode(root), os.fsencode(tmp_path / "c"), told, rest=10 * SOON)
+    watcher.start()
+    for name in ("first", "second"):
+        (root / name).write_bytes(b"1")
+        assert watcher.drain(SOON)
+        assert told.covers(name.encode())
+    watcher.stop()
+    assert not watcher._thread.is_alive()
+
+
 def test_the_end_needs_no_cookie(root: Path, told: Told, tmp_path: Path) -> None:
     watcher = InotifyWatcher(os.fsencode(root), os.fsencode(tmp_path / "cookie"), told)
     watcher.start()
