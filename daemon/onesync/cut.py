@@ -169,6 +169,8 @@ class Cuts:
     def _look(self, due: Due, awaited: AbstractSet[RelPath]) -> dict[RelPath, Difference]:
         found = self.scanner.scan(due.paths | awaited, due.trees)
         found.pop(b"", None)
+        for path in [path for path in _files(found) - due.paths if self.marks.is_worked_on(path)]:
+            del found[path]  # come upon in a tree; its own mark is still there
         return found
 
     def _known_parents(self, paths: Iterable[RelPath]) -> set[RelPath]:
@@ -184,7 +186,9 @@ class Cuts:
         nameable = {
             path
             for path in paths
-            if path not in pins and database_of(path) not in self.marks.databases
+            if path not in pins
+            and not self.order.is_scratch(path)
+            and database_of(path) not in self.marks.databases
         }
         return any(self.index.known(path) is None for path in self.scanner.gone(nameable))
 

@@ -120,7 +120,7 @@ class Engine:
         self._last_status = last_status
         self._root = os.fsencode(settings.working_dir.resolve())
         self._pool = ThreadPoolExecutor(settings.push.workers, thread_name_prefix="push")
-        self._order = PublishOrder(settings.push.publish_order)
+        self._order = PublishOrder(settings.push.publish_order, settings.push.scratch)
         excluded = PathSpec.from_lines("gitignore", settings.push.exclude)
         self._scanner = Scanner(
             self._root,
@@ -143,6 +143,7 @@ class Engine:
             DirtySet(settings.batch.settle_seconds, settings.batch.max_delay_seconds),
             clock,
             lambda path: self._order.group_of(path, is_database=False) != DATA,
+            self._order.is_scratch,
         )
         self._deletions = Deletions(
             index, self._scanner, self.marks, _bound(settings), clock.boottime

@@ -20,15 +20,21 @@ class Marks:
     """Safe in several threads. What was taken counts as pending until it is done or given back."""
 
     def __init__(
-        self, dirty: DirtySet, clock: Clock, is_restless: Callable[[RelPath], bool]
+        self,
+        dirty: DirtySet,
+        clock: Clock,
+        is_restless: Callable[[RelPath], bool],
+        is_scratch: Callable[[RelPath], bool] = lambda _: False,
     ) -> None:
         """Guard ``dirty``; times are the clock's boottime.
 
         ``is_restless`` tells by the name which files never settle; ``databases`` adds to them.
+        ``is_scratch`` tells what no database waits for while it is written.
         """
         self._dirty = dirty
         self._clock = clock
         self._is_restless = is_restless
+        self._is_scratch = is_scratch
         self._guard = threading.Lock()
         self._taken: list[Due] = []
         self._told = Told()
@@ -44,20 +50,24 @@ class Marks:
 
     def changed(self, path: RelPath) -> None:
         """Mark one path, and the database that it is a sidecar of (watcher)."""
+        self._mark(path, is_gone=False)
+
+    def _mark(self, path: RelPath, *, is_gone: bool) -> None:
         base = database_of(path)
         with self._guard:
             now = self._clock.boottime()
             if base is not None and base in self.databases:
                 self._dirty.mark(base, now, restless=True)
             restless = path in self.databases or self._is_restless(path)
-            self._dirty.mark(path, now, restless=restless)
+            scratch = not restless and not is_gone and self._is_scratch(path)
+            self._dirty.mark(path, now, restless, scratch)
         self.arrived.set()
 
     def deleted(self, path: RelPath) -> None:
         """Mark one path whose absence, with all that was beneath, is explained (watcher)."""
         with self._guard:
             self._told.add(path)
-        self.changed(path)
+        self._mark(path, is_gone=True)
 
     def take_deleted(self) -> set[RelPath]:
         """Return and forget the paths whose absence was explained since the last call."""
@@ -107,7 +117,7 @@ class Marks:
         """Mark a growing file that was pushed as far as it came; let it rest before the next."""
         with self._guard:
             now = self._clock.boottime()
-            self._dirty.mark(path, now)
+            self._dirty.mark(path, now, scratch=self._is_scratch(path))
             self._dirty.rest(path, now + rest_seconds)
         self.arrived.set()
 
@@ -163,6 +173,11 @@ class Marks:
         with self._guard:
             taken = any(path in due.paths or lies_in(path, due.trees) for due in self._taken)
             return taken or self._dirty.holds(path)
+
+    def is_worked_on(self, path: RelPath) -> bool:
+        """Return whether ``path`` is scratch that changed and has not settled since."""
+        with self._guard:
+            return self._dirty.is_scratch(path)
 
     def __len__(self) -> int:
         with self._guard:

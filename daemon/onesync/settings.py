@@ -26,7 +26,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from onesync.core.claims import LockTimes
 from onesync.core.duration import seconds_of
 from onesync.core.model import printable
-from onesync.core.ordering import SCIPION_ORDER
+from onesync.core.ordering import SCIPION_ORDER, SCIPION_SCRATCH
 from onesync.errors import ConfigurationError
 
 CONFIGURATIONS = Path("/etc/onesync")
@@ -67,8 +67,9 @@ class PushSettings(_Section):
     round_seconds: float = Field(default=5.0, gt=0)
     exclude: tuple[str, ...] = ()
     publish_order: tuple[str, ...] = SCIPION_ORDER
+    scratch: tuple[str, ...] = SCIPION_SCRATCH
 
-    @field_validator("exclude", "publish_order")
+    @field_validator("exclude", "publish_order", "scratch")
     @classmethod
     def _are_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in value:

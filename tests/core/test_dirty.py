@@ -35,9 +35,9 @@ class Marking(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule(path=PATHS, restless=st.booleans())
-    def mark(self, path: RelPath, restless: bool) -> None:
-        self.dirty.mark(path, self.now, restless)
+    @rule(path=PATHS, restless=st.booleans(), scratch=st.booleans())
+    def mark(self, path: RelPath, restless: bool, scratch: bool) -> None:
+        self.dirty.mark(path, self.now, restless, scratch)
         first, _ = self.expected.get(path, (self.now, self.now))
         self.expected[path] = (first, self.now)
 
@@ -140,6 +140,30 @@ def test_a_growing_file_rests_and_others_do_not_wait_for_it() -> None:
     assert dirty.next_due(9) == 11
     assert dirty.take(19.9, resting=False).paths == frozenset()
     assert dirty.take(20, resting=False).paths == {b"growing"}
+
+
+def test_scratch_is_taken_when_it_is_due_and_not_with_everything_else() -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    dirty.mark(b"scratch", 0, scratch=True)
+    dirty.mark(b"other", 0)
+    assert dirty.take(1.9, everything=True, resting=False).paths == {b"other"}
+    assert dirty.is_scratch(b"scratch")
+    assert dirty.take(SETTLE, everything=True, resting=False).paths == {b"scratch"}
+    dirty.mark(b"scratch", 3, scratch=True)
+    for now in (4, 5, 6, 7):
+        dirty.mark(b"scratch", now, scratch=True)
+    assert dirty.take(3 + MAX_DELAY).paths == {b"scratch"}, "it never settles"
+    dirty.mark(b"scratch", 9, scratch=True)
+    assert dirty.take(9, everything=True).paths == {b"scratch"}, "a flush"
+
+
+def test_scratch_that_went_elsewhere_does_not_wait() -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    dirty.mark(b"scratch", 0, scratch=True)
+    dirty.moved(b"scratch", b"done", 0)
+    due = dirty.take(0, everything=True, resting=False)
+    assert due.moves == ((b"scratch", b"done"),)
+    assert due.paths == {b"scratch", b"done"}
 
 
 def test_a_flush_takes_what_rests_too() -> None:

@@ -36,6 +36,7 @@ class _Mark:
     first: float
     last: float
     restless: bool = False
+    scratch: bool = False
     left: bool = False
 
 
@@ -60,20 +61,24 @@ class DirtySet:
     def __len__(self) -> int:
         return len(self._paths) + len(self._trees)
 
-    def mark(self, path: RelPath, now: float, restless: bool = False) -> None:
+    def mark(
+        self, path: RelPath, now: float, restless: bool = False, scratch: bool = False
+    ) -> None:
         """Mark one path. Beyond the limit the whole tree is marked instead.
 
         A ``restless`` path (a live database) never settles: it is due after the settle time from
-        its first mark.
+        its first mark. One that is ``scratch``, unless it was marked otherwise since, is not taken
+        with everything else before it is due.
         """
         mark = self._paths.get(path)
         if mark is not None:
             mark.last = now
             mark.restless |= restless
+            mark.scratch &= scratch
         elif len(self._paths) >= self._limit:
             self.mark_tree(b"", now)
         elif b"" not in self._trees:
-            self._paths[path] = _Mark(now, now, restless)
+            self._paths[path] = _Mark(now, now, restless, scratch)
 
     def mark_tree(self, path: RelPath, now: float) -> None:
         """Mark everything beneath ``path``. The whole tree subsumes all other marks.
@@ -103,7 +108,7 @@ class DirtySet:
     def take(self, now: float, everything: bool = False, resting: bool = True) -> Due:
         """Remove and return what is due; with ``everything`` all there is.
 
-        Without ``resting`` what still rests stays.
+        Without ``resting`` what still rests stays, and so does scratch that is not due.
         """
         if resting:
             self._resting.clear()
@@ -112,7 +117,8 @@ class DirtySet:
         paths = {
             p: m
             for p, m in self._paths.items()
-            if p not in self._resting and (everything or self._due(p, m) <= now)
+            if p not in self._resting
+            and ((everything and (resting or not m.scratch)) or self._due(p, m) <= now)
         }
         trees, self._trees = self._trees, {}
         for path in paths:
@@ -156,6 +162,11 @@ class DirtySet:
     def some(self, limit: int) -> list[RelPath]:
         """Return up to ``limit`` of the marked paths and trees."""
         return [*islice(self._paths, limit), *islice(self._trees, limit)][:limit]
+
+    def is_scratch(self, path: RelPath) -> bool:
+        """Return whether ``path`` is marked as scratch."""
+        mark = self._paths.get(path)
+        return mark is not None and mark.scratch
 
     def holds(self, path: RelPath) -> bool:
         """Return whether ``path``, or a tree that it lies in, is marked."""

@@ -2,7 +2,7 @@
 
 Scipion skips an item for ever once its marker is there, and a set's rows are promises of files. So
 data come first, then empty markers, then databases, the project's last; and while data of a run are
-held back, so are the markers and databases of that run.
+held back, so are the markers and databases of that run. What a program only works on, no row names.
 """
 
 from __future__ import annotations
@@ -31,17 +31,24 @@ SCIPION_ORDER = (
     "**/run.db",
     "/project.sqlite",
 )
+SCIPION_SCRATCH = ("/Runs/*/tmp/",)
 
 
 class PublishOrder:
     """Groups of paths, published one after the other."""
 
-    def __init__(self, patterns: Iterable[str]) -> None:
-        """Read patterns as in .gitignore, the earliest published first; ValueError on a bad one."""
+    def __init__(self, patterns: Iterable[str], scratch: Iterable[str] = ()) -> None:
+        """Read patterns as in .gitignore, the earliest published first; ValueError on a bad one.
+
+        Files that ``scratch`` matches are worked on, and moved or copied elsewhere when they are
+        done: nothing waits for them.
+        """
+        self._scratch = PathSpec.from_lines("gitignore", scratch)
         self._specs = [PathSpec.from_lines("gitignore", [pattern]) for pattern in patterns]
         self.groups = range(len(self._specs) + 1)
         # Asked with every event of the kernel, about the same few files again and again.
         self._matched = lru_cache(_REMEMBERED)(self._match)
+        self.is_scratch = lru_cache(_REMEMBERED)(self._is_scratch)
 
     def group_of(self, path: RelPath, *, is_database: bool) -> int:
         """Return the group of ``path``: that of the last pattern that matches it.
@@ -50,6 +57,9 @@ class PublishOrder:
         """
         group = self._matched(path)
         return len(self._specs) if is_database and group == DATA else group
+
+    def _is_scratch(self, path: RelPath) -> bool:
+        return self._scratch.match_file(path.decode("utf-8", "surrogateescape"))
 
     def _match(self, path: RelPath) -> int:
         text = path.decode("utf-8", "surrogateescape")
