@@ -294,7 +294,8 @@ class Container:
             "s = socket.socket(socket.AF_UNIX)\n"
             "s.connect(f'/tmp/onedata-{sys.argv[2]}')\n"
             "s.sendall(sys.argv[1].encode() + b'\\n')\n"
-            "s.recv(100)\n"
+            "answer = s.recv(1000)\n"
+            "assert b'refused' not in answer, answer\n"
         )
         request = json.dumps({"verb": verb, **arguments})
         self.run(PYTHON, "-c", script, request, mount, check=True)
