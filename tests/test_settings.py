@@ -15,7 +15,7 @@ from onesync.errors import ConfigurationError
 from onesync.settings import Settings, check_directories, load
 
 SHIPPED = Path(__file__).parents[1] / "config" / "onesync.toml"
-NEEDED = {"working_dir", "onedata_dir", "state_dir", "runtime_dir"}
+NEEDED = {"user", "working_dir", "onedata_dir", "state_dir", "runtime_dir"}
 FOLLOWING = {"settle_seconds", "beat_seconds", "warn_seconds", "suspend_seconds", "dead_seconds"}
 
 

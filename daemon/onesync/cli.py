@@ -23,7 +23,7 @@ from onesync.core import legacy
 from onesync.core.duration import seconds_of
 from onesync.core.model import Kind, is_user_path, printable, show
 from onesync.errors import ConfigurationError, OnesyncError
-from onesync.settings import Settings, check_directories, load
+from onesync.settings import Settings, check_directories, check_user, load
 from onesync.systemd import hold_signals
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -245,8 +245,9 @@ def verify(
     from onesync.inspect import verify_folder
     from onesync.progress import shown
 
+    settings = _let_in(config, instance)
     with shown("verify") as bar:
-        findings = verify_folder(load(config, instance), content, bar.advanced, bar.copied)
+        findings = verify_folder(settings, content, bar.advanced, bar.copied)
     for finding in findings:
         typer.echo(f"{finding.where}: {show(finding.path)} {finding.text}")
     if not findings:
@@ -263,7 +264,7 @@ def scrub(config: Config = None, instance: Instance = None) -> None:
     from onesync.inspect import find_damage
     from onesync.progress import shown
 
-    settings = load(config, instance)
+    settings = _let_in(config, instance)
     _ask(settings, "status")
     with shown("scrub") as bar:
         mendable, lost = find_damage(settings, bar.advanced, bar.copied)
@@ -296,7 +297,7 @@ def manifest_ls(config: Config = None, instance: Instance = None) -> None:
     """List every entry: kind, mode, size, time, path."""
     from onesync.inspect import read_manifest
 
-    for path, entry in sorted(read_manifest(load(config, instance)).items()):
+    for path, entry in sorted(read_manifest(_let_in(config, instance)).items()):
         when = datetime.fromtimestamp(entry.mtime_ns / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         arrow = f" -> {show(entry.target)}" if entry.kind is Kind.LINK else ""
         text = f"{entry.kind.value:4} {entry.mode:04o} {entry.size:14} {when} {show(path)}{arrow}"
@@ -308,7 +309,7 @@ def manifest_links(config: Config = None, instance: Instance = None) -> None:
     """List the symbolic links and their targets."""
     from onesync.inspect import read_manifest
 
-    for path, entry in sorted(read_manifest(load(config, instance)).items()):
+    for path, entry in sorted(read_manifest(_let_in(config, instance)).items()):
         if entry.kind is Kind.LINK:
             typer.echo(f"{show(path)} -> {show(entry.target)}")
 
@@ -324,7 +325,7 @@ def manifest_export(
 
     if not linklist:
         raise ConfigurationError("Name a format: --linklist.")
-    settings = load(config, instance)
+    settings = _let_in(config, instance)
     links = ((p, e.target) for p, e in sorted(read_manifest(settings).items()) if e.target)
     root = os.fsencode(settings.working_dir)
     sys.stdout.buffer.write(legacy.write_linklist(root, links))
@@ -338,7 +339,7 @@ def history(config: Config = None, instance: Instance = None) -> None:
     from onesync.history import checkpoints, deployments, told_of, told_of_claim
     from onesync.inspect import opened
 
-    settings = load(config, instance)
+    settings = _let_in(config, instance)
     with opened(settings) as replica, ThreadPoolExecutor(settings.push.workers) as pool:
         lines = [told_of_claim(deployment) for deployment in deployments(replica)]
         lines += [told_of(name, found) for name, found in checkpoints(replica, pool)]
@@ -356,7 +357,7 @@ def show_checkpoint(
     from onesync.history import checkpoint_of, told
     from onesync.inspect import opened
 
-    with opened(load(config, instance)) as replica:
+    with opened(_let_in(config, instance)) as replica:
         found = checkpoint_of(replica, checkpoint)
     for change in found.changes:
         typer.echo(printable(told(change)))
@@ -374,7 +375,7 @@ def find_path(
     from onesync.history import find, reasons, sides
     from onesync.inspect import opened
 
-    settings = load(config, instance)
+    settings = _let_in(config, instance)
     wanted = os.fsencode(path.rstrip("/"))
     if not is_user_path(wanted):
         raise ConfigurationError(f"{printable(path)!r} is no path beneath the working directory.")
@@ -399,7 +400,7 @@ def unlock(
     """End the claim of a dead deployment, after watching it for life."""
     from onesync.service import unlock_folder
 
-    settings = load(config, instance)
+    settings = _let_in(config, instance)
     check_directories(settings)
     for removed in unlock_folder(settings, epoch):
         typer.echo(f"Removed {removed}.")
@@ -409,6 +410,7 @@ def unlock(
 def check(config: Config = None, instance: Instance = None) -> None:
     """Validate a configuration and print the effective one."""
     settings = load(config, instance)
+    check_user(settings, is_daemon=False)
     check_directories(settings, are_ours_made_later=instance is not None)
     typer.echo(settings.model_dump_json(indent=2))
 
@@ -452,6 +454,15 @@ def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Deploy a OneData folder on this node, keep it in sync, undeploy it."""
+
+
+def _let_in(config: Path | None, instance: str | None) -> Settings:
+    """Return the settings for a command that looks at the mount, as a user whom it lets in."""
+    from onesync.mount import go_as_owner
+
+    settings = load(config, instance)
+    go_as_owner(settings.onedata_dir)
+    return settings
 
 
 def _socket(settings: Settings) -> Path:

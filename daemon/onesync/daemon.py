@@ -8,14 +8,18 @@ from pathlib import Path
 
 from onesync.inspect import had_copy
 from onesync.journal import open_log
+from onesync.mount import refuse_private
 from onesync.service import Service
-from onesync.settings import check_directories, load
+from onesync.settings import check_directories, check_user, load
 
 
 def run_daemon(config: Path | None, instance: str | None) -> None:
     """Deploy, keep in sync, undeploy; ends the process with the exit code."""
     settings = load(config, instance)
     open_log(settings.metrics.folder)
+    check_user(settings, is_daemon=True)
+    if settings.mount.require_fuse:
+        refuse_private(settings.onedata_dir)
     check_directories(settings, copy_may_be_gone=had_copy(settings))
     code = Service(settings, lambda: load(config, instance)).run()
     sys.stdout.flush()

@@ -70,10 +70,10 @@ from onesync.machine import (
     room_of,
     versions,
 )
-from onesync.mount import Mount
+from onesync.mount import Mount, go_as_owner
 from onesync.replica.children import ChildrenReplica
 from onesync.service import lock_to_look_at
-from onesync.settings import CONFIGURATIONS, Settings, check_directories, load
+from onesync.settings import CONFIGURATIONS, Settings, check_directories, check_user, load
 from onesync.systemd import unit_properties
 
 _ANSWER_SECONDS = 2.0
@@ -86,12 +86,14 @@ def examine(config: Path | None, instance: str | None, *, is_probing: bool) -> I
     yield from _software()
     try:
         settings = load(config, instance)
+        check_user(settings, is_daemon=False)
     except ConfigurationError as error:
         yield failure(
             "configuration", str(error), "Nothing was changed. Mend the file.", error.code
         )
         yield not_checked("mount", "The configuration does not say where it is.")
         return
+    go_as_owner(settings.onedata_dir)
     yield ok("configuration", f"{config or instance} can be read and is valid.")
     places = _places(settings)
     if any(place.on_mount for place in places.values()):

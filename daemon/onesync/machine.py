@@ -14,6 +14,7 @@ from pathlib import Path
 
 from onesync import __version__
 from onesync.core.diagnosis import Place, Room
+from onesync.mounts import mounts
 from onesync.snapshot import is_cloned
 
 _INOTIFY = Path("/proc/sys/fs/inotify")
@@ -64,12 +65,7 @@ class MountTable:
 
     def __init__(self) -> None:
         """Read the table."""
-        self._types: dict[Path, str] = {}
-        with open("/proc/self/mountinfo", "rb") as table:
-            for line in table:
-                fields, _, rest = line.partition(b" - ")
-                point = fields.split()[4].decode("unicode_escape").encode("latin-1")
-                self._types[Path(os.fsdecode(point))] = rest.split()[0].decode()
+        self._types = {Path(mount.point): mount.type for mount in mounts()}
 
     def mount_point(self, path: Path) -> Path:
         """Return the mount point above ``path``, as far as its parts are no links."""

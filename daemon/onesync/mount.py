@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import pwd
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +14,7 @@ from pathlib import Path
 from onesync.core.model import STATUS_FOLDER
 from onesync.core.trouble import judge
 from onesync.errors import ConfigurationError, Halted, MountNotThere
+from onesync.mounts import mount_of
 from onesync.replica.door import Identity, Replica
 from onesync.replica.folder import is_mounted
 
@@ -22,6 +25,38 @@ _BEGUN = FOLDER + b".new"
 FORMAT = 1
 _TRUSTED_SECONDS = 30.0
 """So long a folder that looks the same is not asked for its name again."""
+
+
+def refuse_private(path: Path) -> None:
+    """Raise ConfigurationError where ``path`` lies on a FUSE mount that lets another user in only.
+
+    Asks the kernel's table; a mount that is not there yet is somebody else's to notice.
+    """
+    owner = _only_user(path)
+    if owner not in (None, os.geteuid()):
+        raise ConfigurationError(
+            f"The mount of {path} is the user {owner}'s and lets nobody else in, also not"
+            f" {os.geteuid()}, as whom onesync runs; nothing was changed. Mount it as that user, or"
+            " with '-o allow_other'."
+        )
+
+
+def go_as_owner(path: Path) -> None:
+    """Be the one whom the mount of ``path`` lets in, if we are root, whom it does not."""
+    owner = _only_user(path)
+    if not owner or os.geteuid() != 0:
+        return
+    user = pwd.getpwuid(owner)
+    os.initgroups(user.pw_name, user.pw_gid)
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+
+
+def _only_user(path: Path) -> int | None:
+    """Return the only user whom the mount of ``path`` lets in; None where it has no such rule."""
+    options = mount_of(str(path)).options
+    owner = options.get("user_id")  # FUSE's alone
+    return None if owner is None or "allow_other" in options else int(owner)
 
 
 class Mount:

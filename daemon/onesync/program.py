@@ -1,36 +1,59 @@
-"""The program. The daemon runs without the parts that its commands need, for their memory."""
+"""The program. What units start runs without the parts that people's commands need.
+
+For the memory of what stays, and for the time of what runs at every boot.
+"""
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from onesync.core.model import printable
 from onesync.errors import Exit, OnesyncError
-from onesync.systemd import hold_signals
 
 
 def main() -> None:
     """Run the program; failures become one sentence and an exit code."""
     try:
-        if (wanted := _daemon(sys.argv[1:])) is not None:
+        _run(sys.argv[1:])
+    except OnesyncError as error:
+        from onesync.core.model import printable
+
+        sys.stderr.write(f"onesync: {printable(str(error))}\n")
+        sys.exit(error.code)
+    except Exception as error:
+        import logging
+
+        logging.getLogger(__name__).debug("unexpected", exc_info=True)
+        sys.stderr.write(f"onesync: unexpected: {error!r}\n")
+        sys.exit(Exit.UNEXPECTED)
+
+
+def _run(words: Sequence[str]) -> None:
+    match words:
+        case ["generator", normal, _, _]:
+            from onesync.generator import generate
+
+            generate(normal)
+        case ["prepare", "--instance", name]:
+            from onesync.prepare import prepare
+
+            prepare(name)
+        case ["oneclient", "--instance", name]:
+            from onesync.oneclient import keep_mounted
+
+            keep_mounted(name)
+        case _ if (wanted := _daemon(words)) is not None:
+            from onesync.systemd import hold_signals
+
             hold_signals()
             from onesync.daemon import run_daemon
 
             run_daemon(*wanted)
-        else:
+        case _:
             from onesync.cli import app
 
             app()
-    except OnesyncError as error:
-        sys.stderr.write(f"onesync: {printable(str(error))}\n")
-        sys.exit(error.code)
-    except Exception as error:
-        logging.getLogger(__name__).debug("unexpected", exc_info=True)
-        sys.stderr.write(f"onesync: unexpected: {error!r}\n")
-        sys.exit(Exit.UNEXPECTED)
 
 
 def _daemon(words: Sequence[str]) -> tuple[Path | None, str | None] | None:

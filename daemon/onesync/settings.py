@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,14 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from onesync import instance as units
 from onesync.core.claims import LockTimes
 from onesync.core.duration import seconds_of
 from onesync.core.model import printable
 from onesync.core.ordering import SCIPION_ORDER, SCIPION_SCRATCH
 from onesync.errors import ConfigurationError
 
-CONFIGURATIONS = Path("/etc/onesync")
+CONFIGURATIONS = Path(units.CONFIGURATIONS)
 
 
 class _Section(BaseModel):
@@ -41,6 +43,27 @@ class MountSettings(_Section):
 
     require_fuse: bool = True
     io_timeout_seconds: float = Field(default=120.0, gt=0)
+
+
+class OneclientSettings(_Section):
+    """``[oneclient]``, which ``instance`` reads for the units; no host: somebody else mounts."""
+
+    host: str = ""
+    mount_point: Path | None = None
+    options: tuple[str, ...] = ()
+
+    @field_validator("mount_point")
+    @classmethod
+    def _is_absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else _absolute(value)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if bool(self.host) != (self.mount_point is not None):
+            raise ValueError("host and mount_point are only good together")
+        if self.mount_point is not None and self.mount_point.parent == Path("/"):
+            raise ValueError("mount_point: expected a directory further down, such as /mnt/onedata")
+        return self
 
 
 class BatchSettings(_Section):
@@ -177,12 +200,14 @@ class Settings(BaseSettings):
         env_prefix="ONESYNC_", env_nested_delimiter="__", extra="forbid", frozen=True
     )
 
+    user: str = ""
     working_dir: Path
     onedata_dir: Path
     state_dir: Path = Field(default_factory=lambda: _from_systemd("STATE_DIRECTORY", "state_dir"))
     runtime_dir: Path = Field(
         default_factory=lambda: _from_systemd("RUNTIME_DIRECTORY", "runtime_dir")
     )
+    oneclient: OneclientSettings = OneclientSettings()
     mount: MountSettings = MountSettings()
     batch: BatchSettings = BatchSettings()
     guards: GuardSettings = GuardSettings()
@@ -199,9 +224,26 @@ class Settings(BaseSettings):
     def _is_absolute(cls, value: Path) -> Path:
         return _absolute(value)
 
+    @field_validator("user")
+    @classmethod
+    def _is_user(cls, value: str) -> str:
+        if value and not units.is_user_name(value):
+            raise ValueError("expected the name of a user")
+        return value
+
+    @model_validator(mode="after")
+    def _lies_on_the_mount(self) -> Self:
+        point = self.oneclient.mount_point
+        if point is not None and point not in self.onedata_dir.parents:
+            raise ValueError(f"onedata_dir lies outside oneclient.mount_point {point}")
+        return self
+
     @model_validator(mode="after")
     def _times_rise(self) -> Self:
-        self.lock_times()
+        try:
+            self.lock_times()
+        except ValueError as error:
+            raise ValueError(f"lock: {error}") from error
         return self
 
     def lock_times(self) -> LockTimes:
@@ -341,7 +383,34 @@ def _told(item: ErrorDetails) -> str:
         return f"{key} is not a key that onesync knows"
     if item["type"] == "missing":
         return f"{key} is missing"
-    return f"{key or 'lock'}: {item['msg'].removeprefix('Value error, ')}"
+    text = item["msg"].removeprefix("Value error, ")
+    return f"{key}: {text}" if key else text
+
+
+def check_user(settings: Settings, *, is_daemon: bool) -> None:
+    """Refuse a ``user`` who does not exist; for the daemon also one whom it does not run as."""
+    if not settings.user:
+        return
+    try:
+        wanted = pwd.getpwnam(settings.user).pw_uid
+    except KeyError:
+        raise ConfigurationError(
+            f"The user {settings.user} does not exist; nothing was changed. Make him (adduser"
+            f' {settings.user}), or name another one: user = "NAME".'
+        ) from None
+    if is_daemon and os.geteuid() != wanted:
+        raise ConfigurationError(
+            f"The configuration says that onesync runs as {settings.user}, but it runs as"
+            f" {_own_name()}; nothing was changed. Type 'systemctl daemon-reload', which tells"
+            " systemd, and start it again."
+        )
+
+
+def _own_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def check_directories(
@@ -355,6 +424,12 @@ def check_directories(
     work, data = settings.working_dir, settings.onedata_dir
     if not work.is_dir() and not copy_may_be_gone:
         raise ConfigurationError(f"working_dir {work} is not a directory; make it first.")
+    if work.is_dir() and not os.access(work, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        raise ConfigurationError(
+            f"working_dir {work} cannot be read and written by {_own_name()}, as whom onesync runs;"
+            ' nothing was changed. Say whose it is, user = "NAME", and type \'systemctl'
+            f" daemon-reload'; or let him in: chown {_own_name()} {work}"
+        )
     real = work.resolve()
     for one, other in ((real, data), (data, real)):
         if one == other or other in one.parents:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import sdnotify
 
@@ -19,6 +20,25 @@ RELOAD_SIGNAL = signal.SIGHUP
 def hold_signals() -> None:
     """Let a stop, or a reload, wait from now on until the service takes it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {RELOAD_SIGNAL})
+
+
+def tell(unit: str, text: str) -> None:
+    """Log a sentence about a unit, as root: 'systemctl status' shows it with the unit's own lines.
+
+    Before journald runs the kernel's log takes it.
+    """
+    from logging_journald import JournaldTransport
+
+    told = {
+        "MESSAGE": text,
+        "PRIORITY": 3,
+        "SYSLOG_IDENTIFIER": "onesync",
+        "OBJECT_SYSTEMD_UNIT": unit,
+    }
+    try:
+        JournaldTransport(Path("/run/systemd/journal/socket")).send(told.items())
+    except OSError:
+        Path("/dev/kmsg").write_text(f"<3>onesync: {unit}: {text}\n")
 
 
 class Notifier:

@@ -27,7 +27,7 @@ def node(tmp_path: Path) -> Iterator[Container]:
     needs_prometheus()
     found = shutil.which("prometheus")
     assert found is not None
-    with Container(tmp_path / "node", Path(found)) as container:
+    with Container(tmp_path / "node", Path(found), user="scipion") as container:
         yield container
 
 
@@ -79,6 +79,7 @@ def test_from_the_readme_to_an_alert_and_its_end(node: Container) -> None:
     (node.home / "etc" / "p.toml").write_text(text)
     checked = node.run("onesync", "check", "--instance", "p")
     assert checked.returncode == 0, checked.stderr
+    node.systemctl("daemon-reload")
     # "Start it", "Work", "onesync flush returns when everything is".
     node.systemctl("start", "oneclient@p.service")
     node.systemctl("start", "onesync@p.service")

@@ -12,7 +12,7 @@ import pytest
 
 from onesync.core.model import STATUS_FOLDER
 from onesync.journal import EVENTS
-from tests.systemd.container import Container
+from tests.systemd.container import TOKEN, Container
 
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(600)]
 
@@ -81,9 +81,11 @@ def test_a_daemon_that_died_is_started_again_and_goes_on(node: Container) -> Non
 def test_the_restart_policy_follows_the_exit_code(node: Container) -> None:
     node.drop_in("[Service]\nRestartSec=0.1\n")
     node.systemctl("daemon-reload")
+    node.put_token("another")
     node.run("systemctl", "start", "--no-block", UNIT)
     node.wait_for(lambda: int(node.show("NRestarts") or 0) > 2, "tries without the mount")
-    node.systemctl("start", "oneclient@p.service")
+    node.put_token(TOKEN)
+    node.systemctl("restart", "oneclient@p.service")
     node.wait_for(lambda: node.show("ActiveState") == "active", "the mount to be found")
     node.systemctl("stop", UNIT)
     text = "HOST: elsewhere\nMOUNT: /m\nDIR: /d\nUSER: ada\nDATE: today\n"

@@ -1,0 +1,131 @@
+"""What an instance's units need of its configuration, read with Python's own modules alone.
+
+The generator runs at every boot before anything else, and the process that keeps oneclient lives as
+long as the mount: neither can afford ``settings``, which knows and checks the whole file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from typing import Any
+
+from onesync.errors import ConfigurationError
+
+CONFIGURATIONS = "/etc/onesync"
+DEFAULT_USER = "onesync"
+"""As whom the unit runs where the configuration does not say; the package makes him."""
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}")
+_PATIENCE = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Oneclient:
+    """``[oneclient]``: the provider's host, where to mount, more words for the command line."""
+
+    host: str
+    mount_point: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One ``/etc/onesync/NAME.toml``.
+
+    Attributes:
+        paths: state_dir, runtime_dir and metrics.textfile_dir, where the file names them.
+        listen: metrics.listen, or "" where it is the default.
+        patience: mount.io_timeout_seconds.
+        oneclient: None where somebody else mounts OneData.
+    """
+
+    name: str
+    user: str
+    working_dir: str
+    onedata_dir: str
+    paths: tuple[str, ...]
+    listen: str
+    patience: float
+    oneclient: Oneclient | None
+
+
+def is_user_name(text: str) -> bool:
+    """Whether systemd takes ``text`` for a user's name."""
+    return _USER.fullmatch(text) is not None
+
+
+def file_of(name: str, kind: str = "toml") -> str:
+    """Return the path of an instance's configuration, or of its ``token``."""
+    return f"{CONFIGURATIONS}/{name}.{kind}"
+
+
+def read(name: str) -> Instance:
+    """Read an instance's configuration. Raises ConfigurationError with what is wrong in it."""
+    path = file_of(name)
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}.") from error
+    return _Values(path, values).instance(name)
+
+
+class _Values:
+    """The values of a file, each of the type that it must have."""
+
+    def __init__(self, path: str, values: dict[str, Any]) -> None:
+        self._path = path
+        self._values = values
+
+    def instance(self, name: str) -> Instance:
+        user = self._text("", "user") or DEFAULT_USER
+        if not is_user_name(user):
+            raise self._wrong("user", "the name of a user")
+        kept = (("", "state_dir"), ("", "runtime_dir"), ("metrics", "textfile_dir"))
+        return Instance(
+            name,
+            user,
+            self._directory("", "working_dir", is_needed=True),
+            self._directory("", "onedata_dir", is_needed=True),
+            tuple(found for key in kept if (found := self._directory(*key))),
+            self._text("metrics", "listen"),
+            float(self._get("mount", "io_timeout_seconds", int | float) or _PATIENCE),
+            self._oneclient(),
+        )
+
+    def _oneclient(self) -> Oneclient | None:
+        host = self._text("oneclient", "host")
+        if not host:
+            return None
+        options = self._get("oneclient", "options", list) or []
+        if not all(isinstance(word, str) for word in options):
+            raise self._wrong("oneclient.options", "a list of texts")
+        point = self._directory("oneclient", "mount_point", is_needed=True)
+        return Oneclient(host, point, tuple(options))
+
+    def _directory(self, section: str, key: str, *, is_needed: bool = False) -> str:
+        found = self._text(section, key)
+        if not found and not is_needed:
+            return ""
+        if not found.startswith("/") or ".." in found.split("/") or not found.isprintable():
+            raise self._wrong(f"{section}.{key}".lstrip("."), "an absolute path without '..'")
+        return os.path.normpath(found)
+
+    def _text(self, section: str, key: str) -> str:
+        return str(self._get(section, key, str) or "")
+
+    def _get(self, section: str, key: str, kind: Any) -> Any:
+        values = self._values.get(section, {}) if section else self._values
+        if not isinstance(values, dict):
+            raise self._wrong(section, "a section")
+        found = values.get(key)
+        if found is not None and not isinstance(found, kind):
+            raise self._wrong(f"{section}.{key}".lstrip("."), "another kind of value")
+        return found
+
+    def _wrong(self, key: str, expected: str) -> ConfigurationError:
+        return ConfigurationError(f"{self._path}: {key}: expected {expected}.")

@@ -1,0 +1,418 @@
+"""A node made of the units alone: an image with a TOML file, a token and one 'systemctl enable'."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from onesync.core.model import STATUS_FOLDER
+from tests.systemd.container import PYTHON, REPOSITORY, TOKEN, USERS, Container
+
+pytestmark = [pytest.mark.systemd, pytest.mark.node, pytest.mark.timeout(600)]
+
+STATUS = os.fsdecode(STATUS_FOLDER)
+PROBE = "/opt/checkout/tests/systemd/probe.py"
+FORBIDDEN = {
+    "ProtectSystem": "EROFS",
+    "ProtectSystem beside the working directory": "EROFS",
+    "ProtectHome": "EACCES",
+    "PrivateTmp": "ENOENT",
+    "PrivateDevices": "ENOENT",
+    "ProtectProc": "ENOENT",
+    "RestrictAddressFamilies": "EAFNOSUPPORT",
+    "MemoryDenyWriteExecute": "EPERM",
+    "RestrictRealtime": "EPERM",
+    "RestrictSUIDSGID": "EPERM",
+    "LockPersonality": "EPERM",
+    "SystemCallFilter @system-service": "EPERM",
+    "SystemCallFilter @privileged": "EPERM",
+    "SystemCallFilter @resources": "EPERM",
+    "RestrictNamespaces": "EPERM",
+}
+# Its programs take their time to end: what onesync needs at its own end must be there until then.
+WORKLOAD = """
+trap 'sleep 1; echo late > late; exit 0' TERM
+umask 077
+cp before copied
+while :; do sleep 0.1 & wait $!; done
+"""
+
+
+def configuration(name: str, user: str, more: str = "") -> str:
+    """Return an instance's configuration, on a mount of its own."""
+    return f"""
+user = "{user}"
+working_dir = "/srv/work/{name}"
+onedata_dir = "/mnt/onedata/{name}/{name}"
+[oneclient]
+host = "provider.test"
+mount_point = "/mnt/onedata/{name}"
+options = ["--space", "lab"]
+[mount]
+io_timeout_seconds = 10
+[batch]
+settle_seconds = 0.1
+min_interval_seconds = 0.1
+[lock]
+settle_seconds = 0
+{more}
+"""
+
+
+def add(node: Container, name: str, user: str, more: str = "") -> Path:
+    """Put an instance into the image, as a builder does; returns its folder at the provider."""
+    (node.home / "etc" / f"{name}.toml").write_text(configuration(name, user, more))
+    node.put_token(TOKEN, name)
+    folder = node.backing / name
+    folder.mkdir(exist_ok=True)
+    os.chown(folder, USERS[user], USERS[user])
+    return folder
+
+
+def image(home: Path, provider: Path | None = None) -> Container:
+    """Return a node that deploys p by itself, for scipion; nothing is made but its two files."""
+    node = Container(home, user="scipion", provider=provider)
+    os.chown(node.work, 0, 0)  # as /srv/work is where somebody makes it
+    add(node, "p", "scipion")
+    (node.home / "etc" / "workload").write_text(WORKLOAD)
+    text = (REPOSITORY / "systemd" / "scipion.service.example").read_text()
+    text = text.replace("onesync@project", "onesync@p").replace("/work/project", "/work/p")
+    text = re.sub("ExecStart=.*", "ExecStart=/bin/sh /etc/onesync/workload", text)
+    (node.units / "scipion.service").write_text(text)
+    return node
+
+
+def state(node: Container, unit: str = "onesync@p.service") -> str:
+    return node.show("ActiveState", unit)
+
+
+def as_user(node: Container, user: str, *command: str) -> subprocess.CompletedProcess[str]:
+    words = ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups")
+    return node.run(*words, *command)
+
+
+def write(node: Container, name: str, place: str = "/srv/work/p", user: str = "scipion") -> None:
+    """Let the workload write a file."""
+    assert as_user(node, user, "sh", "-c", f"echo 1 > {place}/{name}").returncode == 0
+
+
+def client(node: Container) -> str:
+    """Return the process of oneclient itself."""
+    main = node.show("MainPID", "oneclient@p.service")
+    return node.run("cat", f"/proc/{main}/task/{main}/children").stdout.strip()
+
+
+def reached(node: Container, unit: str) -> list[str]:
+    """Return which addresses a process of the unit reaches."""
+    groups = "/sys/fs/cgroup/unified", "/sys/fs/cgroup"
+    root = next(
+        path for path in groups if node.run("test", "-e", f"{path}/cgroup.procs").returncode == 0
+    )
+    script = "/opt/checkout/tests/systemd/reach.py"
+    done = node.run(PYTHON, script, root + node.show("ControlGroup", unit), check=True)
+    return [address for address, is_reached in json.loads(done.stdout).items() if is_reached]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
+    """One that runs two instances, p for scipion and q for the unit's own user."""
+    made = image(tmp_path_factory.mktemp("node") / "node")
+    (made.backing / "p" / "before").write_text("0")
+    add(made, "q", "onesync", '[metrics]\nlisten = "127.0.0.1:9822"\n')
+    made.enable("onesync@p.service", "onesync@q.service", "scipion.service")
+    with made:
+        for unit in ("onesync@p.service", "onesync@q.service", "scipion.service"):
+            made.wait_for(lambda unit=unit: state(made, unit) == "active", unit)
+        yield made
+
+
+def test_a_file_and_an_enable_deploy_at_boot_before_the_workload(node: Container) -> None:
+    folder = node.backing / "p"
+    node.wait_for((folder / "copied").exists, "what the workload made of what it found")
+    assert (folder / "copied").read_text() == "0"
+    owner = (node.work / "p").stat()
+    assert (owner.st_uid, owner.st_mode & 0o777) == (USERS["scipion"], 0o755)
+    assert (node.work / "p" / "before").stat().st_uid == USERS["scipion"]
+    assert (node.work / "p" / "copied").stat().st_mode & 0o777 == 0o600
+    assert state(node, "onesync.target") == "active"
+    assert node.show("NRestarts") == "0"
+
+
+def test_two_instances_keep_to_themselves(node: Container) -> None:
+    write(node, "of-p")
+    write(node, "of-q", "/srv/work/q", "onesync")
+    for name, other in (("p", "q"), ("q", "p")):
+        node.wait_for((node.backing / name / f"of-{name}").exists, name)
+        assert not (node.backing / other / f"of-{name}").exists()
+        assert as_user(node, "onesync", "ls", "/mnt/onedata/q").returncode == 0
+    assert as_user(node, "onesync", "ls", "/mnt/onedata/p").returncode != 0, "FUSE's own rule"
+    assert "onesync_folder_info" in node.fetch("http://127.0.0.1:9821/metrics")
+    assert "onesync_folder_info" in node.fetch("http://127.0.0.1:9822/metrics")
+
+
+def test_the_units_are_in_order_and_the_sandbox_scores(node: Container) -> None:
+    units = ["onesync@p.service", "oneclient@p.service", "onesync-prepare@p.service"]
+    units += ["onesync.target", "scipion.service"]
+    checked = node.run("systemd-analyze", "verify", "--man=no", *units)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+    for unit in ("onesync@p.service", "onesync@q.service"):
+        scored = node.run("systemd-analyze", "security", "--threshold=15", "--no-pager", unit)
+        assert scored.returncode == 0, scored.stdout
+
+
+def test_every_process_of_the_daemon_is_stripped(node: Container) -> None:
+    control = node.show("ControlGroup")
+    found = node.run("cat", f"/sys/fs/cgroup/systemd{control}/cgroup.procs").stdout.split()
+    assert len(found) >= 2, "the daemon and who talks to the mount"
+    for process in found:
+        lines = node.run("cat", f"/proc/{process}/status").stdout.splitlines()
+        told = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
+        assert told["Uid"] == [str(USERS["scipion"])] * 4
+        assert told["Groups"] in ([], [str(USERS["scipion"])])
+        assert all(int(told[key][0], 16) == 0 for key in ("CapEff", "CapPrm", "CapBnd", "CapAmb"))
+        assert (told["NoNewPrivs"], told["Seccomp"]) == (["1"], ["2"])
+
+
+def test_what_is_forbidden_fails_in_the_sandbox_and_nowhere_else(node: Container) -> None:
+    node.run("install", "-d", "-o", "scipion", "/home/scipion", check=True)
+    node.run("touch", "/tmp/of-the-node", check=True)
+    words = (PYTHON, PROBE, "/srv/work/p")
+    node.drop_in(f"[Service]\nExecReload=\nExecReload={' '.join(words)}\n")
+    node.systemctl("daemon-reload")
+    node.systemctl("reload", "onesync@p.service")
+    (line,) = [line for line in node.journal().splitlines() if '"ProtectSystem"' in line]
+    inside = json.loads(line[line.index("{") :])
+    outside = [
+        json.loads(done.stdout) for done in (node.run(*words), as_user(node, "scipion", *words))
+    ]
+    assert inside.pop("the working directory") == "done"
+    assert inside.pop("umask") == "0o77"
+    assert inside.pop("ipc") not in [found["ipc"] for found in outside]
+    assert inside == FORBIDDEN
+    free = {name for name in FORBIDDEN if "done" in [found[name] for found in outside]}
+    assert free == set(FORBIDDEN), "what fails everywhere proves nothing"
+
+
+def test_the_daemon_reaches_the_loopback_alone(node: Container) -> None:
+    assert reached(node, "oneclient@p.service") == ["127.0.0.1", "10.1.1.1"], "who must"
+    assert reached(node, "onesync@p.service") == ["127.0.0.1"]
+
+
+def test_the_token_is_nowhere_but_with_oneclient(node: Container) -> None:
+    shown = node.run("systemctl", "show", "oneclient@p.service", "onesync@p.service").stdout
+    environment = f"/proc/{client(node)}/environ"
+    assert TOKEN in node.run("cat", environment).stdout, "where it must be"
+    places = {
+        "ps": node.run("ps", "axww").stdout,
+        "systemctl": shown,
+        "journal": node.run("journalctl", "--no-pager", "-o", "export").stdout,
+        "argv": node.run("sh", "-c", "cat /proc/[0-9]*/cmdline").stdout,
+        "the daemon": node.run("cat", f"/proc/{node.show('MainPID')}/environ").stdout,
+        "the launcher": node.run(
+            "cat", f"/proc/{node.show('MainPID', 'oneclient@p.service')}/environ"
+        ).stdout,
+    }
+    assert all(places.values()), places.keys()
+    assert [place for place, text in places.items() if TOKEN in text] == []
+    credential = "/run/credentials/oneclient@p.service/token"
+    for path in (environment, credential, "/etc/onesync/p.token"):
+        assert TOKEN not in as_user(node, "onesync", "cat", path).stdout, path
+    assert TOKEN in as_user(node, "scipion", "cat", credential).stdout
+    inside = ("nsenter", "-t", node.show("MainPID"), "-m", "cat", credential)
+    assert TOKEN not in node.run(*inside).stdout
+
+
+def test_root_and_the_user_may_ask_and_nobody_else(node: Container) -> None:
+    words = ("onesync", "status", "--instance", "p", "--json")
+    assert json.loads(node.run(*words).stdout)["phase"] == "syncing"
+    assert json.loads(as_user(node, "scipion", *words).stdout)["phase"] == "syncing"
+    assert "syncing" not in as_user(node, "nobody", *words).stdout
+    # Root, whom the mount lets in no more than others, looks as its user.
+    examined = node.run("onesync", "doctor", "--instance", "p", "--json")
+    checks = {check["name"]: check for check in json.loads(examined.stdout)["checks"]}
+    assert checks["mount"]["verdict"] == checks["probe.write"]["verdict"] == "ok", checks
+    verified = node.run("onesync", "verify", "--instance", "p")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_a_oneclient_that_died_comes_back_under_a_running_onesync(node: Container) -> None:
+    daemon, died = node.show("MainPID"), client(node)
+    node.run("kill", "-KILL", died, check=True)
+    write(node, "while-it-was-dead")
+    node.wait_for((node.backing / "p" / "while-it-was-dead").exists, "the mount")
+    assert client(node) != died
+    assert (node.show("MainPID"), node.show("NRestarts")) == (daemon, "0")
+    assert "oneclient ended by signal 9" in node.journal("oneclient@p.service")
+
+
+def test_a_token_is_changed_under_a_running_onesync(node: Container) -> None:
+    daemon = node.show("MainPID")
+    (node.provider / "token").write_text("renewed")
+    assert node.run("systemctl", "restart", "oneclient@p.service").returncode != 0
+    write(node, "while-the-token-was-wrong")
+    told = node.journal("oneclient@p.service")
+    assert "authentication error: invalid token" in told
+    assert "A token that is wrong or has expired is mended in /etc/onesync/p.token" in told
+    assert node.show("RestartUSec", "oneclient@p.service") == "10s", "the provider is not stormed"
+    assert state(node) == "active"
+    node.put_token("renewed")
+    node.wait_for((node.backing / "p" / "while-the-token-was-wrong").exists, "the next try")
+    (node.provider / "token").write_text(TOKEN)
+    node.put_token(TOKEN)
+    node.systemctl("restart", "oneclient@p.service")
+    write(node, "after")
+    node.wait_for((node.backing / "p" / "after").exists, "the push over the new mount")
+    assert (node.show("MainPID"), node.show("NRestarts")) == (daemon, "0")
+    assert "lazy unmount" not in node.journal("oneclient@p.service"), "SIGTERM is not oneclient's"
+
+
+def refused(node: Container, name: str, code: str = "78") -> str:
+    """Start an instance that must not start; returns what its unit's journal says."""
+    unit = f"onesync@{name}.service"
+    assert node.run("systemctl", "start", unit).returncode != 0
+    assert node.show("ExecMainStatus", unit) == code, node.journal(unit)
+    told = node.journal(unit)
+    node.run("systemctl", "stop", unit, f"oneclient@{name}.service")
+    return told
+
+
+def test_a_user_that_does_not_fit_is_refused_with_a_sentence(node: Container) -> None:
+    mounted = '[oneclient]\nhost = "provider.test"\nmount_point = "/mnt/onedata/r"'
+    bare = (
+        configuration("r", "onesync")
+        .replace(mounted, "")
+        .replace('options = ["--space", "lab"]', "")
+    )
+    place = node.home / "etc" / "r.toml"
+    node.run("install", "-d", "-o", "onesync", "/srv/work/r", check=True)
+
+    def told(text: str, *, code: str = "78", is_reloaded: bool = True) -> str:
+        place.write_text(text)
+        if is_reloaded:
+            node.systemctl("daemon-reload")
+        return refused(node, "r", code)
+
+    assert "the user ghost does not exist; nothing was changed. Make him" in told(
+        bare.replace('"onesync"', '"ghost"'), code="217"
+    )
+    assert "the user ghost does not exist" in node.run(
+        "onesync", "check", "--instance", "r"
+    ).stderr.replace("The", "the")
+    place.write_text(bare)
+    node.systemctl("daemon-reload")
+    assert "says that onesync runs as scipion, but it runs as onesync" in told(
+        bare.replace('user = "onesync"', 'user = "scipion"'), is_reloaded=False
+    )
+    assert "cannot be read and written by onesync, as whom onesync runs" in told(
+        bare.replace("/srv/work/r", "/srv/work/p")
+    )
+    assert f"is the user {USERS['scipion']}'s and lets nobody else in, also not 990" in told(
+        bare.replace("/mnt/onedata/r/r", "/mnt/onedata/p/p")
+    )
+    assert "/etc/onesync/r.toml is not TOML" in told("user = ")
+    place.unlink()
+    node.systemctl("daemon-reload")
+
+
+def test_systemd_says_that_a_configuration_is_newer_than_what_it_knows(node: Container) -> None:
+    assert node.show("NeedDaemonReload") == "no"
+    (node.home / "etc" / "p.toml").touch()
+    assert node.show("NeedDaemonReload") == "yes"
+    node.systemctl("daemon-reload")
+    assert node.show("NeedDaemonReload") == "no"
+
+
+def test_a_working_copy_at_home_and_metrics_for_others_open_just_that(node: Container) -> None:
+    node.run("install", "-d", "-o", "scipion", "/home/scipion", "/home/scipion/h", check=True)
+    node.run("install", "-d", "-m", "777", "/home/other", check=True)
+    folder = add(node, "h", "scipion", '[metrics]\nlisten = "0.0.0.0:9823"\n')
+    place = node.home / "etc" / "h.toml"
+    place.write_text(place.read_text().replace("/srv/work/h", "/home/scipion/h"))
+    node.systemctl("daemon-reload")
+    unit = "onesync@h.service"
+    node.systemctl("start", unit)
+    write(node, "at-home", "/home/scipion/h")
+    node.wait_for((folder / "at-home").exists, "the push")
+    tried = node.run("nsenter", "-t", node.show("MainPID", unit), "-m", "touch", "/home/other/x")
+    assert "Read-only file system" in tried.stderr
+    assert reached(node, unit) == ["127.0.0.1", "10.1.1.1"]
+    assert node.show("ProtectHome", unit) == "read-only"
+    assert node.run("systemd-analyze", "security", "--threshold=15", unit).returncode == 0
+    node.systemctl("stop", unit, "oneclient@h.service")
+    assert not (folder / STATUS / "lock").exists()
+    assert "h" not in os.listdir(node.backing / "h")
+
+
+def test_a_stop_gives_another_node_everything(tmp_path: Path) -> None:
+    first = image(tmp_path / "first")
+    (first.backing / "p" / "before").write_text("0")
+    first.enable("onesync@p.service", "scipion.service")
+    with first:
+        first.wait_for(lambda: state(first, "scipion.service") == "active", "the workload")
+        as_user(first, "scipion", "ln", "-s", "before", "/srv/work/p/link")
+        write(first, "precious")
+        first.systemctl("stop", "onesync@p.service")
+        assert (first.show("Result"), state(first, "scipion.service")) == ("success", "inactive")
+        second = image(tmp_path / "second", first.provider)
+        second.enable("onesync@p.service")
+        with second:
+            second.wait_for(lambda: state(second) == "active", "the other node's deployment")
+            work = second.work / "p"
+            assert sorted(os.listdir(work)) == ["before", "copied", "late", "link", "precious"]
+            assert os.readlink(work / "link") == "before"
+            copied = (work / "copied").stat()
+            assert (copied.st_mode & 0o777, copied.st_uid) == (0o600, USERS["scipion"])
+            assert first.run("systemctl", "start", "onesync@p.service").returncode != 0
+            assert first.show("ExecMainStatus") == "11", "it is the other node's"
+            second.systemctl("stop", "onesync.target")
+            for unit in ("onesync@p.service", "oneclient@p.service"):
+                second.wait_for(lambda unit=unit: state(second, unit) == "inactive", unit)
+            assert not (second.backing / "p" / STATUS / "lock").exists()
+            assert second.run("ls", "-A", "/mnt/onedata/p").stdout == "", "unmounted"
+
+
+def test_a_reboot_keeps_what_a_power_off_undeploys_and_all_goes_in_order(tmp_path: Path) -> None:
+    node = image(tmp_path / "node")
+    folder = node.backing / "p"
+    (folder / "before").write_text("0")
+    place = node.home / "etc" / "p.toml"
+    text = place.read_text().replace("io_timeout_seconds = 10", "io_timeout_seconds = 1")
+    place.write_text(text + "[undeploy]\nflush_retry_seconds = 2\n")
+    node.enable("onesync@p.service", "scipion.service")
+    with node:
+        node.wait_for((folder / "copied").exists, "the workload's first file")
+        node.weather("read_only", mount="p", on=True)
+        write(node, "backlog")
+        node.run("systemctl", "reboot")
+        node.wait_for_reboot()
+        assert any("The final flush could not finish" in line for line in node.last_journal())
+        assert (folder / STATUS / "lock").exists(), "kept"
+        node.wait_for((folder / "backlog").exists, "the backlog")
+        assert sorted(os.listdir(folder / STATUS / "epochs")) == ["000001", "000002"], "resumed"
+        node.wait_for(lambda: state(node, "scipion.service") == "active", "the workload")
+        write(node, "last")
+        node.run("systemctl", "poweroff")
+        node.wait_for_power_off()
+    assert {"last", "late"} <= set(os.listdir(folder))
+    assert not (folder / STATUS / "lock").exists()
+    told = node.last_journal()
+    order = [
+        "Stopped scipion.service",
+        "undeployed",
+        "Stopped onesync@p.service",
+        "Stopping oneclient@p.service",
+        "Stopped oneclient@p.service",
+    ]
+    places = [last_of(told, start) for start in order]
+    assert places == sorted(places)
+
+
+def last_of(lines: list[str], start: str) -> int:
+    """Return where the last line is that starts so."""
+    return max(number for number, line in enumerate(lines) if line.startswith(start))

@@ -1,0 +1,246 @@
+"""What the units are made of beside the daemon: drop-ins, root's part, refusals."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from onesync import generator, instance, mount, prepare, settings
+from onesync.errors import ConfigurationError
+from onesync.instance import Instance, Oneclient
+from onesync.mounts import Mounted, is_mount_point, mount_of
+
+ROOT = Path(__file__).parents[1]
+PLAIN = Instance("p", "scipion", "/srv/work/p", "/mnt/onedata/p/space/p", (), "", 120.0, None)
+
+
+@pytest.fixture
+def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    place = tmp_path / "etc"
+    place.mkdir()
+    for module in (instance, generator):
+        monkeypatch.setattr(module, "CONFIGURATIONS", str(place))
+    return place
+
+
+def test_the_drop_in_opens_what_the_configuration_needs_and_no_more(etc: Path) -> None:
+    assert generator.onesync_lines(PLAIN) == [
+        "[Unit]",
+        f"SourcePath={etc}/p.toml",
+        'RequiresMountsFor="/srv/work/p"',
+        "[Service]",
+        "User=scipion",
+        'ReadWritePaths="-/srv/work"',
+        'ReadWritePaths="-/mnt"',
+    ]
+    client = Oneclient("h", "/mnt/onedata/p", ())
+    mounted = generator.onesync_lines(replace(PLAIN, oneclient=client))
+    assert "Wants=oneclient@p.service" in mounted
+    assert 'ReadWritePaths="-/mnt/onedata"' in mounted
+    assert 'ReadWritePaths="-/mnt"' not in mounted
+    more = replace(PLAIN, paths=("/var/prom",), working_dir="/home/ada/p", listen="0.0.0.0:1")
+    lines = generator.onesync_lines(more)
+    assert {'ReadWritePaths="-/var/prom"', "ProtectHome=read-only", "IPAddressAllow=any"} < set(
+        lines
+    )
+    for listen in ("127.0.0.1:9821", "[::1]:9821", "localhost:1"):
+        assert "IPAddressAllow=any" not in generator.onesync_lines(replace(PLAIN, listen=listen))
+    top = generator.onesync_lines(replace(PLAIN, working_dir="/scratch"))
+    assert 'ReadWritePaths="-/scratch"' in top, "never all of the node"
+
+
+def test_a_path_is_one_word_of_the_unit_file_whatever_is_in_it() -> None:
+    assert generator.quoted('/a b/"c"/%d/\\e') == '"/a b/\\"c\\"/%%d/\\\\e"'
+
+
+def test_one_broken_file_costs_no_other_instance_its_drop_in(
+    etc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(generator, "tell", lambda unit, text: told.append((unit, text)))
+    good = 'working_dir = "/srv/p"\nonedata_dir = "/mnt/p/p"\n'
+    (etc / "bad.toml").write_text("user = ")
+    (etc / "evil.toml").write_text(good + 'user = "root\\nExecStart=/bin/sh"\n')
+    (etc / "worse.toml").write_text('working_dir = "/srv/a\\nUser=root"\nonedata_dir = "/mnt/p"\n')
+    (etc / "of people.toml").write_text(good)
+    (etc / "good.toml").write_text(good)
+    (etc / "onesync.toml.example").write_text(good)
+    generator.generate(str(tmp_path / "out"))
+    made = sorted(os.listdir(tmp_path / "out"))
+    assert made == ["oneclient@good.service.d", "onesync@good.service.d"]
+    assert [unit for unit, _ in told] == [f"onesync@{n}.service" for n in ("bad", "evil", "worse")]
+    assert "bad.toml is not TOML" in told[0][1]
+    text = (tmp_path / "out" / made[1] / "10-instance.conf").read_text()
+    assert "User=onesync\n" in text, "the unit's own"
+
+
+def test_the_generator_is_quick_and_silent_without_a_configuration(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "onesync.program", "generator", *[str(tmp_path)] * 3]
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        done = subprocess.run(words, check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+        assert (done.stdout, done.stderr) == (b"", b"")
+    bare = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        bare.append(time.perf_counter() - began)
+    assert min(times) - min(bare) < 0.1, "it holds up every boot"
+
+
+def test_instance_and_settings_read_the_same_of_the_shipped_file(etc: Path, tmp_path: Path) -> None:
+    text = (ROOT / "config" / "onesync.toml").read_text()
+    text = re.sub(r"^# (user|host|mount_point) = ", r"\1 = ", text, flags=re.MULTILINE)
+    (etc / "p.toml").write_text(text)
+    found = instance.read("p")
+    (tmp_path / "x.toml").write_text('state_dir = "/s"\nruntime_dir = "/r"\n' + text)
+    known = settings.load(tmp_path / "x.toml", None)
+    assert found.user == known.user == "scipion"
+    assert (found.working_dir, found.onedata_dir) == (
+        str(known.working_dir),
+        str(known.onedata_dir),
+    )
+    assert found.listen == known.metrics.listen
+    assert found.patience == known.mount.io_timeout_seconds
+    assert found.oneclient is not None
+    assert (found.oneclient.host, found.oneclient.mount_point, found.oneclient.options) == (
+        known.oneclient.host,
+        str(known.oneclient.mount_point),
+        known.oneclient.options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[oneclient]\nhost = "h"\n', "host and mount_point are only good together"),
+        (
+            '[oneclient]\nhost = "h"\nmount_point = "/else/where"\n',
+            "onedata_dir lies outside oneclient.mount_point /else/where",
+        ),
+        (
+            '[oneclient]\nhost = "h"\nmount_point = "/onedata"\n',
+            "expected a directory further down",
+        ),
+        ('user = "a b"\n', "user: expected the name of a user"),
+    ],
+)
+def test_what_the_units_could_not_use_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    place = tmp_path / "p.toml"
+    keys = ("working_dir", "onedata_dir", "state_dir", "runtime_dir")
+    head = "".join(f'{key} = "/srv/{key}"\n' for key in keys)
+    place.write_text(text + head if text.startswith("user") else head + text)
+    with pytest.raises(ConfigurationError, match=told):
+        settings.load(place, None)
+
+
+def test_a_user_must_exist_and_be_who_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "p.toml"
+    keys = ("working_dir", "onedata_dir", "state_dir", "runtime_dir")
+    head = "".join(f'{key} = "/srv/{key}"\n' for key in keys)
+
+    def check(user: str, *, is_daemon: bool = True) -> None:
+        place.write_text(f'user = "{user}"\n{head}')
+        settings.check_user(settings.load(place, None), is_daemon=is_daemon)
+
+    with pytest.raises(ConfigurationError, match="The user nobody-of-this-name does not exist"):
+        check("nobody-of-this-name")
+    own = pwd.getpwuid(os.geteuid()).pw_name
+    check(own)
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    with pytest.raises(ConfigurationError, match=r"runs as \w+, but it runs as 4711.*daemon-rel"):
+        check(own)
+    check(own, is_daemon=False)
+
+
+def test_a_mount_of_somebody_else_is_refused_unless_it_lets_others_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table: dict[str, str] = {"user_id": "4711"}
+    monkeypatch.setattr(mount, "mount_of", lambda _: Mounted("/mnt/o", "fuse.oneclient", table))
+    with pytest.raises(ConfigurationError, match="is the user 4711's and lets nobody else in"):
+        mount.refuse_private(Path("/mnt/o/p"))
+    table["allow_other"] = ""
+    mount.refuse_private(Path("/mnt/o/p"))
+    del table["allow_other"]
+    table["user_id"] = str(os.geteuid())
+    mount.refuse_private(Path("/mnt/o/p"))
+    monkeypatch.setattr(mount, "mount_of", lambda _: Mounted("/", "ext4", {}))
+    mount.refuse_private(Path("/mnt/o/p"))
+
+
+def test_the_table_of_mounts_tells_what_a_path_lies_on() -> None:
+    assert is_mount_point("/")
+    assert is_mount_point("/proc")
+    assert not is_mount_point("/proc/self")
+    assert not is_mount_point("/pro")
+    assert mount_of("/proc/self/status").type == "proc"
+    assert mount_of("/nowhere/at/all").point == "/"
+
+
+def test_a_token_that_is_missing_or_that_others_can_read_is_told_of(
+    etc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(prepare, "tell", lambda unit, text: told.append((unit, text)))
+    monkeypatch.setattr(prepare, "_make", lambda path, user: None)
+    head = 'working_dir = "/srv/p"\nonedata_dir = "/mnt/o/p/p"\n'
+    (etc / "p.toml").write_text(
+        f'user = "nobody"\n{head}[oneclient]\nhost = "h"\nmount_point = "/mnt/o/p"\n'
+    )
+    token = etc / "p.token"
+    with pytest.raises(ConfigurationError, match=r"p\.token is not there"):
+        prepare.prepare("p")
+    token.write_text("t")
+    token.chmod(0o640)
+    with pytest.raises(ConfigurationError, match=rf"can be read by others.*chmod 600 {token}"):
+        prepare.prepare("p")
+    token.chmod(0o600)
+    prepare.prepare("p")
+    assert [unit for unit, _ in told] == ["onesync@p.service"] * 2
+    (etc / "p.toml").write_text(f'user = "ghost"\n{head}')
+    with pytest.raises(ConfigurationError, match="the user ghost does not exist"):
+        prepare.prepare("p")
+    (etc / "p.toml").write_text(f'user = "nobody"\n{head}')
+    token.unlink()
+    prepare.prepare("p")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root's part")
+def test_root_makes_directories_only_where_nobody_else_could_put_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    user = pwd.getpwnam("nobody")
+    home = Path("/var/lib/onesync-test-of-prepare")
+    home.mkdir()
+    try:
+        prepare._make(str(home / "a" / "b"), user)
+        assert (home / "a").stat().st_uid == 0
+        assert (home / "a" / "b").stat().st_uid == user.pw_uid
+        (home / "empty").mkdir()
+        prepare._make(str(home / "empty"), user)
+        assert (home / "empty").stat().st_uid == user.pw_uid
+        (home / "a" / "full").mkdir()
+        (home / "a" / "full" / "file").touch()
+        prepare._make(str(home / "a" / "full"), user)
+        assert (home / "a" / "full").stat().st_uid == 0, "somebody's files"
+        (home / "taken").touch()
+        prepare._make(str(home / "taken"), user)
+        assert (home / "taken").is_file(), "onesync says that it is no directory"
+        prepare._make(str(home / "a" / "b" / "c"), user)
+        assert not (home / "a" / "b" / "c").exists(), "the user could put a link there"
+        (home / "a" / "b" / "link").symlink_to("/etc")
+        prepare._make(str(home / "a" / "b" / "link" / "c"), user)
+        assert not Path("/etc/c").exists()
+    finally:
+        subprocess.run(["rm", "-r", str(home)], check=True)
