@@ -37,7 +37,8 @@ complete -o filenames -F _onesync onesync
 def completion() -> str:
     """Return the whole of it; the longest commands come first, as the first that fits counts."""
     cases = [
-        f'            "{words} "*) words="{" ".join(offered)}" ;;\n' if words
+        f'            "{words} "*) words="{" ".join(offered)}" ;;\n'
+        if words
         else f'            *) words="{" ".join(offered)}" ;;\n'
         for words, offered in sorted(_offers(get_command(app), "").items(), reverse=True)
     ]

@@ -37,8 +37,8 @@ def had_copy(settings: Settings) -> bool:
 def has_deployment(state_dir: Path) -> bool:
     """Return whether a claim or a working copy of this node is there that was not undeployed.
 
-    It tells of a daemon that is down too, and looks at this machine alone. Raises OnesyncError where
-    the index cannot be read.
+    It tells of a daemon that is down too, and looks at this machine alone. Raises OnesyncError
+    where the index cannot be read.
     """
     return _has_any(state_dir, "staged", "cleaning", "claimed")
 
