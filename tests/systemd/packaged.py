@@ -178,7 +178,7 @@ class Node:
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
+            timeout=120,
             env={**settings, **(environment or {})},
         )
         assert not check or done.returncode == 0, (done.args, done.stdout, done.stderr)
@@ -202,6 +202,7 @@ class Node:
 
     def deploy(self, configuration: str = CONFIGURATION) -> None:
         """Mount OneData, and deploy the folder of the instance p."""
+        self.run("mkdir", "-p", "/mnt/onedata", check=True)
         self.write("/etc/systemd/system/onedata.service", _MOUNT)
         self.write("/etc/onesync/p.toml", configuration)
         self.run("chown", "-R", "onesync:", "/srv/backing", "/srv/work", check=True)

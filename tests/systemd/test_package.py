@@ -98,7 +98,7 @@ def test_what_is_installed_is_whole(node: Node) -> None:
         assert name.upper() in node.run("man", section, name, check=True).stdout
     offered = node.run(
         "bash",
-        "-c",
+        "-ec",
         "touch /etc/onesync/p.toml; . /usr/share/bash-completion/completions/onesync;"
         " COMP_WORDS=(onesync status --instance ''); COMP_CWORD=3; _onesync;"
         ' echo "${COMPREPLY[@]}"; COMP_WORDS=(onesync ha); COMP_CWORD=1; _onesync;'
@@ -250,7 +250,7 @@ def test_a_removal_undeploys_and_a_purge_keeps_what_is_the_users(node: Node) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     assert node.run("find", "/var/lib/onesync").stdout == ""
     kept = node.run("find", "/etc/onesync", "-type", "f").stdout.split()
-    assert sorted(kept) == ["/etc/onesync/p.toml", "/etc/onesync/p.token"]
+    assert set(kept) == {"/etc/onesync/p.toml", "/etc/onesync/p.token"}
     assert (node.work / "last").read_bytes() == b"1"
     assert (node.project / "last").read_bytes() == b"1"
 
