@@ -202,13 +202,18 @@ class Node:
 
     def deploy(self, configuration: str = CONFIGURATION) -> None:
         """Mount OneData, and deploy the folder of the instance p."""
+        self.mount(configuration)
+        done = self.run("systemctl", "start", UNIT)
+        assert done.returncode == 0, done.stderr + self.journal()
+
+    def mount(self, configuration: str = CONFIGURATION) -> None:
+        """Mount OneData, and configure the instance p."""
         self.run("mkdir", "-p", "/mnt/onedata", check=True)
         self.write("/etc/systemd/system/onedata.service", _MOUNT)
         self.write("/etc/onesync/p.toml", configuration)
         self.run("chown", "-R", "onesync:", "/srv/backing", "/srv/work", check=True)
-        for words in (("daemon-reload",), ("start", "onedata.service"), ("start", UNIT)):
-            done = self.run("systemctl", *words)
-            assert done.returncode == 0, done.stderr + self.journal()
+        self.run("systemctl", "daemon-reload", check=True)
+        self.run("systemctl", "start", "onedata.service", check=True)
 
     def show(self, name: str, unit: str = UNIT) -> str:
         """Return a unit's property."""

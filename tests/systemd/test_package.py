@@ -192,6 +192,23 @@ def test_an_upgrade_goes_on_where_the_mount_hangs(node: Node) -> None:
     assert before["deployment_id"] == after["deployment_id"]
 
 
+def test_an_upgrade_in_the_middle_of_stage_in_begins_it_anew(node: Node) -> None:
+    for number in range(300):
+        (node.project / f"{number}").write_bytes(b"1")
+    node.mount()
+    node.slow_down(0.1)
+    node.run("systemctl", "start", "--no-block", UNIT, check=True)
+    node.wait_for(lambda: any(node.work.iterdir()), "a first file")
+    code, said = upgrade(node)
+    assert code == 0, said
+    assert not node.is_active(), "it was too quick to mean anything"
+    node.slow_down(0)
+    node.wait_for(lambda: node.is_active(), "the deployment")
+    assert contents(node.work) == contents(node.project)
+    assert len(contents(node.work)) == 300
+    assert claims(node)[-1]["version"] == NEWER
+
+
 def test_a_daemon_that_waits_for_its_mount_is_upgraded_too(node: Node) -> None:
     node.deploy()
     (node.work / "file").write_bytes(b"1")
