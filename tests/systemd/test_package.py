@@ -93,6 +93,8 @@ class Writer:
 
 def test_what_is_installed_is_whole(node: Node) -> None:
     assert version(node).startswith("onesync ")
+    modules = ("sh", "-c", "ls /usr/lib/onesync/lib/python3*/site-packages/onesync/__pycache__")
+    assert "program.cpython" in node.run(*modules).stdout, "nobody else may write it there"
     for page in ("onesync.1", "onesync.toml.5"):
         name, _, section = page.rpartition(".")
         assert name.upper() in node.run("man", section, name, check=True).stdout
