@@ -195,19 +195,19 @@ def test_an_upgrade_goes_on_where_the_mount_hangs(node: Node) -> None:
 
 
 def test_an_upgrade_in_the_middle_of_stage_in_begins_it_anew(node: Node) -> None:
-    for number in range(300):
+    for number in range(100):
         (node.project / f"{number}").write_bytes(b"1")
     node.mount()
-    node.slow_down(0.1)
+    node.slow_down(0.05)
     node.run("systemctl", "start", "--no-block", UNIT, check=True)
-    node.wait_for(lambda: any(node.work.iterdir()), "a first file")
+    node.wait_for(lambda: "staging_in" in node.journal(), "the stage-in")
     code, said = upgrade(node)
     assert code == 0, said
     assert not node.is_active(), "it was too quick to mean anything"
     node.slow_down(0)
     node.wait_for(lambda: node.is_active(), "the deployment")
     assert contents(node.work) == contents(node.project)
-    assert len(contents(node.work)) == 300
+    assert len(contents(node.work)) == 100
     assert claims(node)[-1]["version"] == NEWER
 
 
