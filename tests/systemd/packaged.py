@@ -6,6 +6,7 @@ lies in memory, and is gone with it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -87,15 +88,21 @@ def changed(old: Path, new: Path, version: str, **scripts: str) -> Path:
 def _root() -> Path:
     key = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:12]
     path = Path("/var/cache/onesync-tests") / f"node-{suite()}-{key}"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        making = path.with_suffix(".making")
-        shutil.rmtree(making, ignore_errors=True)
-        options = ["--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
-        subprocess.run(["mmdebstrap", *options, suite(), making], check=True)
-        (making / "etc/machine-id").write_text("")
-        making.rename(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one of the test processes makes it
+        if not path.exists():
+            _make(path)
     return path
+
+
+def _make(path: Path) -> None:
+    making = path.with_suffix(".making")
+    shutil.rmtree(making, ignore_errors=True)
+    options = ["--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
+    subprocess.run(["mmdebstrap", *options, suite(), making], check=True)
+    (making / "etc/machine-id").write_text("")
+    making.rename(path)
 
 
 class Node:
