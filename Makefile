@@ -71,7 +71,7 @@ deb: setup
 test-node: PACKAGES += $(DEB_PACKAGES) gcc libc6-dev pkg-config libfuse3-dev
 test-node: setup
 	. /etc/os-release && packaging/build-deb $$VERSION_CODENAME
-	$(BIN)/pytest -n 2 -m node
+	$(BIN)/pytest -n 2 --dist loadgroup -m node
 
 # All tools side by side on the same mounts: a table, JSON and plots in .run/bench. QUICK=1 takes small
 # sizes; ONLY names scenarios; README=README.md puts the table there.

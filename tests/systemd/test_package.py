@@ -15,7 +15,8 @@ from onesync.core.model import STATUS_FOLDER
 from onesync.journal import EVENTS
 from tests.systemd.packaged import CONFIGURATION, REPOSITORY, UNIT, Node, changed, package
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(400)]
+# One after the other: what their units run in would be in the same cgroups of this machine.
+pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
 
 STATUS = os.fsdecode(STATUS_FOLDER)
 NEWER = "99~test"
