@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 RUN := .run/$(subst /,_,$(abspath $(WORK)))
 PACKAGES := fuse3
 TEST_PACKAGES := chromium mandoc prometheus prometheus-node-exporter openssl mmdebstrap systemd-container btrfs-progs gcc libc6-dev pkg-config libfuse3-dev
+DEB_PACKAGES := debian-archive-keyring mmdebstrap systemd-container
 BENCH_PACKAGES := rsync rclone lsyncd unison gcc libc6-dev pkg-config libfuse3-dev
 EXTRAS := dev
 
-.PHONY: setup check test soak bench demo run man
+.PHONY: setup check test test-node soak bench demo run man deb
 
 # Debian packages where we may install them, and the virtual environment.
 setup:
@@ -59,6 +60,18 @@ soak: setup
 man: DESTINATION ?= .run/man
 man: setup
 	$(BIN)/python packaging/manual.py $(DESTINATION)
+
+# The Debian packages of SUITES, into .run/deb.
+deb: SUITES ?= bookworm trixie
+deb: PACKAGES += $(DEB_PACKAGES)
+deb: setup
+	@for suite in $(SUITES); do packaging/build-deb $$suite || exit 1; done
+
+# A node made from nothing but this machine's Debian and the package for it.
+test-node: PACKAGES += $(DEB_PACKAGES) gcc libc6-dev pkg-config libfuse3-dev
+test-node: setup
+	. /etc/os-release && packaging/build-deb $$VERSION_CODENAME
+	$(BIN)/pytest -n 2 --dist loadgroup -m node
 
 # All tools side by side on the same mounts: a table, JSON and plots in .run/bench. QUICK=1 takes small
 # sizes; ONLY names scenarios; README=README.md puts the table there.

@@ -23,7 +23,7 @@ from onesync.core import legacy
 from onesync.core.duration import seconds_of
 from onesync.core.model import Kind, is_user_path, printable, show
 from onesync.errors import ConfigurationError, OnesyncError
-from onesync.settings import Settings, check_directories, check_user, load
+from onesync.settings import Settings, check_directories, check_user, load, state_dirs
 from onesync.systemd import hold_signals
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -222,6 +222,21 @@ def _accept(settings: Settings, shown: str) -> None:
         typer.echo("Other paths are held by now, so nothing was let go. Look again.", err=True)
         raise typer.Exit(3)
     typer.echo(f"Accepted: these {reply['accepted']} paths leave OneData with the next batches.")
+
+
+@app.command()
+def deployments() -> None:
+    """Name the instances of this node whose folder is not undeployed, whether they run or not."""
+    from onesync.inspect import has_deployment
+
+    for name, state_dir in state_dirs().items():
+        try:
+            is_deployed = has_deployment(state_dir)
+        except OnesyncError as error:
+            typer.echo(f"onesync: {printable(str(error))}", err=True)
+            is_deployed = True  # nobody can tell, and it may hold what is nowhere else
+        if is_deployed:
+            typer.echo(printable(name))
 
 
 @app.command()

@@ -419,6 +419,7 @@ class Engine:
         self._deployment.refuse_foreign()
         self._set_phase("locking")
         epoch = self.lock.acquire(self._settings.lock.wait_seconds, self._pause)
+        self._index.set(claimed="yes")
         self._heartbeat = Heartbeat(
             self.lock,
             self._clock,
@@ -454,6 +455,7 @@ class Engine:
             return
         try:
             self.lock.release(None, "withdrawn")
+            self._index.set(claimed=None)
         except (OSError, OnesyncError) as error:
             log.warning("the lock could not be released", extra={"reason": str(error)})
 
@@ -731,6 +733,7 @@ class Engine:
         if self._settings.undeploy.clean_working_dir:
             self._clean()
         self._retry(batches, lambda: self.lock.release(self.last_checkpoint), None)
+        self._index.set(claimed=None)
         log.info("undeployed", extra={"checkpoint": self.last_checkpoint})
         return self._cleaned()
 
@@ -806,6 +809,7 @@ class Engine:
         self._clean()
         self.mount.look()
         self._retry(None, self._release_old, None)
+        self._index.set(claimed=None)
         return self._cleaned()
 
     def _release_old(self) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 from pathspec import PathSpec
 
@@ -30,11 +31,24 @@ def read_manifest(settings: Settings) -> Mapping[RelPath, Entry]:
 
 def had_copy(settings: Settings) -> bool:
     """Return whether a working copy was staged in here and not yet undeployed to the end."""
-    path = settings.state_dir / "index.sqlite"
+    return _has_any(settings.state_dir, "staged", "cleaning")
+
+
+def has_deployment(state_dir: Path) -> bool:
+    """Return whether a claim or a working copy of this node is there that was not undeployed.
+
+    It tells of a daemon that is down too, and looks at this machine alone. Raises OnesyncError
+    where the index cannot be read.
+    """
+    return _has_any(state_dir, "staged", "cleaning", "claimed")
+
+
+def _has_any(state_dir: Path, *keys: str) -> bool:
+    path = state_dir / "index.sqlite"
     if not path.exists():
         return False
     with closing(Index(path, readonly=True)) as index:
-        return index.get("staged") is not None or index.get("cleaning") is not None
+        return any(index.get(key) is not None for key in keys)
 
 
 def held_deletions(settings: Settings) -> tuple[list[RelPath], str]:

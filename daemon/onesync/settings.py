@@ -342,6 +342,23 @@ _UNIT = {
 """Where systemd makes an instance's directories, and how it tells the daemon."""
 
 
+def state_dirs() -> dict[str, Path]:
+    """Return where each instance of this node keeps its state, also one without a configuration.
+
+    What is wrong with a configuration is told where it is used: here its usual place stands in.
+    """
+    _, usual = _UNIT["state_dir"]
+    found = {path.name: path for path in usual.glob("*") if path.is_dir()}
+    for config in CONFIGURATIONS.glob("*.toml"):
+        try:
+            place = tomllib.loads(config.read_text()).get("state_dir")
+        except (OSError, ValueError):
+            place = None
+        if isinstance(place, str):
+            found[config.stem] = Path(place)
+    return dict(sorted(found.items()))
+
+
 def load(config: Path | None, instance: str | None) -> Settings:
     """Read the configuration. Raises ConfigurationError naming file, key and what is expected."""
     places: dict[str, str] = {}

@@ -43,7 +43,7 @@ class Passthrough:
         control.write_bytes(bytes(_COUNTED + _NUMBERS.size))
         options = ["-f", "-o", "max_threads=64,fsname=passthrough"]
         places = [str(self.backing), str(control), str(self.path)]
-        self._process = subprocess.Popen([str(_built(self._home)), *places, *options])
+        self._process = subprocess.Popen([str(built(self._home)), *places, *options])
         deadline = time.monotonic() + 20
         while not os.path.ismount(self.path):
             assert self._process.poll() is None, "the pass-through ended"
@@ -95,7 +95,8 @@ class Passthrough:
         self._control[place : place + _SWITCH.size] = _SWITCH.pack(number)
 
 
-def _built(home: Path) -> Path:
+def built(home: Path) -> Path:
+    """Compile it into ``home``; returns the program."""
     program = home / "passthrough"
     flags = subprocess.run(
         ["pkg-config", "--cflags", "--libs", "fuse3"], capture_output=True, text=True, check=True
