@@ -406,6 +406,30 @@ def unlock(
 
 
 @app.command()
+def adopt(
+    config: Config = None,
+    instance: Instance = None,
+    disable_cron: Annotated[
+        bool,
+        typer.Option("--disable-cron", help="Comment the scripts' cron job out, keeping a copy."),
+    ] = False,
+) -> None:
+    """Take over a folder that West-Life's scripts deployed on this node, without a new stage-in.
+
+    Run it as root, once; then start the service. It refuses, with nothing changed, what does not
+    fit, and may be run again wherever it was interrupted. Nothing leaves OneData by it.
+    """
+    from onesync.adopt import adopt_folder
+    from onesync.progress import shown
+
+    settings = load(config, instance)
+    check_directories(settings, are_ours_made_later=instance is not None)
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with shown("adopt") as bar:
+        adopt_folder(settings, disable_cron, bar.advanced, typer.echo)
+
+
+@app.command()
 def check(config: Config = None, instance: Instance = None) -> None:
     """Validate a configuration and print the effective one."""
     settings = load(config, instance)
