@@ -100,6 +100,8 @@ def adopt_folder(
             compared = _prepare(settings, disable_cron, advanced, tell)
         finally:
             os.close(owner)
+        if (seconds := settings.lock_times().settle) > 0:
+            tell(f"Everything is compared; claiming the folder takes {seconds:.0f} s.")
         Service(settings, lambda: settings).adopt()
     finally:
         _give_to_owner(settings.state_dir)
@@ -173,7 +175,8 @@ def _their_lock(settings: Settings, replica: ChildrenReplica, index: Index) -> d
         return dict(json.loads(noted))  # an earlier try took the lock
     raise Halted(
         "No lock of the predecessors stands in the folder, so they did not deploy it; nothing was"
-        " changed. Empty the working directory and start the service: it stages the folder in."
+        " changed. If they did, put it back from their status folder in the working directory; else"
+        " move away what is there and start the service: it stages the folder in."
     )
 
 
