@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from onesync.core.model import STATUS_FOLDER
 from tests.node import _DYING, SOON, Node, picture
+from tests.standin.mounted import Mounted
 
 STATUS = os.fsdecode(STATUS_FOLDER)
 KILLED = -signal.SIGKILL
@@ -274,6 +276,25 @@ def test_the_user_of_the_daemon_owns_what_root_made(nodes: list[Node], scripts: 
     assert (state / "predecessor" / "linklist").exists()
 
 
+@pytest.mark.fuse
+def test_on_a_mount(nodes: list[Node], mounted: Mounted) -> None:
+    folder = mounted.path / "project"
+    for node in nodes:
+        node.store = folder
+        node.configure(mount__require_fuse=True)
+    scripts = Scripts(nodes[0], folder)
+    scripts.deploy()
+    movie = nodes[0].work / "Runs" / "1" / "movie.mrc"
+    there = (folder / "Runs" / "1" / "movie.mrc").stat().st_mtime
+    movie.write_bytes(b"older")
+    os.utime(movie, (there - 60, there - 60))
+    assert "a newer time than here (Runs/1/movie.mrc)" in scripts.adopt().stderr
+    movie.touch()
+    done = scripts.adopt()
+    assert done.returncode == 0, done.stderr
+    assert_whole(nodes)
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 
@@ -368,6 +389,26 @@ def test_crontabs_that_cannot_be_read_are_refused(scripts: Scripts) -> None:
     )
     assert done.returncode == 78
     assert "crontabs cannot be read" in done.stderr
+
+
+def test_a_lock_that_changed_since_is_refused(nodes: list[Node], scripts: Scripts) -> None:
+    assert scripts.adopt(before=dying_at(*DEATHS["put away"])).returncode == KILLED
+    scripts.lock(host="other.example.org")
+    assert nodes[0].refusal() == 11
+    assert "an old script's lock stands there" in nodes[0].log()
+
+
+def test_a_claim_that_cannot_go_on_keeps_the_folder(store: Path, scripts: Scripts) -> None:
+    """Their lock is gone by then: were ours given back, anybody could deploy the folder."""
+    (store / STATUS / "manifest").mkdir()
+    damaged = store / STATUS / "manifest" / "E000001-000001.base.jsonl.gz"
+    damaged.write_bytes(gzip.compress(b"{}\n"))
+    done = scripts.adopt()
+    assert done.returncode == 13, done.stderr
+    assert "No checkpoint of the manifest can be used" in done.stderr
+    assert "DEPLOYMENT: " in (store / STATUS / "lock").read_text()
+    damaged.unlink()
+    assert scripts.adopt().returncode == 0
 
 
 # -- deaths ----------------------------------------------------------------------------------------

@@ -414,10 +414,9 @@ def adopt(
         typer.Option("--disable-cron", help="Comment the scripts' cron job out, keeping a copy."),
     ] = False,
 ) -> None:
-    """Take over a folder that West-Life's scripts deployed on this node, without a new stage-in.
+    """Take over a folder that West-Life's scripts deployed here, without a new stage-in.
 
-    Run it as root, once; then start the service. It refuses, with nothing changed, what does not
-    fit, and may be run again wherever it was interrupted. Nothing leaves OneData by it.
+    Run it once as root, then start the service. Nothing leaves OneData by it; it may be run again.
     """
     from onesync.adopt import adopt_folder
     from onesync.progress import shown
