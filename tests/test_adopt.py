@@ -130,6 +130,7 @@ def test_what_the_scripts_pushed_is_known_and_nothing_is_sent_again(
     sent = {p: p.stat().st_ino for p in store.rglob("*") if STATUS not in str(p)}
     done = scripts.adopt()
     assert done.returncode == 0, done.stderr
+    assert "Adopted: 7 files, directories and links are here as OneData has" in done.stdout
     lock = (store / STATUS / "lock").read_text()
     assert "DEPLOYMENT: " in lock
     assert "USER:scipion" not in lock
@@ -246,6 +247,18 @@ def test_what_is_of_another_kind_here(nodes: list[Node], store: Path, scripts: S
     assert contents(two.work) == contents(one.work)
 
 
+def test_an_empty_directory_that_is_a_file_here(
+    nodes: list[Node], store: Path, scripts: Scripts
+) -> None:
+    (store / "odd").mkdir()
+    (nodes[0].work / "odd").write_bytes(b"a file")
+    assert scripts.adopt().returncode == 0
+    nodes[0].deploy()
+    assert nodes[0].flush() == 3
+    assert nodes[0].status()["held_deletions"] == 1
+    assert (store / "odd").is_dir()
+
+
 def test_hard_links_and_what_stays_on_this_node(
     nodes: list[Node], store: Path, scripts: Scripts
 ) -> None:
@@ -257,6 +270,7 @@ def test_hard_links_and_what_stays_on_this_node(
     (store / "there.scratch").write_bytes(b"2")
     done = scripts.adopt()
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Adopted: 8 files")
     assert "kept there" not in done.stdout
     one.deploy()
     assert one.flush() == 0
