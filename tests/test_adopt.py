@@ -153,6 +153,7 @@ def test_what_is_newer_or_more_here_is_pushed(
     assert done.returncode == 0, done.stderr
     assert "2 files differ and are sent: Runs/1/movie.mrc, project.sqlite." in done.stdout
     assert (store / "project.sqlite").read_bytes() == b"p"  # adopting overwrites nothing
+    assert nodes[0].status()["pending"] == ["."]  # and does not say that all is safe
     assert_whole(nodes)
     assert (store / "Runs" / "2" / "new.mrc").read_bytes() == b"n"
 

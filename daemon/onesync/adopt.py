@@ -430,6 +430,7 @@ def _told(compared: Compared) -> list[str]:
             f" ({_some(compared.held)}): 'onesync resume' lists them, and says how to let them go."
             " They come here with the next deployment."
         )
+    told.append("Start the service: it goes on without a stage-in, and sends what is newer here.")
     return told
 
 

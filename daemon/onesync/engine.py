@@ -387,6 +387,7 @@ class Engine:
             raise _mount_failed(error) from error
         finally:
             self._end_threads()
+        self.marks.tree_changed(b"")  # nobody looked yet what is newer here: the status says so
 
     def _has_deployment(self) -> bool:
         """Whether something of this node waits to be undeployed: a copy, or a claim at least."""
