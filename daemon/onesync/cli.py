@@ -422,6 +422,29 @@ def unlock(
 
 
 @app.command()
+def adopt(
+    config: Config = None,
+    instance: Instance = None,
+    disable_cron: Annotated[
+        bool,
+        typer.Option("--disable-cron", help="Comment the scripts' cron job out, keeping a copy."),
+    ] = False,
+) -> None:
+    """Take over a folder that West-Life's scripts deployed here, without a new stage-in.
+
+    Run it once as root, then start the service. Nothing leaves OneData by it; it may be run again.
+    """
+    from onesync.adopt import adopt_folder
+    from onesync.progress import shown
+
+    settings = load(config, instance)
+    check_directories(settings, are_ours_made_later=instance is not None)
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with shown("adopt") as bar:
+        adopt_folder(settings, disable_cron, bar.advanced, typer.echo)
+
+
+@app.command()
 def check(config: Config = None, instance: Instance = None) -> None:
     """Validate a configuration and print the effective one."""
     settings = load(config, instance)

@@ -38,6 +38,8 @@ from onesync.stagein import CHANGED_OUTSIDE, Conflict, Staged, StageIn
 
 log = logging.getLogger(__name__)
 
+ADOPTED = "adopted"
+"""What ``staged`` in the index says, instead of a deployment, until an adopted copy has one."""
 _NAMED = 5
 
 
@@ -116,7 +118,9 @@ class Deploy:
         batches = self._make_batches(folder_id, head, epoch)
         if not self.is_known_copy() and os.listdir(self._root):
             self._know_again(head)
-        if self._index.get("staged") is not None:
+        if self._index.get("staged") == ADOPTED:
+            self._take_adopted(batches)
+        elif self._index.get("staged") is not None:
             self._resume(batches, head)
         else:
             for sentence in recovery.settle(
@@ -128,7 +132,7 @@ class Deploy:
                 log.warning("half-done batch settled", extra={"what": sentence})
             self._stage_in(batches, head)
         if self._index.get("root_birth") is None:  # an index of before it was kept
-            self._index.set(**_root_values(self._root))
+            self._index.set(**root_values(self._root))
         self.verify_root()
         return batches
 
@@ -142,6 +146,11 @@ class Deploy:
 
     def refuse_foreign(self) -> None:
         """Raise Halted where the working copy is not ours and no claim tells that it may be."""
+        if self._index.get("adopting") is not None and self._index.get("staged") is None:
+            raise Halted(
+                "The folder of the predecessors is adopted by half; nothing is lost. Run 'onesync"
+                " adopt' again, then start."
+            )
         if not self.is_known_copy() and not self._lock.remembers():
             working_copy.refuse_foreign(self._root)
 
@@ -156,13 +165,19 @@ class Deploy:
             rebuilt.rows,
             staged=self._lock.state().deployment_id,
             head_name=head.name,
-            **_root_values(self._root),
+            **root_values(self._root),
         )
         self._index.remember_blocks(rebuilt.blocks)
         log.info("index made anew", extra={"paths": len(rebuilt.rows)})
         if rebuilt.absent:
             self.absent = _absent(rebuilt.absent)
             log.warning(self.absent.text)
+
+    def _take_adopted(self, batches: Batches) -> None:
+        """Commit what OneData holds as the first checkpoint of a copy that was compared with it."""
+        batches.settle()
+        batches.base()
+        self._index.set(staged=self._lock.state().deployment_id, adopting=None)
 
     def _resume(self, batches: Batches, head: Head | None) -> None:
         """Go on on this node: what the chain has and the index lacks is taken over as dirty."""
@@ -275,7 +290,7 @@ class Deploy:
             staging=None,
             stager=None,
             head_name=batches.manifest.head[0] if batches.manifest.head else None,
-            **_root_values(self._root),
+            **root_values(self._root),
         )
 
     def _still_marked(self, head: Head | None, staged: Staged) -> list[Problem]:
@@ -317,7 +332,8 @@ def _absent(paths: list[RelPath]) -> Problem:
     return Problem(b"", "absent", text)
 
 
-def _root_values(root: bytes) -> dict[str, str | None]:
+def root_values(root: bytes) -> dict[str, str | None]:
+    """Return what the index keeps of the directory ``root``, to know it again."""
     fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
         origin = origin_of(fd)

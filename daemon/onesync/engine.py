@@ -6,6 +6,7 @@ is safe from any thread.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -29,7 +30,7 @@ from onesync.core.trouble import Reaction, judge, pause_seconds
 from onesync.core.view import age_text
 from onesync.cut import Cuts
 from onesync.deletions import Deletions, Held
-from onesync.deploy import Deploy
+from onesync.deploy import ADOPTED, Deploy
 from onesync.errors import (
     ConfigurationError,
     Exit,
@@ -372,6 +373,22 @@ class Engine:
             self._deletions.remember()
             self._orders.end(OnesyncError("onesync is stopping"))
 
+    def adopt(self) -> None:
+        """Claim the folder whose index was made for it, commit its first checkpoint, and leave.
+
+        The lock is kept: the next start goes on without stage-in. Raises an OnesyncError.
+        """
+        self._find_copy()
+        self.mount.look()
+        try:
+            self.mount.refuse_newer()
+            self._deploy()
+        except OSError as error:
+            raise _mount_failed(error) from error
+        finally:
+            self._end_threads()
+        self.marks.tree_changed(b"")  # nobody looked yet what is newer here: the status says so
+
     def _has_deployment(self) -> bool:
         """Whether something of this node waits to be undeployed: a copy, or a claim at least."""
         return self._index.get("staged") is not None or isinstance(self.lock.holder(), Ours)
@@ -418,6 +435,8 @@ class Engine:
     def _deploy(self) -> Batches:
         self._deployment.refuse_foreign()
         self._set_phase("locking")
+        if (adopting := self._index.get("adopting")) is not None:
+            self.lock.adopt(json.loads(adopting))
         epoch = self.lock.acquire(self._settings.lock.wait_seconds, self._pause)
         self._index.set(claimed="yes")
         self._heartbeat = Heartbeat(
@@ -451,7 +470,7 @@ class Engine:
 
     def _withdraw(self) -> None:
         """Leave the folder as it was found, unless something of ours here waits for OneData."""
-        if self._index.get("staged") == self.lock.state().deployment_id:
+        if self._index.get("staged") in (self.lock.state().deployment_id, ADOPTED):
             return
         try:
             self.lock.release(None, "withdrawn")

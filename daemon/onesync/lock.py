@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import errno
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -103,6 +103,7 @@ class Lock:
         self._confirmed = float("-inf")
         self._sent: tuple[float, bytes] | None = None  # a beat whose result is unknown
         self._releasing = False
+        self._adopted: Mapping[str, str] | None = None
         self.is_released = False
         self._pause: Callable[[float], None] = clock.sleep
 
@@ -110,6 +111,10 @@ class Lock:
     def replica(self) -> Replica:
         """The door that the lock uses."""
         return self._replica
+
+    def adopt(self, fields: Mapping[str, str]) -> None:
+        """Take an old script's lock of exactly these ``fields`` for none: it is this node's own."""
+        self._adopted = fields
 
     def state(self) -> Remembered:
         """Return what the state directory must remember."""
@@ -133,7 +138,7 @@ class Lock:
         try:
             return self._judge()
         except FileNotFoundError:  # no claim was ever made; other programs have locks too
-            return judge([], self._lock_fields(), self._docker_lock(), self._remembered)
+            return judge([], self._foreign_lock(), self._docker_lock(), self._remembered)
 
     def last_beat(self) -> datetime.datetime | None:
         """Return when the holder beat last, by his own clock, as his lock file tells people."""
@@ -291,7 +296,12 @@ class Lock:
             )
 
     def _judge(self) -> Free | Ours | Held:
-        return judge(self._claims(), self._lock_fields(), self._docker_lock(), self._remembered)
+        return judge(self._claims(), self._foreign_lock(), self._docker_lock(), self._remembered)
+
+    def _foreign_lock(self) -> dict[str, str] | None:
+        """Return the fields of the lock file, unless it is the one that is adopted."""
+        fields = self._lock_fields()
+        return None if fields == self._adopted else fields
 
     def _is_given_back(self) -> bool:
         """Write, read and remove a probe; who takes the lock meanwhile may have removed it."""

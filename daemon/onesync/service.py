@@ -91,7 +91,7 @@ class Service:
         self._settings = settings
         self._load_anew = load_anew
         self._clock = SystemClock()
-        self._owner = _own_state_dir(settings.state_dir)
+        self._owner = own_state_dir(settings.state_dir)
         patience = settings.mount.io_timeout_seconds
         target = os.fsencode(settings.onedata_dir)
         threads = max(1, settings.push.workers // _PROCESSES)
@@ -186,6 +186,18 @@ class Service:
         self._replica.close()
         self._lock_lane.close()
         return code
+
+    def adopt(self) -> None:
+        """Claim the folder that was made known to the index, and leave with the lock kept.
+
+        Raises an OnesyncError. Main thread.
+        """
+        try:
+            self._engine.adopt()
+            self._leave_word(Exit.CLEAN)
+        finally:
+            self._replica.close()
+            self._lock_lane.close()
 
     def _expose(self) -> Exposition:
         """Serve the metrics and the page; raises ConfigurationError."""
@@ -646,7 +658,7 @@ def _state_dir_failed(path: Path, error: OSError) -> StateDirFailed:
     )
 
 
-def _own_state_dir(state_dir: Path) -> int:
+def own_state_dir(state_dir: Path) -> int:
     """Hold a flock on the state directory for as long as the process lives; returns its fd."""
     try:
         fd = os.open(state_dir / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

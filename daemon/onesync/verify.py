@@ -54,7 +54,7 @@ class Verification:
 
     def of_replica(self) -> Iterator[Finding]:
         """Yield where the replica differs from the manifest."""
-        listed = dict(self._listing())
+        listed = dict(listing(self._replica, self._pool))
         files = []
         for path, entry in sorted(self._tree.items()):
             if entry.kind is Kind.LINK:
@@ -93,21 +93,6 @@ class Verification:
             files = [p for p, e in sorted(self._tree.items()) if e.kind is Kind.FILE]
             yield from self._contents(files, "working copy", lambda p: _local(join(root, p)))
 
-    def _listing(self) -> Iterator[tuple[RelPath, Listed]]:
-        level: list[RelPath] = [b""]
-        while level:
-            below = []
-            items = self._pool.map(self._replica.list, level)
-            for directory, found in zip(level, items, strict=True):
-                for item in found:
-                    path = join(directory, item.name)
-                    if is_reserved(path):
-                        continue
-                    if item.kind is Kind.DIRECTORY:
-                        below.append(path)
-                    yield path, item
-            level = below
-
     def _contents(
         self, files: list[RelPath], where: str, digest: Callable[[RelPath], tuple[str, int]]
     ) -> Iterator[Finding]:
@@ -127,6 +112,22 @@ class Verification:
             self._advanced(number, len(files))
             if found is not None:
                 yield found
+
+
+def listing(replica: Replica, pool: ThreadPoolExecutor) -> Iterator[tuple[RelPath, Listed]]:
+    """Yield everything in the replica but what is onesync's own, directories before their names."""
+    level: list[RelPath] = [b""]
+    while level:
+        below = []
+        for directory, found in zip(level, pool.map(replica.list, level), strict=True):
+            for item in found:
+                path = join(directory, item.name)
+                if is_reserved(path):
+                    continue
+                if item.kind is Kind.DIRECTORY:
+                    below.append(path)
+                yield path, item
+        level = below
 
 
 def _local(path: bytes) -> tuple[str, int]:

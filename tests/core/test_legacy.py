@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from onesync.core.legacy import linklist, symlink_dump
+from onesync.core.legacy import linklist, links_beneath, symlink_dump
 
 HERE = {b"", b"Runs", b"Runs/000001_Import/extra", b"Runs/000001_Import"}
 
@@ -26,3 +26,14 @@ def test_symlink_dump_is_target_then_link() -> None:
 def test_lines_that_are_not_links_or_leave_the_folder_are_left_out() -> None:
     assert list(linklist(b'nonsense\n"/x" ".." "/etc"\n"/x" "" "y"\n', HERE)) == []
     assert list(symlink_dump(b"nonsense\n/etc ..\n", HERE)) == []
+
+
+def test_links_of_one_working_directory_alone() -> None:
+    content = (
+        b'"/srv/w" "top" "Runs"\n"/srv/w/Runs/1" "a b" "/data/a b"\n'
+        b'"/srv/ww" "other" "x"\n"/srv/w/../etc" "evil" "x"\n"/srv" "above" "x"\nnonsense\n'
+    )
+    assert list(links_beneath(content, b"/srv/w/")) == [
+        (b"top", b"Runs"),
+        (b"Runs/1/a b", b"/data/a b"),
+    ]

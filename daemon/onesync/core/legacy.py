@@ -25,6 +25,19 @@ def linklist(content: bytes, directories: Collection[RelPath]) -> Iterator[tuple
             yield path, match["target"]
 
 
+def links_beneath(content: bytes, root: bytes) -> Iterator[tuple[RelPath, bytes]]:
+    """Yield (path, target) from West-Life's lines of the working directory ``root`` alone."""
+    top = _parts(root)
+    for line in content.splitlines():
+        match = _LINKLIST.fullmatch(line.strip())
+        if match is None or not match["name"] or not match["target"]:
+            continue
+        parts = _parts(match["dir"])
+        path = join(b"/".join(parts[len(top) :]), match["name"])
+        if parts[: len(top)] == top and _is_fit(path):
+            yield path, match["target"]
+
+
 def symlink_dump(
     content: bytes, directories: Collection[RelPath]
 ) -> Iterator[tuple[RelPath, bytes]]:
@@ -57,12 +70,16 @@ def write_linklist(root: bytes, links: Iterable[tuple[RelPath, bytes]]) -> bytes
 
 
 def _longest_suffix(directory: bytes, directories: Collection[RelPath]) -> RelPath:
-    parts = [part for part in directory.split(b"/") if part not in (b"", b".")]
+    parts = _parts(directory)
     for start in range(len(parts)):
         suffix = b"/".join(parts[start:])
         if suffix in directories:
             return suffix
     return b""
+
+
+def _parts(directory: bytes) -> list[bytes]:
+    return [part for part in directory.split(b"/") if part not in (b"", b".")]
 
 
 def _is_fit(path: RelPath) -> bool:

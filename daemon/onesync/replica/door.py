@@ -11,7 +11,7 @@ copy has it, whatever it is called in OneData; where one cannot be kept at all, 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from onesync.core.blocks import Blocks
@@ -20,11 +20,15 @@ from onesync.core.model import Kind, RelPath, Stamp
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One name in a directory of the replica; ``size`` is 0 for directories."""
+    """One name in a directory of the replica; ``size`` is 0 for directories.
+
+    ``mtime_ns`` is a file's time as OneData tells it: a reason to ask a person, never evidence.
+    """
 
     name: bytes
     kind: Kind
     size: int
+    mtime_ns: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

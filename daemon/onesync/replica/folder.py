@@ -782,7 +782,7 @@ def _listed(name: bytes, looked: Looked) -> Listed | None:
     if stat.S_ISDIR(looked.mode):
         return Listed(name, Kind.DIRECTORY, 0)
     if stat.S_ISREG(looked.mode):
-        return Listed(name, Kind.FILE, looked.size)
+        return Listed(name, Kind.FILE, looked.size, looked.mtime_ns)
     if stat.S_ISLNK(looked.mode):
         return Listed(name, Kind.LINK, 0)
     return None

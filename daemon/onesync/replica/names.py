@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
+from dataclasses import replace
 from typing import NoReturn, TypeVar
 
 from onesync.core.blocks import Blocks
@@ -88,7 +89,7 @@ class EscapedNames:
             found = self._at(path, self._folder.look)
         except NameRefused:
             return None
-        return None if found is None else Listed(name_of(path), found.kind, found.size)
+        return None if found is None else replace(found, name=name_of(path))
 
     def list(self, path: RelPath, files: Set[bytes] = frozenset()) -> list[Listed]:
         found: dict[bytes, Listed] = {}
@@ -97,7 +98,7 @@ class EscapedNames:
             own = self._own_name(item.name)
             # Where both stand, the one that a look finds.
             if own not in found or (own != item.name) == must_be_escaped(own):
-                found[own] = Listed(own, item.kind, item.size)
+                found[own] = replace(item, name=own)
         return list(found.values())
 
     def names(self, path: RelPath) -> Set[bytes]:

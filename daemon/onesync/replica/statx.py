@@ -16,6 +16,7 @@ _NO_FOLLOW = 0x100
 _AS_LOOKED_UP = 0x4000
 _OF_DESCRIPTOR = 0x1000
 _TYPE_MODE_SIZE = 0x1 | 0x2 | 0x200
+_MTIME = 0x40
 _INODE = 0x100
 _REFUSED = (errno.ENOSYS, errno.EPERM)
 """What a sandbox answers that does not know the call."""
@@ -32,16 +33,20 @@ class _Answer(ctypes.Structure):
         ("padding", ctypes.c_uint16),
         ("inode", ctypes.c_uint64),
         ("size", ctypes.c_uint64),
-        ("after", ctypes.c_ubyte * 208),
+        ("times", ctypes.c_ubyte * 64),
+        ("seconds", ctypes.c_int64),
+        ("nanoseconds", ctypes.c_uint32),
+        ("after", ctypes.c_ubyte * 132),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What a look-up told: st_mode and st_size."""
+    """What a look-up told: st_mode, st_size and st_mtime_ns."""
 
     mode: int
     size: int
+    mtime_ns: int = 0
 
 
 def look_up(directory: int, name: bytes) -> Looked:
@@ -55,12 +60,13 @@ def look_up(directory: int, name: bytes) -> Looked:
     flags = _NO_FOLLOW
     if name != b".":  # the directory itself is not looked up: its attributes must be asked for
         flags |= _AS_LOOKED_UP
-    if _statx(directory, name, flags, _TYPE_MODE_SIZE, ctypes.byref(answer)) == 0:
-        return Looked(answer.mode, answer.size)
+    if _statx(directory, name, flags, _TYPE_MODE_SIZE | _MTIME, ctypes.byref(answer)) == 0:
+        mtime_ns = answer.seconds * 10**9 + answer.nanoseconds
+        return Looked(answer.mode, answer.size, mtime_ns)
     number = ctypes.get_errno()
     if number in _REFUSED:
         status = os.lstat(name, dir_fd=directory)
-        return Looked(status.st_mode, status.st_size)
+        return Looked(status.st_mode, status.st_size, status.st_mtime_ns)
     raise OSError(number, os.strerror(number), name)
 
 

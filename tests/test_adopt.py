@@ -1,0 +1,504 @@
+"""A folder that West-Life's scripts deployed on this node, taken over without a new stage-in."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import pytest
+
+from onesync.core.model import STATUS_FOLDER
+from tests.node import _DYING, SOON, Node, picture
+from tests.standin.mounted import Mounted
+
+STATUS = os.fsdecode(STATUS_FOLDER)
+KILLED = -signal.SIGKILL
+JOB = "*/30 * * * * cd /opt/onedata && ./working-to-onedata\n"
+
+
+class Scripts:
+    """What the scripts have left: a working copy, the folder as of their last push, a crontab."""
+
+    def __init__(self, node: Node, store: Path) -> None:
+        self.node = node
+        self.store = store
+        self.crontab = node.home / "crontabs" / "scipion"
+        self.crontab.parent.mkdir()
+        self.crontab.write_text("MAILTO=root\n")
+
+    def deploy(self) -> None:
+        """As their stage-in and first push do."""
+        files = {"project.sqlite": b"p", "Runs/1/movie.mrc": b"m" * 5000, "Runs/1/DONE/1": b""}
+        for name, content in files.items():
+            path = self.node.work / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        (self.node.work / "Runs" / "1" / "link 1").symlink_to("/data/movies/1.tif")
+        (self.store / STATUS).mkdir()
+        self.lock()
+        (self.node.work / STATUS).mkdir()
+        shutil.copy2(self.store / STATUS / "lock", self.node.work / STATUS / "lock")
+        self.push()
+
+    def lock(self, host: str = "", directory: str = "") -> None:
+        text = (
+            "# This folder is already deployed on:\n"
+            f"HOST:{host or socket.gethostname()}\nMOUNT:{self.store}\n"
+            f"DIR:{directory or self.node.work}\nUSER:scipion\nDATE:2026-11-01 10:00:00+00:00\n"
+        )
+        (self.store / STATUS / "lock").write_text(text)
+
+    def push(self) -> None:
+        """As ``rsync --recursive --perms --times --delete``: links stay, times are of seconds."""
+        work = self.node.work
+        links = [path for path in sorted(work.rglob("*")) if path.is_symlink()]
+        lines = [f'"{path.parent}" "{path.name}" "{path.readlink()}"\n' for path in links]
+        (work / STATUS / "linklist").write_text("".join(lines))
+        for path in sorted(self.store.rglob("*"), reverse=True):
+            if not (work / path.relative_to(self.store)).exists():
+                (path.rmdir if path.is_dir() else path.unlink)()
+        for path in sorted(work.rglob("*")):
+            target = self.store / path.relative_to(work)
+            if path.is_dir() and not path.is_symlink():
+                target.mkdir(exist_ok=True)
+            elif path.is_file() and not path.is_symlink():
+                shutil.copy(path, target)
+                os.utime(target, (int(path.stat().st_mtime), int(path.stat().st_mtime)))
+
+    def adopt(self, *words: str, before: str = "") -> subprocess.CompletedProcess[str]:
+        """Run ``onesync adopt`` on a node whose only crontabs are these."""
+        before = (
+            f"{before}\nfrom pathlib import Path\nfrom onesync import predecessor\n"
+            f"predecessor.CRONTABS = (Path({str(self.crontab.parent)!r}),)"
+        )
+        with TemporaryFile("w+") as out, TemporaryFile("w+") as error:
+            process = self.node._started(("adopt", *words), out.fileno(), error.fileno(), before)
+            code = process.wait(SOON)
+            out.seek(0)
+            error.seek(0)
+            return subprocess.CompletedProcess(words, code, out.read(), error.read())
+
+
+def dying_at(module: str, owner: str, name: str, calls: int = 1) -> str:
+    return f"{_DYING}\ndie_at({module!r}, {owner!r}, {name!r}, {calls})"
+
+
+@pytest.fixture
+def scripts(nodes: list[Node], store: Path) -> Scripts:
+    found = Scripts(nodes[0], store)
+    found.deploy()
+    return found
+
+
+def contents(folder: Path) -> dict[bytes, tuple[object, ...]]:
+    """All but the status folder and the times of directories, which links that are made change."""
+    return {
+        path: what[:2] if what[0] == "dir" else what
+        for path, what in picture(folder).items()
+        if not path.startswith(STATUS_FOLDER)
+    }
+
+
+def assert_whole(nodes: list[Node]) -> None:
+    """The daemon goes on without a stage-in, and another node gets exactly the working copy."""
+    one, two = nodes
+    before = contents(one.work)
+    inodes = {path: path.lstat().st_ino for path in one.work.rglob("*")}
+    one.deploy()
+    assert one.flush() == 0, one.log() + str(one.status()["problems"])
+    assert contents(one.work) == before
+    assert {path: path.lstat().st_ino for path in one.work.rglob("*")} == inodes
+    assert one.end() == 0, one.log()
+    two.deploy()
+    assert contents(two.work) == before
+    assert two.end() == 0, two.log()
+
+
+# -- what is taken over ----------------------------------------------------------------------------
+
+
+def test_what_the_scripts_pushed_is_known_and_nothing_is_sent_again(
+    nodes: list[Node], store: Path, scripts: Scripts
+) -> None:
+    sent = {p: p.stat().st_ino for p in store.rglob("*") if STATUS not in str(p)}
+    done = scripts.adopt()
+    assert done.returncode == 0, done.stderr
+    assert "Adopted: 7 files, directories and links are here as OneData has" in done.stdout
+    lock = (store / STATUS / "lock").read_text()
+    assert "DEPLOYMENT: " in lock
+    assert "USER:scipion" not in lock
+    links = nodes[1].command("manifest", "links")  # a node that has nothing of its own to look at
+    assert links.stdout == "Runs/1/link 1 -> /data/movies/1.tif\n"
+    assert_whole(nodes)
+    assert {p: p.stat().st_ino for p in store.rglob("*") if STATUS not in str(p)} == sent
+
+
+def test_what_is_newer_or_more_here_is_pushed(
+    nodes: list[Node], store: Path, scripts: Scripts
+) -> None:
+    work = nodes[0].work
+    (work / "project.sqlite").write_bytes(b"q")  # of the same size
+    (work / "Runs" / "1" / "movie.mrc").write_bytes(b"m" * 6000)
+    (work / "Runs" / "2").mkdir()
+    (work / "Runs" / "2" / "new.mrc").write_bytes(b"n")
+    (work / "Runs" / "2" / "link 2").symlink_to("new.mrc")
+    done = scripts.adopt()
+    assert done.returncode == 0, done.stderr
+    assert "2 files differ and are sent: Runs/1/movie.mrc, project.sqlite." in done.stdout
+    assert (store / "project.sqlite").read_bytes() == b"p"  # adopting overwrites nothing
+    assert nodes[0].status()["pending"] == ["."]  # and does not say that all is safe
+    assert_whole(nodes)
+    assert (store / "Runs" / "2" / "new.mrc").read_bytes() == b"n"
+
+
+def test_what_is_in_onedata_alone_stays_until_a_person_lets_it_go(
+    nodes: list[Node], store: Path, scripts: Scripts
+) -> None:
+    one, two = nodes
+    (store / "Runs" / "0").mkdir()
+    (store / "Runs" / "0" / "old.mrc").write_bytes(b"o")
+    (one.work / "Runs" / "1" / "DONE" / "1").unlink()
+    done = scripts.adopt()
+    assert done.returncode == 0, done.stderr
+    assert "3 files and directories are in OneData alone" in done.stdout
+    one.deploy()
+    assert one.flush() == 3
+    assert one.status()["held_deletions"] == 3
+    assert (store / "Runs" / "0" / "old.mrc").exists()
+    assert (store / "Runs" / "1" / "DONE" / "1").exists()
+    accepted = one.command("resume", "--accept-deletions")
+    assert accepted.stdout.splitlines()[:3] == ["Runs/0", "Runs/0/old.mrc", "Runs/1/DONE/1"]
+    assert one.flush() == 0
+    assert not (store / "Runs" / "0").exists()
+    assert one.end() == 0, one.log()
+    two.deploy()
+    assert contents(two.work) == contents(one.work)
+
+
+def test_a_stage_in_of_theirs_that_died_deletes_nothing(
+    nodes: list[Node], store: Path, scripts: Scripts
+) -> None:
+    one, two = nodes
+    whole = contents(one.work)
+    shutil.rmtree(one.work / "Runs")
+    (one.work / ".project.sqlite.Xa3Bc9").write_bytes(b"half")
+    done = scripts.adopt()
+    assert done.returncode == 0, done.stderr
+    one.deploy()
+    assert one.flush() == 3
+    assert one.end() == 0, one.log()
+    two.deploy()
+    found = contents(two.work)
+    assert found.pop(b".project.sqlite.Xa3Bc9")[:2] == ("file", b"half")
+    assert {p: what[:2] for p, what in found.items()} == {p: what[:2] for p, what in whole.items()}
+
+
+def test_links_of_their_list_that_are_missing_are_made(
+    nodes: list[Node], store: Path, scripts: Scripts
+) -> None:
+    link = nodes[0].work / "Runs" / "1" / "link 1"
+    link.unlink()
+    with (store / STATUS / "linklist").open("a") as file:
+        file.write('"/srv/elsewhere" "stray" "/etc"\n"/" "evil" "/etc"\n')
+    done = scripts.adopt()
+    assert done.returncode == 0, done.stderr
+    assert link.readlink() == Path("/data/movies/1.tif")
+    assert not (nodes[0].work / "stray").is_symlink()
+    assert_whole(nodes)
+
+
+def test_a_journal_that_was_copied_beside_a_database_never_comes_here(
+    nodes: list[Node], store: Path, scripts: Scripts
+) -> None:
+    (store / "project.sqlite-journal").write_bytes(b"of another moment")
+    done = scripts.adopt()
+    assert done.returncode == 0, done.stderr
+    one, two = nodes
+    one.deploy()
+    assert one.flush() == 0, one.log()
+    assert one.end() == 0
+    two.deploy()
+    for node in nodes:
+        assert not (node.work / "project.sqlite-journal").exists()
+    assert (store / "project.sqlite-journal").exists()
+
+
+def test_what_is_of_another_kind_here(nodes: list[Node], store: Path, scripts: Scripts) -> None:
+    """A directory that only OneData has stays whole; a file that became a link is one."""
+    one, two = nodes
+    shutil.rmtree(one.work / "Runs" / "1" / "DONE")
+    (one.work / "Runs" / "1" / "DONE").write_bytes(b"a file")
+    (one.work / "project.sqlite").unlink()
+    (one.work / "project.sqlite").symlink_to("Runs")
+    assert scripts.adopt().returncode == 0
+    one.deploy()
+    assert one.flush() == 3
+    assert (store / "Runs" / "1" / "DONE" / "1").exists()
+    assert not (store / "project.sqlite").exists()
+    assert one.command("resume", "--accept-deletions").returncode == 0
+    assert one.end() == 0, one.log()
+    two.deploy()
+    assert contents(two.work) == contents(one.work)
+
+
+def test_an_empty_directory_that_is_a_file_here(
+    nodes: list[Node], store: Path, scripts: Scripts
+) -> None:
+    (store / "odd").mkdir()
+    (nodes[0].work / "odd").write_bytes(b"a file")
+    assert scripts.adopt().returncode == 0
+    nodes[0].deploy()
+    assert nodes[0].flush() == 3
+    assert nodes[0].status()["held_deletions"] == 1
+    assert (store / "odd").is_dir()
+
+
+def test_hard_links_and_what_stays_on_this_node(
+    nodes: list[Node], store: Path, scripts: Scripts
+) -> None:
+    one, two = nodes
+    one.configure(push__exclude=["*.scratch"])
+    os.link(one.work / "Runs" / "1" / "movie.mrc", one.work / "again.mrc")
+    (one.work / "here.scratch").write_bytes(b"1")
+    scripts.push()
+    (store / "there.scratch").write_bytes(b"2")
+    done = scripts.adopt()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Adopted: 8 files")
+    assert "kept there" not in done.stdout
+    one.deploy()
+    assert one.flush() == 0
+    assert one.end() == 0, one.log()
+    assert (store / "there.scratch").read_bytes() == b"2"
+    two.deploy()
+    assert os.path.samefile(two.work / "again.mrc", two.work / "Runs" / "1" / "movie.mrc")
+
+
+def test_the_user_of_the_daemon_owns_what_root_made(nodes: list[Node], scripts: Scripts) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root makes files of others")
+    state = nodes[0].home / "state"
+    os.chown(state, 65534, 65534)
+    assert scripts.adopt().returncode == 0
+    assert {path.lstat().st_uid for path in state.rglob("*")} == {65534}
+    assert (state / "predecessor" / "linklist").exists()
+
+
+@pytest.mark.fuse
+def test_on_a_mount(nodes: list[Node], mounted: Mounted) -> None:
+    folder = mounted.path / "project"
+    for node in nodes:
+        node.store = folder
+        node.configure(mount__require_fuse=True)
+    scripts = Scripts(nodes[0], folder)
+    scripts.deploy()
+    movie = nodes[0].work / "Runs" / "1" / "movie.mrc"
+    there = (folder / "Runs" / "1" / "movie.mrc").stat().st_mtime
+    movie.write_bytes(b"older")
+    os.utime(movie, (there - 60, there - 60))
+    assert "a newer time than here (Runs/1/movie.mrc)" in scripts.adopt().stderr
+    movie.touch()
+    done = scripts.adopt()
+    assert done.returncode == 0, done.stderr
+    assert_whole(nodes)
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def refused(scripts: Scripts, code: int, sentence: str) -> None:
+    """It refuses, and neither side nor the crontab has changed."""
+    sides = (scripts.node.work, scripts.store, scripts.crontab.parent)
+    before = [picture(side) for side in sides]
+    done = scripts.adopt()
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert sentence in done.stderr
+    assert [picture(side) for side in sides] == before
+
+
+def test_another_nodes_lock_is_refused(scripts: Scripts) -> None:
+    scripts.lock(host="other.example.org")
+    refused(scripts, 11, "names the node 'other.example.org'")
+
+
+def test_another_working_directory_is_refused(scripts: Scripts) -> None:
+    scripts.lock(directory="/srv/other")
+    refused(scripts, 78, "names the working directory /srv/other")
+
+
+def test_a_folder_without_their_lock_is_refused(scripts: Scripts) -> None:
+    (scripts.store / STATUS / "lock").unlink()
+    refused(scripts, 13, "No lock of the predecessors")
+
+
+def test_an_empty_working_directory_is_refused(scripts: Scripts) -> None:
+    for path in scripts.node.work.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    refused(scripts, 13, "is empty")
+
+
+def test_a_file_that_is_newer_in_onedata_is_refused(scripts: Scripts) -> None:
+    movie = scripts.store / "Runs" / "1" / "movie.mrc"
+    movie.write_bytes(b"newer")
+    later = movie.stat().st_mtime + 60
+    os.utime(movie, (later, later))
+    refused(scripts, 13, "a newer time than here (Runs/1/movie.mrc)")
+
+
+def test_a_deployment_of_onesync_is_refused(nodes: list[Node], scripts: Scripts) -> None:
+    one, two = nodes
+    (scripts.store / STATUS / "lock").unlink()
+    two.deploy()
+    done = scripts.adopt()
+    assert done.returncode == 11
+    assert "holds it since" in done.stderr
+    assert two.end() == 0, two.log()
+    scripts.lock()
+    assert scripts.adopt().returncode == 0
+    one.deploy()
+    one.end(signal.SIGKILL)
+    done = scripts.adopt()
+    assert done.returncode == 13
+    assert "onesync has deployed this working directory already" in done.stderr
+
+
+def test_their_cron_job_is_refused_and_named(scripts: Scripts) -> None:
+    scripts.crontab.write_text(f"MAILTO=root\n#{JOB}{JOB}")
+    refused(scripts, 13, f"{scripts.crontab}: {JOB.strip()}")
+
+
+def test_their_cron_job_is_commented_out_where_that_is_wanted(
+    nodes: list[Node], scripts: Scripts
+) -> None:
+    text = f"MAILTO=root\n{JOB}@daily /usr/bin/true\n"
+    scripts.crontab.write_text(text)
+    done = scripts.adopt("--disable-cron")
+    assert done.returncode == 0, done.stderr
+    assert JOB.strip() in done.stdout
+    first, second, third = scripts.crontab.read_text().splitlines()
+    assert (first, third) == ("MAILTO=root", "@daily /usr/bin/true")
+    assert second.startswith("# ")
+    assert second.endswith(JOB.strip())
+    assert (nodes[0].home / "state" / "crontab-scipion").read_text() == text
+
+
+def test_a_push_of_theirs_that_runs_is_refused(scripts: Scripts) -> None:
+    words = ["rsync", "-c", "input()", f"{scripts.node.work}/", f"{scripts.store}/"]
+    rsync = subprocess.Popen(words, executable=sys.executable, stdin=subprocess.PIPE)
+    try:
+        refused(scripts, 13, f"running as {rsync.pid} (rsync")
+    finally:
+        rsync.communicate()
+
+
+def test_crontabs_that_cannot_be_read_are_refused(scripts: Scripts) -> None:
+    done = scripts.adopt(
+        before="import os\nos.access = lambda place, mode: not str(place).endswith('crontabs')"
+    )
+    assert done.returncode == 78
+    assert "crontabs cannot be read" in done.stderr
+
+
+def test_a_lock_that_changed_since_is_refused(nodes: list[Node], scripts: Scripts) -> None:
+    assert scripts.adopt(before=dying_at(*DEATHS["put away"])).returncode == KILLED
+    scripts.lock(host="other.example.org")
+    assert nodes[0].refusal() == 11
+    assert "an old script's lock stands there" in nodes[0].log()
+
+
+def test_a_claim_that_cannot_go_on_keeps_the_folder(store: Path, scripts: Scripts) -> None:
+    """Their lock is gone by then: were ours given back, anybody could deploy the folder."""
+    (store / STATUS / "manifest").mkdir()
+    damaged = store / STATUS / "manifest" / "E000001-000001.base.jsonl.gz"
+    damaged.write_bytes(gzip.compress(b"{}\n"))
+    done = scripts.adopt()
+    assert done.returncode == 13, done.stderr
+    assert "No checkpoint of the manifest can be used" in done.stderr
+    assert "DEPLOYMENT: " in (store / STATUS / "lock").read_text()
+    damaged.unlink()
+    assert scripts.adopt().returncode == 0
+
+
+# -- deaths ----------------------------------------------------------------------------------------
+
+SHORT_WATCH: dict[str, object] = {
+    "mount__io_timeout_seconds": 2,
+    "lock__beat_seconds": 0.5,
+    "lock__warn_seconds": 1,
+    "lock__suspend_seconds": 4.6,
+    "lock__dead_seconds": 6,
+}
+"""A claim without a record is watched for life, until nobody could write by it any more."""
+
+DEATHS = {
+    "compare": ("onesync.adopt", "", "_sort", 1),
+    "linked": ("onesync.adopt", "", "_record", 1),
+    "rows": ("onesync.index", "Index", "remember_blocks", 1),
+    "held": ("onesync.index", "Index", "hold", 1),
+    "put away": ("onesync.adopt", "", "_put_away", 1),
+    "claim": ("onesync.lock", "Lock", "acquire", 1),
+    "claimed": ("onesync.lock", "Lock", "_settled", 1),
+    "lock": ("onesync.lock", "Lock", "_send", 1),
+    "beating": ("onesync.deploy", "Deploy", "take_over", 1),
+    "checkpoint": ("onesync.batch", "Batches", "base", 1),
+    "recorded": ("onesync.batch", "Batches", "_record", 1),
+    "told": ("onesync.engine", "Engine", "_end_threads", 1),
+}
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_death_is_made_good_by_doing_it_again(
+    nodes: list[Node], store: Path, scripts: Scripts, death: str
+) -> None:
+    one, two = nodes
+    one.configure(**SHORT_WATCH)
+    (one.work / "project.sqlite").write_bytes(b"newer")
+    (one.work / "Runs" / "1" / "link 1").unlink()
+    (store / "alone").write_bytes(b"1")
+    before = {p: what[:2] for p, what in contents(store).items()}
+    done = scripts.adopt(before=dying_at(*DEATHS[death]))
+    assert done.returncode == KILLED, done.stderr
+    assert {p: what[:2] for p, what in contents(store).items()} == before
+    assert (store / STATUS / "lock").exists()
+    again = scripts.adopt()
+    if death == "told":  # it was done
+        assert again.returncode == 13, again.stderr
+    else:
+        assert again.returncode == 0, again.stderr
+    one.deploy()
+    assert one.flush() == 3
+    assert one.command("resume").stdout == "alone\n"
+    assert (store / "alone").read_bytes() == b"1"
+    assert one.command("resume", "--accept-deletions").returncode == 0
+    assert one.end() == 0, one.log()
+    two.deploy()
+    assert contents(two.work) == contents(one.work)
+    assert two.end() == 0, two.log()
+
+
+@pytest.mark.parametrize("death", ["rows", "held", "put away", "claimed", "lock", "checkpoint"])
+def test_a_start_after_a_death_loses_nothing(
+    nodes: list[Node], store: Path, scripts: Scripts, death: str
+) -> None:
+    """It goes on where everything is known, and says what to do where it is not."""
+    one = nodes[0]
+    one.configure(**SHORT_WATCH)
+    (store / "alone").write_bytes(b"1")
+    assert scripts.adopt(before=dying_at(*DEATHS[death])).returncode == KILLED
+    if death in ("rows", "held"):
+        assert one.refusal() == 13
+        assert "Run 'onesync adopt' again" in one.log()
+        assert "USER:scipion" in (store / STATUS / "lock").read_text()
+        assert scripts.adopt().returncode == 0
+    one.deploy()
+    assert one.flush() == 3, one.log()
+    assert one.command("resume").stdout == "alone\n"
+    assert one.end() == 0, one.log()
+    assert (store / "alone").exists()
