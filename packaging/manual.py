@@ -32,6 +32,12 @@ _FILES = (
         "onesync@NAME.service",
         "The unit: its start ends when the folder is deployed, its stop when all is in OneData.",
     ),
+    (
+        "/etc/onesync/NAME.token",
+        "The access token for OneData, root's and readable by nobody else.",
+    ),
+    ("oneclient@NAME.service", "Mounts OneData for the instance, where [oneclient] names a host."),
+    ("onesync.target", "All instances of the node."),
 )
 
 

@@ -400,7 +400,7 @@ def test_a_push_of_theirs_that_runs_is_refused(scripts: Scripts) -> None:
 
 def test_crontabs_that_cannot_be_read_are_refused(scripts: Scripts) -> None:
     done = scripts.adopt(
-        before="import os\nos.access = lambda place, mode: not str(place).endswith('crontabs')"
+        before="import os\nos.access = lambda place, mode, **_: not str(place).endswith('crontabs')"
     )
     assert done.returncode == 78
     assert "crontabs cannot be read" in done.stderr

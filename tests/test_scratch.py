@@ -111,3 +111,17 @@ def test_the_last_flush_takes_it_too(node: Node) -> None:
     (node.work / RUN / "tmp" / "result.mrc").write_bytes(b"half")
     assert node.end() == 0
     assert (node.store / RUN / "tmp" / "result.mrc").read_bytes() == b"half"
+
+
+def test_a_directory_that_goes_to_the_scratch_is_renamed_there(node: Node) -> None:
+    old, new = (Path(RUN, name) for name in ("extra/A", "tmp/A"))
+    (node.work / old).mkdir()
+    (node.work / old / "1.mrc").write_bytes(b"data")
+    node.flush()
+    inode = (node.store / old / "1.mrc").stat().st_ino
+    (node.work / old).rename(node.work / new)
+    deadline = time.monotonic() + SOON
+    while not (node.store / new / "1.mrc").exists():
+        assert time.monotonic() < deadline, node.log()
+        time.sleep(0.05)
+    assert (node.store / new / "1.mrc").stat().st_ino == inode

@@ -169,9 +169,20 @@ class Cuts:
     def _look(self, due: Due, awaited: AbstractSet[RelPath]) -> dict[RelPath, Difference]:
         found = self.scanner.scan(due.paths | awaited, due.trees)
         found.pop(b"", None)
-        for path in [path for path in _files(found) - due.paths if self.marks.is_worked_on(path)]:
-            del found[path]  # come upon in a tree; its own mark is still there
+        self._leave_scratch(found, due, awaited)
         return found
+
+    def _leave_scratch(
+        self, found: dict[RelPath, Difference], due: Due, awaited: AbstractSet[RelPath]
+    ) -> None:
+        """Leave the scratch that was come upon in a tree to marks of its own, until it settles."""
+        renamed = {target for _, target in due.moves}
+        for path in filter(self.order.is_scratch, _files(found) - due.paths - awaited):
+            if lies_in(path, renamed):
+                continue
+            if not self.marks.is_worked_on(path):
+                self.marks.changed(path)
+            del found[path]
 
     def _known_parents(self, paths: Iterable[RelPath]) -> set[RelPath]:
         """Return the directories of ``paths``, but for new ones, which would be walked.
