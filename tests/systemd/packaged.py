@@ -14,7 +14,7 @@ import stat
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -85,21 +85,23 @@ def changed(old: Path, new: Path, version: str, **scripts: str) -> Path:
     return new
 
 
-def _root() -> Path:
-    key = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:12]
+def root(*more: str) -> Path:
+    """Return Debian with ``PACKAGES`` and ``more``, cached; the first call makes it."""
+    packages = (*PACKAGES, *more)
+    key = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:12]
     path = Path("/var/cache/onesync-tests") / f"node-{suite()}-{key}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one of the test processes makes it
         if not path.exists():
-            _make(path)
+            _make(path, packages)
     return path
 
 
-def _make(path: Path) -> None:
+def _make(path: Path, packages: Sequence[str]) -> None:
     making = path.with_suffix(".making")
     shutil.rmtree(making, ignore_errors=True)
-    options = ["--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
+    options = ["--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
     subprocess.run(["mmdebstrap", *options, suite(), making], check=True)
     (making / "etc/machine-id").write_text("")
     making.rename(path)
@@ -108,8 +110,13 @@ def _make(path: Path) -> None:
 class Node:
     """One node; ``home`` has its OneData folder, its working directory and the packages."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(
+        self, home: Path, *, image: Path | None = None, binds: Mapping[str, Path] | None = None
+    ) -> None:
+        """``image`` is what it is made of; of ``binds`` the values are ours, the keys its places."""
         self.home = home
+        self._image = image or root()
+        self._binds = binds or {}
         self.project = home / "backing" / "project"
         self.work = home / "work"
         self.packages = home / "packages"
@@ -131,12 +138,13 @@ class Node:
             f"--bind-ro={self.packages}:/srv/packages",
             f"--bind-ro={self._program}:/usr/local/bin/passthrough",
             f"--bind={self.home / 'fuse'}:/dev/fuse",
+            *(f"--bind-ro={ours}:{place}" for place, ours in self._binds.items()),
         ]
         words = [
             *("--quiet", "--register=no", "--keep-unit", "--private-network", "--console=pipe"),
             *("--volatile=overlay", "--kill-signal=SIGRTMIN+3", "--capability=CAP_SYS_ADMIN"),
             *("--property=DeviceAllow=/dev/fuse rw", f"--machine=onesync-node-{os.getpid()}"),
-            *(*binds, "--boot", f"--directory={_root()}"),
+            *(*binds, "--boot", f"--directory={self._image}"),
         ]
         with (self.home / "console").open("ab") as console:
             self._process = subprocess.Popen(

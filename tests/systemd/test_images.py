@@ -1,0 +1,154 @@
+"""Nodes made by the recipes of packaging/images: each deploys the folder by itself.
+
+What is the site's own in a recipe, its repository, is the package's file here; all else stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from onesync.core.model import STATUS_FOLDER
+from tests.systemd.packaged import REPOSITORY, Node, package, root
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
+
+IMAGES = REPOSITORY / "packaging" / "images"
+UNIT = "onesync@project.service"
+TOKEN = "the-access-token"
+TOOLS = ("ansible-core", "cloud-init", "python3-apt")
+SITE = "https://packages.example.org/onesync"
+# Takes what oneclient takes from its launcher, and mounts the pass-through.
+ONECLIENT = f"""#!/bin/sh
+[ "$ONECLIENT_ACCESS_TOKEN" = {TOKEN} ] || {{ echo "invalid token" >&2; exit 1; }}
+for point; do :; done
+exec passthrough /srv/backing /srv/control "$point" -f
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Return an apt repository with the package."""
+    place = tmp_path / "repository"
+    place.mkdir()
+    file = Path(shutil.copy(package(), place))
+    about = subprocess.run(["dpkg-deb", "-f", file], check=True, capture_output=True, text=True)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    more = f"Filename: ./{file.name}\nSize: {file.stat().st_size}\nSHA256: {digest}\n"
+    (place / "Packages").write_text(about.stdout + more)
+    return place
+
+
+def ours(recipe: Path, repository: str) -> str:
+    """Return a recipe with our repository, which nobody signed."""
+    text = recipe.read_text()
+    assert SITE in text
+    text = re.sub(r"\n *key: \|\n(?: +---.*\n)+", "\n", text)
+    return re.sub(rf"deb (\[.*?\] )?{SITE}", f"deb [trusted=yes] {repository}", text)
+
+
+def site(home: Path, image: Path, binds: dict[str, Path]) -> Node:
+    """Return a node where OneData is reached by the stand-in for its client."""
+    client = home / "oneclient"
+    client.write_text(ONECLIENT)
+    client.chmod(0o755)
+    node = Node(home / "node", image=image, binds={"/usr/bin/oneclient": client, **binds})
+    (node.home / "backing" / "space" / "project").mkdir(parents=True)
+    # Whoever the recipe's user is, OneData lets him write.
+    for path, _, _ in os.walk(node.home / "backing"):
+        Path(path).chmod(0o777)
+    node.control.chmod(0o666)
+    return node
+
+
+def bare(node: Node) -> None:
+    """Let apt look nowhere but in what the recipe adds, for there is no network."""
+    node.run("sh", "-ec", "rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*", check=True)
+
+
+def journal(node: Node) -> str:
+    return node.run("journalctl", "--no-pager", "-o", "cat").stdout
+
+
+def check(node: Node) -> None:
+    """Require what every recipe promises: deployed by itself, and undeployed by its stop."""
+    node.wait_for(lambda: node.show("ActiveState", UNIT) == "active", "the deployment")
+    assert node.run("systemctl", "is-enabled", UNIT).stdout == "enabled\n"
+    told = node.run("cat", "/etc/onesync/project.toml", check=True).stdout
+    assert tomllib.loads(told) == tomllib.loads((IMAGES / "packer/project.toml").read_text())
+    assert node.run("stat", "-c", "%a %U", "/etc/onesync/project.token").stdout == "600 root\n"
+    folder = node.home / "backing" / "space" / "project"
+    lock = folder / os.fsdecode(STATUS_FOLDER) / "lock"
+    assert lock.exists()
+    words = ("setpriv", "--reuid=scipion", "--regid=scipion", "--clear-groups")
+    node.run(*words, "sh", "-c", "echo 1 > /srv/work/project/file", check=True)
+    stopped = node.run("systemctl", "stop", UNIT)
+    assert stopped.returncode == 0, stopped.stderr + journal(node)
+    assert (folder / "file").read_text() == "1\n"
+    assert not lock.exists()
+
+
+def test_cloud_init(tmp_path: Path, repository: Path) -> None:
+    seed = tmp_path / "seed"
+    seed.mkdir()
+    recipe = IMAGES / "cloud-init" / "user-data"
+    (seed / "user-data").write_text(ours(recipe, "file:/srv/repository"))
+    (seed / "meta-data").write_text("instance-id: node\n")
+    (seed / "network-config").write_text("version: 1\nconfig: disabled\n")
+    places = {
+        "/var/lib/cloud/seed/nocloud": seed,
+        "/srv/repository": repository,
+        "/srv/recipe": recipe.parent,
+    }
+    with site(tmp_path, root(*TOOLS), places) as node:
+        checked = node.run("cloud-init", "schema", "--config-file", "/srv/recipe/user-data")
+        assert (checked.returncode, checked.stderr) == (0, ""), checked.stdout
+        done = node.run("cloud-init", "status", "--wait", "--long")
+        assert "status: done" in done.stdout, done.stdout + journal(node)
+        check(node)
+
+
+def test_ansible(tmp_path: Path, repository: Path) -> None:
+    places = {"/srv/recipe": IMAGES / "ansible", "/srv/repository": repository}
+    more = {"onesync_repository": "deb [trusted=yes] file:/srv/repository ./"}
+    words = ("ansible-playbook", "-i", "localhost,", "-c", "local", "/srv/recipe/playbook.yml")
+    with site(tmp_path, root(*TOOLS), places) as node:
+        bare(node)
+        node.run(*words, "--syntax-check", check=True)
+
+        def run() -> str:
+            return node.run(
+                *words, "-e", json.dumps(more), check=True, environment={"ONEDATA_TOKEN": TOKEN}
+            ).stdout
+
+        assert TOKEN not in run()
+        node.wait_for(lambda: node.show("ActiveState", UNIT) == "active", "the deployment")
+        second = run()
+        assert re.search(r"changed=0 .*failed=0", second), second
+        check(node)
+
+
+def test_mkosi(tmp_path: Path, repository: Path) -> None:
+    recipe = shutil.copytree(IMAGES / "mkosi", tmp_path / "recipe")
+    source = recipe / "mkosi.skeleton/etc/apt/sources.list.d/onesync.list"
+    source.write_text(ours(source, f"copy:{repository}"))
+    cache = Path("/var/cache/onesync-tests/mkosi")
+    cache.mkdir(parents=True, exist_ok=True)
+    words = ("mkosi", "--nspawn-keep-unit", f"--cache={cache}", "--output=image")
+    done = subprocess.run(words, cwd=recipe, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    image = recipe / "image"
+    assert not list(image.glob("etc/onesync/*.token")), "an image has no secrets"
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    with site(tmp_path, image, {"/etc/onesync/project.token": token}) as node:
+        check(node)
