@@ -113,7 +113,7 @@ class Node:
     def __init__(
         self, home: Path, *, image: Path | None = None, binds: Mapping[str, Path] | None = None
     ) -> None:
-        """``image`` is what it is made of; of ``binds`` the values are ours, the keys its places."""
+        """``binds`` are its places that show files or directories of ours."""
         self.home = home
         self._image = image or root()
         self._binds = binds or {}

@@ -102,6 +102,8 @@ def test_cloud_init(tmp_path: Path, repository: Path) -> None:
     recipe = IMAGES / "cloud-init" / "user-data"
     (seed / "user-data").write_text(ours(recipe, "file:/srv/repository"))
     (seed / "meta-data").write_text("instance-id: node\n")
+    # It is no cloud's image, with locales.
+    (seed / "vendor-data").write_text("#cloud-config\nlocale: false\n")
     (seed / "network-config").write_text("version: 1\nconfig: disabled\n")
     places = {
         "/var/lib/cloud/seed/nocloud": seed,
@@ -150,5 +152,7 @@ def test_mkosi(tmp_path: Path, repository: Path) -> None:
     token = tmp_path / "token"
     token.write_text(TOKEN)
     token.chmod(0o600)
-    with site(tmp_path, image, {"/etc/onesync/project.token": token}) as node:
+    waits = "/etc/systemd/system/systemd-networkd-wait-online.service"
+    places = {"/etc/onesync/project.token": token, waits: Path("/dev/null")}  # for no network here
+    with site(tmp_path, image, places) as node:
         check(node)
