@@ -68,7 +68,7 @@ deb: setup
 	@for suite in $(SUITES); do packaging/build-deb $$suite || exit 1; done
 
 # A node made from nothing but this machine's Debian and the package for it.
-test-node: PACKAGES += $(DEB_PACKAGES) gcc libc6-dev pkg-config libfuse3-dev
+test-node: PACKAGES += $(DEB_PACKAGES) buildah mkosi gcc libc6-dev pkg-config libfuse3-dev
 test-node: setup
 	. /etc/os-release && packaging/build-deb $$VERSION_CODENAME
 	$(BIN)/pytest -n 2 --dist loadgroup -m node

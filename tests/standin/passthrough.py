@@ -29,11 +29,12 @@ _LATENCY, _HELD, _COUNTED = 0, _SWITCH.size, 2 * _SWITCH.size
 class Passthrough:
     """The pass-through in C, built beside what it mounts."""
 
-    def __init__(self, home: Path) -> None:
-        """Prepare to mount ``home/backing`` at ``home/mount``."""
+    def __init__(self, home: Path, *options: str) -> None:
+        """Prepare to mount ``home/backing`` at ``home/mount``, with more of FUSE's options."""
         self.backing = home / "backing"
         self.path = home / "mount"
         self._home = home
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -41,7 +42,7 @@ class Passthrough:
         self.path.mkdir(parents=True, exist_ok=True)
         control = self._home / "control"
         control.write_bytes(bytes(_COUNTED + _NUMBERS.size))
-        options = ["-f", "-o", "max_threads=64,fsname=passthrough"]
+        options = ["-f", "-o", ",".join(("max_threads=64,fsname=passthrough", *self._options))]
         places = [str(self.backing), str(control), str(self.path)]
         self._process = subprocess.Popen([str(built(self._home)), *places, *options])
         deadline = time.monotonic() + 20

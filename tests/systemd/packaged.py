@@ -107,6 +107,16 @@ def _make(path: Path, packages: Sequence[str]) -> None:
     making.rename(path)
 
 
+def leader(process: subprocess.Popen[bytes]) -> int | None:
+    """Return the PID 1 that an nspawn has started, as this machine sees it."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        found = children.read_text().split()
+    except OSError:
+        return None
+    return int(found[0]) if found else None
+
+
 class Node:
     """One node; ``home`` has its OneData folder, its working directory and the packages."""
 
@@ -169,8 +179,8 @@ class Node:
     ) -> None:
         assert self._process is not None
         self.release()
-        if (leader := self._leader()) is not None:
-            os.kill(leader, 9)
+        if (first := leader(self._process)) is not None:
+            os.kill(first, 9)
         self._process.terminate()
         self._process.wait(30)
 
@@ -182,13 +192,14 @@ class Node:
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the node, with ``text`` on its standard input."""
-        leader = self._leader()
-        if leader is None:
+        assert self._process is not None
+        first = leader(self._process)
+        if first is None:
             return subprocess.CompletedProcess(command, 255, "", "the node is down")
         path = "/usr/sbin:/usr/bin:/sbin:/bin"
         settings = {"PATH": path, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
         done = subprocess.run(
-            ["nsenter", "-t", str(leader), "-a", *command],
+            ["nsenter", "-t", str(first), "-a", *command],
             input=text,
             capture_output=True,
             text=True,
@@ -269,13 +280,3 @@ class Node:
                 self.home / "console"
             ).read_text(errors="replace")
             time.sleep(0.05)
-
-    def _leader(self) -> int | None:
-        """Return the node's PID 1 as this machine sees it."""
-        assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        try:
-            found = children.read_text().split()
-        except OSError:
-            return None
-        return int(found[0]) if found else None

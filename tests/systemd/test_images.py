@@ -1,4 +1,4 @@
-"""Nodes made by the recipes of packaging/images: each deploys the folder by itself.
+"""Nodes made by the recipes of packaging/images: each deploys by itself; and the container.
 
 What is the site's own in a recipe, its repository, is the package's file here; all else stays.
 """
@@ -10,18 +10,25 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import tempfile
+import textwrap
+import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from onesync.core.model import STATUS_FOLDER
-from tests.systemd.packaged import REPOSITORY, Node, package, root
+from tests.standin.passthrough import Passthrough
+from tests.systemd.packaged import REPOSITORY, Node, leader, package, root, suite
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
 
 IMAGES = REPOSITORY / "packaging" / "images"
+CONTAINER = REPOSITORY / "packaging" / "container"
 UNIT = "onesync@project.service"
 TOKEN = "the-access-token"
 TOOLS = ("ansible-core", "cloud-init", "python3-apt")
@@ -45,6 +52,13 @@ def repository(tmp_path: Path) -> Path:
     more = f"Filename: ./{file.name}\nSize: {file.stat().st_size}\nSHA256: {digest}\n"
     (place / "Packages").write_text(about.stdout + more)
     return place
+
+
+@pytest.fixture
+def space() -> Iterator[Path]:
+    """Return a directory for what is too large to be kept."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
+        yield Path(place)
 
 
 def ours(recipe: Path, repository: str) -> str:
@@ -138,8 +152,9 @@ def test_ansible(tmp_path: Path, repository: Path) -> None:
         check(node)
 
 
-def test_mkosi(tmp_path: Path, repository: Path) -> None:
-    recipe = shutil.copytree(IMAGES / "mkosi", tmp_path / "recipe")
+@pytest.mark.skipif(suite() != "bookworm", reason="the recipe is for mkosi 14")
+def test_mkosi(tmp_path: Path, space: Path, repository: Path) -> None:
+    recipe = shutil.copytree(IMAGES / "mkosi", space / "recipe")
     source = recipe / "mkosi.skeleton/etc/apt/sources.list.d/onesync.list"
     source.write_text(ours(source, f"copy:{repository}"))
     cache = Path("/var/cache/onesync-tests/mkosi")
@@ -156,3 +171,83 @@ def test_mkosi(tmp_path: Path, repository: Path) -> None:
     places = {"/etc/onesync/project.token": token, waits: Path("/dev/null")}  # for no network here
     with site(tmp_path, image, places) as node:
         check(node)
+
+
+def buildah(space: Path, *words: str) -> str:
+    store = ("--storage-driver=vfs", f"--root={space}/store", f"--runroot={space}/run")
+    done = subprocess.run(
+        ["buildah", *store, *words], cwd=space, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, (words, done.stdout[-3000:], done.stderr[-3000:])
+    return done.stdout.strip()
+
+
+def test_the_container(tmp_path: Path, space: Path) -> None:
+    shutil.copy(package(), space / "onesync.deb")
+    base = buildah(space, "from", "scratch")
+    buildah(space, "add", "--quiet", base, str(root()), "/")
+    buildah(space, "commit", "--quiet", "--rm", base, "localhost/base")
+    arguments = ("--build-arg=BASE=localhost/base", "--build-arg=PACKAGE=onesync.deb")
+    recipe = f"--file={CONTAINER / 'Containerfile'}"
+    how = ("--isolation=chroot", "--pull-never", "--tag=onesync")
+    buildah(space, "build", *how, *arguments, recipe, str(space))
+    about = json.loads(buildah(space, "inspect", "--type=image", "onesync"))["OCIv1"]["config"]
+    assert about["StopSignal"] == "SIGTERM"
+    place = buildah(space, "mount", buildah(space, "from", "--pull-never", "onesync"))
+    pod = (CONTAINER / "kubernetes.yaml").read_text()
+    told = re.search(r"project\.toml: \|\n((?: {4}.*\n)+)", pod)
+    probe = re.search(r'command: \[sh, -c, (".*")\]', pod)
+    assert told is not None
+    assert probe is not None
+    (tmp_path / "project.toml").write_text(textwrap.dedent(told[1]))
+    with Passthrough(tmp_path / "onedata", "allow_other") as onedata:
+        folder = onedata.backing / "space" / "project"
+        work = tmp_path / "work"
+        for path in (folder, work, tmp_path / "state"):
+            path.mkdir(parents=True)
+            os.chown(path, 1000, 1000)
+        binds = {
+            "/etc/onesync/project.toml": tmp_path / "project.toml",
+            "/mnt/onedata": onedata.path,
+            "/srv/work/project": work,
+            "/var/lib/onesync/project": tmp_path / "state",
+        }
+        words = [
+            *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network"),
+            *("--console=pipe", "--kill-signal=SIGTERM", f"--machine=onesync-node-{os.getpid()}"),
+            *(f"--bind={ours}:{place}" for place, ours in binds.items()),
+            *(f"--setenv={setting}" for setting in about["Env"]),
+            *(f"--directory={place}", f"--user={about['User']}"),
+            *(*about["Entrypoint"], *about["Cmd"]),
+        ]
+        with (tmp_path / "said").open("wb") as said:
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
+            )
+        try:
+            wait_for_probe(process, json.loads(probe[1]), about["Env"])
+            (work / "file").write_text("1\n")
+            os.chown(work / "file", 1000, 1000)
+            first = leader(process)
+            assert first is not None
+            os.kill(first, signal.SIGTERM)
+            code = process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
+        assert code == 0, (tmp_path / "said").read_text()
+        assert (folder / "file").read_text() == "1\n"
+        assert (folder / os.fsdecode(STATUS_FOLDER) / "epochs").exists()
+        assert not (folder / os.fsdecode(STATUS_FOLDER) / "lock").exists()
+
+
+def wait_for_probe(process: subprocess.Popen[bytes], command: str, settings: list[str]) -> None:
+    """Wait until the pod's startup probe succeeds in the container."""
+    deadline = time.monotonic() + 60
+    words = ["-a", "env", *settings, "sh", "-c", command]
+    while (first := leader(process)) is None or subprocess.run(
+        ["nsenter", "-t", str(first), *words], check=False, capture_output=True
+    ).returncode:
+        assert process.poll() is None, "the container ended"
+        assert time.monotonic() < deadline, "the probe did not succeed"
+        time.sleep(0.2)
