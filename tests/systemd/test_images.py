@@ -140,15 +140,36 @@ def test_ansible(tmp_path: Path, repository: Path) -> None:
         bare(node)
         node.run(*words, "--syntax-check", check=True)
 
-        def run() -> str:
-            return node.run(
-                *words, "-e", json.dumps(more), check=True, environment={"ONEDATA_TOKEN": TOKEN}
-            ).stdout
+        def run(**settings: str) -> str:
+            """Run the playbook; returns what it said."""
+            said = ("-e", json.dumps({**more, **settings}))
+            return node.run(*words, *said, check=True, environment={"ONEDATA_TOKEN": TOKEN}).stdout
 
+        run(onesync_state="stopped")
+        assert node.run("systemctl", "is-enabled", UNIT).stdout == "enabled\n"
+        assert node.show("ActiveState", UNIT) == "inactive"
         assert TOKEN not in run()
         node.wait_for(lambda: node.show("ActiveState", UNIT) == "active", "the deployment")
         second = run()
         assert re.search(r"changed=0 .*failed=0", second), second
+        check(node)
+
+
+def test_what_packer_runs(tmp_path: Path) -> None:
+    recipe = (IMAGES / "packer" / "onesync.pkr.hcl").read_text()
+    lines = re.search(r"inline = \[(.*?),?\s*\]", recipe, re.S)
+    assert lines is not None
+    places = {
+        "/srv/onesync.deb": package(),
+        "/srv/project.toml": IMAGES / "packer" / "project.toml",
+    }
+    with site(tmp_path, root(), places) as node:
+        bare(node)
+        node.run("sh", "-c", "cp /srv/onesync.deb /srv/project.toml /tmp", check=True)
+        node.run("sh", "-euc", "\n".join(json.loads(f"[{lines[1]}]")), check=True)
+        token = "/etc/onesync/project.token"
+        node.run("install", "-m", "600", "/dev/stdin", token, text=TOKEN, check=True)
+        node.run("systemctl", "start", "--no-block", "onesync.target", check=True)  # as a boot does
         check(node)
 
 

@@ -1,8 +1,7 @@
 # A Debian 12 image whose nodes deploy the folder "project" by themselves, as soon as user-data or a
 # secret put /etc/onesync/project.token (mode 0600) there: packer build -var package=onesync_….deb -var … .
 # Any other source (amazon-ebs, openstack, …) does as well: what matters is the build block.
-# Tried: 'packer validate' with packer 1.6. Not tried: a build; the lines of its shell are those that
-# the mkosi definition runs.
+# Tried: 'packer validate' with packer 1.6, and the lines of the shell on a booted node. Not tried: a build.
 variable "package" {
   type        = string
   description = "The .deb file that 'make deb' made."
