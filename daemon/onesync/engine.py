@@ -69,6 +69,9 @@ T = TypeVar("T")
 
 _HANDOVER_SECONDS = 60.0
 _DRAIN_SECONDS = 30.0
+_SECOND_HALF = 0.25
+"""This part of the pause between batches stays where deletions or renames wait for the next one: what
+is dirty waits with them."""
 _TICK_SECONDS = 300.0
 
 
@@ -616,6 +619,8 @@ class Engine:
         if batches.is_behind():
             return
         pause = self._settings.batch.min_interval_seconds
+        if batches.awaits():
+            pause *= _SECOND_HALF
         rest = max(0.0, self._ended + pause - self._clock.boottime())
         due = rest if batches.awaits() else self.marks.next_due()
         tick = self._tick(batches)
