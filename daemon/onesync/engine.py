@@ -70,8 +70,8 @@ T = TypeVar("T")
 _HANDOVER_SECONDS = 60.0
 _DRAIN_SECONDS = 30.0
 _SECOND_HALF = 0.25
-"""This part of the pause between batches stays where deletions or renames wait for the next one: what
-is dirty waits with them."""
+"""This part of the pause between batches stays where deletions or renames wait for the next one:
+what is dirty waits with them."""
 _TICK_SECONDS = 300.0
 
 
