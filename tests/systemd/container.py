@@ -8,7 +8,6 @@ interpreter and the virtual environment are the host's.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,9 @@ import sysconfig
 import time
 from pathlib import Path
 from types import TracebackType
+
+from tests.systemd import nspawn
+from tests.systemd.nspawn import leader
 
 REPOSITORY = Path(__file__).parents[2]
 _PACKAGES = ("ca-certificates", "dbus", "fuse3", "procps", "python3", "systemd", "systemd-sysv")
@@ -93,30 +95,6 @@ def missing() -> str | None:
     if absent:
         return f"needs {', '.join(absent)}"
     return None if Path("/dev/fuse").exists() else "needs /dev/fuse"
-
-
-def root() -> Path:
-    """Return the cached Debian root; the first call makes it."""
-    suite = _suite()
-    key = hashlib.sha256(" ".join((suite, *PACKAGES)).encode()).hexdigest()[:12]
-    path = Path("/var/cache/onesync-tests") / f"{suite}-{key}"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        making = path.with_suffix(".making")
-        shutil.rmtree(making, ignore_errors=True)
-        options = ["--variant=minbase", f"--include={','.join(PACKAGES)}"]
-        subprocess.run(["mmdebstrap", *options, suite, str(making)], check=True)
-        (making / "mnt/onedata").mkdir(parents=True)
-        (making / "etc/machine-id").write_text("")
-        making.rename(path)
-    return path
-
-
-def _suite() -> str:
-    for line in Path("/etc/os-release").read_text().splitlines():
-        if line.startswith("VERSION_CODENAME="):
-            return line.partition("=")[2]
-    raise AssertionError("not a Debian")
 
 
 class Container:
@@ -194,9 +172,9 @@ class Container:
     ) -> None:
         assert self._process is not None
         if self._process.poll() is None:
-            leader = self._leader()
-            if leader is not None:
-                os.kill(leader, 9)
+            first = leader(self._process)
+            if first is not None:
+                os.kill(first, 9)
             self._process.terminate()
             self._process.wait(30)
         for group in self._groups():
@@ -259,7 +237,7 @@ class Container:
                     "--kill-signal=SIGRTMIN+3",
                     *binds,
                     "--boot",
-                    f"--directory={root()}",
+                    f"--directory={nspawn.root(PACKAGES, 'mnt/onedata')}",
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -272,11 +250,12 @@ class Container:
 
     def run(self, *command: str, check: bool = False) -> subprocess.CompletedProcess[str]:
         """Run a command in the node."""
-        leader = self._leader()
-        if leader is None:
+        assert self._process is not None
+        first = leader(self._process)
+        if first is None:
             return subprocess.CompletedProcess(command, 255, "", "the node is down")
         return subprocess.run(
-            ["nsenter", "-t", str(leader), "-a", *command],
+            ["nsenter", "-t", str(first), "-a", *command],
             capture_output=True,
             text=True,
             check=check,
@@ -358,13 +337,3 @@ class Container:
                 self.home / "console"
             ).read_text(errors="replace")
             time.sleep(0.05)
-
-    def _leader(self) -> int | None:
-        """Return the node's PID 1 as the host sees it."""
-        assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        try:
-            found = children.read_text().split()
-        except OSError:
-            return None
-        return int(found[0]) if found else None

@@ -6,20 +6,20 @@ lies in memory, and is gone with it.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import shutil
 import stat
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tests.standin.passthrough import built
+from tests.systemd import nspawn
+from tests.systemd.nspawn import leader, suite
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = (
@@ -46,14 +46,6 @@ _MOUNT = """
 ExecStart=/usr/local/bin/passthrough /srv/backing /srv/control /mnt/onedata -f -o allow_other
 ExecStartPost=/bin/sh -c 'until mountpoint -q /mnt/onedata; do sleep 0.05; done'
 """
-
-
-def suite() -> str:
-    """Return the Debian that this machine has, and so its nodes."""
-    for line in Path("/etc/os-release").read_text().splitlines():
-        if line.startswith("VERSION_CODENAME="):
-            return line.partition("=")[2]
-    raise AssertionError("not a Debian")
 
 
 def package() -> Path:
@@ -86,35 +78,8 @@ def changed(old: Path, new: Path, version: str, **scripts: str) -> Path:
 
 
 def root(*more: str) -> Path:
-    """Return Debian with ``PACKAGES`` and ``more``, cached; the first call makes it."""
-    packages = (*PACKAGES, *more)
-    key = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:12]
-    path = Path("/var/cache/onesync-tests") / f"node-{suite()}-{key}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one of the test processes makes it
-        if not path.exists():
-            _make(path, packages)
-    return path
-
-
-def _make(path: Path, packages: Sequence[str]) -> None:
-    making = path.with_suffix(".making")
-    shutil.rmtree(making, ignore_errors=True)
-    options = ["--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
-    subprocess.run(["mmdebstrap", *options, suite(), making], check=True)
-    (making / "etc/machine-id").write_text("")
-    making.rename(path)
-
-
-def leader(process: subprocess.Popen[bytes]) -> int | None:
-    """Return the PID 1 that an nspawn has started, as this machine sees it."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    try:
-        found = children.read_text().split()
-    except OSError:
-        return None
-    return int(found[0]) if found else None
+    """Return a node's Debian, with ``more`` packages."""
+    return nspawn.root((*PACKAGES, *more))
 
 
 class Node:

@@ -23,7 +23,8 @@ import pytest
 
 from onesync.core.model import STATUS_FOLDER
 from tests.standin.passthrough import Passthrough
-from tests.systemd.packaged import REPOSITORY, Node, leader, package, root, suite
+from tests.systemd.nspawn import leader, suite
+from tests.systemd.packaged import REPOSITORY, Node, package, root
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
 
