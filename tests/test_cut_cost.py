@@ -143,3 +143,16 @@ def test_what_was_gone_before_the_cut_and_is_told_late_begins_no_new_one(copy: C
         cut = copy.cuts.take(NOTHING, set(), pins, as_is=False)
     assert rounds == 1
     assert b"items.sqlite" in cut.frozen
+
+
+def test_more_scratch_than_can_be_marked_goes_at_once(copy: Copy) -> None:
+    copy.cuts.order = PublishOrder(SCIPION_ORDER, ["/many/"])
+    copy.marks._is_scratch = copy.cuts.order.is_scratch
+    copy.marks._dirty = DirtySet(2.0, 30.0, limit=3)
+    copy.marks.tree_changed(b"many")
+    found: set[RelPath] = set()
+    due = copy.marks.take(everything=True, resting=True)
+    found |= copy.cuts.plain(due).found.keys()
+    names = {b"many/%d" % number for number in range(FILES)}
+    assert len(found & names) >= FILES - 4
+    assert all(name in found or copy.marks.is_pending(name) for name in names)

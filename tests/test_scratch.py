@@ -125,3 +125,21 @@ def test_a_directory_that_goes_to_the_scratch_is_renamed_there(node: Node) -> No
         assert time.monotonic() < deadline, node.log()
         time.sleep(0.05)
     assert (node.store / new / "1.mrc").stat().st_ino == inode
+
+
+def test_the_last_flush_takes_what_a_new_directory_of_the_scratch_has(node: Node) -> None:
+    place = Path(RUN, "tmp", "movie_1", "result.mrc")
+    (node.work / place).parent.mkdir()
+    (node.work / place).write_bytes(b"half")
+    assert node.end() == 0
+    assert (node.store / place).read_bytes() == b"half"
+
+
+def test_the_last_flush_takes_scratch_of_which_no_event_told(node: Node) -> None:
+    place = Path(RUN, "tmp", "movie_1", "result.mrc")
+    node.end(signal.SIGKILL)
+    (node.work / place).parent.mkdir()
+    (node.work / place).write_bytes(b"half")
+    node.deploy()
+    assert node.end() == 0
+    assert (node.store / place).read_bytes() == b"half"

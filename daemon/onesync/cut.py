@@ -182,7 +182,8 @@ class Cuts:
                 continue
             if not self.marks.is_worked_on(path):
                 self.marks.changed(path)
-            del found[path]
+            if self.marks.is_worked_on(path):  # else there are too many, and it goes now
+                del found[path]
 
     def _known_parents(self, paths: Iterable[RelPath]) -> set[RelPath]:
         """Return the directories of ``paths``, but for new ones, which would be walked.
