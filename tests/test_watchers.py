@@ -33,8 +33,11 @@ class Told:
         self.overflows = 0
         self.gate = threading.Event()
         self.gate.set()
+        self.waits = threading.Event()
 
     def changed(self, path: RelPath) -> None:
+        if not self.gate.is_set():
+            self.waits.set()
         self.gate.wait()
         self.paths.add(path)
 
@@ -276,6 +279,7 @@ def held(root: Path, told: Told) -> Iterator[None]:
     """Hold the watcher's thread, so that it finds all that happens meanwhile at once."""
     told.gate.clear()
     (root / "file").write_bytes(b"holds the watcher's thread")
+    assert told.waits.wait(SOON), "it rests for a while after each reading"
     yield
     told.gate.set()
 
