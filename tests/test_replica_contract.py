@@ -636,6 +636,22 @@ def test_what_two_remove_at_once_is_gone_for_both(replica: Replica) -> None:
         assert all(pool.map(remove, range(8)))
 
 
+def test_a_tree_that_is_gone_before_it_is_read_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tree").mkdir()
+
+    def too_late(opened: int) -> list[str]:
+        monkeypatch.undo()
+        (tmp_path / "tree").rmdir()
+        # What a mount of FUSE says of a descriptor whose directory somebody else removed.
+        raise OSError(errno.ESTALE, "Stale file handle", opened)
+
+    monkeypatch.setattr("onesync.replica.folder.os.listdir", too_late)
+    assert FolderReplica(os.fsencode(tmp_path)).remove(b"tree")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_directory_opened_before_a_rename_is_not_held_for_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -573,8 +573,9 @@ class FolderReplica:
                     self._remove_in(directory, name_of(path))
                     break
             except OSError as error:
-                # A file that was closed just now may stand there under another name for a moment.
-                if error.errno != errno.ENOTEMPTY or number == _TRIES - 1:
+                # A file that was closed just now may stand there under another name for a moment,
+                # and a directory that was opened here may be gone before it is read.
+                if error.errno not in (errno.ENOTEMPTY, errno.ESTALE) or number == _TRIES - 1:
                     raise
                 continue
             # Of two who remove the same tree, the one that was first is not always done.
