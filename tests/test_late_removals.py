@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -19,7 +20,9 @@ from onesync.core.chain import Gone, Position
 from onesync.core.model import STATUS_FOLDER, Entry, RelPath
 from onesync.errors import Exit
 from onesync.intent import INTENTS, Intent
+from onesync.leftovers import Leftovers
 from onesync.manifest import Manifest
+from onesync.outcome import Outcome
 from onesync.push import Push
 from onesync.recovery import settle
 from onesync.replica.door import Compared
@@ -102,13 +105,21 @@ def _reading_is_fast() -> Iterator[None]:
 
 @contextmanager
 def pushing(seen: Callable[[Push], None]) -> Iterator[None]:
-    real = Push.tidy
+    pushes: dict[Leftovers, Push] = {}
+    carry_out, tidy = Push.carry_out, Leftovers.tidy
 
-    def tidy(self: Push, pool: ThreadPoolExecutor, lanes: int) -> object:
-        seen(self)
-        return real(self, pool, lanes)
+    def carried_out(self: Push, *arguments: Any) -> Outcome:
+        pushes[self.leftovers] = self
+        return carry_out(self, *arguments)
 
-    with mock.patch.object(Push, "tidy", tidy):
+    def tidied(self: Leftovers, pool: ThreadPoolExecutor, lanes: int) -> object:
+        seen(pushes[self])
+        return tidy(self, pool, lanes)
+
+    with (
+        mock.patch.object(Push, "carry_out", carried_out),
+        mock.patch.object(Leftovers, "tidy", tidied),
+    ):
         yield
 
 
@@ -188,7 +199,7 @@ def test_a_file_that_came_back_while_a_copy_travels_survives_a_failed_batch(  # 
 
     def tidied(push: Push) -> None:
         pushes.append(push)
-        if push.begins_travel() and push.removal.gone and not began:
+        if push.leftovers.begins_travel() and push.removal.gone and not began:
             began.append(push)
             fails.append(1)
 
@@ -236,7 +247,7 @@ def test_the_end_of_a_travel_does_not_take_the_intent_of_what_still_goes(place: 
     life = lives(place, [*steps, idle, idle])
 
     def tidied(push: Push) -> None:
-        if push.begins_travel() and push.removal.gone and not began:
+        if push.leftovers.begins_travel() and push.removal.gone and not began:
             began.append(push)
             batches = life.engine._batches
             assert batches is not None

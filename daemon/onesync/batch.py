@@ -40,6 +40,7 @@ from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
 from onesync.errors import MountNotThere, NotArrived
 from onesync.index import Index
+from onesync.leftovers import Leftovers
 from onesync.local import on_this_machine
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
@@ -148,7 +149,7 @@ class Batches:
     _unsteady: dict[RelPath, float] = field(default_factory=dict)
     _is_behind: bool = False
     _tidying: Future[None] | None = None
-    _tidying_of: Push | None = None
+    _tidying_of: Leftovers | None = None
     _tidier: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(5, "tidy"))
     _waiting: Waiting | None = None
     _in_vain: int = 0
@@ -458,7 +459,9 @@ class Batches:
         for top in [d.path for d in plan.removals] + [move.source for move in plan.moves]:
             self.travels.end_beneath(top)
         outcome = push.carry_out(plan, snapshots, pinned)
-        committed = bool(outcome.changes) or push.begins_travel() or self._is_behind_anew(outcome)
+        committed = (
+            bool(outcome.changes) or push.leftovers.begins_travel() or self._is_behind_anew(outcome)
+        )
         if committed:
             noted = [Noted(problem) for problem in outcome.problems]
             self._stamps = outcome.stamps
@@ -491,7 +494,7 @@ class Batches:
         self.travels.advance(outcome.travels)
         renamed = [(c.source, c.target) for c in outcome.changes if isinstance(c, Renamed)]
         self.deletions.done(self._awaited.removals, self._awaited.moves, renamed)
-        rest = push.tidy(self._tidier, self.lanes)
+        rest = push.leftovers.tidy(self._tidier, self.lanes)
         self._half_done = False
         self._keep(what_waits(self._waiting, cut, plan, outcome), outcome)
         self._is_behind = bool(outcome.deferred) or self._waiting is not None
@@ -502,7 +505,7 @@ class Batches:
         self._log(plan, outcome, cut.seconds, time.monotonic() - began)
         if rest is not None:
             self._tidied()
-            self._tidying, self._tidying_of = self._tidier.submit(rest), push
+            self._tidying, self._tidying_of = self._tidier.submit(rest), push.leftovers
             self._tidying.add_done_callback(self._tell_of_failure)
         return committed
 

@@ -16,13 +16,11 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import zip_longest
 
 from onesync.core.blocks import PATCH_FROM, Blocks
 from onesync.core.chain import Gone, Position, Renamed, Set
 from onesync.core.model import (
-    RESERVED_PREFIX,
     Entry,
     Kind,
     Known,
@@ -30,29 +28,21 @@ from onesync.core.model import (
     RelPath,
     Stamp,
     is_beneath,
-    is_doubted,
-    is_unconfirmed,
     join,
     lies_in,
-    parent_of,
     renamed_path,
     show,
 )
-from onesync.core.ordering import (
-    DATA,
-    SIDECARS,
-    PublishOrder,
-    is_in_scope,
-    scope_of,
-    scopes_of,
-    spread,
-)
-from onesync.core.plan import Difference, Move, Plan
+from onesync.core.ordering import DATA, SIDECARS, PublishOrder, spread
+from onesync.core.plan import Difference, Plan
 from onesync.core.trouble import Reaction, judge
 from onesync.errors import LocalError, NotArrived, OnesyncError
+from onesync.holds import Holds
 from onesync.intent import Intent
-from onesync.local import digest_local, local_size, open_source, read_xattrs
+from onesync.leftovers import Leftovers
+from onesync.local import open_source, read_xattrs
 from onesync.outcome import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE, Outcome
+from onesync.preparation import CREATED_AT_MOST, Preparation
 from onesync.removals import Removals
 from onesync.replica.door import NameRefused, Replica
 from onesync.snapshot import HEADER
@@ -61,7 +51,6 @@ from onesync.transfer import (
     NameTaken,
     Source,
     Travelling,
-    may_patch,
     replaces,
     transfer,
 )
@@ -77,9 +66,6 @@ where the kernel makes one name after the other."""
 
 _PORTION_FILES = 1000
 """A batch that may leave data to the next one looks at no more than so many."""
-
-_CREATED_AT_MOST = 1 << 20
-"""Larger new files get their names when they are whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,37 +123,34 @@ class Push:
             promised: the markers that wait for ``named`` alone.
             may_defer: what takes too long is left for the next batch.
         """
+        self.intent = Intent(position)
+        self.removal = Intent(position, is_removal=True)
+        self.outcome = Outcome()
+        self.leftovers = Leftovers(replica, pool, order, self.intent, self.removal, self.outcome)
         self._replica = replica
         self._root = root
         self._pool = pool
         self._order = order
         self._may_write = may_write
-        self._removals = Removals(replica, pool, known_beneath, self._note)
-        self._blocks_of = blocks_of
+        self._prepared = Preparation(
+            root,
+            pool,
+            order,
+            self.intent,
+            self.removal,
+            Removals(replica, pool, known_beneath, self._note),
+            blocks_of,
+            travel_to,
+            lacking,
+        )
+        self._holds = Holds(self.outcome, named, promised)
         self._is_waited_for = is_waited_for
         self._travel_to = travel_to
-        self._stands_at = dict(lacking)
         self._seconds = seconds
-        self._named = named
-        self._promised = promised
         self._may_defer = may_defer
         self._enough = float("inf")
-        self.intent = Intent(position)
-        self.removal = Intent(position, is_removal=True)
-        self.outcome = Outcome()
-        self._count = 0
-        self._leftover: list[RelPath] = []
-        self._trees: list[RelPath] = []
-        self._unlinked: list[RelPath] = []
-        self._sources: dict[RelPath, Source] = {}
+        self._notes = 0
         self._pinned: Mapping[RelPath, bytes] = {}
-        self._replaced: dict[RelPath, RelPath] = {}
-        self._removed: dict[RelPath, RelPath] = {}
-        self._removes: dict[RelPath, list[RelPath]] = {}
-        self._held: set[RelPath] = set()
-        self._held_promised: set[RelPath] = set()
-        self._held_databases: set[RelPath] = set()
-        self._renaming: set[RelPath] = set()
         self._to_confirm: list[tuple[RelPath, int]] = []
         self._refused: set[RelPath] = set()
         self._renamed: dict[RelPath, RelPath] = {}
@@ -187,7 +170,7 @@ class Push:
         """
         self._pinned = pinned
         plan = self._portion(plan, snapshots)
-        self._prepare(plan, snapshots, pinned)
+        self._prepared.prepare(plan, snapshots, pinned)
         self._may_write()
         for intent in (self.intent, self.removal):
             if intent.is_needed():
@@ -216,57 +199,12 @@ class Push:
         outcome.sent = {renamed_path(p, moved): is_db for p, is_db in outcome.sent.items()}
         told = outcome.problems
         outcome.problems = [replace(p, path=renamed_path(p.path, moved)) for p in told]
-        self._leftover = [renamed_path(path, moved) for path in self._leftover]
-        self._trees = [renamed_path(path, moved) for path in self._trees]
+        self.leftovers.follow(moved)
         outcome.left_out = {renamed_path(path, moved) for path in outcome.left_out}
         outcome.travels = {
             renamed_path(p, moved): replace(t, temporary=renamed_path(t.temporary, moved))
             for p, t in outcome.travels.items()
         }
-
-    def begins_travel(self) -> bool:
-        """Whether the intent stands for a copy that goes on: then it needs its checkpoint."""
-        return any(travel.intent == self.intent.path for travel in self.outcome.travels.values())
-
-    def tidy(self, pool: ThreadPoolExecutor, lanes: int) -> Callable[[], None] | None:
-        """Remove the asides and the intent: the checkpoint stands, they are not needed.
-
-        Returns what is still to be done, by ``lanes`` of ``pool``, where files go or whole
-        directories went aside. It may take long; only those wait for it who need the same names.
-        """
-        trees = set(self._trees)
-        each(self._pool, self._replica.remove, [a for a in self._leftover if a not in trees])
-        if trees or self._unlinked:
-            return partial(self._tidy_later, pool, lanes)
-        self._end_intent()
-        return None
-
-    def _tidy_later(self, pool: ThreadPoolExecutor, lanes: int) -> None:
-        promised = [path for path in self._unlinked if self._is_data(path, is_database=False)]
-        promises = [path for path in self._unlinked if not self._is_data(path, is_database=False)]
-        for paths in (promises, promised):  # no marker stands without what it promises
-            # Few at a time: in one directory they wait for each other.
-            parts = [paths[number::lanes] for number in range(lanes)]
-            each(pool, self._unlink, [part for part in parts if part])
-        if self.removal.is_needed():
-            self._replica.remove(self.removal.path)
-        for aside in self._trees:
-            self._replica.remove(aside)
-        self._end_intent()
-
-    def _unlink(self, paths: list[RelPath]) -> None:
-        for path in paths:
-            self._replica.unlink(path)
-
-    def stands_in_the_way(self, plan: Plan) -> bool:
-        """Whether what ``plan`` does needs that to be gone first which ``tidy`` left to be done."""
-        leaving = {*self._trees, *self._unlinked}
-        tops = plan.touched_directories()
-        return not leaving.isdisjoint(plan.paths()) or any(lies_in(path, tops) for path in leaving)
-
-    def _end_intent(self) -> None:
-        if self.intent.is_needed() and not self.begins_travel():
-            self._replica.remove(self.intent.path)
 
     def _portion(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> Plan:
         """Leave to the next batch what this one would hardly come to; preparing it costs too."""
@@ -274,7 +212,7 @@ class Push:
         if not self._may_defer or len(data) <= _PORTION_FILES:
             return plan
         for difference in self._in_turns(data)[_PORTION_FILES:]:
-            self._defer(difference.path)
+            self._holds.defer(difference.path)
         files = [d for d in plan.files if d.path not in self.outcome.deferred]
         return replace(plan, files=files)
 
@@ -284,86 +222,12 @@ class Push:
         What databases wait for lies in a directory of its own, mostly, and is limited by that: the
         rest would wait for it in vain.
         """
-        waited_for = spread((d for d in data if self._is_named(d.path)), _path_of)
-        rest = spread((d for d in data if not self._is_named(d.path)), _path_of)
+        waited_for = spread((d for d in data if self._holds.is_named(d.path)), _path_of)
+        rest = spread((d for d in data if not self._holds.is_named(d.path)), _path_of)
         return [d for pair in zip_longest(waited_for, rest) for d in pair if d is not None]
 
     def _is_data(self, path: RelPath, is_database: bool) -> bool:
         return self._order.group_of(path, is_database=is_database) == DATA
-
-    def _is_named(self, path: RelPath) -> bool:
-        return self._named is None or path in self._named
-
-    def _defer(self, path: RelPath) -> None:
-        """Leave data to the next batch: it holds back the markers of its run, and databases."""
-        self.outcome.deferred.add(path)
-        self._held.add(scope_of(path))
-        if self._is_named(path):
-            self._held_promised.add(scope_of(path))
-            self.outcome.lacking.add(path)
-
-    def _prepare(
-        self, plan: Plan, snapshots: Mapping[RelPath, bytes], pinned: Mapping[RelPath, bytes]
-    ) -> None:
-        self._stands_at |= {d.seen.inode: d.path for d in plan.files if d.seen is not None}
-        new = [d for d in plan.files if _is_new(d) and d.path not in snapshots]
-        places = [pinned.get(d.path) or join(self._root, d.path) for d in new]
-        digests = dict(
-            zip((d.path for d in new), each(self._pool, _digest_of_small, places), strict=True)
-        )
-        for difference in plan.files:
-            path, known = difference.path, difference.known
-            travel = self._travel(difference, is_database=path in snapshots)
-            temporary = travel.temporary if travel else self._name_beside(path)
-            undo = None
-            self.intent.new.append((path, temporary))
-            is_promise = not self._is_data(path, path in snapshots) or _was_link(difference)
-            if is_promise or path in plan.stands_at:  # under that name the project never had it
-                self.intent.promise.append(path)
-            if known is not None and known.entry.kind is Kind.FILE:
-                self.intent.replace.append((path, self._name_beside(path)))
-                if may_patch(known.entry) and self._needed_at(difference) is None:
-                    undo = self._name_beside(path)
-                    self.intent.append.append((path, known.entry.size))
-                    self.intent.patch.append((path, undo))
-            local = snapshots.get(path) or pinned.get(path) or join(self._root, path)
-            blocks = self._blocks_of(known.entry.digest) if undo and known else None
-            digested = digests.get(path)
-            if digested is not None:
-                self.intent.create.append((path, *digested))
-            digest = digested[1] if digested is not None else None
-            so_far = travel.copied if travel else None
-            self._sources[path] = Source(
-                local, path in snapshots, temporary, undo, blocks, digest, so_far
-            )
-        moved = {move.source for move in plan.moves}
-        late = {d.path: d.known.entry for d in plan.removals if d.known and _goes_late(d, moved)}
-        self.removal.gone.extend((path, e.size, e.digest) for path, e in late.items())
-        early = [difference for difference in plan.removals if difference.path not in late]
-        tops = self._removals.tops(early)
-        for difference, found in zip(early, tops, strict=True):
-            self._removes[difference.path] = found
-            for path in self._removes[difference.path]:
-                self.intent.remove.append((path, self._name_beside(path)))
-        self._replaced, self._removed = dict(self.intent.replace), dict(self.intent.remove)
-        self.intent.make.extend(difference.path for difference in plan.directories)
-        self.intent.promise.extend(
-            d.path for d in plan.directories if _was_link(d) or d.path in plan.stands_at
-        )
-        moves = [m for m in plan.moves if m.kind is not Kind.LINK]
-        self.intent.rename.extend((m.source, m.target) for m in moves)
-
-    def _travel(self, difference: Difference, *, is_database: bool) -> Travel | None:
-        """Return the copy that earlier batches began, where it can still be used."""
-        if is_database or _is_new(difference):
-            return None
-        return self._travel_to(difference.path)
-
-    def _name_beside(self, path: RelPath) -> RelPath:
-        self._count += 1
-        place = self.intent.position
-        tag = b"E%06d-%06d~%d" % (place.epoch, place.sequence, self._count)
-        return join(parent_of(path), RESERVED_PREFIX + tag)
 
     def _make_directories(self, directories: list[Difference]) -> None:
         levels: dict[int, list[Difference]] = {}
@@ -410,20 +274,9 @@ class Push:
         if self._may_defer:
             self._enough = time.monotonic() + _PORTION_SECONDS
         found = each(self._pool, self._bring_in_time, data)
-        self.outcome.is_late = not self.outcome.lacking.isdisjoint(self.outcome.deferred)
+        self._holds.begin_databases()
         found += each(self._pool, self._bring_database, databases)
         return [ready for ready in found if ready is not None]
-
-    def _needed_at(self, difference: Difference) -> RelPath | None:
-        """Return where the file stands now whose old version ``difference`` replaces.
-
-        It was renamed, and what has its old name was renamed to that.
-        """
-        known = difference.known
-        if known is None or known.stamp is None or known.entry.kind is not Kind.FILE:
-            return None
-        place = self._stands_at.get(known.stamp.inode)
-        return None if place == difference.path else place
 
     def _without_only_copies(self, ready: list[_Ready]) -> list[_Ready]:
         """Leave to a later batch what would replace the only whole copy of another file."""
@@ -437,13 +290,13 @@ class Push:
             ready = [item for item in ready if item not in waiting]
 
     def _may_replace(self, item: _Ready, whole: AbstractSet[RelPath]) -> bool:
-        needed = self._needed_at(item.difference)
+        needed = self._prepared.needed_at(item.difference)
         return item.brought.in_place or needed is None or needed in whole
 
     def _without_refused_ones(self, ready: list[_Ready]) -> list[_Ready]:
         """Leave what would replace the only copy of what just did not get its new name."""
         refused = {problem.path for problem in self.outcome.problems if problem.kind != BEHIND}
-        waiting = [item for item in ready if self._needed_at(item.difference) in refused]
+        waiting = [item for item in ready if self._prepared.needed_at(item.difference) in refused]
         for item in waiting:
             self._let_wait(item)
         return [item for item in ready if item not in waiting]
@@ -452,15 +305,16 @@ class Push:
         """Keep the old version, which has to stay; a large new one stays whole beside it."""
         path, brought = item.difference.path, item.brought
         if item.is_database or brought.copied.size < PATCH_FROM:
-            self._left_behind(path)
-            self._leftover += [brought.temporary] if brought.temporary is not None else []
+            self._holds.leave_behind(path)
+            if brought.temporary is not None:
+                self.leftovers.add(brought.temporary)
         elif brought.temporary is not None:
             travel = self._travel_to(path)
             intent = travel.intent if travel is not None else self.intent.path
             spent = travel.seconds if travel is not None else 0.0
             self.outcome.travels[path] = Travel(brought.temporary, intent, brought.copied, spent)
         self.outcome.growing[path] = 0.0
-        needed = self._needed_at(item.difference) or path
+        needed = self._prepared.needed_at(item.difference) or path
         text = (
             f"{show(path)} waits: OneData has {show(needed)} only under this name, until it has"
             " come under its own."
@@ -471,11 +325,11 @@ class Push:
         """Bring data, unless the batch has lasted long enough."""
         if time.monotonic() < self._enough:
             return self._bring(difference)
-        self._defer(difference.path)
+        self._holds.defer(difference.path)
         return None
 
     def _bring_database(self, difference: Difference) -> _Ready | None:
-        if self._databases_wait():
+        if self._holds.databases_wait():
             self.outcome.held.add(difference.path)
             return None
         return self._bring(difference)
@@ -487,7 +341,7 @@ class Push:
         left = deque(
             d
             for d in self._in_turns([d for d in plan.files if d.path in self.outcome.deferred])
-            if self._sources[d.path].digest is not None and not lies_in(d.path, moved)
+            if self._prepared.sources[d.path].digest is not None and not lies_in(d.path, moved)
         )
         ended = threading.Event()
         lanes = [self._pool.submit(self._go_on, left, ended) for _ in range(_LANES if left else 0)]
@@ -505,34 +359,15 @@ class Push:
                 difference = left.popleft()
             except IndexError:
                 return
-            self.outcome.deferred.discard(difference.path)
-            self.outcome.lacking.discard(difference.path)
+            self._holds.take_up(difference.path)
             ready = self._bring(difference)
             if ready is not None:
                 self._publish(ready)
 
-    def _databases_wait(self) -> bool:
-        """Whether data were left to the next batch that any row of any database may name."""
-        return self.outcome.is_late
-
-    def _waits(self, path: RelPath) -> bool:
-        """Whether the databases that do not name ``path`` any more were held back."""
-        held = self._names_renamed(path) or scope_of(path) in self._held_databases
-        return self._databases_wait() or held
-
-    def _names_renamed(self, path: RelPath) -> bool:
-        """Whether rows may name the new name of what the next batch renames."""
-        return is_in_scope(path, self._renaming)
-
-    def _move_waits(self, move: Move) -> bool:
-        """Whether databases of the runs that ``move`` leaves, or carries along, were held back."""
-        carried = (is_beneath(scope, move.source) for scope in self._held_databases)
-        return self._waits(move.source) or any(carried)
-
     def _is_created_late(self, difference: Difference, snapshots: Mapping[RelPath, bytes]) -> bool:
         """Whether a file is created under its own name, but after the data that it promises."""
         path = difference.path
-        if self._sources[path].digest is None or path in snapshots:
+        if self._prepared.sources[path].digest is None or path in snapshots:
             return False
         return self._order.group_of(path, is_database=False) != DATA
 
@@ -540,18 +375,10 @@ class Push:
         """Bring one file's content; what does not come holds back the databases of its run."""
         path = difference.path
         self._may_write()
-        ready = self._try_to_bring(difference, self._sources[path])
+        ready = self._try_to_bring(difference, self._prepared.sources[path])
         if ready is None and path in self.outcome.retry and self._is_promised(difference):
-            self._left_behind(path)
+            self._holds.leave_behind(path)
         return ready
-
-    def _left_behind(self, path: RelPath) -> None:
-        """Hold back the markers and databases of the run of what did not come."""
-        self._held.add(scope_of(path))
-        if self._is_named(path):
-            self._held_promised.add(scope_of(path))
-            self._held_databases.add(scope_of(path))
-            self.outcome.lacking.add(path)
 
     def _is_promised(self, difference: Difference) -> bool:
         """Whether rows may promise a version that did not come.
@@ -586,7 +413,7 @@ class Push:
             self._note_changed(difference, time.monotonic() - began)
             return None
         if brought.undo is not None:
-            self._leftover.append(brought.undo)
+            self.leftovers.add(brought.undo)
         if brought.in_place:
             self._written(path, brought)
         stamp = _seen(difference) if source.frozen else brought.copied.before
@@ -633,7 +460,7 @@ class Push:
         so_far = "it is still compared with that"
         changed = not on.steady
         if on.copied is not None:
-            temporary = self._sources[path].temporary
+            temporary = self._prepared.sources[path].temporary
             spent = seconds
             if travel is not None and travel.temporary == temporary:
                 changed |= travel.copied.before != seen
@@ -665,7 +492,7 @@ class Push:
     def _note_growing(self, path: RelPath, brought: Brought, stamp: Stamp, seconds: float) -> Stamp:
         """Keep a file dirty that is published as far as it came; returns the stamp to remember."""
         # Only a dear one rests: rows that name the rest of it may come with the next batch.
-        is_cheap = brought.copied.steady or brought.copied.size <= _CREATED_AT_MOST
+        is_cheap = brought.copied.steady or brought.copied.size <= CREATED_AT_MOST
         self.outcome.growing[path] = 0.0 if is_cheap else seconds
         if not brought.is_behind:
             return stamp
@@ -678,58 +505,35 @@ class Push:
     def _publish_all(
         self, ready: list[_Ready], plan: Plan, snapshots: Mapping[RelPath, bytes]
     ) -> None:
-        renamed = scopes_of(plan.awaited_moves)
-        self._held |= renamed
-        if self._named is None:
-            self._renaming = renamed
+        self._holds.await_renames(plan.awaited_moves)
         late: dict[int, list[Difference]] = {}
         for difference in plan.files:
             if self._is_created_late(difference, snapshots):
                 group = self._order.group_of(difference.path, is_database=False)
                 late.setdefault(group, []).append(difference)
         for group in self._order.groups:
-            self._hold_targets(plan)
+            self._holds.await_targets(plan)
             batch = [item for item in ready if item.group == group]
             # What goes to another name comes there first: it may not, and the old one has to stay.
-            first = [item for item in batch if self._needed_at(item.difference) is None]
+            first = [item for item in batch if self._prepared.needed_at(item.difference) is None]
             each(self._pool, self._publish, spread(first, lambda item: item.difference.path))
             rest = self._without_refused_ones([item for item in batch if item not in first])
             each(self._pool, self._publish, spread(rest, lambda item: item.difference.path))
             each(self._pool, self._create_late, spread(late.get(group, []), _path_of))
             self._confirm_written()
 
-    def _hold_targets(self, plan: Plan) -> None:
-        """Hold back what may name the targets of renames that wait, in whichever run they are."""
-        while True:
-            waiting = [move for move in plan.moves if self._move_waits(move)]
-            sources = {move.source for move in waiting}
-            more = {scope_of(move.target) for move in waiting}
-            more |= {scope_of(path) for path in plan.stands_at if lies_in(path, sources)}
-            if more <= self._held & self._held_promised & self._held_databases:
-                return
-            self._renaming |= more & {b""}  # what lies outside of the runs all rows may name
-            self._held |= more
-            self._held_promised |= more
-            self._held_databases |= more
-
     def _create_late(self, difference: Difference) -> None:
-        if self._is_held(difference.path, is_database=False):
+        if self._holds.is_held(difference.path, is_database=False):
             self.outcome.held.add(difference.path)
             return
         ready = self._bring(difference)
         if ready is not None:
             self._publish(ready)
 
-    def _is_held(self, path: RelPath, *, is_database: bool) -> bool:
-        """Whether data that ``path`` promises did not come."""
-        if is_database:
-            return self._names_renamed(path) or scope_of(path) in self._held_databases
-        return scope_of(path) in (self._held_promised if path in self._promised else self._held)
-
     def _publish(self, item: _Ready) -> None:
         path, brought = item.difference.path, item.brought
         copied = brought.copied
-        if item.group != DATA and self._is_held(path, is_database=item.is_database):
+        if item.group != DATA and self._holds.is_held(path, is_database=item.is_database):
             self.outcome.held.add(path)
             if brought.temporary is not None:
                 self._replica.remove(brought.temporary)
@@ -761,13 +565,13 @@ class Push:
         if brought.temporary is None:
             self._may_write()
             self._patch(path, brought)
-        elif not self._change_names(path, brought.temporary, self._replaced.get(path)):
+        elif not self._change_names(path, brought.temporary, self._prepared.replaced.get(path)):
             return False
         self._written(path, brought)
         return True
 
     def _patch(self, path: RelPath, brought: Brought) -> None:
-        source, copied = self._sources[path], brought.copied
+        source, copied = self._prepared.sources[path], brought.copied
         assert copied.blocks is not None
         if not self._replica.patch(source.local, path, copied.blocks, brought.numbers, copied.size):
             raise OnesyncError(
@@ -780,7 +584,7 @@ class Push:
         try:
             if aside is not None:
                 self._replica.rename(path, aside, is_file=True)
-                self._leftover.append(aside)
+                self.leftovers.add(aside)
         except FileNotFoundError:
             pass  # somebody removed it in the replica: the new version takes its place
         try:
@@ -789,13 +593,13 @@ class Push:
             # The temporary stays until the batch is tidied: that it is there tells recovery that
             # what stands at the target is not ours.
             self._occupied(path)
-            self._leftover.append(temporary)
+            self.leftovers.add(temporary)
             return False
         except NameRefused:
             if aside is not None:
                 raise  # it stood there: the version that went aside comes back
             self._refuse(path)
-            self._leftover.append(temporary)
+            self.leftovers.add(temporary)
             return False
         return True
 
@@ -830,7 +634,7 @@ class Push:
         gone = [difference for difference in plan.removals if difference.seen is None]
         stale = [difference for difference in gone if lies_in(difference.path, sources)]
         for move in plan.moves:
-            if self._move_waits(move):
+            if self._holds.move_waits(move):
                 self.outcome.postponed_moves.add((move.source, move.target))
                 continue
             each(self._pool, self._remove, [d for d in stale if is_beneath(d.path, move.source)])
@@ -844,23 +648,23 @@ class Push:
             self.outcome.changes.append(Renamed(move.source, move.target))
             self._renamed[move.source] = move.target
         gone = [difference for difference in gone if not lies_in(difference.path, sources)]
-        self.outcome.postponed.update(d.path for d in gone if self._waits(d.path))
+        self.outcome.postponed.update(d.path for d in gone if self._holds.removal_waits(d.path))
         now = [d for d in gone if d.path not in self.outcome.postponed]
-        early = [difference for difference in now if difference.path in self._removes]
+        early = [difference for difference in now if difference.path in self._prepared.removes]
         each(self._pool, self._remove, early)
         # The others go when the checkpoint stands.
-        late = spread((d for d in now if d.path not in self._removes), _path_of)
-        self._unlinked = [difference.path for difference in late]
-        self.outcome.changes.extend(Gone(path) for path in self._unlinked)
+        late = spread((d for d in now if d.path not in self._prepared.removes), _path_of)
+        self.leftovers.unlink_later([difference.path for difference in late])
+        self.outcome.changes.extend(Gone(difference.path) for difference in late)
 
     def _remove(self, difference: Difference) -> None:
-        for path in self._removes[difference.path]:
+        leave = self.leftovers.add_tree if difference.removes_directory else self.leftovers.add
+        for path in self._prepared.removes[difference.path]:
             self._may_write()
+            aside = self._prepared.removed[path]
             with suppress(FileNotFoundError):  # somebody removed it in the replica
-                self._replica.rename(path, self._removed[path])
-                self._leftover.append(self._removed[path])
-                if difference.removes_directory:
-                    self._trees.append(self._removed[path])
+                self._replica.rename(path, aside)
+                leave(aside)
         self.outcome.changes.append(Gone(difference.path))
 
     def _note(self, problem: Problem) -> None:
@@ -884,10 +688,10 @@ class Push:
     def _note_occupied(self, path: RelPath) -> None:
         """Tell whoever may have to settle this batch that what stands at ``path`` is not ours."""
         with self._guard:
-            self._count += 1
-            note = self.intent.note_of(self._count)
+            self._notes += 1
+            note = self.intent.note_of(self._notes)
         self._replica.write_new(note, path)
-        self._leftover.append(note)
+        self.leftovers.add(note)
         self._occupied(path)
 
     def _refuse(self, path: RelPath) -> None:
@@ -927,39 +731,6 @@ def _path_of(difference: Difference) -> RelPath:
     return difference.path
 
 
-def _is_new(difference: Difference) -> bool:
-    """Whether the last checkpoint has nothing at this path that OneData holds."""
-    known = difference.known
-    return known is None or known.entry.kind is Kind.LINK
-
-
-def _goes_late(difference: Difference, moved: AbstractSet[RelPath]) -> bool:
-    """Whether what is removed stays until the checkpoint stands: under that name it is a file."""
-    known = difference.known
-    if known is None or known.entry.kind is not Kind.FILE or difference.seen is not None:
-        return False
-    # Whoever finishes it must be able to tell whether it is that file.
-    is_certain = bool(known.entry.digest) and not is_unconfirmed(known.entry)
-    is_certain &= not is_doubted(known.stamp)
-    return is_certain and not lies_in(difference.path, moved)
-
-
-def _digest_of_small(local: bytes) -> tuple[int, str] | None:
-    """Return size and digest; None of what is large, cannot be read or is no file any more."""
-    try:
-        if local_size(local) > _CREATED_AT_MOST:
-            return None
-        found = digest_local(local)
-    except OSError:
-        return None  # the transfer meets it again, and says so
-    return (found.size, found.digest) if found.steady else None
-
-
 def _seen(difference: Difference) -> Stamp:
     assert difference.seen is not None
     return difference.seen
-
-
-def _was_link(difference: Difference) -> bool:
-    """Whether the last checkpoint has a link there, where nothing else may stand in OneData."""
-    return difference.known is not None and difference.known.entry.kind is Kind.LINK

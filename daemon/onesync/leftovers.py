@@ -1,0 +1,103 @@
+"""What a batch leaves in the replica until its checkpoint stands: asides, removals, its intents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from onesync.core.model import RelPath, lies_in, renamed_path
+from onesync.core.ordering import DATA, PublishOrder
+from onesync.core.plan import Plan
+from onesync.intent import Intent
+from onesync.outcome import Outcome
+from onesync.replica.door import Replica
+from onesync.workers import each
+
+
+class Leftovers:
+    """What is to be tidied behind one batch. The push's workers tell what they leave."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        pool: ThreadPoolExecutor,
+        order: PublishOrder,
+        intent: Intent,
+        removal: Intent,
+        outcome: Outcome,
+    ) -> None:
+        """Leave nothing but the intents; ``order`` tells markers from what they promise."""
+        self._replica = replica
+        self._pool = pool
+        self._order = order
+        self._intent = intent
+        self._removal = removal
+        self._outcome = outcome
+        self._asides: list[RelPath] = []
+        self._trees: list[RelPath] = []
+        self._unlinked: list[RelPath] = []
+
+    def add(self, aside: RelPath) -> None:
+        """Leave a file that went aside, a temporary or a note."""
+        self._asides.append(aside)
+
+    def add_tree(self, aside: RelPath) -> None:
+        """Leave a directory that went aside with all that is in it."""
+        self._trees.append(aside)
+
+    def unlink_later(self, paths: list[RelPath]) -> None:
+        """Leave ``paths``, which stand under their own names until the checkpoint stands."""
+        self._unlinked = paths
+
+    def follow(self, renamed: Mapping[RelPath, RelPath]) -> None:
+        """Tell what lies beneath renamed directories by their new names."""
+        self._asides = [renamed_path(path, renamed) for path in self._asides]
+        self._trees = [renamed_path(path, renamed) for path in self._trees]
+
+    def begins_travel(self) -> bool:
+        """Whether the intent stands for a copy that goes on: then it needs its checkpoint."""
+        travels = self._outcome.travels.values()
+        return any(travel.intent == self._intent.path for travel in travels)
+
+    def stands_in_the_way(self, plan: Plan) -> bool:
+        """Whether what ``plan`` does needs that to be gone first which ``tidy`` left to be done."""
+        leaving = {*self._trees, *self._unlinked}
+        tops = plan.touched_directories()
+        return not leaving.isdisjoint(plan.paths()) or any(lies_in(path, tops) for path in leaving)
+
+    def tidy(self, pool: ThreadPoolExecutor, lanes: int) -> Callable[[], None] | None:
+        """Remove the asides and the intent: the checkpoint stands, they are not needed.
+
+        Returns what is still to be done, by ``lanes`` of ``pool``, where files go or whole
+        directories went aside. It may take long; only those wait for it who need the same names.
+        """
+        each(self._pool, self._replica.remove, self._asides)
+        if self._trees or self._unlinked:
+            return partial(self._tidy_later, pool, lanes)
+        self._end_intent()
+        return None
+
+    def _tidy_later(self, pool: ThreadPoolExecutor, lanes: int) -> None:
+        promises = [path for path in self._unlinked if not self._is_data(path)]
+        promised = [path for path in self._unlinked if self._is_data(path)]
+        for paths in (promises, promised):  # no marker stands without what it promises
+            # Few at a time: in one directory they wait for each other.
+            parts = [paths[number::lanes] for number in range(lanes)]
+            each(pool, self._unlink, [part for part in parts if part])
+        if self._removal.is_needed():
+            self._replica.remove(self._removal.path)
+        for aside in self._trees:
+            self._replica.remove(aside)
+        self._end_intent()
+
+    def _is_data(self, path: RelPath) -> bool:
+        return self._order.group_of(path, is_database=False) == DATA
+
+    def _unlink(self, paths: list[RelPath]) -> None:
+        for path in paths:
+            self._replica.unlink(path)
+
+    def _end_intent(self) -> None:
+        if self._intent.is_needed() and not self.begins_travel():
+            self._replica.remove(self._intent.path)
