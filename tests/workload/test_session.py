@@ -97,11 +97,21 @@ class Times:
 @pytest.fixture
 def mounted() -> Iterator[Passthrough]:
     """OneData is elsewhere: its storage must not wait for the disk that the actors write to."""
-    memory = Path("/dev/shm")
-    place = memory if memory.is_dir() else None
-    with tempfile.TemporaryDirectory(dir=place) as home, Passthrough(Path(home)) as mount:
+    with in_memory() as home, Passthrough(home) as mount:
         (mount.backing / "project").mkdir()
         yield mount
+
+
+@contextmanager
+def in_memory() -> Iterator[Path]:
+    """Yield a directory in memory, with names without end: an instant is a tree of hard links."""
+    with tempfile.TemporaryDirectory() as home:
+        options = ["-t", "tmpfs", "-o", "size=90%,nr_inodes=0"]
+        subprocess.run(["mount", *options, "session", home], check=True)
+        try:
+            yield Path(home)
+        finally:
+            subprocess.run(["umount", home], check=True)
 
 
 @contextmanager
