@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
-from onesync import engine, manifest, push, snapshot, transfer
+from onesync import engine, manifest, preparation, push, snapshot, transfer
 from onesync.core import blocks
 from onesync.core.claims import Remembered, decode_remembered, encode_remembered
 from onesync.core.clock import Happening
@@ -387,7 +387,8 @@ def _edges() -> Iterator[None]:
         (inplace, "_CHUNK", LARGE // 2),
         (transfer, "PATCH_FROM", LARGE),
         (blocks, "_SIZES", ((0, LARGE // 4),)),
-        (push, "_CREATED_AT_MOST", LARGE // 2),
+        (preparation, "CREATED_AT_MOST", LARGE // 2),
+        (push, "CREATED_AT_MOST", LARGE // 2),
         (manifest, "_COMPACT_AT_LEAST", 600),
     ]
     with ExitStack() as stack:
