@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from blake3 import blake3
@@ -30,6 +31,8 @@ from tests.workload.content import BLOCK, Verdict
 from tests.workload.live import PATCHED_BLOCKS, STACK_PARTICLE, STRIDE
 
 PATIENCE = 300.0
+_RESTORED_BESIDE = 2
+"""What one waits for, the other one works in."""
 _MAGIC = b"SQLite format 3\0"
 _GROWING_KINDS = {"missing", "changed_outside", "manifest_damaged"}
 
@@ -53,10 +56,15 @@ class Seen:
     notes: list[str] = field(default_factory=list)
 
 
-def deploy_patiently(node: Node, patience: float = PATIENCE) -> None:
+def deploy_patiently(node: Node) -> None:
     """Start a node, and wait longer than the small tests do until it syncs."""
     node.start()
-    deadline = time.monotonic() + patience
+    wait_patiently(node)
+
+
+def wait_patiently(node: Node) -> None:
+    """Wait until a node that was started syncs."""
+    deadline = time.monotonic() + PATIENCE
     while node.status()["phase"] != "syncing" or not node.running():
         assert node.running(), node.log()
         assert time.monotonic() < deadline, node.log()
@@ -98,17 +106,18 @@ class Instants:
         The copies go; what was restored stays below ``home`` where something is wrong.
         """
         wrong = []
-        with ThreadPoolExecutor(1) as beside:
-            # One is restored while the one before it is judged.
-            coming = deque([beside.submit(_restore, home, copy) for copy in self.copies[:1]])
-            for number, copy in enumerate(self.copies, 1):
+        left = iter(self.copies)
+        with ThreadPoolExecutor(_RESTORED_BESIDE) as beside:
+            # Two are restored, or one is while another one is judged: more would take more room.
+            coming = deque(beside.submit(_restore, home, c) for c in islice(left, _RESTORED_BESIDE))
+            for copy in self.copies:
                 restored = coming.popleft().result()
-                coming += [beside.submit(_restore, home, c) for c in self.copies[number:][:1]]
                 found = restored.check(seen)
                 wrong += [f"{copy.name}: {sentence}" for sentence in found]
                 if not found:
                     shutil.rmtree(restored.place)
                 shutil.rmtree(copy)
+                coming += [beside.submit(_restore, home, c) for c in islice(left, 1)]
         return wrong
 
 

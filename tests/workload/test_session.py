@@ -30,6 +30,7 @@ from tests.workload.oracle import (
     check_end,
     check_tree,
     deploy_patiently,
+    wait_patiently,
 )
 from tests.workload.record import Reader, Record
 from tests.workload.report import Memory, Report, Span, Staleness, fill, fill_staleness, pace
@@ -169,10 +170,11 @@ def test_a_live_session(tmp_path: Path, mounted: Passthrough, one: Node, two: No
     report.calls = counts
     fill(report, staleness.records)
     fill_staleness(report, staleness.ages, times.holds, times.outages)
+    two.start()  # beside the judging: it waits for the slow mount most of the time
     wrong = instants.judge(mounted.backing.parent, seen)
     report.files_judged = seen.files
     tell(report)
-    deploy_patiently(two)
+    wait_patiently(two)
     last = check_tree(two.work, seen) + check_end(one.work, two.work)
     wrong += [f"at the end: {sentence}" for sentence in last]
     assert seen.rows > 0
