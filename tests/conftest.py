@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -52,6 +53,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         fd, os.environ[counts.PLACE] = tempfile.mkstemp(prefix="onesync-campaign-")
         os.close(fd)
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays to the end: Python need not look again and again what of it goes."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
