@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from onesync.replica.children import ChildrenReplica
 from tests.node import SOON, Node
 
@@ -34,6 +36,7 @@ def _wakes(node: Node) -> int:
     return found
 
 
+@pytest.mark.session
 def test_between_rescans_nothing_wakes_up_and_whatever_comes_does(nodes: list[Node]) -> None:
     node, _ = nodes
     with socket.socket() as free:
