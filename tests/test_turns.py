@@ -1,16 +1,28 @@
-"""The number of calls at once: it follows what the mount takes."""
+"""The number of calls at once: it follows what the mount takes, and what pays there."""
 
 from __future__ import annotations
 
 import errno
+import os
 import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
 
 import pytest
 
+from onesync.core import allowance
 from onesync.errors import LocalError, MountHung
+from onesync.replica.children import ChildrenReplica
 from onesync.replica.turns import Turns
+from tests.standin.mounted import Mounted
+from tests.standin.passthrough import Passthrough
 
 MOST = 32
+DIRECTORIES = 40
 
 
 def rounds(turns: Turns, number: int, takes: int, error: Exception) -> list[int]:
@@ -18,11 +30,14 @@ def rounds(turns: Turns, number: int, takes: int, error: Exception) -> list[int]
     limits = []
     for _ in range(number):
         limits.append(turns.limit)
-        going = turns.limit
-        for _ in range(going):
-            turns.__enter__()
-        for place in range(going):
-            turns.__exit__(None, error if place >= takes else None, None)
+        going = [turns.turn("append") for _ in range(turns.limit)]
+        for turn in going:
+            turn.__enter__()
+        for place, turn in enumerate(going):
+            if place < takes:
+                turn.__exit__(None, None, None)
+            else:
+                assert not turn.__exit__(type(error), error, None)
     return limits
 
 
@@ -35,9 +50,12 @@ def test_the_number_follows_what_the_mount_takes(error: Exception) -> None:
     assert rounds(turns, MOST, MOST, error)[-1] >= MOST - 1
 
 
-def test_a_mount_that_refuses_all_gets_a_few_still() -> None:
-    assert rounds(Turns(MOST), 10, 0, OSError(errno.ENOTCONN, "gone"))[-1] == 4
-    assert rounds(Turns(2), 10, 0, OSError(errno.ENOTCONN, "gone"))[-1] == 2
+@pytest.mark.parametrize(
+    "number", [errno.EBUSY, errno.ENFILE, errno.EMFILE, errno.ETIMEDOUT, errno.ENOMEM, errno.EIO]
+)
+def test_a_mount_that_refuses_all_gets_a_few_still(number: int) -> None:
+    assert rounds(Turns(MOST), 10, 0, OSError(number, "gone"))[-1] == 4
+    assert rounds(Turns(2), 10, 0, OSError(number, "gone"))[-1] == 2
 
 
 @pytest.mark.parametrize(
@@ -53,18 +71,141 @@ def test_other_errors_are_no_refusals(error: Exception) -> None:
     assert rounds(Turns(MOST), 5, 0, error) == [MOST] * 5
 
 
-def test_whoever_is_too_much_waits_for_a_turn() -> None:
+@pytest.mark.parametrize("directory", [None, b"directory"])
+def test_whoever_is_too_much_waits_for_a_turn(directory: bytes | None) -> None:
     turns = Turns(1)
     entered = threading.Event()
 
     def enter() -> None:
-        with turns:
+        with turns.turn("put", directory):
             entered.set()
 
-    turns.__enter__()
+    first = turns.turn("put", directory)
+    first.__enter__()
     thread = threading.Thread(target=enter)
     thread.start()
     assert not entered.wait(0.05)
-    turns.__exit__(None, None, None)
+    first.__exit__(None, None, None)
     assert entered.wait(10)
     thread.join()
+
+
+def test_everybody_comes_to_his_turn() -> None:
+    """Many wait, of both kinds, and refusals change the number meanwhile."""
+    turns = Turns(5)
+    never, end = os.pipe()
+    os.set_blocking(never, False)  # it answers EAGAIN
+    always = os.open("/dev/zero", os.O_RDONLY)
+
+    def take(number: int) -> int:
+        directory = b"%d" % number if number % 3 else None
+        with suppress(BlockingIOError), turns.turn("put", directory):
+            os.read(never if number % 7 == 0 else always, 1)
+        return number
+
+    with ThreadPoolExecutor(MOST) as pool:
+        assert list(pool.map(take, range(2000), timeout=60)) == list(range(2000))
+    for fd in (never, end, always):
+        os.close(fd)
+
+
+class Burst:
+    """Small files that go to a mount by 32 workers."""
+
+    def __init__(self, home: Path, top: Path) -> None:
+        self.replica = ChildrenReplica(os.fsencode(top), 2, MOST // 2, patience=20)
+        self._source = os.fsencode(home / "source")
+        (home / "source").write_bytes(bytes(4096))
+        self._numbers = count()
+        self._pool = ThreadPoolExecutor(MOST)
+        for number in range(DIRECTORIES):
+            self.replica.make_directory(b"%d" % number)
+
+    def send(self, files: int) -> tuple[float, list[int]]:
+        """Send so many; returns how many came in a second, and how many might go, at each."""
+        began = time.monotonic()
+        limits = list(self._pool.map(self._put, range(files)))
+        return files / (time.monotonic() - began), limits
+
+    def _put(self, _: int) -> int:
+        number = next(self._numbers)
+        self.replica.put(self._source, b"%d/%d" % (number % DIRECTORIES, number))
+        return self.replica.allowed
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self.replica.close()
+
+
+@pytest.fixture
+def burst(tmp_path: Path) -> Iterator[Callable[[Path], Burst]]:
+    made = []
+
+    def make(top: Path) -> Burst:
+        made.append(Burst(tmp_path, top))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.fuse
+def test_a_mount_that_does_one_call_after_the_other_gets_few_and_does_no_less(
+    tmp_path: Path, burst: Callable[[Path], Burst], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allowance, "_FIRST_FEWER", 1)  # or it takes ten times as many files
+    with Passthrough(tmp_path / "crowded") as mount:
+        files = burst(mount.path)
+        mount.one_by_one(0.001)
+        before, limits = files.send(150)
+        assert set(limits) == {MOST}
+        files.send(750)
+        after, limits = files.send(200)
+        assert sorted(limits)[len(limits) // 2] <= 8
+        assert after >= 0.9 * before
+        mount.one_by_one(0)
+        mount.latency(0.005)
+        files.send(800)
+        assert files.replica.allowed >= MOST // 2, "they pay again"
+        files.close()
+
+
+@pytest.mark.fuse
+def test_a_mount_that_refuses_for_a_while_gets_fewer_for_a_while(
+    mounted: Mounted, burst: Callable[[Path], Burst]
+) -> None:
+    files = burst(mounted.path / "project")
+    for _ in range(3):
+        mounted.fail("create", errno.EAGAIN, times=2 * MOST)
+        for _ in range(2):
+            with pytest.raises(BlockingIOError):
+                files.send(MOST)
+        mounted.clear()
+        assert files.replica.allowed <= MOST // 2
+        files.send(MOST)
+    files.send(MOST * MOST // 2)
+    assert files.replica.allowed == MOST
+
+
+@pytest.mark.fuse
+def test_the_look_that_finds_a_hanging_mount_waits_for_nobody(
+    tmp_path: Path, mounted: Mounted
+) -> None:
+    """Every turn is taken by a call that hangs, and the look is answered all the same."""
+    replica = ChildrenReplica(os.fsencode(mounted.path / "project"), 1, 2, patience=10)
+    (tmp_path / "source").write_bytes(b"x")
+    mounted.hang_at("create")
+    with ThreadPoolExecutor(2) as pool:
+        puts = [
+            pool.submit(replica.put, os.fsencode(tmp_path / "source"), name)
+            for name in (b"a", b"b")
+        ]
+        while len(replica.under_way()) < 2:
+            time.sleep(0.01)
+        assert replica.identify().is_fuse
+        assert not any(put.done() for put in puts)
+        mounted.release()
+        for put in puts:
+            put.result()
+    replica.close()

@@ -4,8 +4,8 @@
  * passthrough BACKING CONTROL MOUNTPOINT [FUSE OPTIONS]
  *
  * CONTROL is a file of 64-bit numbers that is mapped: nanoseconds that each call takes longer, whether
- * calls are held, bytes written, bytes read, then the calls in the order of `enum call`. Others read
- * and write it meanwhile.
+ * calls are held, nanoseconds that each takes while the others wait, bytes written, bytes read, then the
+ * calls in the order of `enum call`. Others read and write it meanwhile.
  */
 #define FUSE_USE_VERSION 31
 #define _GNU_SOURCE
@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <fuse.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,12 +30,13 @@ enum call {
 };
 
 struct control {
-    volatile long long latency_ns, held;
+    volatile long long latency_ns, held, alone_ns;
     long long written, read, calls[CALLS];
 };
 
 static struct control *control;
 static int root;
+static pthread_mutex_t alone = PTHREAD_MUTEX_INITIALIZER;
 
 static void add(long long *counter, long long number)
 {
@@ -54,6 +56,11 @@ static void meet(enum call call)
     add(&control->calls[call], 1);
     if (latency > 0)
         rest(latency);
+    if (control->alone_ns > 0) {
+        pthread_mutex_lock(&alone);
+        rest(control->alone_ns);
+        pthread_mutex_unlock(&alone);
+    }
     while (control->held)
         rest(5000000);
 }

@@ -23,7 +23,7 @@ _CALLS = (
 )
 _SWITCH = struct.Struct("=q")
 _NUMBERS = struct.Struct(f"={2 + len(_CALLS)}q")
-_LATENCY, _HELD, _COUNTED = 0, _SWITCH.size, 2 * _SWITCH.size
+_LATENCY, _HELD, _ALONE, _COUNTED = (place * _SWITCH.size for place in range(4))
 
 
 class Passthrough:
@@ -83,6 +83,10 @@ class Passthrough:
     def latency(self, seconds: float) -> None:
         """Let every call take this much longer."""
         self._switch(_LATENCY, int(seconds * 1e9))
+
+    def one_by_one(self, seconds: float) -> None:
+        """Let calls wait for each other, for this long each."""
+        self._switch(_ALONE, int(seconds * 1e9))
 
     def hang(self) -> None:
         """Let no call be carried out until ``release``; what is on its way ends."""

@@ -18,12 +18,12 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import islice
 from typing import Any, cast
 
 from onesync.core.blocks import Blocks
-from onesync.core.model import RelPath
+from onesync.core.model import RelPath, parent_of
 from onesync.core.trouble import judge
 from onesync.errors import LocalError, MountHung, MountNotThere, OnesyncError
 from onesync.replica.child import receive, send
@@ -41,6 +41,11 @@ _HELD_SECONDS = 30.0
 _DESCRIPTORS = 12
 """So many a child may have for each call at once, which holds up to six; a quarter of all holds
 directories."""
+
+_SMALL = {"put": 1, "fetch": 0, "look": 0, "unlink": 0}
+"""What bursts are made of, a few round trips each, and which argument is the path in OneData."""
+
+_SMALL_BYTES = 1 << 20
 
 
 class _Retired(Exception):
@@ -245,6 +250,11 @@ class ChildrenReplica:
         self._forgotten = _Forgotten()
         self._identified: tuple[Identity | None, float] = (None, 0.0)
 
+    @property
+    def allowed(self) -> int:
+        """How many small calls may be on the mount at once, just now."""
+        return self._turns.limit
+
     def close(self) -> None:
         """Let every child go."""
         with self._guard:
@@ -282,7 +292,9 @@ class ChildrenReplica:
             full = len(self._children) >= self._processes
             if idle is not None and (full or not idle.busy()):
                 return idle
-            child = _Child(self._root, self._threads, self._advanced, self._forgotten, self._limit)
+            # One thread more than turns: see _turn.
+            threads = self._threads + 1
+            child = _Child(self._root, threads, self._advanced, self._forgotten, self._limit)
             self._children.append(child)
             return child
 
@@ -313,7 +325,7 @@ class ChildrenReplica:
         expected = before.mount if before is not None else None
         try:
             while True:
-                with suppress(_Retired), self._turns:
+                with suppress(_Retired), self._turn(method, arguments):
                     return self._timed(self._child(home), expected, method, arguments)
         except LocalError:
             raise
@@ -321,6 +333,15 @@ class ChildrenReplica:
             if judge(error).is_suspicious and not isinstance(error, NameRefused):
                 self._forgotten.add(b"")  # the mount may be another one when it answers again
             raise
+
+    def _turn(self, method: str, arguments: tuple[Any, ...]) -> AbstractContextManager[None]:
+        if method == "identify":
+            return nullcontext()  # it finds out whether the mount hangs: nothing may delay it
+        path: RelPath | None = arguments[_SMALL[method]] if method in _SMALL else None
+        flight = of_this_thread()
+        if path is None or (flight is not None and flight.size > _SMALL_BYTES):
+            return self._turns.turn(method)
+        return self._turns.turn(method, parent_of(path))
 
     def _timed(
         self, child: _Child, expected: int | None, method: str, arguments: tuple[Any, ...]

@@ -1,68 +1,65 @@
-"""How many calls go to the mount at once: fewer when it refuses, one more with each good round."""
+"""Whose turn it is: calls wait here while as many as may go to the mount are under way."""
 
 from __future__ import annotations
 
 import threading
-from types import TracebackType
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from onesync.core.allowance import Allowance, Begun, Outcome
+from onesync.core.model import RelPath
 from onesync.core.trouble import Reaction, judge
 from onesync.errors import LocalError, MountHung
 
-_LEAST = 4
 _TOO_MUCH = (Reaction.AGAIN, Reaction.SUSPECT, Reaction.WAIT)
 
 
 class Turns:
-    """A context manager for each call. Safe in several threads.
+    """A turn for each call. Safe in several threads.
 
-    A refusal halves the number, once in as many calls as were allowed then: those that were on
-    their way with it say nothing new.
+    Who has a turn never waits for another one, so each turn ends, whatever its owner or those who
+    wait hold.
     """
 
     def __init__(self, most: int) -> None:
         """Begin with ``most`` at once, and never allow more."""
-        self._most = most
-        self.limit = most
-        self._going = 0
-        self._good = 0
-        self._ended_since = most
-        self._changed = threading.Condition()
+        self._allowance = Allowance(most)
+        self._guard = threading.Lock()
+        self._room = {is_small: threading.Condition(self._guard) for is_small in (False, True)}
 
-    def __enter__(self) -> None:
-        with self._changed:
-            while self._going >= self.limit:
-                self._changed.wait()
-            self._going += 1
+    @property
+    def limit(self) -> int:
+        """How many small calls may be under way at once, just now."""
+        return self._allowance.limit
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._changed:
-            self._going -= 1
-            self._ended_since += 1
-            if _is_refusal(error):
-                self._halve()
-            else:
-                self._take_good()
-            self._changed.notify_all()
+    @contextmanager
+    def turn(self, kind: str, directory: RelPath | None = None) -> Iterator[None]:
+        """Wait for a turn, and have it; a small call says in which ``directory`` its path lies."""
+        call = self._begin(kind, directory)
+        try:
+            yield
+        except BaseException as error:
+            self._end(call, _outcome(error))
+            raise
+        self._end(call, Outcome.DONE)
 
-    def _halve(self) -> None:
-        self._good = 0
-        if self._ended_since > self.limit:
-            self._ended_since = 0
-            self.limit = max(min(_LEAST, self._most), self.limit // 2)
+    def _begin(self, kind: str, directory: RelPath | None) -> Begun:
+        is_small = directory is not None
+        with self._guard:
+            while self._allowance.room(is_small=is_small) <= 0:
+                self._room[is_small].wait()
+            return self._allowance.begin(time.monotonic(), kind, directory)
 
-    def _take_good(self) -> None:
-        self._good += 1
-        if self._good >= self.limit:
-            self._good = 0
-            self.limit = min(self._most, self.limit + 1)
+    def _end(self, call: Begun, outcome: Outcome) -> None:
+        with self._guard:
+            self._allowance.end(time.monotonic(), call, outcome)
+            # Not all: where few may go many wait, and each would wake up for each turn.
+            for is_small, room in self._room.items():
+                room.notify(max(0, self._allowance.room(is_small=is_small)))
 
 
-def _is_refusal(error: BaseException | None) -> bool:
+def _outcome(error: BaseException) -> Outcome:
     if isinstance(error, LocalError) or not isinstance(error, OSError | MountHung):
-        return False
-    return judge(error).reaction in _TOO_MUCH
+        return Outcome.OTHER
+    return Outcome.REFUSED if judge(error).reaction in _TOO_MUCH else Outcome.OTHER
