@@ -209,6 +209,9 @@ class Metrics:
         self.remote_duration = self._durations(
             "remote_operation", "Calls on the mount, as the daemon waits for them", _CALLS, "op"
         )
+        self.remote_allowed = self._gauge(
+            "remote_operations_allowed", "Small calls on the mount that may be under way at once"
+        )
         self.remote_errors = self._counter(
             "remote_errors", "Calls on the mount that failed", "op", "kind"
         )

@@ -85,7 +85,8 @@ def _table(found: Mapping[str, Any]) -> Table:
     told = ", ".join(f"{count} {name}" for name, count in sorted(others.items())) or "none"
     table = Table(
         box=None,
-        title=f"{len(found['files'])} files on their way, other calls: {told}",
+        title=f"{len(found['files'])} files on their way, other calls: {told};"
+        f" small ones: at most {found['allowed']} at once",
         title_justify="left",
         pad_edge=False,
     )

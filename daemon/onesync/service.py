@@ -277,6 +277,7 @@ class Service:
 
     def _update_metrics(self) -> None:
         engine = self._engine
+        self._metrics.remote_allowed.set(self._replica.allowed)
         self._metrics.update(self.status(), engine.marks.overflows, engine.mount.folder_id)
 
     def _look(self) -> Look:
@@ -479,7 +480,7 @@ class Service:
         return {"pending": self._engine.marks.is_pending(path), "problem": problem}
 
     def _on_flights(self, _: dict[str, Any]) -> dict[str, Any]:
-        """Return the files on their way, the longest first, and the other calls by their names."""
+        """Return the files on their way, the longest first, the other calls, how many may go."""
         calls = self._replica.under_way()
         now = time.monotonic()
         flights = {id(flight): (method, flight) for method, flight in calls if flight is not None}
@@ -495,7 +496,7 @@ class Service:
             for method, flight in sorted(flights.values(), key=lambda item: item[1].began)
         ]
         others = Counter(method for method, flight in calls if flight is None)
-        return {"files": told, "others": dict(others)}
+        return {"files": told, "others": dict(others), "allowed": self._replica.allowed}
 
     def _on_accept_deletions(self, request: dict[str, Any]) -> dict[str, Any]:
         accepted = self._engine.accept_deletions(str(request.get("shown")))
