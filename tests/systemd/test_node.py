@@ -108,6 +108,14 @@ def client(node: Container) -> str:
     return node.run("cat", f"/proc/{main}/task/{main}/children").stdout.strip()
 
 
+def processes(node: Container) -> list[str]:
+    """Return the processes of onesync@p: the daemon and who talks to the mount."""
+    control = node.show("ControlGroup")
+    found = node.run("cat", f"/sys/fs/cgroup/systemd{control}/cgroup.procs").stdout.split()
+    assert len(found) >= 2
+    return found
+
+
 def reached(node: Container, unit: str) -> list[str]:
     """Return which addresses a process of the unit reaches."""
     groups = "/sys/fs/cgroup/unified", "/sys/fs/cgroup"
@@ -167,16 +175,21 @@ def test_the_units_are_in_order_and_the_sandbox_scores(node: Container) -> None:
 
 
 def test_every_process_of_the_daemon_is_stripped(node: Container) -> None:
-    control = node.show("ControlGroup")
-    found = node.run("cat", f"/sys/fs/cgroup/systemd{control}/cgroup.procs").stdout.split()
-    assert len(found) >= 2, "the daemon and who talks to the mount"
-    for process in found:
+    for process in processes(node):
         lines = node.run("cat", f"/proc/{process}/status").stdout.splitlines()
         told = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
         assert told["Uid"] == [str(USERS["scipion"])] * 4
         assert told["Groups"] in ([], [str(USERS["scipion"])])
         assert all(int(told[key][0], 16) == 0 for key in ("CapEff", "CapPrm", "CapBnd", "CapAmb"))
         assert (told["NoNewPrivs"], told["Seccomp"]) == (["1"], ["2"])
+
+
+def test_the_workload_comes_first(node: Container) -> None:
+    for process in processes(node):
+        fields = node.run("cat", f"/proc/{process}/stat").stdout.rpartition(")")[2].split()
+        assert (int(fields[16]), int(fields[38])) == (10, os.SCHED_BATCH)
+        assert node.run("ionice", "-p", process).stdout.strip() == "best-effort: prio 7"
+    assert (node.show("CPUWeight"), node.show("IOWeight")) == ("10", "10")
 
 
 def test_what_is_forbidden_fails_in_the_sandbox_and_nowhere_else(node: Container) -> None:
