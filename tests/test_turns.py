@@ -100,6 +100,7 @@ def test_everybody_comes_to_his_turn() -> None:
     def take(number: int) -> int:
         directory = b"%d" % number if number % 3 else None
         with suppress(BlockingIOError), turns.turn("put", directory):
+            time.sleep(0.0005)  # the others come meanwhile
             os.read(never if number % 7 == 0 else always, 1)
         return number
 
