@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -74,6 +75,7 @@ def test_between_rescans_nothing_wakes_up_and_whatever_comes_does(nodes: list[No
 
 def test_children_that_rest_go_and_no_call_meets_one_that_went(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
+    gc.collect()  # what tests before this one left: Popen reaps what is garbage
     replica = ChildrenReplica(os.fsencode(tmp_path), 2, 2, 20)
     try:
         with ThreadPoolExecutor(4) as pool:
