@@ -19,8 +19,10 @@ from onesync.core.model import RelPath
 
 LEAST = 4
 """So many go even to a mount that refuses everything: a loss must be noticed to be over."""
-_SLOW_SECONDS = 0.1
-"""A mount that answers sooner with all that may go is not crowded, whatever it could do alone."""
+_SLOW_SECONDS, _STILL_SLOW_SECONDS = 0.2, 0.05
+"""A mount that answers sooner with all that may go is not crowded, whatever it could do alone; the
+second counts where fewer were found to do as much. Where this node's processors are what is short,
+fewer calls do as much too: so the first is far from what a sound mount takes."""
 _FEWEST_SEEN = 48
 _ROUNDS_SEEN = 3
 _AS_MUCH, _MORE = 0.9, 1.1
@@ -231,7 +233,8 @@ class _Paying:
             self._judge(seen.speed_over(self._before))
 
     def _try(self) -> None:
-        is_slow = self._before.seconds >= _SLOW_SECONDS * self._before.calls
+        slow = _SLOW_SECONDS if self._settled == self._most else _STILL_SLOW_SECONDS
+        is_slow = self._before.seconds >= slow * self._before.calls
         if is_slow and self._settled >= 2 * LEAST and self._fewer.is_over():
             self.limit = self._settled // 2
             return
