@@ -247,5 +247,7 @@ class Tabled:
     def __init__(self) -> None:
         self.put_in: dict[RelPath, tuple[Entry, Stamp | None]] = {}
 
-    def put(self, path: RelPath, entry: Entry, stamp: Stamp | None) -> None:
+    def put(
+        self, path: RelPath, entry: Entry, stamp: Stamp | None, blocks: Blocks | None = None
+    ) -> None:
         self.put_in[path] = (entry, stamp)

@@ -146,7 +146,7 @@ def stage_in(
     folder: Path, work: Path, pool: ThreadPoolExecutor, tree: dict[RelPath, Entry]
 ) -> list[Problem]:
     replica = FolderReplica(os.fsencode(folder))
-    staged = StageIn(replica, os.fsencode(work), pool, lambda *_: None, Tabled()).run(tree)
+    staged = StageIn(replica, os.fsencode(work), pool, lambda *_: None, Tabled()).run(Tree(tree))
     return staged.problems
 
 

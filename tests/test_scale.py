@@ -15,6 +15,7 @@ from onesync import stagein
 from onesync.clock import SystemClock
 from onesync.core.chain import Set
 from onesync.core.model import Entry, Kind
+from onesync.core.tree import Tree
 from onesync.manifest import MANIFEST, Manifest
 from onesync.stagein import StageIn
 from tests.memory import MemoryReplica, Tabled
@@ -45,7 +46,7 @@ def test_few_files_wait_for_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyP
             pool.open = pool.open - 1 if done else 0
 
         rows = Tabled()
-        StageIn(replica, os.fsencode(tmp_path), pool, advanced, rows).run({})
+        StageIn(replica, os.fsencode(tmp_path), pool, advanced, rows).run(Tree())
     assert len(rows.put_in) == 100
     assert pool.most == 10
 

@@ -11,6 +11,7 @@ import pytest
 from blake3 import blake3
 
 from onesync.core.model import Entry, Kind
+from onesync.core.tree import Tree
 from onesync.replica.door import Listed
 from onesync.stagein import Staged, StageIn
 from tests.memory import MemoryReplica, Tabled
@@ -43,7 +44,7 @@ def staged_in(replica: MemoryReplica, work: Path, rows: Tabled) -> Staged:
     with ThreadPoolExecutor(2) as pool:
         root = os.fsencode(work)
         stage_in = StageIn(replica, root, pool, lambda *_: None, rows, asked={b"known"})
-        return stage_in.run({b"known": KNOWN})
+        return stage_in.run(Tree({b"known": KNOWN}))
 
 
 def test_a_known_file_is_opened_without_a_look(tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
 
 from onesync import recovery, working_copy
 from onesync.batch import Batches
@@ -22,6 +25,7 @@ from onesync.core.model import (
     show,
     unconfirmed,
 )
+from onesync.core.tree import Fold, Tree
 from onesync.errors import Halted
 from onesync.index import Index
 from onesync.intent import INTENTS
@@ -35,12 +39,15 @@ from onesync.replica.door import Replica
 from onesync.scanner import Scanner
 from onesync.settings import Settings
 from onesync.stagein import CHANGED_OUTSIDE, Conflict, Staged, StageIn
+from onesync.stored_tree import stored_trees
 
 log = logging.getLogger(__name__)
 
 ADOPTED = "adopted"
 """What ``staged`` in the index says, instead of a deployment, until an adopted copy has one."""
 _NAMED = 5
+_MOST_FRESH = 50_000
+"""Where more is new at stage-in than that, a base tells of it, which takes no memory."""
 
 
 class Deploy:
@@ -55,6 +62,7 @@ class Deploy:
         mount: Mount,
         scanner: Scanner,
         pool: ThreadPoolExecutor,
+        spool: Path,
         problems: dict[RelPath, Problem],
         make_batches: Callable[[str, Head | None, int], Batches],
         advanced: Callable[[int, int], None],
@@ -69,6 +77,7 @@ class Deploy:
             mount: looked at already.
             scanner: of the working copy.
             pool: the workers.
+            spool: a local directory for what memory must not hold.
             problems: what stage-in finds is added.
             make_batches: from the folder's id, its head and our epoch.
             advanced: told files done and files in all; may raise to give up.
@@ -80,6 +89,7 @@ class Deploy:
         self._mount = mount
         self._scanner = scanner
         self._pool = pool
+        self._spool = spool
         self._problems = problems
         self._make_batches = make_batches
         self._advanced = advanced
@@ -105,13 +115,21 @@ class Deploy:
         Raises Halted where a person must decide, StopRequested where ``advanced`` gives up, OSError
         or MountNotThere where the mount fails: it goes on at the next start.
         """
+        with stored_trees(self._spool) as make_tree:
+            batches = self._take_over(epoch, make_tree)
+        if self._index.get("root_birth") is None:  # an index of before it was kept
+            self._index.set(**root_values(self._root))
+        self.verify_root()
+        return batches
+
+    def _take_over(self, epoch: int, make_tree: Callable[[], Fold]) -> Batches:
         for path in (MANIFEST, INTENTS):
             try:
                 self._replica.make_directory(path)
             except FileExistsError:
                 continue
         folder_id = self._mount.open_folder()
-        head = read_head(self._replica, folder_id)
+        head = read_head(self._replica, folder_id, self._spool, make_tree)
         if head is None:
             remove_torn_beginnings(self._replica)
         self._tell_of(head)
@@ -130,10 +148,7 @@ class Deploy:
                 self._pool,
             ):
                 log.warning("half-done batch settled", extra={"what": sentence})
-            self._stage_in(batches, head)
-        if self._index.get("root_birth") is None:  # an index of before it was kept
-            self._index.set(**root_values(self._root))
-        self.verify_root()
+            self._stage_in(batches, head, make_tree())
         return batches
 
     def _tell_of(self, head: Head | None) -> None:
@@ -227,8 +242,8 @@ class Deploy:
             stamps = {c.path: lost_stamp(c.entry.kind) for c in ours + changed}
             self._index.commit(changes, stamps)
 
-    def _stage_in(self, batches: Batches, head: Head | None) -> None:
-        tree = head.tree if head else {}
+    def _stage_in(self, batches: Batches, head: Head | None, newcomers: Fold) -> None:
+        tree = head.tree if head else Tree()
         name = head.name if head else ""
         if self._index.get("undeployed") is not None:
             working_copy.reuse(self._root, self._index, self._scanner, tree)
@@ -249,7 +264,7 @@ class Deploy:
                     rows,
                     self._link_moves(head),
                     asked,
-                ).run(tree)
+                ).run(tree, newcomers)
         except Conflict as conflict:
             raise Halted(
                 f"{conflict} stands in the working directory with another content than in OneData;"
@@ -267,24 +282,21 @@ class Deploy:
         return ours or self._index.get("staging") in (None, head_name)
 
     def _take_staged(self, batches: Batches, head: Head | None, staged: Staged) -> None:
-        tree = head.tree if head else {}
         marked = self._still_marked(head, staged)
         for problem in staged.problems + marked:
             self._problems[problem.path] = problem
             log.warning(problem.text)
         if staged.relocated:
             log.info("links follow the working directory", extra={"links": staged.relocated})
-        self._index.remember_blocks(staged.blocks)
+        self._index.remember_blocks({})  # forgets those of what is no more
         healed = (head.problems.keys() if head else set()) & staged.fetched
         healed -= self._problems.keys()
-        if head is None or head.ignored:
-            # A chain that is forked or torn is mended at once: the next reader needs none of it.
+        fresh = self._fresh(head, healed)
+        # A chain that is forked or torn is mended at once: the next reader needs none of it.
+        if head is None or head.ignored or len(fresh) > _MOST_FRESH:
             batches.base()
-        else:
-            entries = ((p, e) for p, e in self._index.entries() if p)
-            fresh = [Set(p, e) for p, e in entries if tree.get(p) != e or p in healed]
-            if fresh or staged.problems:
-                batches.commit([*fresh, *map(Noted, staged.problems)], {}, "incremental")
+        elif fresh or staged.problems:
+            batches.commit([*fresh, *map(Noted, staged.problems)], {}, "incremental")
         self._index.set(
             staged=self._lock.state().deployment_id,
             staging=None,
@@ -292,6 +304,14 @@ class Deploy:
             head_name=batches.manifest.head[0] if batches.manifest.head else None,
             **root_values(self._root),
         )
+
+    def _fresh(self, head: Head | None, healed: AbstractSet[RelPath]) -> list[Change]:
+        """Return what the next checkpoint must tell of: as much as a base is not better for."""
+        if head is None:
+            return []
+        entries = ((path, entry) for path, entry in self._index.entries() if path)
+        fresh = (Set(p, e) for p, e in entries if head.tree.get(p) != e or p in healed)
+        return list(islice(fresh, _MOST_FRESH + 1))
 
     def _still_marked(self, head: Head | None, staged: Staged) -> list[Problem]:
         """Return the problems of the head that hold on.

@@ -123,6 +123,7 @@ class Engine:
         self._observer = observer
         self._last_status = last_status
         self._root = os.fsencode(settings.working_dir.resolve())
+        self._spool = settings.state_dir / "spool"
         self._pool = ThreadPoolExecutor(settings.push.workers, thread_name_prefix="push")
         self._order = PublishOrder(settings.push.publish_order, settings.push.scratch)
         excluded = PathSpec.from_lines("gitignore", settings.push.exclude)
@@ -161,6 +162,7 @@ class Engine:
             self.mount,
             self._scanner,
             self._pool,
+            self._spool,
             self._problems,
             self._make_batches,
             self._on_staged,
@@ -437,6 +439,7 @@ class Engine:
 
     def _deploy(self) -> Batches:
         self._deployment.refuse_foreign()
+        self._empty_spool()
         self._set_phase("locking")
         if (adopting := self._index.get("adopting")) is not None:
             self.lock.adopt(json.loads(adopting))
@@ -461,6 +464,14 @@ class Engine:
         self._expiry.begin(self.lock.state().deployment_id)
         return self._batches
 
+    def _empty_spool(self) -> None:
+        try:
+            self._spool.mkdir(exist_ok=True)
+            for left in self._spool.iterdir():
+                left.unlink()
+        except OSError as error:
+            raise self._state_dir_failed(error) from error
+
     def _lane_mount(self) -> Mount:
         """Return the mount as the lock's own lane knows it."""
         return Mount(
@@ -483,13 +494,6 @@ class Engine:
 
     def _make_batches(self, folder_id: str, head: Head | None, epoch: int) -> Batches:
         self.last_checkpoint = head.name if head is not None else None
-        spool = self._settings.state_dir / "spool"
-        try:
-            spool.mkdir(exist_ok=True)
-            for left in spool.iterdir():
-                left.unlink()
-        except OSError as error:
-            raise self._state_dir_failed(error) from error
         writer = f"onesync {__version__} on {platform.node()}"
         manifest = Manifest(
             self._replica,
@@ -500,10 +504,11 @@ class Engine:
             writer,
             self._working_dirs(),
             self._may_write,
+            self._spool,
         )
         cuts = Cuts(
             root=self._root,
-            spool=spool,
+            spool=self._spool,
             index=self._index,
             scanner=self._scanner,
             marks=self.marks,

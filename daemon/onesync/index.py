@@ -52,6 +52,8 @@ _FAILED = (
 )
 _CHUNK = 1 << 20
 _PORTION = 2_000
+_BLOCKS_PORTION = 100
+"""Blocks of huge files are 16 kB for each GB."""
 _LARGEST_LOG = 64 << 20
 """Bytes of the write-ahead log that stay: a stage-in makes one as large as the index."""
 _HAS_ENTRY = 10
@@ -129,22 +131,31 @@ def keep_damaged(path: Path, error: IndexDamaged) -> None:
 class Filling:
     """Rows on their way into the index, some at a time."""
 
-    def __init__(self, write: Callable[[list[tuple[RelPath, Entry, Stamp | None]]], None]) -> None:
-        """Write them with ``write``."""
+    def __init__(
+        self,
+        write: Callable[[list[tuple[RelPath, Entry, Stamp | None]], dict[str, Blocks]], None],
+    ) -> None:
+        """Write them, and blocks, with ``write``."""
         self._write = write
         self._rows: list[tuple[RelPath, Entry, Stamp | None]] = []
+        self._blocks: dict[str, Blocks] = {}
 
-    def put(self, path: RelPath, entry: Entry, stamp: Stamp | None) -> None:
-        """Add a row."""
+    def put(
+        self, path: RelPath, entry: Entry, stamp: Stamp | None, blocks: Blocks | None = None
+    ) -> None:
+        """Add a row, with the blocks of a large file."""
         self._rows.append((path, entry, stamp))
-        if len(self._rows) >= _PORTION:
+        if blocks is not None:
+            self._blocks[entry.digest] = blocks
+        if len(self._rows) >= _PORTION or len(self._blocks) >= _BLOCKS_PORTION:
             self.write()
 
     def write(self) -> None:
         """Write what was put since the last time."""
         rows, self._rows = self._rows, []
+        blocks, self._blocks = self._blocks, {}
         if rows:
-            self._write(rows)
+            self._write(rows, blocks)
 
 
 class Index:
@@ -310,11 +321,18 @@ class Index:
             for row in self._rows(query, values):
                 yield join(row[0], row[1]), self._known(row)
 
+    def upwards(self) -> Iterator[tuple[RelPath, Known]]:
+        """Yield every row but the root's, what is in a directory before the directory."""
+        query = f"SELECT {_COLUMNS} FROM entry ORDER BY parent DESC, name DESC"
+        for row in self._rows(query):
+            if path := join(row[0], row[1]):
+                yield path, self._known(row)
+
     def entries(self) -> Iterator[tuple[RelPath, Entry]]:
         """Yield path and entry of every row, in the order of ``beneath``; makes no stamps."""
         for row in self._rows(f"SELECT {_ENTRIES} FROM entry ORDER BY parent, name"):
             try:
-                yield join(row[0], row[1]), _entry(row)
+                yield join(row[0], row[1]), entry_of(row)
             except (ValueError, TypeError) as error:  # such as an unknown kind
                 raise self._lost(error) from error
 
@@ -469,10 +487,13 @@ class Index:
         yield filling
         filling.write()
 
-    def _put_rows(self, rows: list[tuple[RelPath, Entry, Stamp | None]]) -> None:
+    def _put_rows(
+        self, rows: list[tuple[RelPath, Entry, Stamp | None]], blocks: Mapping[str, Blocks]
+    ) -> None:
         with self._transaction():
             for row in rows:
                 self._put(*row)
+            self._put_blocks(blocks)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -509,7 +530,7 @@ class Index:
     def _put(self, path: RelPath, entry: Entry, stamp: Stamp | None) -> None:
         self._agreed.pop(parent_of(path), None)
         known = (entry.kind, entry.size, entry.mtime_ns, entry.mode, entry.digest, entry.target)
-        more = (entry.group & _MOST_INTEGER, _xattrs_text(entry.xattrs))
+        more = (entry.group & _MOST_INTEGER, xattrs_text(entry.xattrs))
         seen: tuple[int | None, ...] = (None,) * 6
         if stamp is not None:
             times = (stamp.mtime_ns, stamp.ctime_ns)
@@ -592,13 +613,14 @@ def _range(path: RelPath) -> tuple[str, tuple[bytes, ...]]:
     return "(path = ? OR (path > ? AND path < ?))", (path, path + b"/", path + b"0")
 
 
-def _entry(row: tuple[Any, ...]) -> Entry:
+def entry_of(row: tuple[Any, ...]) -> Entry:
+    """Return the entry of a row whose columns are ``_ENTRIES``, and perhaps more."""
     _, _, kind, size, mtime_ns, mode, digest, target, group, xattrs = row[:_HAS_ENTRY]
     return Entry(Kind(kind), size, mtime_ns, mode, digest, target, group, _xattrs_of(xattrs))
 
 
 def _known(row: tuple[Any, ...]) -> Known:
-    entry = _entry(row)
+    entry = entry_of(row)
     *stamped, linked = row[_HAS_ENTRY:]
     if stamped[0] is None:
         return Known(entry, None)
@@ -607,7 +629,8 @@ def _known(row: tuple[Any, ...]) -> Known:
     return Known(entry, stamp)
 
 
-def _xattrs_text(xattrs: tuple[tuple[bytes, bytes], ...]) -> str:
+def xattrs_text(xattrs: tuple[tuple[bytes, bytes], ...]) -> str:
+    """Return attributes as a row has them."""
     return json.dumps([(n.hex(), v.hex()) for n, v in xattrs]) if xattrs else ""
 
 

@@ -6,11 +6,17 @@ The codec and the fold are ``core.chain``'s. Engine's thread only.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+
+from blake3 import blake3
 
 from onesync.core.chain import (
     Change,
@@ -19,19 +25,21 @@ from onesync.core.chain import (
     Head,
     Header,
     NewerFormat,
+    Packed,
     Position,
     base_name,
     checkpoint_name,
     decode,
-    encode,
-    file_digest,
+    encoded,
     find_head,
     parse_name,
 )
 from onesync.core.claims import EPOCHS, epoch_name, parse_beat, parse_epoch, told_checkpoint
 from onesync.core.clock import Clock
 from onesync.core.model import STATUS_FOLDER, join, show
+from onesync.core.tree import Fold, Tree
 from onesync.errors import Halted, NotArrived
+from onesync.local import on_this_machine
 from onesync.replica.door import Replica
 
 log = logging.getLogger(__name__)
@@ -39,6 +47,8 @@ log = logging.getLogger(__name__)
 MANIFEST = STATUS_FOLDER + b"/manifest"
 _COMPACT_AT_LEAST = 1 << 20
 _KEPT_BASES = 3
+_SMALL = 1 << 20
+"""A checkpoint of more bytes is not held in memory on its way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +61,51 @@ class Written:
     wall_seconds: float
 
 
-def read_head(replica: Replica, folder_id: str | None = None) -> Head | None:
+class _Spooled:
+    """A file of the spool that lost its name; see ``core.chain.Packed``."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY)
+        path.unlink()
+        self._size = os.fstat(self._fd).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        return os.pread(self._fd, stop - start, start)
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+def read_head(
+    replica: Replica,
+    folder_id: str | None = None,
+    spool: Path | None = None,
+    make_tree: Callable[[], Fold] = Tree,
+) -> Head | None:
     """Read the head; None in a folder without checkpoints.
 
     The listing may be stale: the claims tell by name of epochs and checkpoints that it hides.
     Raises Halted when there are checkpoints and none can be used.
+
+    Args:
+        replica: the door.
+        folder_id: of the folder, where it is known.
+        spool: a local directory in which bases are read rather than in memory.
+        make_tree: makes the empty tree that is folded into.
     """
     names = [name.decode("utf-8", "replace") for name in replica.names(MANIFEST)]
     first, told = _told_by_claims(replica, names)
     try:
         return find_head(
             [*names, *first],
-            lambda name: replica.read(join(MANIFEST, name.encode())),
+            partial(_read, replica, spool),
             told,
             folder_id,
+            make_tree,
         )
     except Damaged as error:
         raise Halted(
@@ -77,6 +118,22 @@ def read_head(replica: Replica, folder_id: str | None = None) -> Head | None:
             f"The manifest was written by a newer onesync ({error}); nothing was changed. Install"
             " the newer onesync."
         ) from error
+
+
+def _read(replica: Replica, spool: Path | None, name: str) -> Packed:
+    path = join(MANIFEST, name.encode())
+    parsed = parse_name(name)
+    if spool is None or parsed is None or not parsed[1]:
+        return replica.read(path)
+    local = spool / name
+    with on_this_machine():
+        local.unlink(missing_ok=True)
+    try:
+        replica.fetch(path, bytes(local), 0o600, None)
+    except InterruptedError:  # no regular file
+        return replica.read(path)
+    with on_this_machine():
+        return _Spooled(local)
 
 
 def _told_by_claims(replica: Replica, names: list[str]) -> tuple[list[str], list[str]]:
@@ -142,12 +199,15 @@ class Manifest:
         writer: str,
         working_dirs: tuple[bytes, ...],
         may_write: Callable[[], None] = lambda: None,
+        spool: Path | None = None,
     ) -> None:
         """Continue ``head`` in ``epoch``; None begins a chain.
 
-        ``may_write`` raises when the lock may be another's.
+        ``may_write`` raises when the lock may be another's. Large checkpoints are made in the
+        local directory ``spool`` (None: in the system's for temporaries).
         """
         self._may_write = may_write
+        self._spool = None if spool is None else str(spool)
         self._replica = replica
         self._clock = clock
         self._folder_id = folder_id
@@ -178,20 +238,33 @@ class Manifest:
             why,
             self._working_dirs,
         )
-        data = encode(header, changes)
         name = self._tried = self._name(why)
-        path = join(MANIFEST, name.encode())
-        self._replica.write_new(path, data)
-        self._confirm(name, data)
+        with on_this_machine():
+            file = SpooledTemporaryFile(_SMALL, dir=self._spool)  # noqa: SIM115 - closed below
+        with file:
+            hasher = blake3()
+            for piece in encoded(header, changes):
+                hasher.update(piece)
+                with on_this_machine():
+                    file.write(piece)
+            size, digest = file.tell(), hasher.hexdigest()
+            self._send(name, file, size, digest)
         self._may_write()
-        return self._advance(name, data, why, wall)
+        return self._advance(name, digest, size, why, wall)
 
-    def _confirm(self, name: str, data: bytes) -> None:
-        if self._replica.read(join(MANIFEST, name.encode())) != data:
-            raise NotArrived(
-                f"The checkpoint {name} reads back differently from OneData; nothing is lost, the"
-                " batch is done again."
-            )
+    def _send(self, name: str, file: SpooledTemporaryFile[bytes], size: int, digest: str) -> None:
+        """Write a checkpoint and read it back."""
+        path = join(MANIFEST, name.encode())
+        if size <= _SMALL:
+            file.seek(0)
+            data = file.read()
+            self._replica.write_new(path, data)
+            _confirm(name, self._replica.read(path) == data)
+        else:
+            with on_this_machine():
+                file.flush()
+            self._replica.put(b"/proc/%d/fd/%d" % (os.getpid(), file.fileno()), path)
+            _confirm(name, self._replica.digest(path) == (digest, size))
 
     def unfinished(self) -> tuple[Checkpoint, Written] | None:
         """Find out about a checkpoint whose write or read-back failed: it may stand all the same.
@@ -215,9 +288,9 @@ class Manifest:
                 continue
             # What was not flushed for certain may stand in a buffer alone: it is sent once more.
             self._replica.overwrite(path, data)
-            self._confirm(name, data)
+            _confirm(name, self._replica.read(path) == data)
             wall = self._clock.wall_ns() / 1e9
-            return found, self._advance(name, data, found.header.why, wall)
+            return found, self._advance(name, found.digest, found.size, found.header.why, wall)
         if self._tried == base_name(self.position):
             self._skip()
         return None
@@ -252,18 +325,26 @@ class Manifest:
                 self._replica.remove(join(MANIFEST, name))
         return bases[-_KEPT_BASES]
 
-    def _advance(self, name: str, data: bytes, why: str, wall: float) -> Written:
+    def _advance(self, name: str, digest: str, size: int, why: str, wall: float) -> Written:
         place = self.position
-        written = Written(name, file_digest(data), place, wall)
-        self.head = (name, written.digest)
+        written = Written(name, digest, place, wall)
+        self.head = (name, digest)
         self.committed = place
         self._skip()
         if why == "base":
-            self._base_size, self._since_base = len(data), 0
+            self._base_size, self._since_base = size, 0
         else:
-            self._since_base += len(data)
+            self._since_base += size
         return written
 
     def _skip(self) -> None:
         self.position = Position(self.position.epoch, self.position.sequence + 1)
         self._tried = None
+
+
+def _confirm(name: str, arrived: bool) -> None:
+    if not arrived:
+        raise NotArrived(
+            f"The checkpoint {name} reads back differently from OneData; nothing is lost, the"
+            " batch is done again."
+        )

@@ -53,9 +53,12 @@ def rebuild(
     """
     rebuilt = Rebuilt()
     found = {path: difference.seen for path, difference in scanner.scan((), [b""]).items()}
+    count = len(tree)
     top = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
-        compared = pool.map(lambda path: _compare(top, path, tree[path], found.get(path)), tree)
+        compared = pool.map(
+            lambda item: _compare(top, item[0], item[1], found.get(item[0])), tree.items()
+        )
         for number, ((path, entry), (stamp, blocks)) in enumerate(
             zip(tree.items(), compared, strict=True), 1
         ):
@@ -64,7 +67,7 @@ def rebuild(
                 rebuilt.absent.append(path)
             if blocks is not None:
                 rebuilt.blocks[entry.digest] = blocks
-            advanced(number, len(tree))
+            advanced(number, count)
     finally:
         os.close(top)
     return rebuilt

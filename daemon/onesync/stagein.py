@@ -11,14 +11,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain, islice
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from blake3 import blake3
 
@@ -41,7 +43,7 @@ from onesync.core.model import (
     show,
 )
 from onesync.core.ordering import database_of
-from onesync.core.tree import Tree
+from onesync.core.tree import Fold, Tree
 from onesync.errors import LocalError
 from onesync.local import digest_local, on_this_machine, open_source, stamp_of, write_xattrs
 from onesync.replica.door import Listed, Replica
@@ -55,16 +57,26 @@ _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _LARGE = 1 << 20
 _MOST_WAITING = 1000
 """Files that wait for a worker: for each of a million they would take a gigabyte."""
-_Fetched = tuple[Entry, Stamp | None, Problem | None]
+_MOST_LISTED = 100
+"""Directories of which listings are waited for."""
+
+T = TypeVar("T")
+U = TypeVar("U")
+_Row = tuple[Entry, Stamp | None, Blocks | None]
+_Fetched = tuple[_Row, Problem | None]
+_Item = tuple[RelPath, Entry]
 
 
 class Rows(Protocol):
     """Where what was staged in is recorded, entry by entry."""
 
-    def put(self, path: RelPath, entry: Entry, stamp: Stamp | None) -> None:
+    def put(
+        self, path: RelPath, entry: Entry, stamp: Stamp | None, blocks: Blocks | None = None
+    ) -> None:
         """Record an entry with the stamp of its local copy; None where it is not here.
 
-        A damaged file keeps the entry that the manifest has of it.
+        A damaged file keeps the entry that the manifest has of it. ``blocks`` are those of a large
+        file that was copied now.
         """
 
 
@@ -77,55 +89,53 @@ class Staged:
         fetched: those of the files that were asked about which were copied now; the others were
             here already.
         relocated: how many links followed the working directory to its new place.
-        blocks: digests of the blocks of large files, by the files' digests.
     """
 
     problems: list[Problem] = field(default_factory=list)
     fetched: set[RelPath] = field(default_factory=set)
     relocated: int = 0
-    blocks: dict[str, Blocks] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Wanted:
-    """What is to be made here. Of what the manifest knows only what must be known before it is.
+    """What is to be made here. Memory holds directories, large files and what is rare, no others.
 
     Attributes:
         tree: the manifest's.
+        newcomers: files that the manifest does not know.
         left_out: paths of the manifest that are not brought.
-        newcomers: sizes of files that the manifest does not know.
         directories: those of the manifest, new ones, and those that lie above anything.
         links: what is linked and the manifest does not know.
         grouped: the files with several names.
+        large: files that take longest.
+        count: how many files are brought.
     """
 
-    tree: Tree
+    tree: Fold
+    newcomers: Fold
     left_out: set[RelPath] = field(default_factory=set)
-    newcomers: dict[RelPath, int] = field(default_factory=dict)
     directories: dict[RelPath, Entry] = field(default_factory=dict)
     links: dict[RelPath, Entry] = field(default_factory=dict)
     grouped: dict[RelPath, Entry] = field(default_factory=dict)
+    large: list[_Item] = field(default_factory=list)
+    count: int = 0
 
-    def known(self, kind: Kind) -> Iterator[tuple[RelPath, Entry]]:
+    def known(self, kind: Kind) -> Iterator[_Item]:
         """Yield those of the manifest that are brought."""
-        for path, entry in self.tree.items():
-            if entry.kind is kind and path not in self.left_out:
-                yield path, entry
+        return (item for item in self.tree.of_kind(kind) if item[0] not in self.left_out)
 
-    def files(self, names: Mapping[RelPath, RelPath]) -> Iterator[tuple[RelPath, Entry]]:
-        """Yield the files without the other names of linked ones; the large ones come first.
+    def want_file(self, path: RelPath, entry: Entry) -> None:
+        """Count a file."""
+        self.count += 1
+        if entry.size >= _LARGE:
+            self.large.append((path, entry))
 
-        They take longest. Of a million small ones no list is made.
-        """
-        large = [item for item in self._files() if item[1].size >= _LARGE]
-        large.sort(key=lambda item: -item[1].size)
-        small = (item for item in self._files() if item[1].size < _LARGE)
-        return (item for item in chain(large, small) if item[0] not in names)
-
-    def _files(self) -> Iterator[tuple[RelPath, Entry]]:
-        yield from self.known(Kind.FILE)
-        for path, size in self.newcomers.items():
-            yield path, Entry(Kind.FILE, size, mode=0o644)
+    def files(self, names: Mapping[RelPath, RelPath]) -> Iterator[_Item]:
+        """Yield the files without the other names of linked ones; the large ones come first."""
+        self.large.sort(key=lambda item: -item[1].size)
+        every = chain(self.known(Kind.FILE), self.newcomers.items())
+        small = (item for item in every if item[1].size < _LARGE)
+        return (item for item in chain(self.large, small) if item[0] not in names)
 
 
 class Conflict(Exception):
@@ -166,26 +176,27 @@ class StageIn:
         self._rows = rows
         self._moves = moves
         self._asked = asked
-        self._tied: dict[RelPath, tuple[Entry, Stamp | None]] = {}
+        self._tied: dict[RelPath, _Row] = {}
 
-    def run(self, tree: Mapping[RelPath, Entry]) -> Staged:
+    def run(self, tree: Fold, newcomers: Fold | None = None) -> Staged:
         """Stage in the manifest's ``tree`` and whatever else the replica holds.
 
-        Raises Conflict where a local file would have to be overwritten.
+        ``newcomers``, an empty one, takes what the manifest does not know. Raises Conflict where a
+        local file would have to be overwritten.
         """
         staged = Staged()
-        wanted = _Wanted(tree if isinstance(tree, Tree) else Tree(tree))
+        wanted = _Wanted(tree, Tree() if newcomers is None else newcomers)
         self._look_at_all(wanted, staged)
         self._make_directories(wanted.directories)
         names = _other_names(wanted.grouped)
-        count = sum(1 for _ in wanted.known(Kind.FILE)) + len(wanted.newcomers) - len(names)
+        count = wanted.count - len(names)
         self._advanced(0, count)
         with closing(self._fetched(wanted.files(names), staged)) as results:
-            for done, (path, (entry, stamp, problem)) in enumerate(results, 1):
+            for done, ((path, _), (row, problem)) in enumerate(results, 1):
                 if path in wanted.grouped:
-                    self._tied[path] = (entry, stamp)
+                    self._tied[path] = row
                 else:
-                    self._rows.put(path, entry, stamp)
+                    self._rows.put(path, *row)
                 staged.problems += [problem] if problem is not None else []
                 self._advanced(done, count)
         self._tie(names, wanted, staged)
@@ -193,16 +204,29 @@ class StageIn:
         return staged
 
     def _fetched(
-        self, left: Iterator[tuple[RelPath, Entry]], staged: Staged
-    ) -> Generator[tuple[RelPath, _Fetched], None, None]:
-        """Fetch what is ``left`` and yield what came of each, as it comes; few wait at a time."""
-        waiting: dict[Future[_Fetched], RelPath] = {}
-        done: SimpleQueue[Future[_Fetched]] = SimpleQueue()
+        self, left: Iterator[_Item], staged: Staged
+    ) -> Generator[tuple[_Item, _Fetched], None, None]:
+        """Fetch what is ``left`` and yield what came of each."""
+
+        def some(most: int) -> Iterable[_Item]:
+            return islice(left, most)
+
+        return self._as_they_come(lambda item: self._fetch(*item, staged), some, _MOST_WAITING)
+
+    def _as_they_come(
+        self, act: Callable[[T], U], some: Callable[[int], Iterable[T]], most: int
+    ) -> Generator[tuple[T, U], None, None]:
+        """Let the workers do ``act`` and yield each result, as it comes; few wait at a time.
+
+        ``some`` gives up to so many that are to be done, also such as earlier results led to.
+        """
+        waiting: dict[Future[U], T] = {}
+        done: SimpleQueue[Future[U]] = SimpleQueue()
         try:
             while True:
-                for path, entry in islice(left, _MOST_WAITING - len(waiting)):
-                    future = self._pool.submit(self._fetch, path, entry, staged)
-                    waiting[future] = path
+                for item in some(most - len(waiting)):
+                    future = self._pool.submit(act, item)
+                    waiting[future] = item
                     future.add_done_callback(done.put)
                 if not waiting:
                     return
@@ -218,20 +242,19 @@ class StageIn:
         tied = self._tied
         for path, first in names.items():
             if first in damaged:
-                entry, stamp, problem = self._fetch(path, wanted.grouped[path], staged)
-                tied[path] = (entry, stamp)
+                tied[path], problem = self._fetch(path, wanted.grouped[path], staged)
                 staged.problems += [problem] if problem else []
                 continue
             self._make_name(path, first)
-            tied[path] = (tied[first][0], None)
-        for path, (entry, stamp) in tied.items():
+            tied[path] = (tied[first][0], None, None)
+        for path, (entry, stamp, blocks) in tied.items():
             if entry.group and path not in damaged:
                 with _Parent(self._root, path) as parent:
                     status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
                 stamp = stamp_of(status, Kind.FILE)
                 # Groups are told apart by inodes, and this node has its own.
                 entry = replace(entry, group=stamp.inode if stamp.linked else 0)
-            self._rows.put(path, entry, stamp)
+            self._rows.put(path, entry, stamp, blocks)
 
     def _make_name(self, path: RelPath, first: RelPath) -> None:
         with _Parent(self._root, path) as parent, _Parent(self._root, first) as origin:
@@ -246,9 +269,10 @@ class StageIn:
 
     def _look_at_all(self, wanted: _Wanted, staged: Staged) -> None:
         """List the replica, and find out what is to be brought."""
-        is_there = self._list_all(wanted, staged)
+        blocked = _blocked_by(wanted.tree)
+        is_there = self._list_all(wanted, staged, blocked)
         for path, entry in wanted.tree.items():
-            if (above := _not_a_directory(wanted.tree, path)) is not None:
+            if (above := blocked(parent_of(path))) is not None:
                 text = (
                     f"The manifest has {show(path)} beneath {show(above)}, which is no directory:"
                     " no onesync wrote that. It was not restored; see who may write to the folder."
@@ -258,8 +282,10 @@ class StageIn:
                 self._leave_out(path, entry, _missing(path), wanted, staged)
             elif entry.kind is Kind.DIRECTORY:
                 wanted.directories[path] = entry
-            elif entry.kind is Kind.FILE and entry.group and entry.digest:
-                wanted.grouped[path] = entry
+            elif entry.kind is Kind.FILE:
+                wanted.want_file(path, entry)
+                if entry.group and entry.digest:
+                    wanted.grouped[path] = entry
         if not wanted.tree:
             self._add_legacy_links(wanted)
         self._add_directories_above(wanted)
@@ -276,49 +302,69 @@ class StageIn:
         found = self._replica.look(path)
         return found is not None and found.kind is Kind.FILE
 
-    def _list_all(self, wanted: _Wanted, staged: Staged) -> Callable[[RelPath], bool]:
+    def _list_all(
+        self,
+        wanted: _Wanted,
+        staged: Staged,
+        blocked: Callable[[RelPath], RelPath | None],
+    ) -> Callable[[RelPath], bool]:
         """List the replica; files of the tree are not looked at, for they will be opened.
 
         Returns what tells whether a listing had a file of the tree.
         """
         listed: set[RelPath] = set()
         absent: set[RelPath] = set()
-        level: list[RelPath] = [b""]
-        while level:
-            below: list[RelPath] = []
-            files = [wanted.tree.files_in(directory) for directory in level]
-            lists = self._pool.map(self._replica.list, level, files)
-            for directory, known, items in zip(level, files, lists, strict=True):
+        below: deque[RelPath] = deque([b""])
+
+        def some(most: int) -> Iterator[tuple[RelPath, dict[bytes, Kind]]]:
+            for _ in range(min(most, len(below))):
+                directory = below.popleft()
+                yield directory, wanted.tree.kinds_in(directory)
+
+        def list_one(asked: tuple[RelPath, dict[bytes, Kind]]) -> list[Listed]:
+            directory, known = asked
+            return self._replica.list(directory, _files(known))
+
+        with closing(self._as_they_come(list_one, some, _MOST_LISTED)) as results:
+            for (directory, known), items in results:
                 listed.add(directory)
                 there = {item.name for item in items if item.kind is Kind.FILE}
-                absent.update(join(directory, name) for name in known - there)
+                absent.update(join(directory, name) for name in _files(known) - there)
                 for item in items:
                     path = join(directory, item.name)
                     if is_reserved(path) or item.kind is Kind.LINK:
                         continue
                     if item.kind is Kind.DIRECTORY:
                         below.append(path)
-                    if path not in wanted.tree:
-                        self._add_newcomer(path, item, wanted, staged)
-            level = below
+                    if item.name not in known:
+                        self._add_newcomer(path, item, blocked(directory), wanted, staged)
         return lambda path: path not in absent and parent_of(path) in listed
 
-    def _add_newcomer(self, path: RelPath, item: Listed, wanted: _Wanted, staged: Staged) -> None:
+    def _add_newcomer(
+        self,
+        path: RelPath,
+        item: Listed,
+        above: RelPath | None,
+        wanted: _Wanted,
+        staged: Staged,
+    ) -> None:
         """Want what the manifest does not know, unless it must stay in OneData."""
-        if (base := database_of(path)) in wanted.tree and base is not None:
+        base = database_of(path)
+        if base is not None and base in wanted.tree:
             text = f"{show(path)} is not of the {show(base)} that is restored: left in OneData."
             staged.problems.append(Problem(path, "stray_sidecar", text))
-        elif (above := _not_a_directory(wanted.tree, path)) is not None:
+        elif above is not None:
             text = f"{show(path)} is left in OneData: {show(above)} is no directory here."
             staged.problems.append(Problem(path, "newcomer", text))
         elif item.kind is Kind.DIRECTORY:
             wanted.directories[path] = Entry(Kind.DIRECTORY, mode=0o755)
         else:
-            wanted.newcomers[path] = item.size
+            entry = Entry(Kind.FILE, item.size, mode=0o644)
+            wanted.newcomers.put(path, entry)
+            wanted.want_file(path, entry)
 
     def _add_legacy_links(self, wanted: _Wanted) -> None:
         directories = {b"", *wanted.directories}
-        taken = directories | wanted.newcomers.keys()
         for name, parse in ((b"linklist", legacy.linklist), (b"symlink-dump", legacy.symlink_dump)):
             for place in (join(STATUS_FOLDER, name), join(b"scipion-docker", name), name):
                 try:
@@ -326,7 +372,7 @@ class StageIn:
                 except (FileNotFoundError, NotADirectoryError):
                     continue
                 for path, target in parse(content, directories):
-                    if path not in taken:
+                    if path not in directories and path not in wanted.newcomers:
                         wanted.links.setdefault(path, Entry(Kind.LINK, target=target))
 
     def _add_directories_above(self, wanted: _Wanted) -> None:
@@ -352,7 +398,7 @@ class StageIn:
     def _fetch(self, path: RelPath, entry: Entry, staged: Staged) -> _Fetched:
         present = self._finished(path, entry)
         if present is not None:
-            return entry, present, None
+            return (entry, present, None), None
         temporary = join(parent_of(path), RESERVED_PREFIX + _short_digest(path))
         with _Parent(self._root, path) as parent:
             with suppress(FileNotFoundError):
@@ -365,18 +411,16 @@ class StageIn:
             except OSError as error:
                 if not entry.digest or isinstance(error, LocalError) or self._is_file(path, error):
                     raise
-                return entry, None, _missing(path)
+                return (entry, None, None), _missing(path)
             if path in self._asked:
                 staged.fetched.add(path)
             self._restore_xattrs(path, local, entry, staged)
             self._refuse_conflict(path, copied.digest)
-            if copied.blocks is not None:
-                staged.blocks[copied.digest] = copied.blocks
             os.rename(name_of(temporary), name_of(path), src_dir_fd=parent, dst_dir_fd=parent)
             status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
         stamp = stamp_of(status, Kind.FILE)
         if entry.digest and entry.digest != copied.digest:
-            return entry, stamp, _damaged(path, entry, copied.size)
+            return (entry, stamp, None), _damaged(path, entry, copied.size)
         got = replace(
             entry,
             size=copied.size,
@@ -384,7 +428,7 @@ class StageIn:
             mode=stamp.mode,
             digest=copied.digest,
         )
-        return got, stamp, None
+        return (got, stamp, copied.blocks), None
 
     def _is_file(self, path: RelPath, error: OSError) -> bool:
         """Whether what could not be opened is a file all the same, as far as ``error`` tells."""
@@ -527,14 +571,23 @@ def _other_names(grouped: Mapping[RelPath, Entry]) -> dict[RelPath, RelPath]:
     return names
 
 
-def _not_a_directory(tree: Mapping[RelPath, Entry], path: RelPath) -> RelPath | None:
-    """Return what lies above ``path`` and has another kind than a directory's, if anything."""
-    above = parent_of(path)
-    while above:
-        if above in tree and tree[above].kind is not Kind.DIRECTORY:
-            return above
-        above = parent_of(above)
-    return None
+def _blocked_by(tree: Fold) -> Callable[[RelPath], RelPath | None]:
+    """Return what tells which one of a directory and those above it is none in ``tree``, if any."""
+
+    @lru_cache(1000)
+    def blocked(directory: RelPath) -> RelPath | None:
+        while directory:
+            found = tree.get(directory)
+            if found is not None and found.kind is not Kind.DIRECTORY:
+                return directory
+            directory = parent_of(directory)
+        return None
+
+    return blocked
+
+
+def _files(known: Mapping[bytes, Kind]) -> set[bytes]:
+    return {name for name, kind in known.items() if kind is Kind.FILE}
 
 
 def _without_xattrs(path: RelPath, error: OSError) -> Problem:

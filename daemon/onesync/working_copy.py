@@ -64,9 +64,8 @@ def reuse(root: bytes, index: Index, scanner: Scanner, tree: Mapping[RelPath, En
             f" ({named}{', …' if len(edited) > _NAMED else ''}); nothing was overwritten. Move them"
             " away, then start again."
         )
-    rows = [(path, known.entry) for path, known in index.beneath(b"") if path]
-    for path, entry in reversed(rows):
-        now = tree.get(path)
+    for path, known in index.upwards():
+        entry, now = known.entry, tree.get(path)
         gone = now is None or now.kind is not entry.kind
         if gone or (entry.kind is not Kind.DIRECTORY and now != entry):
             _remove(root, path, entry.kind)
@@ -81,8 +80,7 @@ def clean(root: bytes, index: Index, told: Callable[[int], None]) -> Cleaned:
     if not os.path.lexists(root):
         return cleaned  # gone with all that was in it
     scanner = Scanner(root, index, lambda _: False)
-    rows = [(path, known) for path, known in index.beneath(b"") if path]
-    for path, known in reversed(rows):
+    for path, known in index.upwards():
         seen = scanner.look(path)
         if seen is None:
             continue

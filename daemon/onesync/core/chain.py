@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Protocol
 
 from blake3 import blake3
 
@@ -26,7 +26,7 @@ from onesync.core.model import (
     is_user_path,
     printable,
 )
-from onesync.core.tree import Tree
+from onesync.core.tree import Fold, Tree
 
 FORMAT = 1
 _LEVEL = 3
@@ -134,12 +134,22 @@ class Checkpoint:
     size: int
 
 
+class Packed(Protocol):
+    """The bytes of a checkpoint file, in memory or not: they are taken a piece at a time."""
+
+    def __len__(self) -> int:
+        """Return how many they are."""
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        """Return a part of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sealed:
     """A file that is whole, still packed: ``count`` lines of changes, not looked at yet."""
 
     header: Header
-    data: bytes
+    data: Packed
     digest: str
     count: int
     most_bytes: int
@@ -181,7 +191,7 @@ class Head:
     name: str
     digest: str
     folder_id: str
-    tree: Tree
+    tree: Fold
     problems: dict[RelPath, Problem] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     working_dirs: tuple[bytes, ...] = ()
@@ -211,34 +221,41 @@ def parse_name(name: str) -> tuple[Position, bool] | None:
     return (position, is_base) if fits else None
 
 
-def file_digest(data: bytes) -> str:
+def file_digest(data: Packed) -> str:
     """Return the digest by which a successor names the file ``data``."""
-    return blake3(data).hexdigest()
+    hasher = blake3()
+    for piece in _pieces(data):
+        hasher.update(piece)
+    return hasher.hexdigest()
 
 
 def encode(header: Header, changes: Iterable[Change]) -> bytes:
-    """Return the file's bytes; the same input gives the same bytes. Takes changes as they come."""
+    """Return the file's bytes; the same input gives the same bytes."""
+    return b"".join(encoded(header, changes))
+
+
+def encoded(header: Header, changes: Iterable[Change]) -> Iterator[bytes]:
+    """Yield the file's bytes in pieces, taking changes as they come."""
     engine = zlib.compressobj(_LEVEL, wbits=31)
     hasher = blake3()
-    packed = []
     count = -1
     lines = chain([_line(_header_fields(header))], map(_change_line, changes))
     while some := list(islice(lines, _LINES)):
         count += len(some)
         body = b"".join(some)
         hasher.update(body)
-        packed.append(engine.compress(body))
+        yield engine.compress(body)
     trailer = _line({"end": count, "digest": hasher.hexdigest()})
-    return b"".join([*packed, engine.compress(trailer), engine.flush()])
+    yield engine.compress(trailer) + engine.flush()
 
 
-def decode(data: bytes, most_bytes: int = _MOST_BYTES) -> Checkpoint:
+def decode(data: Packed, most_bytes: int = _MOST_BYTES) -> Checkpoint:
     """Read a file. Raises Damaged for anything but a whole one, NewerFormat for a newer one."""
     sealed = unseal(data, most_bytes)
     return Checkpoint(sealed.header, tuple(sealed.changes()), sealed.digest, sealed.size)
 
 
-def unseal(data: bytes, most_bytes: int = _MOST_BYTES) -> Sealed:
+def unseal(data: Packed, most_bytes: int = _MOST_BYTES) -> Sealed:
     """Make sure that a file is whole, without keeping what it unpacks to.
 
     Raises Damaged for anything but a whole one, NewerFormat for a newer one.
@@ -267,7 +284,7 @@ def unseal(data: bytes, most_bytes: int = _MOST_BYTES) -> Sealed:
 
 
 def apply(
-    tree: Tree, changes: Iterable[Change], problems: dict[RelPath, Problem] | None = None
+    tree: Fold, changes: Iterable[Change], problems: dict[RelPath, Problem] | None = None
 ) -> None:
     """Fold a checkpoint's ``changes`` into ``tree``, and the problems noted into ``problems``.
 
@@ -279,7 +296,7 @@ def apply(
         _apply(tree, change, noted)
 
 
-def _apply(tree: Tree, change: Change, noted: dict[RelPath, Problem]) -> None:
+def _apply(tree: Fold, change: Change, noted: dict[RelPath, Problem]) -> None:
     follow(noted, change)
     if isinstance(change, Set):
         tree.put(change.path, change.entry)
@@ -308,9 +325,10 @@ def follow(problems: dict[RelPath, Problem], change: Change) -> None:
 
 def find_head(
     names: Iterable[str],
-    read: Callable[[str], bytes],
+    read: Callable[[str], Packed],
     told: Iterable[str] = (),
     folder_id: str | None = None,
+    make_tree: Callable[[], Fold] = Tree,
 ) -> Head | None:
     """Find the newest valid checkpoint of the highest epoch that has one, and fold up to it.
 
@@ -323,6 +341,7 @@ def find_head(
             raises is passed on, for an unreadable file may be the head.
         told: names that beats and ends told of: where one is missing, that is told.
         folder_id: of the folder; what was written for another one is foreign, unless all is.
+        make_tree: makes the empty tree that is folded into.
 
     Returns:
         None where there is no checkpoint at all, or none but torn beginnings: nothing continued
@@ -333,7 +352,7 @@ def find_head(
         Damaged: there are checkpoints and none is whole down to a base.
         NewerFormat: a newer onesync wrote them.
     """
-    search = _Search(read, folder_id)
+    search = _Search(read, folder_id, make_tree)
     told = {name for name in told if parse_name(name)}
     known = {name for name in names if parse_name(name)} | told
     known |= search.hidden(known, told)
@@ -343,7 +362,7 @@ def find_head(
             head.ignored = search.report(known, told, head)
             return head
     if search.all_foreign:
-        return find_head(known, read, told)
+        return find_head(known, read, told, make_tree=make_tree)
     if not all(name in search.torn and _is_beginning(name) for name in search.reasons):
         raise Damaged("; ".join(search.reasons.values()))
     return None
@@ -352,9 +371,15 @@ def find_head(
 class _Search:
     """Reads every file at most once."""
 
-    def __init__(self, read: Callable[[str], bytes], folder_id: str | None) -> None:
+    def __init__(
+        self,
+        read: Callable[[str], Packed],
+        folder_id: str | None,
+        make_tree: Callable[[], Fold],
+    ) -> None:
         self._read = read
         self._folder_id = folder_id
+        self._make_tree = make_tree
         self._found: dict[str, Sealed | None] = {}
         self._foreign: set[str] = set()
         self._chain: list[str] = []
@@ -449,7 +474,7 @@ class _Search:
 
     def _fold(self, name: str, links: list[Sealed]) -> Head | None:
         """Return the folded head; None where one of the files holds what onesync never writes."""
-        tree = Tree()
+        tree = self._make_tree()
         problems: dict[RelPath, Problem] = {}
         for place, checkpoint in zip(reversed(self._chain), reversed(links), strict=True):
             try:
@@ -558,7 +583,11 @@ def _change_fields(change: Change) -> dict[str, Any]:
     return fields
 
 
-def _unpacked(data: bytes, most_bytes: int) -> Iterator[bytes]:
+def _pieces(data: Packed) -> Iterator[bytes]:
+    return (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
+
+
+def _unpacked(data: Packed, most_bytes: int) -> Iterator[bytes]:
     """Yield what a file unpacks to, whole lines at a time. Raises Damaged at its end, or before."""
     most = min(most_bytes, max(_ALWAYS_ALLOWED, _MOST_PER_BYTE * len(data)))
     begun: list[bytes] = []
@@ -573,17 +602,17 @@ def _unpacked(data: bytes, most_bytes: int) -> Iterator[bytes]:
         raise Damaged("it ends in the middle of a line")
 
 
-def _inflated(data: bytes, most: int) -> Iterator[bytes]:
+def _inflated(data: Packed, most: int) -> Iterator[bytes]:
     engine = zlib.decompressobj(wbits=31)
-    total = 0
-    view = memoryview(data)
-    for start in range(0, len(data), _CHUNK):
+    total = taken = 0
+    for piece in _pieces(data):
         if engine.eof:
             break
+        taken += len(piece)
         try:
-            block = engine.decompress(view[start : start + _CHUNK])
+            block = engine.decompress(piece)
         except zlib.error as error:
-            if not any(data):
+            if not any(map(any, _pieces(data))):
                 raise Torn("it holds nothing but zeros") from error
             raise Damaged(f"it cannot be unpacked ({error})") from error
         total += len(block)
@@ -592,7 +621,7 @@ def _inflated(data: bytes, most: int) -> Iterator[bytes]:
         yield block
     if not engine.eof:
         raise Torn("it is cut short")
-    if engine.unused_data or start + _CHUNK < len(data):
+    if engine.unused_data or taken < len(data):
         raise Damaged("something follows its end")
 
 
@@ -667,7 +696,7 @@ def _change_of(line: bytes) -> Change:
     return Set(path, Entry(Kind.FILE, size, mtime_ns, mode, digest.decode()))
 
 
-def _fold(tree: Tree, sealed: Sealed, problems: dict[RelPath, Problem]) -> None:
+def _fold(tree: Fold, sealed: Sealed, problems: dict[RelPath, Problem]) -> None:
     """Do what ``apply`` does with the changes of ``sealed``; makes no entry of a plain file."""
     problems.pop(b"", None)
     for line in sealed.lines():

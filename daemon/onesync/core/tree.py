@@ -1,12 +1,14 @@
-"""Every entry of a folder by path, in a quarter of the memory of a dict of entries.
+"""Every entry of a folder by path: what a chain of checkpoints folds to.
 
-A directory has its names, so that a directory that goes, or is renamed, is one step whatever it
-holds. An entry is packed and made anew for whoever asks.
+``Tree`` keeps it in memory, in a quarter of what a dict of entries takes. A directory has its
+names, so that a directory that goes, or is renamed, is one step whatever it holds. An entry is
+packed and made anew for whoever asks.
 """
 
 from __future__ import annotations
 
 import struct
+from abc import abstractmethod
 from binascii import unhexlify
 from collections.abc import Iterator, Mapping
 
@@ -31,8 +33,39 @@ class _Folder:
         self.folders: dict[bytes, _Folder] = {}
 
 
-class Tree(Mapping[RelPath, Entry]):
-    """A mapping; its order is that of the names, and what is in a directory comes after it."""
+class Fold(Mapping[RelPath, Entry]):
+    """A mapping that changes as checkpoints do; what is in a directory comes after it.
+
+    One thread's. It must not change while it is read through.
+    """
+
+    @abstractmethod
+    def put(self, path: RelPath, entry: Entry) -> None:
+        """Let ``path`` be ``entry``; beneath what is a directory no more there is nothing."""
+
+    @abstractmethod
+    def put_file(self, path: RelPath, size: int, mtime_ns: int, mode: int, digest: bytes) -> None:
+        """Let ``path`` be a file without a group and attributes; ``digest`` is lower case hex."""
+
+    @abstractmethod
+    def remove(self, path: RelPath) -> None:
+        """Let ``path`` be gone, and all beneath it unless it is there and no directory."""
+
+    @abstractmethod
+    def rename(self, source: RelPath, target: RelPath) -> None:
+        """Let ``source`` and all beneath it be at ``target``, where nothing is any more."""
+
+    @abstractmethod
+    def kinds_in(self, directory: RelPath) -> dict[bytes, Kind]:
+        """Return what is directly in a directory, by name."""
+
+    def of_kind(self, kind: Kind) -> Iterator[tuple[RelPath, Entry]]:
+        """Yield those of one kind, in the mapping's order."""
+        return ((path, entry) for path, entry in self.items() if entry.kind is kind)
+
+
+class Tree(Fold):
+    """In memory; its order is that of the names."""
 
     def __init__(self, entries: Mapping[RelPath, Entry] | None = None) -> None:
         """Hold ``entries``."""
@@ -59,19 +92,14 @@ class Tree(Mapping[RelPath, Entry]):
     def __len__(self) -> int:
         return sum(len(folder.entries) for _, folder in self._folders())
 
-    def files_in(self, directory: RelPath) -> set[bytes]:
-        """Return the names of the files that are directly in a directory."""
+    def kinds_in(self, directory: RelPath) -> dict[bytes, Kind]:
         folder = self._folder(directory)
-        if folder is None:
-            return set()
-        return {name for name, packed in folder.entries.items() if _is_file(packed)}
+        return {} if folder is None else {n: _kind_of(it) for n, it in folder.entries.items()}
 
     def put(self, path: RelPath, entry: Entry) -> None:
-        """Let ``path`` be ``entry``; beneath what is a directory no more there is nothing."""
         self._put(path, _pack(entry), is_directory=entry.kind is Kind.DIRECTORY)
 
     def put_file(self, path: RelPath, size: int, mtime_ns: int, mode: int, digest: bytes) -> None:
-        """Let ``path`` be a file without a group and attributes; ``digest`` is lower case hex."""
         if len(digest) == _DIGEST:
             packed = _FILE.pack(size, mtime_ns, mode, unhexlify(digest))
             self._put(path, packed, is_directory=False)
@@ -88,11 +116,9 @@ class Tree(Mapping[RelPath, Entry]):
         folder.entries[name] = packed
 
     def remove(self, path: RelPath) -> None:
-        """Let ``path`` and all beneath it be gone."""
         self._cut(path)
 
     def rename(self, source: RelPath, target: RelPath) -> None:
-        """Let ``source`` and all beneath it be at ``target``, where nothing is any more."""
         entry, moved = self._cut(source)
         self._cut(target)
         if entry is None and moved is None:
@@ -152,15 +178,13 @@ def _merge(folder: _Folder, name: bytes, moved: _Folder) -> None:
 
 
 def _is_directory(packed: Packed) -> bool:
-    if isinstance(packed, Entry):
-        return packed.kind is Kind.DIRECTORY
-    return len(packed) == _DIRECTORY.size
+    return _kind_of(packed) is Kind.DIRECTORY
 
 
-def _is_file(packed: Packed) -> bool:
+def _kind_of(packed: Packed) -> Kind:
     if isinstance(packed, Entry):
-        return packed.kind is Kind.FILE
-    return len(packed) == _FILE.size
+        return packed.kind
+    return Kind.DIRECTORY if len(packed) == _DIRECTORY.size else Kind.FILE
 
 
 def _pack(entry: Entry) -> Packed:

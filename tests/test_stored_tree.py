@@ -1,0 +1,103 @@
+"""A tree on disk is what one in memory is, and takes no memory."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from onesync.core.chain import Change, Gone, Renamed, Set, apply
+from onesync.core.model import Entry, Kind, RelPath, parent_of
+from onesync.core.tree import Tree
+from onesync.errors import StateDirFailed
+from onesync.stored_tree import StoredTree, stored_trees
+from tests.core.test_tree import CHANGES
+
+
+@given(CHANGES)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_it_folds_as_one_in_memory_does(tmp_path: Path, changes: list[Change]) -> None:
+    expected = Tree()
+    with stored_trees(tmp_path) as make:
+        tree = make()
+        for change in changes:
+            apply(expected, [change])
+            apply(tree, [change])
+        assert dict(tree.items()) == dict(expected.items())
+        assert len(tree) == len(expected)
+        paths = list(tree)
+        assert all(path in tree and tree[path] == expected[path] for path in paths)
+        assert not any(parent_of(path) in paths[at:] for at, path in enumerate(paths))
+        for directory in {b"", *map(parent_of, paths)}:
+            assert tree.kinds_in(directory) == expected.kinds_in(directory)
+        for kind in Kind:
+            assert dict(tree.of_kind(kind)) == dict(expected.of_kind(kind))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param([Renamed(b"a", b"a/b")], id="into itself"),
+        pytest.param([Renamed(b"a/b", b"a")], id="over what it was in"),
+        pytest.param([Renamed(b"a", b"f")], id="over a file with something beneath"),
+        pytest.param([Renamed(b"a", b"z"), Set(b"z/y", Entry(Kind.FILE))], id="to the end"),
+        pytest.param([Set(b"a", Entry(Kind.FILE)), Gone(b"a")], id="a directory becomes a file"),
+    ],
+)
+def test_strange_changes_too(tmp_path: Path, changes: list[Change]) -> None:
+    group = (1 << 64) - 1
+    before: dict[RelPath, Entry] = {
+        b"a": Entry(Kind.DIRECTORY),
+        b"a/b": Entry(Kind.DIRECTORY),
+        b"a/b/c\xff": Entry(Kind.FILE, 1, digest="ab" * 32, group=group),
+        b"a-": Entry(Kind.FILE, 2),
+        b"f": Entry(Kind.FILE, 3),
+        b"f/c": Entry(Kind.LINK, target=b"\xff"),
+    }
+    expected = Tree(before)
+    apply(expected, changes)
+    with stored_trees(tmp_path) as make:
+        tree = make()
+        for path, entry in before.items():
+            tree.put(path, entry)
+        apply(tree, changes)
+        assert dict(tree.items()) == dict(expected.items())
+
+
+def test_it_leaves_nothing_behind(tmp_path: Path) -> None:
+    with stored_trees(tmp_path) as make:
+        one, other = make(), make()
+        one.put(b"a", Entry(Kind.FILE))
+        assert (list(one), list(other)) == ([b"a"], [])
+        assert os.listdir(tmp_path) == []
+    with pytest.raises(sqlite3.ProgrammingError):
+        list(one)
+
+
+def test_a_disk_that_is_full_says_so(tmp_path: Path) -> None:
+    with stored_trees(tmp_path) as make:
+        tree = make()
+        tree._db.execute("PRAGMA max_page_count=20")
+        changes = (Set(b"%06d" % number, Entry(Kind.FILE)) for number in range(10_000))
+        with pytest.raises(StateDirFailed, match="Make room"):
+            apply(tree, changes)
+
+
+def test_it_takes_no_memory(tmp_path: Path) -> None:
+    pid = os.fork()
+    if not pid:
+        before = _anonymous_kib()
+        tree = StoredTree(tmp_path)
+        for number in range(100_000):
+            tree.put_file(b"%04d/%06d" % (number // 100, number), 1, 1, 0o644, b"ab" * 32)
+        assert sum(1 for _ in tree.items()) == 100_000
+        os._exit(0 if _anonymous_kib() - before < 14_000 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _anonymous_kib() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
