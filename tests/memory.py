@@ -23,7 +23,7 @@ from onesync.core.model import (
     parent_of,
 )
 from onesync.intent import INTENTS
-from onesync.local import stamp_of
+from onesync.local import open_source, stamp_of
 from onesync.replica.door import Compared, Copied, Identity, Listed
 
 
@@ -59,7 +59,7 @@ class MemoryReplica:
         self._create(path, None)
 
     def put(self, source: bytes, temporary: RelPath, seconds: float | None = None) -> Copied:
-        fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        fd = open_source(source)
         with os.fdopen(fd, "rb") as file:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):

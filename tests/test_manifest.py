@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from onesync.core.chain import Change, Head, Noted, Set, base_name
+from onesync import manifest as manifests
+from onesync.core.chain import Change, Head, Noted, Position, Set, base_name
 from onesync.core.claims import EPOCHS, Beat, End, beat_name, encode_record, epoch_name
 from onesync.core.model import STATUS_FOLDER, Entry, Kind, Problem, join
-from onesync.errors import Suspended
+from onesync.errors import NotArrived, Suspended
 from onesync.manifest import MANIFEST, Manifest, read_head
-from onesync.replica.door import Listed, Replica
+from onesync.replica.door import Copied, Listed, Replica
+from onesync.replica.folder import FolderReplica
+from onesync.stored_tree import stored_trees
+from tests.apart import grown_kib
 from tests.memory import MemoryReplica
 from tests.node import Node
 from tests.test_lock import FakeClock
+
+
+T = TypeVar("T")
 
 
 class Dies(Exception):
@@ -41,14 +51,17 @@ class Mortal(MemoryReplica):
     def write_new(self, path: bytes, content: bytes) -> None:
         self._step(lambda: MemoryReplica.write_new(self, path, content))
 
+    def put(self, source: bytes, temporary: bytes, seconds: float | None = None) -> Copied:
+        return self._step(lambda: MemoryReplica.put(self, source, temporary, seconds))
+
     def remove(self, path: bytes) -> bool:
-        return bool(self._step(lambda: MemoryReplica.remove(self, path)))
+        return self._step(lambda: MemoryReplica.remove(self, path))
 
     def list(self, path: bytes, files: AbstractSet[bytes] = frozenset()) -> list[Listed]:
         found = super().list(path)
         return [i for i in found if not join(path, i.name).startswith(self.hidden or (b"\0",))]
 
-    def _step(self, call: Callable[[], object]) -> object:
+    def _step(self, call: Callable[[], T]) -> T:
         if self.left == 0 and not self.after:
             raise Dies
         answer = call()
@@ -104,8 +117,12 @@ def test_a_torn_base_is_passed_over_and_mended_by_the_next_one(
     assert (found(replica).tree, found(replica).ignored) == (whole, [])
 
 
+@pytest.mark.parametrize("small", [1 << 20, 1], ids=["in memory", "by the spool"])
 @pytest.mark.parametrize("after", [False, True])
-def test_death_at_every_call_of_a_compaction(replica: Mortal, after: bool) -> None:
+def test_death_at_every_call_of_a_compaction(
+    replica: Mortal, after: bool, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifests, "_SMALL", small)
     manifest = manifest_of(replica, 1)
     tree: list[Change] = []
     for number in range(12):
@@ -130,6 +147,68 @@ def test_death_at_every_call_of_a_compaction(replica: Mortal, after: bool) -> No
         assert {Set(p, e) for p, e in found(dying).tree.items()} == set(tree)
         assert found(dying).ignored == []
     assert deaths >= 5
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_large_checkpoint_is_read_back(
+    replica: Mortal, lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifests, "_SMALL", 1)
+    manifest = Manifest(replica, FakeClock(), "folder", None, 1, "w", (), spool=tmp_path)
+    if lost:
+        digest = replica.digest
+        monkeypatch.setattr(replica, "digest", lambda path: (digest(path)[0], 1))
+        with pytest.raises(NotArrived):
+            manifest.write([change(1)], "base")
+        assert manifest.head is None
+        return
+    manifest.write([change(1)], "base")
+    with stored_trees(tmp_path) as make_tree:
+        head = read_head(replica, "folder", tmp_path, make_tree)
+        assert head is not None
+        assert (head.name, head.digest) == manifest.head
+        assert head.tree == found(replica).tree
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_no_file_is_met_as_ever(replica: Mortal, tmp_path: Path) -> None:
+    """A base is fetched, where others are read: what stands in its way must not change."""
+    folder = tmp_path / "folder"
+    (folder / os.fsdecode(MANIFEST)).mkdir(parents=True)
+    door = FolderReplica(os.fsencode(folder))
+    os.mkfifo(folder / os.fsdecode(MANIFEST) / base_name(Position(1, 1)))
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    assert read_head(door, "folder", spool) is read_head(door, "folder") is None
+
+
+def _changes(number: int) -> Iterator[Change]:
+    for one in range(number):
+        entry = Entry(Kind.FILE, one, 1, 0o644, os.urandom(32).hex())
+        yield Set(b"%05d/%07d" % (one // 100, one), entry)
+
+
+def test_a_large_base_takes_no_memory(tmp_path: Path) -> None:
+    door = FolderReplica(os.fsencode(tmp_path))
+    (tmp_path / os.fsdecode(MANIFEST)).mkdir(parents=True)
+    spool = tmp_path / "spool"
+    spool.mkdir()
+
+    def write() -> None:
+        manifest = Manifest(door, FakeClock(), "folder", None, 1, "w", (), spool=spool)
+        manifest.write(_changes(80_000), "base")
+
+    def read() -> None:
+        with stored_trees(spool) as make_tree:
+            head = read_head(door, "folder", spool, make_tree)
+            assert head is not None
+            assert len(head.tree) == 80_000
+
+    written = grown_kib(write)
+    [file] = (tmp_path / os.fsdecode(MANIFEST)).iterdir()
+    assert file.stat().st_size > 3_000_000
+    assert written < 6_000
+    assert grown_kib(read) < 14_000  # what SQLite keeps of it, for the most part
 
 
 def test_a_listing_that_hides_the_newest_epochs(replica: Mortal) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ import pytest
 from onesync import manifest as manifests
 from onesync import stagein
 from onesync.clock import SystemClock
-from onesync.core.chain import Set
-from onesync.core.model import Entry, Kind
+from onesync.core import chain
+from onesync.core.model import Entry, Kind, join
 from onesync.core.tree import Tree
 from onesync.manifest import MANIFEST, Manifest
+from onesync.replica.door import Listed
 from onesync.stagein import StageIn
+from onesync.stored_tree import stored_trees
+from tests.apart import grown_kib
 from tests.memory import MemoryReplica, Tabled
 
 
@@ -67,12 +70,57 @@ def test_compaction_writes_no_more_than_the_checkpoints_did(
         for number in range(50):
             path = b"%d/%d" % (batch, number)
             entries[path] = Entry(Kind.FILE, 1, 1, 0o644, os.urandom(32).hex())
-            changes.append(Set(path, entries[path]))
+            changes.append(chain.Set(path, entries[path]))
         made = manifest.write(changes, "incremental")
         written["incremental"] += len(replica.read(MANIFEST + b"/" + made.name.encode()))
         if manifest.compaction_due():
             bases += 1
-            made = manifest.write((Set(*item) for item in entries.items()), "base")
+            made = manifest.write((chain.Set(*item) for item in entries.items()), "base")
             written["base"] += len(replica.read(MANIFEST + b"/" + made.name.encode()))
     assert bases >= 2, written
     assert written["base"] <= 2 * written["incremental"], written
+
+
+class _Wide(MemoryReplica):
+    """Lists ``number`` files, a hundred in each directory; none of them can be had."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._directories = [b"%05d" % it for it in range(number // 100)]
+
+    def list(self, path: bytes, files: Set[bytes] = frozenset()) -> list[Listed]:
+        if not path:
+            return [Listed(name, Kind.DIRECTORY, 0) for name in self._directories]
+        return [Listed(b"micrograph_%s_%02d" % (path, it), Kind.FILE, 1) for it in range(100)]
+
+
+class _Enough(Exception):
+    """All is known that is to be fetched."""
+
+
+def _begin_to_fetch(place: Path, number: int, is_known: bool) -> None:
+    """Do a stage-in of so many files up to the point where it would fetch them."""
+    replica = _Wide(number)
+    (place / "work").mkdir(parents=True)
+
+    def advanced(_: int, count: int) -> None:
+        assert count == number
+        raise _Enough
+
+    with stored_trees(place) as make, ThreadPoolExecutor(2) as pool, pytest.raises(_Enough):
+        tree = make()
+        for directory in replica.list(b"") if is_known else ():
+            tree.put(directory.name, Entry(Kind.DIRECTORY))
+            for item in replica.list(directory.name):
+                tree.put_file(join(directory.name, item.name), 1, 1, 0o644, b"ab" * 32)
+        stage_in = StageIn(replica, os.fsencode(place / "work"), pool, advanced, Tabled())
+        stage_in.run(tree, make())
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["by manifest", "first"])
+def test_stage_in_takes_no_memory_for_a_file(tmp_path: Path, is_known: bool) -> None:
+    small, large = (
+        grown_kib(lambda: _begin_to_fetch(tmp_path / str(number), number, is_known))
+        for number in (50_000, 100_000)
+    )
+    assert large - small < 50_000 * 0.1, (small, large)  # tenths of a kB
