@@ -10,9 +10,11 @@ from __future__ import annotations
 import datetime
 import errno
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from onesync.core.claims import (
     EPOCHS,
@@ -45,6 +47,8 @@ from onesync.core.clock import Clock
 from onesync.core.model import STATUS_FOLDER, join, printable
 from onesync.errors import DeployedElsewhere, Halted, LockLost, MountNotThere
 from onesync.replica.door import Replica
+
+T = TypeVar("T")
 
 LOCK = STATUS_FOLDER + b"/lock"
 DOCKER_LOCK = b"scipion-docker/project.lock"
@@ -80,6 +84,7 @@ class Lock:
         claimant: Claimant,
         remembered: Remembered | None,
         remember: Callable[[Remembered], None] = lambda _: None,
+        workers: Executor | None = None,
     ) -> None:
         """Prepare; nothing is touched before ``acquire``.
 
@@ -91,6 +96,7 @@ class Lock:
             remembered: what the state directory holds of our last claim.
             remember: keeps what the state directory must hold; called before each step that others
                 can see, so that a claim of ours is always known again.
+            workers: make looks that say nothing of each other side by side; None: one by one.
         """
         self.times = times
         self._replica = replica
@@ -98,6 +104,7 @@ class Lock:
         self._claimant = claimant
         self._remembered = remembered
         self._remember = remember
+        self._workers = workers
         self._record: Record | None = None
         self._beat = 0
         self._confirmed = float("-inf")
@@ -167,9 +174,10 @@ class Lock:
         """
         self._pause = pause or self._clock.sleep
         self._prepare()
+        probed = self._begin(self._probe)
         deadline = self._clock.boottime() + wait_seconds
         while True:
-            epoch = self._try()
+            epoch = self._try(probed)
             if isinstance(epoch, int):
                 return epoch
             if self._clock.boottime() >= deadline:
@@ -286,17 +294,32 @@ class Lock:
             raise LockLost("The lock was never taken; nothing was changed.")
         return self._record
 
+    def _begin(self, act: Callable[..., T], *arguments: object) -> Callable[[], T]:
+        """Begin what is independent of what follows; returns what waits for its result."""
+        if self._workers is not None:
+            return self._workers.submit(act, *arguments).result
+        done = act(*arguments)
+        return lambda: done
+
     def _prepare(self) -> None:
+        if self._stands(EPOCHS):
+            return
         for path in (STATUS_FOLDER, EPOCHS):
             with suppress(FileExistsError):
                 self._replica.make_directory(path)
+
+    def _probe(self) -> None:
+        """Raise MountNotThere where the mount gives nothing back."""
         if not any(self._is_given_back() for _ in range(_PROBES)):
             raise MountNotThere(
                 "The mount does not give back what was written; nothing was changed."
             )
 
     def _judge(self) -> Free | Ours | Held:
-        return judge(self._claims(), self._foreign_lock(), self._docker_lock(), self._remembered)
+        docker = self._begin(self._docker_lock)
+        claims = self._claims()
+        # The lock after the claims: it stands before the record does, and goes before the end.
+        return judge(claims, self._foreign_lock(), docker(), self._remembered)
 
     def _foreign_lock(self) -> dict[str, str] | None:
         """Return the fields of the lock file, unless it is the one that is adopted."""
@@ -314,16 +337,20 @@ class Lock:
         finally:
             self._replica.remove(probe)
 
-    def _remove_probes(self) -> None:
+    def _remove_probes(self, listed: Set[bytes]) -> None:
         """Remove those of starts that died there."""
-        for name in self._replica.names(EPOCHS):
+        for name in listed:
             if name.startswith(_PROBE):
                 self._replica.remove(join(EPOCHS, name))
 
-    def _try(self) -> int | Held:
-        if (twin := self._twin()) is not None:
-            raise Halted(_second_provider(twin))
-        verdict = self._judge()
+    def _try(self, probed: Callable[[], None]) -> int | Held:
+        try:
+            lists = self._lists()
+            verdict = self._judge()
+            if (twin := self._twin_in(lists())) is not None:
+                raise Halted(_second_provider(twin))
+        finally:
+            probed()
         if isinstance(verdict, Held):
             return verdict
         newest = self._watch_own(verdict) if isinstance(verdict, Ours) else 0
@@ -371,16 +398,19 @@ class Lock:
         self, verdict: Free | Ours, epoch: int, deployment: str, newest: int
     ) -> int | Held:
         """After the settling: is the claim the only one still?"""
-        if (twin := self._twin()) is not None:
+        following = self._begin(self._stands, self._place(epoch + 1))
+        beat = self._newest_beat(verdict.claim.epoch) if isinstance(verdict, Ours) else 0
+        lists = self._lists()()
+        if (twin := self._twin_in(lists)) is not None:
             self._end(epoch, WITHDRAWN, None)
             raise Halted(_second_provider(twin))
-        if isinstance(verdict, Ours) and self._newest_beat(verdict.claim.epoch) > newest:
+        if isinstance(verdict, Ours) and beat > newest:
             self._end(epoch, WITHDRAWN, None)
             return Held(f"epoch {verdict.claim.epoch} came to life again", verdict.claim.epoch)
-        if (highest := self._highest()) > epoch:
+        if following() or _highest_in(lists[EPOCHS]) > epoch:
             self._end(epoch, WITHDRAWN, None)
-            return Held(f"a claim newer than ours ({epoch}) stands there", highest)
-        self._remove_probes()
+            return Held(f"a claim newer than ours ({epoch}) stands there", self._highest())
+        self._remove_probes(lists[EPOCHS])
         try:
             self._take(verdict, epoch, deployment)
         except LockLost as error:
@@ -406,11 +436,9 @@ class Lock:
         sent = self._send(record, None)
         self.check()
         self._confirmed = sent
-        self._show(record)
         # From the oldest on, for what lies below one that was ended is not looked for again.
-        for claim in reversed(self._claims()):
-            if claim.epoch < epoch and claim.ended is None:
-                self._end(claim.epoch, "superseded", None)
+        for earlier in verdict.unended:
+            self._end(earlier, "superseded", None)
 
     def _send(self, record: Record, checkpoint: str | None) -> float:
         """Create the next beat's name; returns when it was sent, once it stands for certain."""
@@ -459,6 +487,8 @@ class Lock:
 
     def _lost(self) -> str | None:
         record = self._held()
+        following = self._begin(self._stands, self._place(record.epoch + 1))
+        lists = self._lists()
         fields = self._lock_fields()
         if fields is None:
             return "the lock file was removed"
@@ -468,22 +498,24 @@ class Lock:
         stale = not fields or (epoch_of(fields) or record.epoch) < record.epoch
         if (fields.get("DEPLOYMENT"), fields.get("EPOCH")) != mine and not stale:
             return f"the lock file names {printable(fields.get('HOST', 'somebody else'))} now"
-        if self._replica.look(self._place(record.epoch + 1)) is not None:
+        if following():
             return f"epoch {record.epoch + 1} was claimed, or this one unlocked"
-        twin = self._twin()
+        twin = self._twin_in(lists())
         return None if twin is None else f"a second OneData provider serves the folder ({twin!r})"
 
-    def _twin(self) -> bytes | None:
+    def _lists(self) -> Callable[[], dict[bytes, Set[bytes]]]:
+        """Begin to list where a second provider shows; returns what waits for the names."""
+        folders = (*_TWINS, EPOCHS)
+        lists = [self._begin(self._replica.names, folder) for folder in folders]
+        return lambda: {folder: names() for folder, names in zip(folders, lists, strict=True)}
+
+    def _twin_in(self, lists: Mapping[bytes, Set[bytes]]) -> bytes | None:
         """Return a name that a second provider shows beside ours; no look at ours shows it."""
-        for folder, own in _TWINS.items():
-            for name in self._replica.names(folder):
+        for folder, names in lists.items():
+            for name in names:
                 stem, at, _ = name.partition(b"@")
-                if at and stem in own and self._stands(join(folder, name)):
+                if at and _is_ours(folder, stem) and self._stands(join(folder, name)):
                     return join(folder, name)
-        for name in self._replica.names(EPOCHS):
-            stem, at, _ = name.partition(b"@")
-            if at and parse_epoch(stem) is not None and self._stands(join(EPOCHS, name)):
-                return join(EPOCHS, name)
         return None
 
     def _stands(self, path: bytes) -> bool:
@@ -492,8 +524,7 @@ class Lock:
 
     def _highest(self) -> int:
         """Return the highest epoch; one that a stale listing hides is found by its name."""
-        listed = self._replica.names(EPOCHS)
-        highest = max((parse_epoch(name) or 0 for name in listed), default=0)
+        highest = _highest_in(self._replica.names(EPOCHS))
         while self._replica.look(self._place(highest + 1)) is not None:
             highest += 1
         return highest
@@ -577,6 +608,14 @@ class Lock:
     def _now(self) -> str:
         wall = self._clock.wall_ns() / 1e9
         return datetime.datetime.fromtimestamp(wall, datetime.UTC).isoformat(timespec="seconds")
+
+
+def _is_ours(folder: bytes, name: bytes) -> bool:
+    return parse_epoch(name) is not None if folder == EPOCHS else name in _TWINS[folder]
+
+
+def _highest_in(listed: Set[bytes]) -> int:
+    return max((parse_epoch(name) or 0 for name in listed), default=0)
 
 
 def _is_left_of(found: bytes, content: bytes) -> bool:

@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ from onesync.systemd import RELOAD_SIGNAL, STOP_SIGNALS, Notifier, shutdown_job
 log = logging.getLogger(__name__)
 
 _PROCESSES = 2
+_LOOKS = 6
+"""So many looks the lock takes at once."""
 _WAKE = signal.SIGUSR1
 """What wakes main up where nobody asks for a stop: something changed that the status tells."""
 _TICK_SECONDS = 0.5
@@ -102,7 +104,7 @@ class Service:
         self._replica = ChildrenReplica(
             target, _PROCESSES, threads, patience, self._on_call, limit, called
         )
-        self._lock_lane = ChildrenReplica(target, 1, 2, patience, self._on_call, called=called)
+        self._lock_lane = ChildrenReplica(target, 1, _LOOKS, patience, self._on_call, called=called)
         self._notifier = Notifier()
         self._progress = Progress(self._notifier)
         self._status_file = StatusFile(settings.state_dir)
@@ -649,7 +651,8 @@ def make_lock(
     times = settings.lock_times()
     if claim is None:
         return Lock(replica, clock, times, claimant, None)
-    return Lock(replica, clock, times, claimant, claim.read(), claim.write)
+    workers = ThreadPoolExecutor(_LOOKS, thread_name_prefix="lock")
+    return Lock(replica, clock, times, claimant, claim.read(), claim.write, workers)
 
 
 def _state_dir_failed(path: Path, error: OSError) -> StateDirFailed:

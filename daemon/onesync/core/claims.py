@@ -275,17 +275,19 @@ def decode_remembered(content: str) -> Remembered:
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """Nobody holds the folder."""
+    """Nobody holds the folder; ``unended`` are the open claims that whoever takes it ends."""
 
     next_epoch: int
+    unended: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """Our own deployment from an earlier life holds it."""
+    """Our own deployment from an earlier life holds it; ``unended`` as in ``Free``."""
 
     claim: Claim
     next_epoch: int
+    unended: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +326,12 @@ def judge(
         return held
     if other_lock is not None:
         return Held(f"scipion-docker's lock stands there ({printable(other_lock.strip()[:100])})")
-    return Free(highest + 1)
+    return Free(highest + 1, _unended(claims))
+
+
+def _unended(claims: list[Claim]) -> tuple[int, ...]:
+    """Return the open ones, from the oldest on."""
+    return tuple(sorted(claim.epoch for claim in claims if claim.ended is None))
 
 
 def _who_holds(
@@ -343,7 +350,7 @@ def _who_holds(
         # stands before the record does.
         return None
     if _is_ours(last, remembered):
-        return Ours(last, highest + 1)
+        return Ours(last, highest + 1, _unended(claims))
     return Held(_story(last, lock), last.epoch)
 
 
