@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from onesync.scanner import Scanner
 from onesync.settings import Settings
 from onesync.stagein import CHANGED_OUTSIDE, Conflict, Staged, StageIn
 from onesync.stored_tree import stored_trees
+from onesync.workers import each
 
 log = logging.getLogger(__name__)
 
@@ -123,13 +125,10 @@ class Deploy:
         return batches
 
     def _take_over(self, epoch: int, make_tree: Callable[[], Fold]) -> Batches:
-        for path in (MANIFEST, INTENTS):
-            try:
-                self._replica.make_directory(path)
-            except FileExistsError:
-                continue
-        folder_id = self._mount.open_folder()
-        head = read_head(self._replica, folder_id, self._spool, make_tree)
+        named = self._pool.submit(self._mount.open_folder)
+        each(self._pool, self._make_folder, (MANIFEST, INTENTS))
+        folder_id = named.result()
+        head = read_head(self._replica, folder_id, self._spool, make_tree, self._pool, epoch)
         if head is None:
             remove_torn_beginnings(self._replica)
         self._tell_of(head)
@@ -150,6 +149,10 @@ class Deploy:
                 log.warning("half-done batch settled", extra={"what": sentence})
             self._stage_in(batches, head, make_tree())
         return batches
+
+    def _make_folder(self, path: RelPath) -> None:
+        with suppress(FileExistsError):
+            self._replica.make_directory(path)
 
     def _tell_of(self, head: Head | None) -> None:
         if head is None:

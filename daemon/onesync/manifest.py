@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
-from collections.abc import Set as AbstractSet
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from onesync.core.chain import (
     NewerFormat,
     Packed,
     Position,
+    asked_for,
     base_name,
     checkpoint_name,
     decode,
@@ -85,6 +86,8 @@ def read_head(
     folder_id: str | None = None,
     spool: Path | None = None,
     make_tree: Callable[[], Fold] = Tree,
+    workers: Executor | None = None,
+    claimed: int | None = None,
 ) -> Head | None:
     """Read the head; None in a folder without checkpoints.
 
@@ -96,13 +99,18 @@ def read_head(
         folder_id: of the folder, where it is known.
         spool: a local directory in which bases are read rather than in memory.
         make_tree: makes the empty tree that is folded into.
+        workers: read ahead, side by side; None: nothing is read ahead.
+        claimed: the epoch that we hold, and of which there is nothing yet.
     """
     names = [name.decode("utf-8", "replace") for name in replica.names(MANIFEST)]
-    first, told = _told_by_claims(replica, names)
+    first, told = _told_by_claims(replica, names, claimed)
+    read: Callable[[str], Packed] = partial(_read, replica, spool)
+    if workers is not None:
+        read = _ahead(workers, read, asked_for(names, first, told))
     try:
         return find_head(
             [*names, *first],
-            partial(_read, replica, spool),
+            read,
             told,
             folder_id,
             make_tree,
@@ -118,6 +126,18 @@ def read_head(
             f"The manifest was written by a newer onesync ({error}); nothing was changed. Install"
             " the newer onesync."
         ) from error
+
+
+def _ahead(
+    workers: Executor, read: Callable[[str], Packed], names: Iterable[str]
+) -> Callable[[str], Packed]:
+    """Begin to read ``names``; returns what reads as ``read`` does."""
+    begun = {name: workers.submit(read, name) for name in names}
+
+    def found(name: str) -> Packed:
+        return begun.pop(name).result() if name in begun else read(name)
+
+    return found
 
 
 def _read(replica: Replica, spool: Path | None, name: str) -> Packed:
@@ -136,10 +156,12 @@ def _read(replica: Replica, spool: Path | None, name: str) -> Packed:
         return _Spooled(local)
 
 
-def _told_by_claims(replica: Replica, names: list[str]) -> tuple[list[str], list[str]]:
+def _told_by_claims(
+    replica: Replica, names: list[str], claimed: int | None
+) -> tuple[list[str], list[str]]:
     """Return the first names of epochs that ``names`` lacks, and what the newest claims tell of."""
     listed = max((found[0].epoch for name in names if (found := parse_name(name))), default=0)
-    highest = _highest_epoch(replica)
+    highest = _highest_epoch(replica) if claimed is None else claimed - 1
     places = [Position(epoch, 1) for epoch in range(listed + 1, highest + 1)]
     first = [name for place in places for name in (checkpoint_name(place), base_name(place))]
     told: list[str] = []
@@ -163,16 +185,16 @@ def _highest_epoch(replica: Replica) -> int:
 
 
 def _told_by(replica: Replica, claim: bytes) -> list[str]:
-    """Return the checkpoints that a claim's end and newest beat name, as far as they are listed."""
-    listed: AbstractSet[bytes] = frozenset()
+    """Return the checkpoint that a claim's end names, or its newest beat that is listed."""
     with suppress(FileNotFoundError):
-        listed = replica.names(claim)
-    beats = sorted(name for name in listed if parse_beat(name) is not None)
-    told = []
-    for name in (b"end.json", *beats[-1:]):
-        with suppress(FileNotFoundError):
-            told.append(told_checkpoint(replica.read(join(claim, name))))
-    return [name for name in told if name is not None]
+        ended_with = told_checkpoint(replica.read(join(claim, b"end.json")))
+        if ended_with is not None:
+            return [ended_with]
+    with suppress(FileNotFoundError):
+        beats = [name for name in replica.names(claim) if parse_beat(name) is not None]
+        told = [told_checkpoint(replica.read(join(claim, name))) for name in sorted(beats)[-1:]]
+        return [name for name in told if name is not None]
+    return []
 
 
 def remove_torn_beginnings(replica: Replica) -> None:

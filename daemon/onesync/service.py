@@ -164,6 +164,8 @@ class Service:
             },
         )
         control.start()
+        self._lock_lane.warm()
+        self._replica.warm(all_of_them=True)
         threading.Thread(target=self._live, name="engine", daemon=True).start()
         threading.Thread(target=self._watch_mounts, name="mounts", daemon=True).start()
         asked = False

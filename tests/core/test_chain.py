@@ -19,6 +19,7 @@ from onesync.core.chain import (
     Set,
     _read_change,
     apply,
+    asked_for,
     base_name,
     checkpoint_name,
     decode,
@@ -367,3 +368,22 @@ def test_epochs_that_never_wrote_do_not_keep_a_reader_from_looking_further() -> 
     head = find_head([*stale, *first], manifest.read)
     assert head is not None
     assert (head.position, head.ignored) == (Position(1, 2), [])
+
+
+def test_what_is_read_ahead_is_what_the_search_asks_for() -> None:
+    manifest = Manifest()
+    manifest.write(1, 1, Set(b"a", entry(1)), why="base")
+    manifest.write(1, 2, Set(b"a", entry(2)))
+    manifest.write(2, 1, Set(b"a", entry(3)), why="base")
+    manifest.write(2, 2, Set(b"a", entry(4)))
+    newest = manifest.write(2, 4, Set(b"a", entry(5)))
+    first = [checkpoint_name(Position(3, 1)), base_name(Position(3, 1))]
+    asked: list[str] = []
+
+    def read(name: str) -> bytes:
+        asked.append(name)
+        return manifest.read(name)
+
+    head = find_head([*manifest.files, *first], read, [newest])
+    assert head is not None
+    assert sorted(asked_for(manifest.files, first, [newest])) == sorted(asked)

@@ -368,6 +368,47 @@ def find_head(
     return None
 
 
+def asked_for(
+    listed: Iterable[str], hidden: Iterable[str] = (), told: Iterable[str] = ()
+) -> list[str]:
+    """Return what ``find_head`` asks for, as far as names tell: for whoever reads ahead.
+
+    That is what leads from the newest one to a base, and what may stand though nothing lists it:
+    ``hidden``, first ones of epochs, and what may follow the newest ones.
+    """
+    told = {name for name in told if parse_name(name)}
+    known = sorted({name for name in listed if parse_name(name)} | told, key=_newest_first)
+    found = dict.fromkeys(hidden)
+    every = sorted([*known, *found], key=_newest_first, reverse=True)
+    newest = {_position_of(name).epoch: name for name in every}
+    for name in known:
+        found[name] = None
+        if _is_base(name):
+            break
+    left = _LOOKED_INTO
+    for _, name in sorted(newest.items(), reverse=True):
+        found.update(dict.fromkeys([name, *_following(name)]))
+        left -= name in known
+        if not left:
+            break
+    for name in told:
+        found.update(dict.fromkeys(_following(name)))
+    return list(found)
+
+
+def _following(name: str) -> list[str]:
+    """Return the names that may follow a checkpoint's in its epoch."""
+    return [n for place in _following_places(_position_of(name)) for n in _names_at(place)]
+
+
+def _following_places(last: Position) -> list[Position]:
+    return [Position(last.epoch, last.sequence + i + 1) for i in range(_LONGEST_GAP)]
+
+
+def _names_at(place: Position) -> tuple[str, str]:
+    return checkpoint_name(place), base_name(place)
+
+
 class _Search:
     """Reads every file at most once."""
 
@@ -436,10 +477,9 @@ class _Search:
         found: set[str] = set()
         last = parsed[0] if parsed is not None else None
         while last is not None:
-            following = [Position(last.epoch, last.sequence + i + 1) for i in range(_LONGEST_GAP)]
-            last = None
-            for place in following:
-                names = {n for n in (checkpoint_name(place), base_name(place)) if self._stands(n)}
+            places, last = _following_places(last), None
+            for place in places:
+                names = {n for n in _names_at(place) if self._stands(n)}
                 if names:
                     found |= names
                     last = place
@@ -524,6 +564,10 @@ def _position_of(name: str) -> Position:
     parsed = parse_name(name)
     assert parsed is not None
     return parsed[0]
+
+
+def _is_base(name: str) -> bool:
+    return name == base_name(_position_of(name))
 
 
 def _is_beginning(name: str) -> bool:

@@ -276,9 +276,12 @@ class ChildrenReplica:
             children = list(self._children)
         return [(call.method, call.flight) for child in children for call in child.calls()]
 
-    def warm(self) -> None:
-        """Have a child for the next call, before it comes."""
+    def warm(self, *, all_of_them: bool = False) -> None:
+        """Have a child for the next call, before it comes, or as many as there may be."""
         self._child()
+        while all_of_them and len(self._children) < self._processes:
+            with self._guard:
+                self._children.append(self._begun())
 
     def _child(self, home: _Child | None = None) -> _Child:
         """Return a child that answers: ``home``, if it has a thread to spare."""
@@ -292,11 +295,14 @@ class ChildrenReplica:
             full = len(self._children) >= self._processes
             if idle is not None and (full or not idle.busy()):
                 return idle
-            # One thread more than turns: see _turn.
-            threads = self._threads + 1
-            child = _Child(self._root, threads, self._advanced, self._forgotten, self._limit)
+            child = self._begun()
             self._children.append(child)
             return child
+
+    def _begun(self) -> _Child:
+        # One thread more than turns: see _turn.
+        threads = self._threads + 1
+        return _Child(self._root, threads, self._advanced, self._forgotten, self._limit)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         return self._ask(None, method, arguments)
