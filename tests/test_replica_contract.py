@@ -785,6 +785,33 @@ def test_a_directory_that_somebody_made_again_is_opened_anew(tmp_path: Path) -> 
         act()
 
 
+def test_a_directory_is_opened_from_the_nearest_one_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[bytes] = []
+
+    def noted(root: int, path: bytes, flags: int) -> int:
+        opened.append(path)
+        return open_beneath(root, path, flags)
+
+    monkeypatch.setattr("onesync.replica.folder.open_beneath", noted)
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    replica = FolderReplica(os.fsencode(tmp_path))
+    replica.look(b"a/b/there")
+    replica.look(b"a/b/c/there")
+    assert opened == [b"a/b", b"c"]
+
+
+def test_a_directory_below_one_that_somebody_made_again_is_found(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    replica = FolderReplica(os.fsencode(tmp_path))
+    assert replica.look(b"d/nothing") is None  # the directory is held from here on
+    (tmp_path / "d").rmdir()
+    (tmp_path / "d/e").mkdir(parents=True)
+    (tmp_path / "d/e/there").touch()
+    assert replica.look(b"d/e/there") is not None
+
+
 @pytest.mark.fuse
 @pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.ECONNABORTED, errno.EPROTO])
 def test_an_error_of_the_mount_is_raised_whatever_class_python_has_for_it(

@@ -30,7 +30,8 @@ _ARGUMENTS = {
 class Call:
     """One call; ``error`` is 0 for success and None where no answer was given.
 
-    With ``later`` the call answered success, and its error is for a later call to tell.
+    With ``later`` the call answered success, and its error is for a later call to tell. Of two
+    calls the one that ``began`` after the other ``ended`` may have waited for it.
     """
 
     number: int
@@ -39,6 +40,8 @@ class Call:
     arguments: dict[str, Any]
     error: int | None = None
     later: bool = False
+    began: int = 0
+    ended: int = 0
 
 
 class Log:
@@ -92,7 +95,20 @@ def _plain(argument: Any) -> Any:
 def read_log(path: Path) -> list[Call]:
     """Return the calls in the order in which they came."""
     calls: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(path.read_text().splitlines()):
         told = json.loads(line)
-        calls.setdefault(told.pop("n"), {}).update(told)
+        when = "began" if "path" in told else "ended"
+        calls.setdefault(told.pop("n"), {}).update(told, **{when: number})
     return [Call(number, **calls[number]) for number in sorted(calls) if "path" in calls[number]]
+
+
+def rounds(calls: list[Call]) -> int:
+    """Return how many of the calls came one after the other, each when the last was answered.
+
+    That is what a slow mount is waited for, where every call takes the same time.
+    """
+    found, last = 0, -1
+    for call in sorted(calls, key=lambda call: call.ended):
+        if call.began > last:
+            found, last = found + 1, call.ended
+    return found

@@ -44,6 +44,7 @@ _TRIES = 5
 _TURNS = 64
 _MOST_BYTES = 1 << 30
 """What is read whole: nothing that onesync writes is longer."""
+_O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 _PROGRESS = "org.onedata.replication_progress"
 _CANNOT_TELL = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS, errno.EPERM)
@@ -679,11 +680,7 @@ class FolderReplica:
     def _hold_anew(self, path: RelPath) -> _HeldDirectory:
         with self._guard:
             forgotten = self._forgotten
-        if path:
-            root = self._hold(b"")
-            held = _HeldDirectory(open_beneath(root.fd, path, os.O_PATH | os.O_DIRECTORY))
-        else:
-            held = self._open_root()
+        held = _HeldDirectory(self._walk(path)) if path else self._open_root()
         with self._guard:
             if self._forgotten != forgotten:
                 return held  # opened before a rename, maybe: good for this call alone
@@ -691,6 +688,22 @@ class FolderReplica:
             while len(self._held) > self._most_held:
                 self._held.popitem(last=False)
         return held
+
+    def _walk(self, path: RelPath) -> int:
+        """Open a directory from the nearest one above it that is held."""
+        root = self._hold(b"")
+        above = parent_of(path)
+        while above and self._held_one(above) is None:
+            above = parent_of(above)
+        nearest = self._held_one(above) if above else None
+        if nearest is not None:
+            try:
+                return open_beneath(nearest.fd, path[len(above) + 1 :], _O_DIRECTORY)
+            except OSError as error:
+                # Somebody may have removed it and made it again.
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
+        return open_beneath(root.fd, path, _O_DIRECTORY)
 
     def _open_root(self) -> _HeldDirectory:
         held = _HeldDirectory(os.open(self._root, os.O_PATH | os.O_DIRECTORY))
