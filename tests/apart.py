@@ -19,7 +19,7 @@ def grown_kib(act: Callable[[], object]) -> int:
             act()
             os.write(into, b"%d" % (_kib("VmHWM") - before))
             os._exit(0)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the other process must end here
             traceback.print_exc()
             os._exit(1)
     os.close(into)

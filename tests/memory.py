@@ -6,8 +6,9 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from types import MappingProxyType
 
 from blake3 import blake3
 
@@ -46,7 +47,9 @@ class MemoryReplica:
             return Listed(name_of(path), Kind.DIRECTORY, 0)
         return Listed(name_of(path), Kind.FILE, len(content))
 
-    def list(self, path: RelPath, files: Set[bytes] = frozenset()) -> list[Listed]:
+    def list(
+        self, path: RelPath, known: Mapping[bytes, Kind] = MappingProxyType({})
+    ) -> list[Listed]:
         with self._guard:
             self._directory(path)
             inner = [p for p in self._tree if p and p != path and parent_of(p) == path]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable, Iterator
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import pytest
@@ -25,7 +25,6 @@ from tests.apart import grown_kib
 from tests.memory import MemoryReplica
 from tests.node import Node
 from tests.test_lock import FakeClock
-
 
 T = TypeVar("T")
 
@@ -57,7 +56,7 @@ class Mortal(MemoryReplica):
     def remove(self, path: bytes) -> bool:
         return self._step(lambda: MemoryReplica.remove(self, path))
 
-    def list(self, path: bytes, files: AbstractSet[bytes] = frozenset()) -> list[Listed]:
+    def list(self, path: bytes, known: Mapping[bytes, Kind] = MappingProxyType({})) -> list[Listed]:
         found = super().list(path)
         return [i for i in found if not join(path, i.name).startswith(self.hidden or (b"\0",))]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -88,7 +90,7 @@ class _Wide(MemoryReplica):
         super().__init__()
         self._directories = [b"%05d" % it for it in range(number // 100)]
 
-    def list(self, path: bytes, files: Set[bytes] = frozenset()) -> list[Listed]:
+    def list(self, path: bytes, known: Mapping[bytes, Kind] = MappingProxyType({})) -> list[Listed]:
         if not path:
             return [Listed(name, Kind.DIRECTORY, 0) for name in self._directories]
         return [Listed(b"micrograph_%s_%02d" % (path, it), Kind.FILE, 1) for it in range(100)]
@@ -107,20 +109,21 @@ def _begin_to_fetch(place: Path, number: int, is_known: bool) -> None:
         assert count == number
         raise _Enough
 
-    with stored_trees(place) as make, ThreadPoolExecutor(2) as pool, pytest.raises(_Enough):
+    with stored_trees(place) as make, ThreadPoolExecutor(2) as pool:
         tree = make()
         for directory in replica.list(b"") if is_known else ():
             tree.put(directory.name, Entry(Kind.DIRECTORY))
             for item in replica.list(directory.name):
                 tree.put_file(join(directory.name, item.name), 1, 1, 0o644, b"ab" * 32)
         stage_in = StageIn(replica, os.fsencode(place / "work"), pool, advanced, Tabled())
-        stage_in.run(tree, make())
+        with pytest.raises(_Enough):
+            stage_in.run(tree, make())
 
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["by manifest", "first"])
 def test_stage_in_takes_no_memory_for_a_file(tmp_path: Path, is_known: bool) -> None:
     small, large = (
-        grown_kib(lambda: _begin_to_fetch(tmp_path / str(number), number, is_known))
+        grown_kib(partial(_begin_to_fetch, tmp_path / str(number), number, is_known))
         for number in (50_000, 100_000)
     )
     assert large - small < 50_000 * 0.1, (small, large)  # tenths of a kB

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from blake3 import blake3
@@ -31,10 +32,10 @@ class Unseen(MemoryReplica):
         self.looked.append(path)
         return super().look(path)
 
-    def list(self, path: bytes, files: Set[bytes] = frozenset()) -> list[Listed]:
+    def list(self, path: bytes, known: Mapping[bytes, Kind] = MappingProxyType({})) -> list[Listed]:
         told = [] if path else [Listed(name, Kind.FILE, 0) for name in self._stale]
         for inner in MemoryReplica.list(self, path):
-            told.append(Listed(inner.name, Kind.FILE, 0) if inner.name in files else inner)
+            told.append(Listed(inner.name, known[inner.name], 0) if inner.name in known else inner)
         self.looked.clear()
         return told
 

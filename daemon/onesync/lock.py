@@ -47,6 +47,7 @@ from onesync.core.clock import Clock
 from onesync.core.model import STATUS_FOLDER, join, printable
 from onesync.errors import DeployedElsewhere, Halted, LockLost, MountNotThere
 from onesync.replica.door import Replica
+from onesync.workers import begin
 
 T = TypeVar("T")
 
@@ -295,11 +296,7 @@ class Lock:
         return self._record
 
     def _begin(self, act: Callable[..., T], *arguments: object) -> Callable[[], T]:
-        """Begin what is independent of what follows; returns what waits for its result."""
-        if self._workers is not None:
-            return self._workers.submit(act, *arguments).result
-        done = act(*arguments)
-        return lambda: done
+        return begin(self._workers, act, *arguments)
 
     def _prepare(self) -> None:
         if self._stands(EPOCHS):
@@ -531,9 +528,12 @@ class Lock:
 
     def _claims(self) -> list[Claim]:
         """Return the claims from the highest down to one that was not withdrawn and ended."""
+        listed = _highest_in(self._replica.names(EPOCHS))
+        following = self._begin(self._stands, self._place(listed + 1))
+        newest = self._read_claim(listed) if listed else None
         found = []
-        for epoch in range(self._highest(), 0, -1):
-            claim = self._read_claim(epoch)
+        for epoch in range(self._highest() if following() else listed, 0, -1):
+            claim = newest if epoch == listed else self._read_claim(epoch)
             if claim is not None:
                 found.append(claim)
                 if claim.ended not in (None, WITHDRAWN):

@@ -42,6 +42,7 @@ from onesync.core.tree import Fold, Tree
 from onesync.errors import Halted, NotArrived
 from onesync.local import on_this_machine
 from onesync.replica.door import Replica
+from onesync.workers import begin
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +103,11 @@ def read_head(
         workers: read ahead, side by side; None: nothing is read ahead.
         claimed: the epoch that we hold, and of which there is nothing yet.
     """
-    names = [name.decode("utf-8", "replace") for name in replica.names(MANIFEST)]
-    first, told = _told_by_claims(replica, names, claimed)
+    listed = begin(workers, replica.names, MANIFEST)
+    highest = _highest_epoch(replica) if claimed is None else claimed - 1
+    last = begin(workers, _told_by, replica, highest)
+    names = [name.decode("utf-8", "replace") for name in listed()]
+    first, told = _told_by_claims(replica, names, highest, last)
     read: Callable[[str], Packed] = partial(_read, replica, spool)
     if workers is not None:
         read = _ahead(workers, read, asked_for(names, first, told))
@@ -157,16 +161,18 @@ def _read(replica: Replica, spool: Path | None, name: str) -> Packed:
 
 
 def _told_by_claims(
-    replica: Replica, names: list[str], claimed: int | None
+    replica: Replica, names: list[str], highest: int, last: Callable[[], list[str]]
 ) -> tuple[list[str], list[str]]:
-    """Return the first names of epochs that ``names`` lacks, and what the newest claims tell of."""
+    """Return the first names of epochs that ``names`` lacks, and what the newest claims tell of.
+
+    ``last`` tells what the one of the ``highest`` epoch does.
+    """
     listed = max((found[0].epoch for name in names if (found := parse_name(name))), default=0)
-    highest = _highest_epoch(replica) if claimed is None else claimed - 1
     places = [Position(epoch, 1) for epoch in range(listed + 1, highest + 1)]
     first = [name for place in places for name in (checkpoint_name(place), base_name(place))]
     told: list[str] = []
     for epoch in range(highest, 0, -1):
-        told = _told_by(replica, join(EPOCHS, epoch_name(epoch)))
+        told = last() if epoch == highest else _told_by(replica, epoch)
         if told or epoch <= listed:
             break
     return first, told
@@ -184,8 +190,9 @@ def _highest_epoch(replica: Replica) -> int:
     return highest
 
 
-def _told_by(replica: Replica, claim: bytes) -> list[str]:
+def _told_by(replica: Replica, epoch: int) -> list[str]:
     """Return the checkpoint that a claim's end names, or its newest beat that is listed."""
+    claim = join(EPOCHS, epoch_name(epoch))
     with suppress(FileNotFoundError):
         ended_with = told_checkpoint(replica.read(join(claim, b"end.json")))
         if ended_with is not None:

@@ -76,7 +76,7 @@ class Removals:
         known = ours.get(top, {})
         files = set() if looks else {n for n, kind in known.items() if kind is Kind.FILE}
         try:
-            items = self._replica.list(top, files)
+            items = self._replica.list(top, dict.fromkeys(files, Kind.FILE))
         except (FileNotFoundError, NotADirectoryError):
             return [], True
         for item in items:

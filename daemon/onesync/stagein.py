@@ -53,6 +53,7 @@ CHANGED_OUTSIDE = "changed_outside"
 ATTRIBUTES = "attributes"
 _NO_FILE = (errno.ENOENT, errno.EINTR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 """What may be answered where another kind of thing stands, or nothing."""
+_NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _LARGE = 1 << 20
 _MOST_WAITING = 1000
@@ -321,12 +322,10 @@ class StageIn:
                 directory = below.popleft()
                 yield directory, wanted.tree.kinds_in(directory)
 
-        def list_one(asked: tuple[RelPath, dict[bytes, Kind]]) -> list[Listed]:
-            directory, known = asked
-            return self._replica.list(directory, _files(known))
-
-        with closing(self._as_they_come(list_one, some, _MOST_LISTED)) as results:
+        with closing(self._as_they_come(self._listed, some, _MOST_LISTED)) as results:
             for (directory, known), items in results:
+                if items is None:
+                    continue
                 listed.add(directory)
                 there = {item.name for item in items if item.kind is Kind.FILE}
                 absent.update(join(directory, name) for name in _files(known) - there)
@@ -339,6 +338,22 @@ class StageIn:
                     if item.name not in known:
                         self._add_newcomer(path, item, blocked(directory), wanted, staged)
         return lambda path: path not in absent and parent_of(path) in listed
+
+    def _listed(self, asked: tuple[RelPath, dict[bytes, Kind]]) -> list[Listed] | None:
+        """List a directory; None where the manifest alone has one.
+
+        What the manifest knows is not looked at, and neither is our own folder.
+        """
+        directory, known = asked
+        sure = {name: kind for name, kind in known.items() if kind is not Kind.LINK}
+        if not directory:
+            sure[STATUS_FOLDER] = Kind.DIRECTORY
+        try:
+            return self._replica.list(directory, sure)
+        except OSError as error:
+            if not directory or error.errno not in _NO_DIRECTORY:
+                raise
+            return None
 
     def _add_newcomer(
         self,

@@ -9,6 +9,17 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def begin(workers: Executor | None, act: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+    """Let a worker do what is independent of what follows; returns what waits for its result.
+
+    Without workers it is done at once.
+    """
+    if workers is not None:
+        return workers.submit(act, *arguments).result
+    done = act(*arguments)
+    return lambda: done
+
+
 def each(workers: Executor, act: Callable[..., T], *columns: Iterable[Any]) -> list[T]:
     """Call ``act`` with every row of ``columns``, side by side; returns the results in order.
 

@@ -173,12 +173,53 @@ def watched(entries: int) -> dict[str, Any]:
     return _lived(entries, 0)
 
 
+def staged(entries: int) -> dict[str, Any]:
+    """Stage in by manifest what a stage-in that died had brought: all but the copying."""
+    with _home() as home:
+        node = deployed(home, entries, FILES_IN_ONE)
+        make_tree(node.store, entries)
+        with closing(Index(home / "state" / "index.sqlite")) as index:
+            begun = {"staging": index.get("head_name"), "stager": index.get("staged")}
+            index.replace((), staged=None, **begun)
+        return _staged(node)
+
+
+def first(entries: int) -> dict[str, Any]:
+    """Stage in what no manifest knows."""
+    with _home() as home:
+        make_tree(home / "store", entries)
+        return _staged(Node(home, home / "store", mount__io_timeout_seconds=120))
+
+
+def _staged(node: Node) -> dict[str, Any]:
+    began = time.monotonic()
+    node.start()
+    patiently(lambda: node.status()["phase"] == "staging_in")
+    found: dict[str, Any] = {"resident_mb": []}
+    while node.status()["phase"] == "staging_in":
+        found["resident_mb"].append(_memory(node, "VmRSS"))
+        time.sleep(5)
+    found["staged_seconds"] = round(time.monotonic() - began, 1)
+    found["peaks_mb"] = _memory(node, "VmHWM")
+    patiently(lambda: node.status()["phase"] == "syncing" and not node.status()["pending_paths"])
+    found["synced_mb"] = _memory(node, "VmRSS")
+    assert node.process is not None
+    node.process.send_signal(signal.SIGTERM)
+    assert node.process.wait(600) == 0, node.log()
+    return found
+
+
 def _lived(entries: int, in_one: int) -> dict[str, Any]:
+    with _home() as home:
+        return live(deployed(home, entries, in_one))
+
+
+@contextmanager
+def _home() -> Iterator[Path]:
     PLACE.mkdir(exist_ok=True)
     home = Path(tempfile.mkdtemp(dir=PLACE))
     try:
-        node = deployed(home, entries, in_one)
-        return live(node)
+        yield home
     finally:
         shutil.rmtree(home)
 
@@ -305,7 +346,10 @@ def measured() -> Iterator[dict[str, Any]]:
     found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
 
 
-ROWS = {row.__name__: row for row in (rescan, fold, base, opened, commit, daemon, watched)}
+ROWS = {
+    row.__name__: row
+    for row in (rescan, fold, base, opened, commit, daemon, watched, staged, first)
+}
 
 
 def main() -> None:

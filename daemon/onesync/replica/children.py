@@ -16,14 +16,15 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, cast
 
 from onesync.core.blocks import Blocks
-from onesync.core.model import RelPath, parent_of
+from onesync.core.model import Kind, RelPath, parent_of
 from onesync.core.trouble import judge
 from onesync.errors import LocalError, MountHung, MountNotThere, OnesyncError
 from onesync.replica.child import receive, send
@@ -385,8 +386,10 @@ class ChildrenReplica:
     def look(self, path: RelPath) -> Listed | None:
         return cast("Listed | None", self._call("look", path))
 
-    def list(self, path: RelPath, files: Set[bytes] = frozenset()) -> list[Listed]:
-        return cast("list[Listed]", self._call("list", path, files))
+    def list(
+        self, path: RelPath, known: Mapping[bytes, Kind] = MappingProxyType({})
+    ) -> list[Listed]:
+        return cast("list[Listed]", self._call("list", path, dict(known)))
 
     def names(self, path: RelPath) -> Set[bytes]:
         return cast("Set[bytes]", self._call("names", path))

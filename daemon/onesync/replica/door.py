@@ -10,8 +10,9 @@ copy has it, whatever it is called in OneData; where one cannot be kept at all, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from onesync.core.blocks import Blocks
@@ -101,10 +102,13 @@ class Replica(Protocol):
     def look(self, path: RelPath) -> Listed | None:
         """Look ``path`` up afresh; None when nothing stands there."""
 
-    def list(self, path: RelPath, files: Set[bytes] = frozenset()) -> list[Listed]:
+    def list(
+        self, path: RelPath, known: Mapping[bytes, Kind] = MappingProxyType({})
+    ) -> list[Listed]:
         """List a directory, in no order; special files are left out.
 
-        Names in ``files`` need not be looked at: the caller takes them for files, of size 0.
+        The names of files and directories in ``known`` need not be looked at: the caller takes them
+        for what they are there, of size 0.
         """
 
     def names(self, path: RelPath) -> Set[bytes]:

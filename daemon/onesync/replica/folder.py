@@ -14,8 +14,9 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from types import MappingProxyType
 from typing import Self, TypeVar
 
 from blake3 import blake3
@@ -256,13 +257,15 @@ class FolderReplica:
         finally:
             os.close(fd)
 
-    def list(self, path: RelPath, files: Set[bytes] = frozenset()) -> list[Listed]:
+    def list(
+        self, path: RelPath, known: Mapping[bytes, Kind] = MappingProxyType({})
+    ) -> list[Listed]:
         with self._directory(path) as held:
             fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=held)
         try:
             names = map(os.fsencode, os.listdir(fd))
             found = (
-                Listed(name, Kind.FILE, 0) if name in files else _look_in(fd, name)
+                Listed(name, known[name], 0) if name in known else _look_in(fd, name)
                 for name in names
             )
             return [item for item in found if item is not None]

@@ -10,14 +10,16 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NoReturn, TypeVar
 
 from onesync.core.blocks import Blocks
 from onesync.core.model import (
     STATUS_FOLDER,
+    Kind,
     RelPath,
     is_beneath,
     is_reserved,
@@ -91,9 +93,11 @@ class EscapedNames:
             return None
         return None if found is None else replace(found, name=name_of(path))
 
-    def list(self, path: RelPath, files: Set[bytes] = frozenset()) -> list[Listed]:
+    def list(
+        self, path: RelPath, known: Mapping[bytes, Kind] = MappingProxyType({})
+    ) -> list[Listed]:
         found: dict[bytes, Listed] = {}
-        plain = {name for name in files if is_plain(name)}
+        plain = {name: kind for name, kind in known.items() if is_plain(name)}
         for item in self._at(path, lambda place: self._folder.list(place, plain)):
             own = self._own_name(item.name)
             # Where both stand, the one that a look finds.
