@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Set
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -261,31 +262,39 @@ class Mortal:
         return made
 
 
-def lived(replica: Replica, kept: list[Remembered], left: int, after: bool) -> Lock | None:
-    """Start the node once more; None where it died."""
+def lived(
+    replica: Replica, kept: list[Remembered], left: int, after: bool, looks: int = 1
+) -> Lock | None:
+    """Start the node once more, with so many ``looks`` at once; None where it died."""
     claimant = Claimant("one", "boot-one", "machine-one", "me", "/work", "/data", "0")
     door = cast(Replica, Mortal(replica, left, after))
-    lock = Lock(door, FakeClock(), TIMES, claimant, kept[-1], kept.append)
-    try:
-        lock.acquire()
-    except Dies:
-        return None
+    with ThreadPoolExecutor(looks) as pool:
+        workers = pool if looks > 1 else None
+        lock = Lock(door, FakeClock(), TIMES, claimant, kept[-1], kept.append, workers)
+        try:
+            lock.acquire()
+        except Dies:
+            return None
+        lock._workers = None
     return lock
 
 
+@pytest.mark.parametrize("looks", [1, 6], ids=["one by one", "side by side"])
 @pytest.mark.parametrize("after", [False, True])
-def test_death_at_every_call_of_two_starts_in_a_row_needs_no_person(after: bool) -> None:
+def test_death_at_every_call_of_two_starts_in_a_row_needs_no_person(
+    after: bool, looks: int
+) -> None:
     deaths = 0
     for first in range(99):
         replica = MemoryReplica()
         owner, _ = claimed(replica)
         kept = [owner.state()]
-        if lived(replica, kept, first, after) is not None:
+        if lived(replica, kept, first, after, looks) is not None:
             break
         for second in range(first % 3, 99, 3):
             world, memory = MemoryReplica(), list(kept)
             world._tree = dict(replica._tree)
-            died = lived(world, memory, second, after) is None
+            died = lived(world, memory, second, after, looks) is None
             deaths += died
             heir = lived(world, memory, 9999, after)
             assert heir is not None

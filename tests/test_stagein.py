@@ -40,12 +40,12 @@ class Unseen(MemoryReplica):
         return told
 
 
-def staged_in(replica: MemoryReplica, work: Path, rows: Tabled) -> Staged:
+def staged_in(replica: MemoryReplica, work: Path, rows: Tabled, tree: Tree | None = None) -> Staged:
     work.mkdir()
     with ThreadPoolExecutor(2) as pool:
         root = os.fsencode(work)
         stage_in = StageIn(replica, root, pool, lambda *_: None, rows, asked={b"known"})
-        return stage_in.run(Tree({b"known": KNOWN}))
+        return stage_in.run(tree or Tree({b"known": KNOWN}))
 
 
 def test_a_known_file_is_opened_without_a_look(tmp_path: Path) -> None:
@@ -56,6 +56,18 @@ def test_a_known_file_is_opened_without_a_look(tmp_path: Path) -> None:
     assert staged.fetched == {b"known"}
     assert (tmp_path / "work" / "known").read_bytes() == b"abc"
     assert replica.looked == []
+
+
+def test_a_known_directory_that_is_none_any_more_is_made(tmp_path: Path) -> None:
+    """It is listed without a look, whatever stands there."""
+    replica = Unseen()
+    replica.write_new(b"d", b"a file")
+    tree = Tree({b"d": Entry(Kind.DIRECTORY, mode=0o755), b"d/known": KNOWN})
+    rows = Tabled()
+    staged = staged_in(replica, tmp_path / "work", rows, tree)
+    assert [(p.path, p.kind) for p in staged.problems] == [(b"d/known", "missing")]
+    assert rows.put_in[b"d/known"] == (KNOWN, None)
+    assert [path.name for path in (tmp_path / "work").rglob("*")] == ["d"]
 
 
 @pytest.mark.parametrize("kind", ["nothing", "directory"])

@@ -14,7 +14,7 @@ import pytest
 
 from onesync.core.model import STATUS_FOLDER
 from tests.node import SOON, Node
-from tests.standin.log import Call
+from tests.standin.log import Call, rounds
 from tests.standin.mounted import Mounted
 
 pytestmark = pytest.mark.fuse
@@ -194,3 +194,20 @@ def test_a_small_file_that_is_staged_in_is_six_calls(
     assert of_data["open"] == of_data["read"] == 400
     if known:
         assert of_data.total() <= 400 * 6, of_data
+
+
+def test_what_precedes_the_first_file_waits_for_few_calls(
+    nodes: list[Node], node: Node, mounted: Mounted
+) -> None:
+    """Claim, probe, head and listing: of the calls those few wait for each other that must."""
+    folders = _folders(mounted.backing / "project")
+    _fill(folders, 20)
+    earlier = nodes[1]
+    earlier.deploy()
+    assert earlier.end() == 0, earlier.log()
+    mounted.delay_at("*", 0.02, times=-1)
+    calls = _calls(mounted, node.deploy)
+    mounted.clear()
+    of_claim = len(calls) - _of_data(calls).total()
+    assert of_claim <= 155, Counter(call.operation for call in calls)
+    assert rounds(calls) <= 105
