@@ -193,6 +193,29 @@ def test_files_that_somebody_put_into_onedata_are_welcome(nodes: list[Node], sto
     undeployed(two)
 
 
+def test_many_newcomers_are_told_of_by_a_base(
+    nodes: list[Node], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = nodes
+    (store / "first").write_bytes(b"1")
+    one.deploy()
+    undeployed(one)
+    for number in range(5):
+        (store / f"new{number}").write_bytes(b"%d" % number)
+    started = two._started
+    few = "import onesync.deploy; onesync.deploy._MOST_FRESH = 4"
+    monkeypatch.setattr(two, "_started", lambda *given: started(*given, before=few))
+    two.deploy()
+    bases = sorted(path.name for path in (store / STATUS / "manifest").glob("*.base.*"))
+    assert bases == ["E000001-000001.base.jsonl.gz", "E000002-000001.base.jsonl.gz"]
+    expected = picture(two.work)
+    assert len(expected) == 6
+    undeployed(two)
+    one.deploy()
+    assert picture(one.work) == expected
+    undeployed(one)
+
+
 def test_a_file_damaged_in_onedata_is_brought_and_reported_until_it_is_rewritten(
     nodes: list[Node], store: Path
 ) -> None:
