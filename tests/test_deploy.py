@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +203,8 @@ def test_many_newcomers_are_told_of_by_a_base(
     undeployed(one)
     for number in range(5):
         (store / f"new{number}").write_bytes(b"%d" % number)
-    started = two._started
     few = "import onesync.deploy; onesync.deploy._MOST_FRESH = 4"
-    monkeypatch.setattr(two, "_started", lambda *given: started(*given, before=few))
+    monkeypatch.setattr(two, "_started", partial(two._started, before=few))
     two.deploy()
     bases = sorted(path.name for path in (store / STATUS / "manifest").glob("*.base.*"))
     assert bases == ["E000001-000001.base.jsonl.gz", "E000002-000001.base.jsonl.gz"]
