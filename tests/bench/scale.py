@@ -194,7 +194,7 @@ def first(entries: int) -> dict[str, Any]:
 def _staged(node: Node) -> dict[str, Any]:
     began = time.monotonic()
     node.start()
-    patiently(lambda: node.status()["phase"] == "staging_in")
+    patiently(lambda: node.status()["phase"] in ("staging_in", "syncing"))
     found: dict[str, Any] = {"resident_mb": []}
     while node.status()["phase"] == "staging_in":
         found["resident_mb"].append(_memory(node, "VmRSS"))
