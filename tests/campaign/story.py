@@ -172,12 +172,18 @@ class Story:
         if future.done() and future.exception() is None and not future.result().problems:
             self.safe = max(self.safe, state)
 
-    def is_state(self, found: Picture) -> bool:
-        """Whether ``found`` is a state that the project really had, and not one before ``safe``."""
+    def is_state(self, found: Picture, *, after_outage: bool) -> bool:
+        """Whether ``found`` is a state that the project really had, and not one before ``safe``.
+
+        What comes first or last of a batch is that of one act, but ``after_outage`` of several:
+        while nothing could be brought, they came together.
+        """
         self.settle()
+        first = self.safe
         return any(
-            _lies_between(found, self.states[max(self.safe, number - 1)], self.states[number])
-            for number in range(self.safe, len(self.states))
+            _lies_between(found, self.states[old], self.states[new])
+            for new in range(first, len(self.states))
+            for old in (range(first, new + 1) if after_outage else [max(first, new - 1)])
         )
 
 

@@ -28,9 +28,9 @@ MANY = int(os.environ.get("ONESYNC_DEATHS", "500"))
 FROM = int(os.environ.get("ONESYNC_DEATHS_FROM", "0"))
 CHUNKS = 20
 ERRNOS = ("EIO", "ENOSPC", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "EDQUOT", "EACCES", "EROFS")
-CALLS = 900
+CALLS = 840
 """About so many calls a life makes that nothing befalls."""
-RECOVERY = 150
+RECOVERY = 110
 """About so many of them until it syncs."""
 
 

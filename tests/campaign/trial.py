@@ -47,6 +47,7 @@ class Trial:
     story: Story = field(default_factory=Story)
     wrong: list[str] = field(default_factory=list)
     lives: list[Lived] = field(default_factory=list)
+    had_outage: bool = False
     WHERE: ClassVar[str] = ""
     ALWAYS: ClassVar[frozenset[Exit]] = frozenset((Exit.CLEAN,))
 
@@ -104,6 +105,7 @@ class Trial:
 
     def _judge(self, life: Lived, fault: Fault | None) -> None:
         """See that a life ended as it may, after the ``fault`` that it met."""
+        self.had_outage |= fault is not None and fault.lasting
         count(f"faults injected{self.WHERE}", int(fault is not None and not life.died))
         count(f"crash points{self.WHERE}", int(life.died))
         self._judge_end(life, fault)
@@ -131,7 +133,7 @@ class Trial:
         if not self.story.states:
             if contents(restored) != self.first:
                 self.wrong.append(f"elsewhere: {differ(self.first, contents(restored))}")
-        elif not self.story.is_state(restored):
+        elif not self.story.is_state(restored, after_outage=self.had_outage):
             near = [differ(state, restored) for state in self.story.states[self.story.safe :]]
             self.wrong.append(f"no state of the project: {min(near, key=len)}")
 
