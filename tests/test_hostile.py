@@ -118,7 +118,7 @@ def test_a_path_that_no_user_file_can_have_is_refused(path: str, line: str) -> N
 @pytest.mark.parametrize(
     "field",
     [{"mode": 0o4755}, {"mode": 0o1777}, {"size": -1}, {"size": 1 << 63}, {"mtime_ns": 1 << 70},
-     {"size": 1.5}, {"kind": "device"}, {"mtime_ns": True}],
+     {"size": 1.5}, {"kind": "device"}, {"mtime_ns": True}, {"digest": "\ud800"}],
 )  # fmt: skip
 def test_what_is_never_restored_is_refused(field: dict[str, object]) -> None:
     with pytest.raises(Damaged):

@@ -798,6 +798,8 @@ def _read_entry(fields: dict[str, Any]) -> Entry:
     if kind is Kind.DIRECTORY:
         return Entry(kind, mtime_ns=mtime_ns, mode=mode, xattrs=xattrs)
     size, digest = _number(fields, "size"), _string(fields, "digest")
+    if not digest.isascii():
+        raise Damaged("an entry has a digest that is none")
     group = _number(fields, "group", _MOST_GROUP) if "group" in fields else 0
     return Entry(kind, size, mtime_ns, mode, digest, group=group, xattrs=xattrs)
 
