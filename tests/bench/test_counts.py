@@ -211,3 +211,32 @@ def test_what_precedes_the_first_file_waits_for_few_calls(
     of_claim = len(calls) - _of_data(calls).total()
     assert of_claim <= 155, Counter(call.operation for call in calls)
     assert rounds(calls) <= 105
+
+
+def test_large_files_are_staged_in_side_by_side(
+    nodes: list[Node], node: Node, mounted: Mounted
+) -> None:
+    folder = mounted.backing / "project"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(6):
+        (folder / f"stack{number}.mrcs").write_bytes(os.urandom(2 * MEBIBYTE))
+        (folder / f"small{number}").write_bytes(b"x")
+    earlier = nodes[1]
+    earlier.deploy()
+    assert earlier.end() == 0, earlier.log()
+    mounted.delay_at("read", 0.02, times=-1)
+    calls = _calls(mounted, node.deploy)
+    mounted.clear()
+    of_data = _of_data(calls)
+    asked_again = 3  # read(2) asks for the attributes first, once a MiB and at the end
+    assert of_data.total() - of_data["read"] <= 12 * 5 + 6 * asked_again
+    assert _most_read_at_once([call for call in calls if "stack" in call.path]) == 6
+
+
+def _most_read_at_once(calls: list[Call]) -> int:
+    """Return of how many files reads were under way at once."""
+    reads = [call for call in calls if call.operation == "read"]
+    return max(
+        len({other.path for other in reads if other.began <= call.began < other.ended})
+        for call in reads
+    )
