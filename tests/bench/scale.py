@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -297,7 +297,8 @@ def _processes(node: Node) -> list[int]:
     found = [node.process.pid]
     for pid in found:
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            found += map(int, (thread / "children").read_text().split())
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
+                found += map(int, (thread / "children").read_text().split())
     return found
 
 
