@@ -303,7 +303,8 @@ def test_a_state_directory_that_fails_is_waited_for(node: PrefixedNode) -> None:
     until(lambda: "StateDirFailed" in problems(node), node)
     assert node.flush() == 1
     allow_files_of(node, resource.RLIM_INFINITY)
-    until(lambda: same(node), node)
+    until(lambda: problems(node) == {}, node)
+    assert same(node)
     assert node.flush() == 0, node.log()
     assert node.end() == 0, node.log()
 
