@@ -111,22 +111,20 @@ class Deploy:
             self._scanner.origin = Origin(int(inode), None if birth is None else int(birth))
         self._scanner.verify_root()
 
-    def take_over(self, epoch: int, readers: ThreadPoolExecutor) -> Batches:
-        """Make the working copy complete, as the owner of ``epoch``; ``readers`` bring its files.
+    def take_over(self, epoch: int) -> Batches:
+        """Make the working copy complete, as the owner of ``epoch``.
 
         Raises Halted where a person must decide, StopRequested where ``advanced`` gives up, OSError
         or MountNotThere where the mount fails: it goes on at the next start.
         """
         with stored_trees(self._spool) as make_tree:
-            batches = self._take_over(epoch, make_tree, readers)
+            batches = self._take_over(epoch, make_tree)
         if self._index.get("root_birth") is None:  # an index of before it was kept
             self._index.set(**root_values(self._root))
         self.verify_root()
         return batches
 
-    def _take_over(
-        self, epoch: int, make_tree: Callable[[], Fold], readers: ThreadPoolExecutor
-    ) -> Batches:
+    def _take_over(self, epoch: int, make_tree: Callable[[], Fold]) -> Batches:
         named = self._pool.submit(self._mount.open_folder)
         each(self._pool, self._make_folder, (MANIFEST, INTENTS))
         folder_id = named.result()
@@ -149,7 +147,7 @@ class Deploy:
                 self._pool,
             ):
                 log.warning("half-done batch settled", extra={"what": sentence})
-            self._stage_in(batches, head, make_tree(), readers)
+            self._stage_in(batches, head, make_tree())
         return batches
 
     def _make_folder(self, path: RelPath) -> None:
@@ -247,13 +245,7 @@ class Deploy:
             stamps = {c.path: lost_stamp(c.entry.kind) for c in ours + changed}
             self._index.commit(changes, stamps)
 
-    def _stage_in(
-        self,
-        batches: Batches,
-        head: Head | None,
-        newcomers: Fold,
-        readers: ThreadPoolExecutor,
-    ) -> None:
+    def _stage_in(self, batches: Batches, head: Head | None, newcomers: Fold) -> None:
         tree = head.tree if head else Tree()
         name = head.name if head else ""
         if self._index.get("undeployed") is not None:
@@ -270,7 +262,7 @@ class Deploy:
                 staged = StageIn(
                     self._replica,
                     self._root,
-                    readers,
+                    self._pool,
                     self._advanced,
                     rows,
                     self._link_moves(head),

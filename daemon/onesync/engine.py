@@ -73,8 +73,6 @@ _SECOND_HALF = 0.25
 """This part of the pause between batches stays where deletions or renames wait for the next one:
 what is dirty waits with them."""
 _TICK_SECONDS = 300.0
-READERS = 2
-"""So many times the workers bring files at stage-in: reading, none waits for a directory's lock."""
 
 
 class Observer(Events, Protocol):
@@ -455,17 +453,14 @@ class Engine:
             self._lane_mount().check,
         )
         self._heartbeat.start()
-        readers = ThreadPoolExecutor(READERS * self._settings.push.workers, "stage-in")
         try:
             self._set_phase("staging_in")
-            self._batches = self._deployment.take_over(epoch, readers)
+            self._batches = self._deployment.take_over(epoch)
         except BaseException as error:
             self._end_threads()
             if isinstance(error, StopRequested | Halted | ConfigurationError):
                 self._withdraw()
             raise
-        finally:
-            readers.shutdown(wait=False, cancel_futures=True)  # a stop waits for no copy
         self._expiry.begin(self.lock.state().deployment_id)
         return self._batches
 

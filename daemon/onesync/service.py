@@ -37,7 +37,7 @@ from onesync.core.claims import (
 from onesync.core.model import Problem, RelPath, show
 from onesync.core.page import page
 from onesync.core.view import Look
-from onesync.engine import READERS, Engine
+from onesync.engine import Engine
 from onesync.errors import (
     ConfigurationError,
     DeployedElsewhere,
@@ -96,7 +96,7 @@ class Service:
         self._owner = own_state_dir(settings.state_dir)
         patience = settings.mount.io_timeout_seconds
         target = os.fsencode(settings.onedata_dir)
-        threads = max(1, READERS * settings.push.workers // _PROCESSES)
+        threads = max(1, settings.push.workers // _PROCESSES)
         limit = settings.push.bandwidth_limit or None
         places = {"working_dir": settings.working_dir, "state_dir": settings.state_dir}
         self._metrics = Metrics(settings.metrics.folder, settings.lock_times(), places)

@@ -80,9 +80,6 @@ class Inline:
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
-    def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
-        """Nothing waits, and nothing is under way."""
-
     def submit(self, act: Callable[..., T], *arguments: Any) -> Future[T]:
         future: Future[T] = Future()
         try:
