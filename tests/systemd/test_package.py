@@ -58,6 +58,18 @@ def contents(top: Path) -> dict[str, bytes]:
     return {str(path.relative_to(top)): path.read_bytes() for path in files}
 
 
+# What is typed into a shell of its own; it waits for what must then stand there.
+_ZSH = r"""
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell 'autoload -Uz compinit; compinit -u; PS1=ready'
+zpty -r -m shell said '*ready*ready'
+zpty -w -n shell $'onesync status --instance \t'
+zpty -r -m shell said '*--instance*p *'
+zpty -w -n shell $'\x15onesync ha\t'
+zpty -r -m shell said '*handover*'
+print done
+"""
 _LOOKS = f"#!/bin/sh\nsystemctl show --value -p ActiveState {UNIT} > /run/seen\n"
 
 
@@ -105,7 +117,7 @@ def test_what_is_installed_is_whole(node: Node) -> None:
     for page in ("onesync.1", "onesync.toml.5"):
         name, _, section = page.rpartition(".")
         assert name.upper() in node.run("man", section, name, check=True).stdout
-    offered = node.run(
+    by_bash = node.run(
         "bash",
         "-ec",
         "touch /etc/onesync/p.toml; . /usr/share/bash-completion/completions/onesync;"
@@ -114,7 +126,17 @@ def test_what_is_installed_is_whole(node: Node) -> None:
         ' echo "${COMPREPLY[@]}"; rm /etc/onesync/p.toml',
         check=True,
     )
-    assert offered.stdout == "p\nhandover\n"
+    assert by_bash.stdout == "p\nhandover\n"
+    node.write("/etc/onesync/p.toml", CONFIGURATION)
+    for typed, offered in (
+        ("status --instance ", "p"),
+        ("ha", "handover"),
+        ("manifest l", "links"),
+    ):
+        found = node.run("fish", "-c", f"complete -C 'onesync {typed}'", check=True).stdout
+        assert offered in found.split(), (typed, found)
+    assert node.run("zsh", "-f", "-c", _ZSH).stdout == "done\n"
+    node.run("rm", "/etc/onesync/p.toml", check=True)
     for file in ("prometheus/onesync.rules.yml", "grafana/node.json", "status.schema.json"):
         assert (node.run("cat", f"/usr/share/onesync/{file}", check=True)).stdout
     assert node.run("id", "-u", "onesync").returncode == 0
