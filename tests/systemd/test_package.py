@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,28 @@ def test_what_is_installed_is_whole(node: Node) -> None:
         name = Path(unit).name.replace("@.", "@p.")
         verified = node.run("systemd-analyze", "verify", name)
         assert (verified.returncode, verified.stderr) == (0, ""), name
+
+
+def test_a_second_node_has_what_the_first_one_did(tmp_path: Path) -> None:
+    """The smallest whole life, for a Debian that nothing else is tried on."""
+    first, second = Node(tmp_path / "first"), Node(tmp_path / "second")
+    (first.project / "before").write_bytes(b"1")
+    with first:
+        first.install(package())
+        first.deploy()
+        assert (first.work / "before").read_bytes() == b"1"
+        (first.work / "after").write_bytes(b"2")
+        (first.work / "link").symlink_to("after")
+        stopped = first.run("systemctl", "stop", UNIT)
+        assert stopped.returncode == 0, stopped.stderr + first.journal()
+        assert not locked(first)
+    shutil.rmtree(second.home / "backing")
+    shutil.copytree(first.home / "backing", second.home / "backing")
+    with second:
+        second.install(package())
+        second.deploy()
+        assert contents(second.work) == {"before": b"1", "after": b"2", "link": b"2"}
+        assert (second.work / "link").readlink() == Path("after")
 
 
 def test_an_upgrade_under_load_keeps_the_deployment(node: Node) -> None:
