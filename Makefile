@@ -67,11 +67,13 @@ deb: PACKAGES += $(DEB_PACKAGES)
 deb: setup
 	@for suite in $(SUITES); do packaging/build-deb $$suite || exit 1; done
 
-# A node made from nothing but this machine's Debian and the package for it.
+# Nodes made from nothing but Debian and the package for it: of this machine's, or of SUITE. ONLY picks
+# tests as pytest's -k does.
+test-node: SUITE ?= $(shell . /etc/os-release && echo $$VERSION_CODENAME)
 test-node: PACKAGES += $(DEB_PACKAGES) buildah mkosi gcc libc6-dev pkg-config libfuse3-dev
 test-node: setup
-	. /etc/os-release && packaging/build-deb $$VERSION_CODENAME
-	$(BIN)/pytest -n 2 --dist loadgroup -m node
+	packaging/build-deb $(SUITE)
+	ONESYNC_SUITE=$(SUITE) $(BIN)/pytest -n 2 --dist loadgroup -m node $(if $(ONLY),-k "$(ONLY)")
 
 # All tools side by side on the same mounts: a table, JSON and plots in .run/bench. QUICK=1 takes small
 # sizes; ONLY names scenarios; README=README.md puts the table there.

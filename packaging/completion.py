@@ -1,19 +1,23 @@
-"""Writes bash's completion of the program: commands, their options, and the instances of this node.
+"""Writes the program's completion for bash, zsh and fish: commands, options, this node's instances.
 
-``python packaging/completion.py`` prints it. It is made ahead, for asking the program itself would
-take half a second with every key.
+``python packaging/completion.py DIRECTORY`` writes ``onesync``, ``_onesync`` and ``onesync.fish``
+there, as these shells name them. They are made ahead, for asking the program itself would take half
+a second with every key.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from typer.main import get_command
 
 from onesync.cli import app
 
-_HEAD = """\
+# In each, the words before the one that is completed tell what may follow: the longest commands
+# come first, as the first that fits counts.
+_BASH = """\
 # bash completion for onesync
 _onesync() {
     local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} words=
@@ -24,25 +28,56 @@ _onesync() {
             mapfile -t COMPREPLY < <(compgen -f -- "$current")
             return ;;
         *) case "${COMP_WORDS[*]:1:COMP_CWORD-1} " in
-"""
-_TAIL = """\
+@CASES@
         esac ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }
 complete -o filenames -F _onesync onesync
 """
+_ZSH = """\
+#compdef onesync
+case $words[CURRENT-1] in
+    --instance) compadd -- /etc/onesync/*.toml(N:t:r) ;;
+    --config) _files ;;
+    *) case "${(j: :)words[2,CURRENT-1]} " in
+@CASES@
+    esac ;;
+esac
+"""
+_FISH = """\
+# fish completion for onesync
+function __onesync_offers
+    set -l before (commandline -opc)
+    if test $before[-1] = --instance
+        set -l found /etc/onesync/*.toml
+        string replace -r '.*/(.*)\\.toml$' '$1' $found
+        return
+    end
+    switch (string join ' ' $before[2..])' '
+@CASES@
+    end
+end
+complete -c onesync -f -n 'test (commandline -opc)[-1] != --config' -a '(__onesync_offers)'
+"""
 
 
-def completion() -> str:
-    """Return the whole of it; the longest commands come first, as the first that fits counts."""
-    cases = [
-        f'            "{words} "*) words="{" ".join(offered)}" ;;\n'
-        if words
-        else f'            *) words="{" ".join(offered)}" ;;\n'
-        for words, offered in sorted(_offers(get_command(app), "").items(), reverse=True)
-    ]
-    return _HEAD + "".join(cases) + _TAIL
+def completions() -> dict[str, str]:
+    """Return the files by their names."""
+    offers = sorted(_offers(get_command(app), "").items(), reverse=True)
+    forms = {
+        "onesync": (_BASH, '            {}*) words="{}" ;;'),
+        "_onesync": (_ZSH, "        {}*) compadd -- {} ;;"),
+        "onesync.fish": (_FISH, "        case {}'*'\n            string split ' ' -- '{}'"),
+    }
+    return {
+        name: frame.replace("@CASES@", "\n".join(_case(form, *offer) for offer in offers))
+        for name, (frame, form) in forms.items()
+    }
+
+
+def _case(form: str, words: str, offered: list[str]) -> str:
+    return form.format(f'"{words} "' if words else "", " ".join(offered))
 
 
 def _offers(command: Any, words: str) -> dict[str, list[str]]:
@@ -56,4 +91,5 @@ def _offers(command: Any, words: str) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(completion())
+    for file, text in completions().items():
+        (Path(sys.argv[1]) / file).write_text(text)

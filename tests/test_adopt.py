@@ -7,8 +7,11 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -32,6 +35,10 @@ class Scripts:
         self.crontab = node.home / "crontabs" / "scipion"
         self.crontab.parent.mkdir()
         self.crontab.write_text("MAILTO=root\n")
+        self.system = node.home / "cron.d" / "scipion"
+        self.hourly = node.home / "cron.hourly" / "onedata"
+        for place in (self.system.parent, self.hourly.parent):
+            place.mkdir()
 
     def deploy(self) -> None:
         """As their stage-in and first push do."""
@@ -76,7 +83,9 @@ class Scripts:
         """Run ``onesync adopt`` on a node whose only crontabs are these."""
         before = (
             f"{before}\nfrom pathlib import Path\nfrom onesync import predecessor\n"
-            f"predecessor.CRONTABS = (Path({str(self.crontab.parent)!r}),)"
+            f"places = (Path({str(self.crontab.parent)!r}), Path({str(self.system.parent)!r}))\n"
+            "predecessor.CRONTABS = places\n"
+            f"predecessor.CRON_SCRIPTS = (Path({str(self.hourly.parent)!r}),)"
         )
         with TemporaryFile("w+") as out, TemporaryFile("w+") as error:
             process = self.node._started(("adopt", *words), out.fileno(), error.fileno(), before)
@@ -88,6 +97,20 @@ class Scripts:
 
 def dying_at(module: str, owner: str, name: str, calls: int = 1) -> str:
     return f"{_DYING}\ndie_at({module!r}, {owner!r}, {name!r}, {calls})"
+
+
+def meanwhile(code: str) -> str:
+    """Something else happens when the folder is compared."""
+    return f"""
+from pathlib import Path
+from onesync import adopt
+_compare = adopt._compare
+def compare(*arguments):
+    found = _compare(*arguments)
+    {code}
+    return found
+adopt._compare = compare
+"""
 
 
 @pytest.fixture
@@ -214,6 +237,85 @@ def test_links_of_their_list_that_are_missing_are_made(
     assert_whole(nodes)
 
 
+def test_a_list_of_the_working_directory_before_this_one(
+    nodes: list[Node], store: Path, scripts: Scripts
+) -> None:
+    """A stage-in of theirs that died, or kept no link, before a push wrote the list anew."""
+    link = nodes[0].work / "Runs" / "1" / "link 1"
+    link.unlink()
+    (store / STATUS / "linklist").write_text(
+        '"/home/old/work/Runs/1" "link 1" "/data/movies/1.tif"\n"/home/old/work" "top" "Runs/1"\n'
+    )
+    done = scripts.adopt()
+    assert done.returncode == 0, done.stderr
+    assert "2 links of the linklist were missing and are made" in done.stdout
+    assert link.readlink() == Path("/data/movies/1.tif")
+    assert (nodes[0].work / "top").readlink() == Path("Runs/1")
+    assert_whole(nodes)
+
+
+def test_lines_of_their_list_that_make_no_link_are_told(
+    nodes: list[Node], store: Path, scripts: Scripts
+) -> None:
+    work = os.fsencode(nodes[0].work)
+    with (store / STATUS / "linklist").open("ab") as file:
+        file.write(b'"%b/Runs" "broken\nname" "x"\n' % work)  # two lines
+        file.write(b'"%b/Gone" "link" "x"\n' % work)
+        file.write(b'"%b/Runs" "zero" "a\0b"\n' % work)
+        file.write(b'"%b/Runs" "%b" "x"\n' % (work, b"n" * 300))
+    done = scripts.adopt()
+    assert done.returncode == 0, done.stderr
+    assert "5 lines of the linklist are left out" in done.stdout
+    assert_whole(nodes)
+
+
+def test_rows_that_are_in_the_write_ahead_log_alone_are_sent(
+    nodes: list[Node], store: Path, scripts: Scripts
+) -> None:
+    """Their push took the database without its log: the file itself is the same on both sides."""
+    one, two = nodes
+    writer = sqlite3.connect(one.work / "Runs" / "run.db", isolation_level=None)
+    try:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("CREATE TABLE steps (number)")
+        writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        scripts.push()
+        writer.execute("INSERT INTO steps VALUES (1)")
+        assert (one.work / "Runs" / "run.db-wal").stat().st_size > 0
+        done = scripts.adopt()
+        assert done.returncode == 0, done.stderr
+        one.deploy()
+        assert one.flush() == 0, one.log()
+        assert one.end() == 0, one.log()
+    finally:
+        writer.close()
+    two.deploy()
+    with closing(sqlite3.connect(two.work / "Runs" / "run.db")) as reader:
+        assert reader.execute("SELECT number FROM steps").fetchall() == [(1,)]
+
+
+def test_a_folder_that_onesync_had_before_the_scripts(
+    nodes: list[Node], store: Path, scripts: Scripts
+) -> None:
+    """Its manifest and epochs were copied to and fro like all else."""
+    one, two = nodes
+    (store / STATUS / "lock").unlink()
+    two.deploy()
+    assert two.end() == 0, two.log()
+    shutil.copytree(store / STATUS, one.work / STATUS, dirs_exist_ok=True)
+    scripts.lock()
+    shutil.copy2(store / STATUS / "lock", one.work / STATUS / "lock")
+    (one.work / "Runs" / "1" / "movie.mrc").write_bytes(b"of the scripts")
+    scripts.push()
+    shutil.rmtree(two.work)
+    two.work.mkdir()
+    for path in (two.home / "state").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    done = scripts.adopt()
+    assert done.returncode == 0, done.stderr
+    assert_whole(nodes)
+
+
 def test_a_journal_that_was_copied_beside_a_database_never_comes_here(
     nodes: list[Node], store: Path, scripts: Scripts
 ) -> None:
@@ -281,16 +383,6 @@ def test_hard_links_and_what_stays_on_this_node(
     assert os.path.samefile(two.work / "again.mrc", two.work / "Runs" / "1" / "movie.mrc")
 
 
-def test_the_user_of_the_daemon_owns_what_root_made(nodes: list[Node], scripts: Scripts) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root makes files of others")
-    state = nodes[0].home / "state"
-    os.chown(state, 65534, 65534)
-    assert scripts.adopt().returncode == 0
-    assert {path.lstat().st_uid for path in state.rglob("*")} == {65534}
-    assert (state / "predecessor" / "linklist").exists()
-
-
 @pytest.mark.fuse
 def test_on_a_mount(nodes: list[Node], mounted: Mounted) -> None:
     folder = mounted.path / "project"
@@ -331,6 +423,24 @@ def test_another_nodes_lock_is_refused(scripts: Scripts) -> None:
 def test_another_working_directory_is_refused(scripts: Scripts) -> None:
     scripts.lock(directory="/srv/other")
     refused(scripts, 78, "names the working directory /srv/other")
+
+
+def test_a_copy_of_another_deployment_is_refused(scripts: Scripts) -> None:
+    """A node of the same name deployed the folder since: one of two clones."""
+    kept = scripts.node.work / STATUS / "lock"
+    kept.write_text(kept.read_text().replace("DATE:2026-11", "DATE:2026-10"))
+    refused(scripts, 11, f"{kept} is of another deployment")
+    kept.unlink()
+    assert scripts.adopt().returncode == 0
+
+
+def test_a_batch_of_onesync_that_died_before_is_refused(scripts: Scripts) -> None:
+    intent = scripts.store / STATUS / "intent" / "E000001-000002.json"
+    intent.parent.mkdir()
+    intent.write_text("{}")
+    refused(scripts, 13, "onesync died within a batch")
+    intent.unlink()
+    assert scripts.adopt().returncode == 0
 
 
 def test_a_folder_without_their_lock_is_refused(scripts: Scripts) -> None:
@@ -389,13 +499,123 @@ def test_their_cron_job_is_commented_out_where_that_is_wanted(
     assert (nodes[0].home / "state" / "crontab-scipion").read_text() == text
 
 
-def test_a_push_of_theirs_that_runs_is_refused(scripts: Scripts) -> None:
-    words = ["rsync", "-c", "input()", f"{scripts.node.work}/", f"{scripts.store}/"]
-    rsync = subprocess.Popen(words, executable=sys.executable, stdin=subprocess.PIPE)
+@pytest.mark.parametrize("end", ["\r\n", " # \x0c\x85\u2028\n"])
+def test_a_line_of_a_crontab_ends_where_cron_says(scripts: Scripts, end: str) -> None:
+    line = JOB.rstrip("\n") + end
+    scripts.crontab.write_text(line + "@daily true\n", newline="")
+    assert scripts.adopt("--disable-cron").returncode == 0
+    text = scripts.crontab.read_bytes().decode()
+    assert text.startswith("# ")
+    assert text.endswith(line + "@daily true\n")
+    assert text.count("\n") == 2
+
+
+def test_of_two_crontabs_with_one_name_both_are_kept(scripts: Scripts) -> None:
+    scripts.crontab.write_text(f"# mine\n{JOB}{JOB}")
+    scripts.system.write_text(f"# the system's\n{JOB}")
+    assert scripts.adopt("--disable-cron").returncode == 0
+    for crontab in (scripts.crontab, scripts.system):
+        assert all(line.startswith("#") for line in crontab.read_text().splitlines())
+    kept = (scripts.node.home / "state").glob("crontab-*")
+    assert {path.read_text() for path in kept} == {
+        f"# mine\n{JOB}{JOB}",
+        f"# the system's\n{JOB}",
+    }
+
+
+def test_a_crontab_is_kept_for_its_owner_alone_and_through_no_link(scripts: Scripts) -> None:
+    scripts.crontab.write_text(JOB)
+    state = scripts.node.home / "state"
+    (state / "crontab-scipion").symlink_to(scripts.node.home / "led astray")
+    assert scripts.adopt("--disable-cron").returncode == 0
+    assert not (scripts.node.home / "led astray").exists()
+    kept = state / "crontab-scipion.2"
+    assert (kept.read_text(), kept.stat().st_mode & 0o777) == (JOB, 0o600)
+
+
+def test_a_script_that_cron_runs_of_itself(scripts: Scripts) -> None:
+    text = "#!/bin/sh\ncd /opt/onedata && ./working-to-onedata\n"
+    scripts.hourly.write_text(text)
+    scripts.hourly.chmod(0o755)
+    refused(scripts, 13, f"{scripts.hourly}: cd /opt/onedata && ./working-to-onedata")
+    done = scripts.adopt("--disable-cron")
+    assert done.returncode == 0, done.stderr
+    assert f"Not executable any more: {scripts.hourly}" in done.stdout
+    assert (scripts.hourly.read_text(), scripts.hourly.stat().st_mode & 0o777) == (text, 0o644)
+
+
+def test_a_cron_job_that_comes_back_while_the_folder_is_compared(scripts: Scripts) -> None:
+    """Puppet looks every half hour, and a large folder takes longer."""
+    again = meanwhile(f"Path({str(scripts.crontab)!r}).write_text({JOB!r})")
+    done = scripts.adopt(before=again)
+    assert (done.returncode, done.stdout) == (13, "")
+    assert "cron job is still active" in done.stderr
+    done = scripts.adopt("--disable-cron", before=again)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Commented out") == 2
+    assert scripts.crontab.read_text().startswith("# ")
+
+
+def test_a_push_of_theirs_while_the_folder_is_compared_is_refused(scripts: Scripts) -> None:
+    """What was compared is not what OneData holds any more."""
+    there = scripts.store / STATUS / "linklist"
+    code = f"__import__('os').utime({str(there)!r}, (2000000000, 2000000000))"
+    done = scripts.adopt(before=meanwhile(code))
+    assert (done.returncode, done.stdout) == (13, "")
+    assert "pushed while the folder was compared" in done.stderr
+    assert scripts.adopt().returncode == 0
+
+
+@contextmanager
+def rsync(*arguments: str, cwd: Path = Path("/")) -> Iterator[int]:
+    """A process that looks like an rsync; its number."""
+    words = ["rsync", "-c", "input()", *arguments]
+    process = subprocess.Popen(words, executable=sys.executable, stdin=subprocess.PIPE, cwd=cwd)
     try:
-        refused(scripts, 13, f"running as {rsync.pid} (rsync")
+        yield process.pid
     finally:
-        rsync.communicate()
+        process.communicate()
+
+
+def test_a_push_of_theirs_that_runs_is_refused(scripts: Scripts) -> None:
+    with rsync(f"{scripts.node.work}/", f"{scripts.store}/") as pid:
+        refused(scripts, 13, f"running as {pid} (rsync")
+
+
+def test_a_push_under_another_name_of_the_folder_is_refused(scripts: Scripts) -> None:
+    name = scripts.node.home / "known as"
+    name.symlink_to(scripts.node.work)
+    scripts.lock(directory=str(name))
+    shutil.copy2(scripts.store / STATUS / "lock", scripts.node.work / STATUS / "lock")
+    with rsync(f"{name}/", "/elsewhere/") as pid:
+        refused(scripts, 13, f"running as {pid} (rsync")
+    with rsync("./", "../store/", cwd=scripts.node.work) as pid:
+        refused(scripts, 13, f"running as {pid} (rsync")
+
+
+def test_an_rsync_of_another_folder_is_none_of_ours(scripts: Scripts) -> None:
+    with rsync(f"{scripts.node.work}2/", f"{scripts.store}-old/"):
+        assert scripts.adopt().returncode == 0
+
+
+def test_their_status_folder_that_cannot_be_kept_is_told(scripts: Scripts) -> None:
+    theirs = scripts.node.work / STATUS
+    os.mkfifo(theirs / "odd")
+    done = scripts.adopt()
+    assert done.returncode == 13
+    assert f"{theirs} cannot be put away" in done.stderr
+    (theirs / "odd").unlink()
+    assert scripts.adopt().returncode == 0
+    assert (scripts.node.home / "state" / "predecessor" / "linklist").exists()
+
+
+def test_a_link_in_place_of_their_status_folder_is_left(scripts: Scripts) -> None:
+    theirs = scripts.node.work / STATUS
+    theirs.rename(scripts.node.home / "moved")
+    theirs.symlink_to(scripts.node.home / "moved")
+    assert scripts.adopt().returncode == 0
+    assert (scripts.node.home / "moved" / "linklist").exists()
+    assert not (scripts.node.home / "state" / "predecessor").exists()
 
 
 def test_crontabs_that_cannot_be_read_are_refused(scripts: Scripts) -> None:

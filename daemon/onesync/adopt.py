@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +26,7 @@ from onesync import predecessor
 from onesync.beneath import open_beneath
 from onesync.core.claims import Held, is_old_scripts, parse_lock
 from onesync.core.guard import tops
-from onesync.core.legacy import links_beneath
+from onesync.core.legacy import linklist, links_beneath
 from onesync.core.model import (
     STATUS_FOLDER,
     Entry,
@@ -45,6 +46,7 @@ from onesync.deploy import ADOPTED, root_values
 from onesync.errors import ConfigurationError, DeployedElsewhere, Halted
 from onesync.index import Index, open_index
 from onesync.inspect import opened
+from onesync.intent import INTENTS
 from onesync.local import read_xattrs, stamp_of
 from onesync.lock import LOCK
 from onesync.rebuild import Rebuilt, rebuild
@@ -73,6 +75,7 @@ class Compared:
         held: the tops of what only OneData has.
         missing: how many files and directories those are.
         restored: links that were missing and are made.
+        left_out: lines of the linklist that make no link here.
     """
 
     rows: dict[RelPath, tuple[Entry, Stamp | None]] = field(default_factory=dict)
@@ -81,6 +84,7 @@ class Compared:
     held: set[RelPath] = field(default_factory=set)
     missing: int = 0
     restored: int = 0
+    left_out: int = 0
 
 
 def adopt_folder(
@@ -92,19 +96,18 @@ def adopt_folder(
     """Adopt the folder. Raises an OnesyncError.
 
     May die anywhere and be done again. ``advanced`` is told files read in OneData and in all;
-    ``tell`` what was done, a sentence each.
+    ``tell`` what was done, a sentence each. Main thread; root goes on as the state directory's
+    owner.
     """
+    _act_as_owner(settings.state_dir)
+    owner = own_state_dir(settings.state_dir)
     try:
-        owner = own_state_dir(settings.state_dir)
-        try:
-            compared = _prepare(settings, disable_cron, advanced, tell)
-        finally:
-            os.close(owner)
-        if (seconds := settings.lock_times().settle) > 0:
-            tell(f"Everything is compared; claiming the folder takes {seconds:.0f} s.")
-        Service(settings, lambda: settings).adopt()
+        compared = _prepare(settings, disable_cron, advanced, tell)
     finally:
-        _give_to_owner(settings.state_dir)
+        os.close(owner)
+    if (seconds := settings.lock_times().settle) > 0:
+        tell(f"Everything is compared; claiming the folder takes {seconds:.0f} s.")
+    Service(settings, lambda: settings).adopt()
     for sentence in _told(compared):
         tell(sentence)
 
@@ -116,7 +119,6 @@ def _prepare(
     tell: Callable[[str], None],
 ) -> Compared:
     """Do all but the claim."""
-    folders = (settings.working_dir, settings.onedata_dir)
     root = os.fsencode(settings.working_dir.resolve())
     with closing(open_index(settings.state_dir / "index.sqlite")) as index:
         _refuse_deployed(index)
@@ -128,15 +130,54 @@ def _prepare(
             )
         with opened(settings) as replica:
             theirs = _their_lock(settings, replica, index)
+            folders = _folders(settings, theirs)
             _end_cron(settings, folders, disable_cron, tell)
             _refuse_running(folders)
+            pushed = _last_push(replica)
             compared = _compare(settings, root, replica, advanced)
+            _end_cron(settings, folders, disable_cron, tell)  # Puppet may have made it anew
             _refuse_running(folders)
-            links = _linklist(replica, theirs)
+            if _last_push(replica) != pushed:
+                raise Halted(
+                    "The predecessors pushed while the folder was compared; OneData is as they left"
+                    " it. Nothing of theirs may run meanwhile: adopt again."
+                )
+            links = _linklist(replica, theirs, compared)
         _restore_links(root, links, compared)
         _record(index, root, theirs, compared)
     _put_away(settings)
     return compared
+
+
+# -- as whom ---------------------------------------------------------------------------------------
+
+
+def _act_as_owner(state_dir: Path) -> None:
+    """Let root be whom the daemon runs as.
+
+    What root makes is not the daemon's to change; and where somebody else may put links and names,
+    he could lead root astray.
+    """
+    owner = state_dir.stat().st_uid
+    if os.geteuid() != 0 or owner == 0:
+        return
+    user = pwd.getpwuid(owner)
+    os.initgroups(user.pw_name, user.pw_gid)
+    os.setegid(user.pw_gid)
+    os.seteuid(owner)
+
+
+@contextmanager
+def _as_root() -> Iterator[None]:
+    """Be root again, where we were: other people's crontabs and processes are nobody else's."""
+    user, group = os.geteuid(), os.getegid()
+    os.seteuid(os.getuid())
+    os.setegid(os.getgid())
+    try:
+        yield
+    finally:
+        os.setegid(group)
+        os.seteuid(user)
 
 
 # -- what does not fit -----------------------------------------------------------------------------
@@ -162,6 +203,7 @@ def _their_lock(settings: Settings, replica: ChildrenReplica, index: Index) -> d
     noted = index.get("adopting")
     if is_old_scripts(fields):
         _refuse_another(settings, fields)
+        _refuse_unfinished(replica)
         lock.adopt(fields)
     holder = lock.holder()
     if isinstance(holder, Held):
@@ -192,25 +234,60 @@ def _refuse_another(settings: Settings, fields: Mapping[str, str]) -> None:
             f"The scripts' lock names the working directory {printable(directory)}, the"
             f" configuration {settings.working_dir}; nothing was changed. Make working_dir theirs."
         )
+    kept = settings.working_dir / os.fsdecode(LOCK)
+    if kept.is_file() and parse_lock(kept.read_bytes()) != fields:
+        raise DeployedElsewhere(
+            f"{kept} is of another deployment than the scripts' lock in OneData: the folder was"
+            " deployed anew since, on a node of the same name, or a stage-in of theirs died over an"
+            " older copy; nothing was changed. Adopt the folder where it was deployed last, or, if"
+            f" that is here and this copy counts, remove {kept} and adopt again."
+        )
+
+
+def _refuse_unfinished(replica: ChildrenReplica) -> None:
+    """Refuse what a batch of onesync's left half done before the scripts deployed the folder.
+
+    It would be settled over what they have pushed since, after that was compared.
+    """
+    try:
+        intents = replica.names(INTENTS)
+    except FileNotFoundError:
+        return
+    if intents:
+        place = show(INTENTS)
+        raise Halted(
+            "An earlier deployment of the folder by onesync died within a batch, and the scripts"
+            f" went on without it; nothing was changed. Remove what stands in {place} in OneData,"
+            " and in the working directory where it is there, too; then adopt again."
+        )
+
+
+def _folders(settings: Settings, theirs: Mapping[str, str]) -> set[Path]:
+    """Return both folders under all the names that a command of theirs may have for them."""
+    ours = (settings.working_dir, settings.working_dir.resolve(), settings.onedata_dir)
+    named = (Path(theirs.get(key, "")) for key in ("DIR", "MOUNT"))
+    return {*ours, *(path for path in named if len(path.parts) > 1 and path.is_absolute())}
 
 
 def _end_cron(
-    settings: Settings, folders: Sequence[Path], disable_cron: bool, tell: Callable[[str], None]
+    settings: Settings, folders: Collection[Path], disable_cron: bool, tell: Callable[[str], None]
 ) -> None:
-    found = predecessor.jobs(folders)
-    if found and not disable_cron:
-        lines = "; ".join(job.told() for job in found)
-        raise Halted(
-            f"The predecessors' cron job is still active ({lines}); nothing was changed. Remove the"
-            " line, or let 'onesync adopt --disable-cron' comment it out."
-        )
-    for job in found:
-        copy = predecessor.disable(job, settings.state_dir)
-        tell(f"Commented out in {job.told()} (as it was: {copy})")
+    with _as_root():
+        found = predecessor.jobs(folders)
+        if found and not disable_cron:
+            lines = "; ".join(job.told() for job in found)
+            raise Halted(
+                f"The predecessors' cron job is still active ({lines}); nothing was changed. Remove"
+                " the line, or let 'onesync adopt --disable-cron' comment it out."
+            )
+        for sentence in predecessor.disable(found, settings.state_dir):
+            tell(sentence)
 
 
-def _refuse_running(folders: Sequence[Path]) -> None:
-    if found := predecessor.running(folders):
+def _refuse_running(folders: Collection[Path]) -> None:
+    with _as_root():
+        found = predecessor.running(folders)
+    if found:
         raise Halted(
             f"A copy of the predecessors is running as {', '.join(found)}; OneData is as they left"
             " it. Wait until it has ended, then adopt again."
@@ -337,12 +414,30 @@ def _link(seen: Stamp) -> Entry:
 # -- taking over -----------------------------------------------------------------------------------
 
 
-def _linklist(replica: ChildrenReplica, theirs: Mapping[str, str]) -> list[tuple[RelPath, bytes]]:
+def _last_push(replica: ChildrenReplica) -> tuple[int, int] | None:
+    """Return what differs after each push of theirs, which writes the list anew."""
+    found = replica.look(LINKLIST)
+    return None if found is None else (found.size, found.mtime_ns)
+
+
+def _linklist(
+    replica: ChildrenReplica, theirs: Mapping[str, str], compared: Compared
+) -> list[tuple[RelPath, bytes]]:
+    """Return the links of their list, also one of a working directory before this one.
+
+    Such a list stands there until their first push: its directories are found as at a stage-in.
+    """
     try:
         content = replica.read(LINKLIST)
     except FileNotFoundError:
         return []
-    return list(links_beneath(content, os.fsencode(theirs.get("DIR", ""))))
+    links = list(links_beneath(content, os.fsencode(theirs.get("DIR", ""))))
+    if not links:
+        rows = compared.rows.items()
+        directories = {b"", *(path for path, (it, _) in rows if it.kind is Kind.DIRECTORY)}
+        links = list(linklist(content, directories))
+    compared.left_out = sum(map(bool, content.splitlines())) - len(links)
+    return links
 
 
 def _restore_links(root: bytes, links: Sequence[tuple[RelPath, bytes]], compared: Compared) -> None:
@@ -361,6 +456,8 @@ def _restore_links(root: bytes, links: Sequence[tuple[RelPath, bytes]], compared
             elif (stamp := _make_link(top, path, target)) is not None:
                 compared.rows[path] = (entry, stamp)
                 compared.restored += 1
+            else:
+                compared.left_out += 1
     finally:
         os.close(top)
 
@@ -394,25 +491,21 @@ def _record(index: Index, root: bytes, theirs: Mapping[str, str], compared: Comp
 def _put_away(settings: Settings) -> None:
     """Keep their status folder of the working copy elsewhere: there the name is onesync's own."""
     theirs = settings.working_dir / os.fsdecode(STATUS_FOLDER)
-    if not theirs.is_dir():
+    if theirs.is_symlink() or not theirs.is_dir():
         return
     kept = settings.state_dir / KEPT
-    if not kept.exists():
-        begun = settings.state_dir / f"{KEPT}.new"
-        shutil.rmtree(begun, ignore_errors=True)
-        shutil.copytree(theirs, begun, symlinks=True)
-        begun.rename(kept)
-    shutil.rmtree(theirs)
-
-
-def _give_to_owner(state_dir: Path) -> None:
-    """Let the daemon's user have what root made in his directory."""
-    owner = state_dir.stat()
-    if os.geteuid() != 0 or owner.st_uid == 0:
-        return
-    for path in state_dir.rglob("*"):
-        with suppress(FileNotFoundError):  # a database's log goes when it is closed
-            os.lchown(path, owner.st_uid, owner.st_gid)
+    try:
+        if not kept.exists():
+            begun = settings.state_dir / f"{KEPT}.new"
+            shutil.rmtree(begun, ignore_errors=True)
+            shutil.copytree(theirs, begun, symlinks=True)
+            begun.rename(kept)
+        shutil.rmtree(theirs)
+    except OSError as error:  # shutil.Error is one, too
+        raise Halted(
+            f"{theirs} cannot be put away ({printable(str(error))}); nothing else is missing. Move"
+            " it out of the working directory, then adopt again."
+        ) from error
 
 
 def _told(compared: Compared) -> list[str]:
@@ -424,6 +517,11 @@ def _told(compared: Compared) -> list[str]:
         )
     if compared.restored:
         told.append(f"{compared.restored} links of the linklist were missing and are made.")
+    if compared.left_out:
+        told.append(
+            f"{compared.left_out} lines of the linklist are left out: they are damaged, or name"
+            " another directory."
+        )
     if compared.held:
         told.append(
             f"{compared.missing} files and directories are in OneData alone and kept there"

@@ -28,6 +28,21 @@ def test_lines_that_are_not_links_or_leave_the_folder_are_left_out() -> None:
     assert list(symlink_dump(b"nonsense\n/etc ..\n", HERE)) == []
 
 
+def test_what_no_file_system_takes_is_no_link() -> None:
+    long = b"n" * 256
+    deep = b"/".join([b"d" * 200] * 21)
+    for directory, name, target in (
+        (b"", long, b"x"),
+        (b"/" + deep, b"name", b"x"),
+        (b"", b"name", b"x" * 4096),
+        (b"", b"name", b"a\0b"),
+    ):
+        line = b'"/srv/w%b" "%b" "%b"' % (directory, name, target)
+        assert list(links_beneath(line, b"/srv/w")) == [], line
+        assert list(linklist(line, {b"", deep})) == [], line
+    assert list(symlink_dump(b"%b /srv/w/name" % (b"x" * 4096), {b""})) == []
+
+
 def test_links_of_one_working_directory_alone() -> None:
     content = (
         b'"/srv/w" "top" "Runs"\n"/srv/w/Runs/1" "a b" "/data/a b"\n'

@@ -24,7 +24,7 @@ from tests.systemd.nspawn import leader, suite
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = (
     *("dbus", "fuse3", "man-db", "needrestart", "procps", "python3"),
-    *("systemd", "systemd-sysv"),
+    *("systemd", "systemd-sysv", "cron", "rsync", "fish", "zsh"),
 )
 _WAIT_SECONDS = 90.0
 _VERSION = "__version__ = "
@@ -49,7 +49,7 @@ ExecStartPost=/bin/sh -c 'until mountpoint -q /mnt/onedata; do sleep 0.05; done'
 
 
 def package() -> Path:
-    """Return the newest package for this machine's Debian."""
+    """Return the newest package for the nodes' Debian."""
     release = {"bookworm": "deb12", "trixie": "deb13"}[suite()]
     found = (REPOSITORY / ".run" / "deb").glob(f"onesync_*~{release}u*.deb")
     return max(found, key=lambda path: path.stat().st_mtime)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,18 @@ def contents(top: Path) -> dict[str, bytes]:
     return {str(path.relative_to(top)): path.read_bytes() for path in files}
 
 
+# What is typed into a shell of its own; it waits for what must then stand there.
+_ZSH = r"""
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell 'autoload -Uz compinit; compinit -u; PS1=ready'
+zpty -r -m shell said '*ready*ready'
+zpty -w -n shell $'onesync status --instance \t'
+zpty -r -m shell said '*--instance*p *'
+zpty -w -n shell $'\x15onesync ha\t'
+zpty -r -m shell said '*handover*'
+print done
+"""
 _LOOKS = f"#!/bin/sh\nsystemctl show --value -p ActiveState {UNIT} > /run/seen\n"
 
 
@@ -105,7 +118,7 @@ def test_what_is_installed_is_whole(node: Node) -> None:
     for page in ("onesync.1", "onesync.toml.5"):
         name, _, section = page.rpartition(".")
         assert name.upper() in node.run("man", section, name, check=True).stdout
-    offered = node.run(
+    by_bash = node.run(
         "bash",
         "-ec",
         "touch /etc/onesync/p.toml; . /usr/share/bash-completion/completions/onesync;"
@@ -114,7 +127,17 @@ def test_what_is_installed_is_whole(node: Node) -> None:
         ' echo "${COMPREPLY[@]}"; rm /etc/onesync/p.toml',
         check=True,
     )
-    assert offered.stdout == "p\nhandover\n"
+    assert by_bash.stdout == "p\nhandover\n"
+    node.write("/etc/onesync/p.toml", CONFIGURATION)
+    for typed, offered in (
+        ("status --instance ", "p"),
+        ("ha", "handover"),
+        ("manifest l", "links"),
+    ):
+        found = node.run("fish", "-c", f"complete -C 'onesync {typed}'", check=True).stdout
+        assert offered in found.split(), (typed, found)
+    assert node.run("zsh", "-f", "-c", _ZSH).stdout == "done\n"
+    node.run("rm", "/etc/onesync/p.toml", check=True)
     for file in ("prometheus/onesync.rules.yml", "grafana/node.json", "status.schema.json"):
         assert (node.run("cat", f"/usr/share/onesync/{file}", check=True)).stdout
     assert node.run("id", "-u", "onesync").returncode == 0
@@ -127,6 +150,28 @@ def test_what_is_installed_is_whole(node: Node) -> None:
         name = Path(unit).name.replace("@.", "@p.")
         verified = node.run("systemd-analyze", "verify", name)
         assert (verified.returncode, verified.stderr) == (0, ""), name
+
+
+def test_a_second_node_has_what_the_first_one_did(tmp_path: Path) -> None:
+    """The smallest whole life, for a Debian that nothing else is tried on."""
+    first, second = Node(tmp_path / "first"), Node(tmp_path / "second")
+    (first.project / "before").write_bytes(b"1")
+    with first:
+        first.install(package())
+        first.deploy()
+        assert (first.work / "before").read_bytes() == b"1"
+        (first.work / "after").write_bytes(b"2")
+        (first.work / "link").symlink_to("after")
+        stopped = first.run("systemctl", "stop", UNIT)
+        assert stopped.returncode == 0, stopped.stderr + first.journal()
+        assert not locked(first)
+    shutil.rmtree(second.home / "backing")
+    shutil.copytree(first.home / "backing", second.home / "backing")
+    with second:
+        second.install(package())
+        second.deploy()
+        assert contents(second.work) == {"before": b"1", "after": b"2", "link": b"2"}
+        assert (second.work / "link").readlink() == Path("after")
 
 
 def test_an_upgrade_under_load_keeps_the_deployment(node: Node) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 
-from onesync.core.model import RelPath, is_reserved, join, name_of, parent_of
+from onesync.core.model import LONGEST_PATH, RelPath, is_user_path, join, name_of, parent_of
 
 _LINKLIST = re.compile(rb'"(?P<dir>.*)" "(?P<name>[^"/]*)" "(?P<target>.*)"')
 
@@ -21,7 +21,7 @@ def linklist(content: bytes, directories: Collection[RelPath]) -> Iterator[tuple
         if match is None or not match["name"] or not match["target"]:
             continue
         path = join(_longest_suffix(match["dir"], directories), match["name"])
-        if _is_fit(path):
+        if _is_link(path, match["target"]):
             yield path, match["target"]
 
 
@@ -34,7 +34,7 @@ def links_beneath(content: bytes, root: bytes) -> Iterator[tuple[RelPath, bytes]
             continue
         parts = _parts(match["dir"])
         path = join(b"/".join(parts[len(top) :]), match["name"])
-        if parts[: len(top)] == top and _is_fit(path):
+        if parts[: len(top)] == top and _is_link(path, match["target"]):
             yield path, match["target"]
 
 
@@ -51,7 +51,7 @@ def symlink_dump(
         above, _, name = link.rpartition(b"/")
         if blank and name:
             path = join(_longest_suffix(above, directories), name)
-            if _is_fit(path):
+            if _is_link(path, target):
                 yield path, target
 
 
@@ -82,6 +82,6 @@ def _parts(directory: bytes) -> list[bytes]:
     return [part for part in directory.split(b"/") if part not in (b"", b".")]
 
 
-def _is_fit(path: RelPath) -> bool:
-    parts = path.split(b"/")
-    return not is_reserved(path) and b".." not in parts and b"." not in parts and b"\0" not in path
+def _is_link(path: RelPath, target: bytes) -> bool:
+    """Whether the kernel would make such a link, and onesync keep it."""
+    return is_user_path(path) and len(target) <= LONGEST_PATH and b"\0" not in target

@@ -124,6 +124,10 @@ class _Servant:
 
 def main() -> None:
     """Serve the socket and root named on the command line."""
+    if os.getuid() != os.geteuid():
+        # Root acts as somebody: FUSE lets nobody in who is, by any of his ids, somebody else.
+        os.setresgid(*[os.getegid()] * 3)
+        os.setresuid(*[os.geteuid()] * 3)
     fd, root, threads, *limit = sys.argv[1:]
     pace = Pace(*map(int, limit)) if limit else None
     connection = socket.socket(fileno=int(fd))
