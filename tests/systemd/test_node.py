@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from onesync.core.model import STATUS_FOLDER
-from tests.systemd.container import PYTHON, REPOSITORY, TOKEN, USERS, Container
+from tests.systemd.container import PYTHON, TOKEN, USERS, Container
+from tests.systemd.nspawn import REPOSITORY
 
 pytestmark = [pytest.mark.systemd, pytest.mark.node, pytest.mark.timeout(600)]
 

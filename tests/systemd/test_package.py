@@ -13,7 +13,8 @@ import pytest
 
 from onesync.core.model import STATUS_FOLDER
 from onesync.journal import EVENTS
-from tests.systemd.packaged import CONFIGURATION, REPOSITORY, UNIT, Node, changed, package
+from tests.systemd.nspawn import REPOSITORY, UNIT
+from tests.systemd.packaged import CONFIGURATION, Node, changed, package
 
 # One after the other: what their units run in would be in the same cgroups of this machine.
 pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
@@ -44,7 +45,7 @@ def deployments(node: Node) -> list[str]:
 
 def events(node: Node, name: str) -> int:
     """Return how often the unit told of an event."""
-    return len(node.journal("-o", "cat", f"MESSAGE_ID={EVENTS[name]}").splitlines())
+    return len(node.journal(UNIT, "-o", "cat", f"MESSAGE_ID={EVENTS[name]}").splitlines())
 
 
 def claims(node: Node) -> list[dict[str, str]]:
