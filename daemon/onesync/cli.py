@@ -450,7 +450,7 @@ def check(config: Config = None, instance: Instance = None) -> None:
     """Validate a configuration and print the effective one."""
     settings = load(config, instance)
     if instance is not None:
-        units.read(instance)
+        units.read(instance, for_root=True)
     check_user(settings, is_daemon=False)
     check_directories(settings, are_ours_made_later=instance is not None)
     typer.echo(settings.model_dump_json(indent=2))

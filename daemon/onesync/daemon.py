@@ -19,7 +19,7 @@ def run_daemon(config: Path | None, instance: str | None) -> None:
     settings = load(config, instance)
     open_log(settings.metrics.folder)
     if instance is not None:
-        units.read(instance)  # what root refuses to act on
+        units.read(instance)  # what the unit could not serve
     check_user(settings, is_daemon=True)
     if settings.mount.require_fuse:
         refuse_private(settings.onedata_dir)

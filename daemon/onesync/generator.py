@@ -26,7 +26,7 @@ def generate(target: str) -> None:
     """Write the drop-ins of all instances into ``target``; one that is broken gets none."""
     for name in instances():
         try:
-            instance = read(name)
+            instance = read(name, for_root=True)
         except ConfigurationError as error:
             tell(f"onesync@{name}.service", str(error))
             continue
