@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -188,6 +189,17 @@ def test_where_no_log_is_there_whoever_started_us_is_told(
 )
 def test_the_jobs_tell_what_the_machine_is_about_to_do(jobs: str, kind: str | None) -> None:
     assert systemd.kind_of_shutdown(jobs.split()) == kind
+
+
+def test_an_instance_is_disabled_without_the_others(tmp_path: Path) -> None:
+    units = tmp_path / "etc" / "systemd" / "system"
+    shutil.copytree(ROOT / "systemd", units)
+    wants = units / "multi-user.target.wants"
+    for verb, names in (("enable", ("p", "q")), ("disable", ("p",))):
+        words = [f"--root={tmp_path}", verb, *(f"onesync@{name}.service" for name in names)]
+        subprocess.run(["systemctl", "--quiet", *words], check=True)
+    assert os.listdir(wants) == ["onesync@q.service"], "as onesync.target.wants alone is no boot"
+    assert os.listdir(units / "onesync.target.wants") == ["onesync@q.service"]
 
 
 def test_the_generator_is_quick_and_silent_without_a_configuration(tmp_path: Path) -> None:
