@@ -23,7 +23,9 @@ _onesync() {
     local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} words=
     case $before in
         --instance)
-            words=$(compgen -G '/etc/onesync/*.toml' | sed 's,.*/,,; s,\\.toml$,,') ;;
+            # compgen would carry out what else a name may hold.
+            words=$(compgen -G '/etc/onesync/*.toml' |
+                sed -n 's,^.*/\\([A-Za-z0-9:_.-]*\\)\\.toml$,\\1,p') ;;
         --config)
             mapfile -t COMPREPLY < <(compgen -f -- "$current")
             return ;;

@@ -65,3 +65,20 @@ def test_exit_codes_are_those_of_the_readme(pages: dict[str, str]) -> None:
     for code, meaning in MEANINGS.items():
         assert f"| {int(code)} | {meaning} |" in readme
         assert f"{int(code)} {meaning}" in pages["onesync.1"]
+
+
+def test_the_completion_offers_instances_and_carries_out_nothing(tmp_path: Path) -> None:
+    made = [sys.executable, str(ROOT / "packaging" / "completion.py")]
+    text = subprocess.run(made, check=True, capture_output=True, text=True).stdout
+    (tmp_path / "_onesync").write_text(text.replace("/etc/onesync", str(tmp_path)))
+    for name in ("p.toml", "$(touch ran).toml", "p.token"):
+        (tmp_path / name).touch()
+    words = (
+        ". ./_onesync; COMP_WORDS=(onesync status --instance ''); COMP_CWORD=3; _onesync;"
+        ' echo "${COMPREPLY[@]}"'
+    )
+    offered = subprocess.run(
+        ["bash", "-ec", words], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert offered.stdout == "p\n"
+    assert not (tmp_path / "ran").exists()

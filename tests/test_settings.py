@@ -103,6 +103,27 @@ def test_our_own_directories_must_lie_outside_the_working_copy(tmp_path: Path) -
         check_directories(load(config, None))
 
 
+@pytest.mark.parametrize(("ours", "place"), [("state", "work"), ("run", "data")])
+def test_nothing_of_the_users_lies_in_what_goes_with_us(
+    tmp_path: Path, ours: str, place: str
+) -> None:
+    config = written(tmp_path)
+    (tmp_path / ours / "inner").mkdir()
+    text = config.read_text().replace(f"{tmp_path}/{place}", f"{tmp_path}/{ours}/inner")
+    config.write_text(text)
+    with pytest.raises(ConfigurationError, match=f"{ours}/inner lies inside .*onesync's own"):
+        check_directories(load(config, None))
+
+
+def test_a_path_that_begins_with_two_slashes_is_that_with_one(tmp_path: Path) -> None:
+    config = written(tmp_path)
+    text = config.read_text().replace(f'"{tmp_path}/data"', f'"/{tmp_path}/data"')
+    config.write_text(text.replace(f"{tmp_path}/work", f"{tmp_path}/data/work"))
+    (tmp_path / "data" / "work").mkdir()
+    with pytest.raises(ConfigurationError, match="the same or one lies inside the other"):
+        check_directories(load(config, None))
+
+
 def test_a_configuration_must_be_named() -> None:
     with pytest.raises(ConfigurationError, match="--config FILE or --instance NAME"):
         load(None, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from onesync import generator, instance, mount, prepare, settings
+from onesync import generator, instance, mount, prepare, settings, systemd
 from onesync.errors import ConfigurationError
 from onesync.instance import Instance, Oneclient
 from onesync.mounts import Mounted, is_mount_point, mount_of
@@ -36,6 +37,11 @@ def test_the_drop_in_opens_what_the_configuration_needs_and_no_more(etc: Path) -
         "[Unit]",
         f"SourcePath={etc}/p.toml",
         'RequiresMountsFor="/srv/work/p"',
+        "After=mnt-onedata-p-space-p.mount",
+        "After=mnt-onedata-p-space.mount",
+        "After=mnt-onedata-p.mount",
+        "After=mnt-onedata.mount",
+        "After=mnt.mount",
         "[Service]",
         "User=scipion",
         'ReadWritePaths="-/srv/work"',
@@ -46,6 +52,7 @@ def test_the_drop_in_opens_what_the_configuration_needs_and_no_more(etc: Path) -
     assert "Wants=oneclient@p.service" in mounted
     assert 'ReadWritePaths="-/mnt/onedata"' in mounted
     assert 'ReadWritePaths="-/mnt"' not in mounted
+    assert not [line for line in mounted if line.startswith("After=")], "the unit's own"
     more = replace(PLAIN, paths=("/var/prom",), working_dir="/home/ada/p", listen="0.0.0.0:1")
     lines = generator.onesync_lines(more)
     assert {'ReadWritePaths="-/var/prom"', "ProtectHome=read-only", "IPAddressAllow=any"} < set(
@@ -55,6 +62,24 @@ def test_the_drop_in_opens_what_the_configuration_needs_and_no_more(etc: Path) -
         assert "IPAddressAllow=any" not in generator.onesync_lines(replace(PLAIN, listen=listen))
     top = generator.onesync_lines(replace(PLAIN, working_dir="/scratch"))
     assert 'ReadWritePaths="-/scratch"' in top, "never all of the node"
+
+
+def test_nothing_is_made_or_mounted_before_its_disk_is_there(etc: Path) -> None:
+    mounted = replace(PLAIN, oneclient=Oneclient("h", "/data/onedata/p", ()))
+    source = f"SourcePath={etc}/p.toml"
+    work, above = 'RequiresMountsFor="/srv/work/p"', 'RequiresMountsFor="/data/onedata"'
+    assert generator.prepare_lines(mounted) == ["[Unit]", source, work, above, "[Service]"], "root"
+    assert generator.prepare_lines(PLAIN) == ["[Unit]", source, work, "[Service]"]
+    user = "User=scipion"
+    assert generator.oneclient_lines(mounted) == ["[Unit]", source, above, "[Service]", user]
+
+
+@pytest.mark.parametrize("path", ["/mnt/onedata", "/.x/.y/a-b c/\u00e4%\\", "/a:b_c.d"])
+def test_a_mount_has_the_name_that_systemd_gives_it(path: str) -> None:
+    words = ["systemd-escape", "--path", "--suffix=mount", path]
+    named = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+    plain = replace(PLAIN, onedata_dir=path)
+    assert f"After={named}" in generator.onesync_lines(plain)
 
 
 def test_a_path_is_one_word_of_the_unit_file_whatever_is_in_it() -> None:
@@ -70,16 +95,111 @@ def test_one_broken_file_costs_no_other_instance_its_drop_in(
     (etc / "bad.toml").write_text("user = ")
     (etc / "evil.toml").write_text(good + 'user = "root\\nExecStart=/bin/sh"\n')
     (etc / "worse.toml").write_text('working_dir = "/srv/a\\nUser=root"\nonedata_dir = "/mnt/p"\n')
+    (etc / "endless.toml").write_text("a = " + "[" * 5000)
+    (etc / "late.toml").write_text(good + f"[mount]\nio_timeout_seconds = 1{'0' * 400}\n")
     (etc / "of people.toml").write_text(good)
     (etc / "good.toml").write_text(good)
     (etc / "onesync.toml.example").write_text(good)
     generator.generate(str(tmp_path / "out"))
     made = sorted(os.listdir(tmp_path / "out"))
-    assert made == ["oneclient@good.service.d", "onesync@good.service.d"]
-    assert [unit for unit, _ in told] == [f"onesync@{n}.service" for n in ("bad", "evil", "worse")]
+    units = [f"{unit}@good.service.d" for unit in ("oneclient", "onesync", "onesync-prepare")]
+    assert made == sorted(units)
+    names = ("bad", "endless", "evil", "late", "worse")
+    assert [unit for unit, _ in told] == [f"onesync@{name}.service" for name in names]
     assert "bad.toml is not TOML" in told[0][1]
-    text = (tmp_path / "out" / made[1] / "10-instance.conf").read_text()
+    text = (tmp_path / "out" / units[1] / "10-instance.conf").read_text()
     assert "User=onesync\n" in text, "the unit's own"
+    assert "User=" not in (tmp_path / "out" / units[2] / "10-instance.conf").read_text(), "root's"
+
+
+def test_a_file_that_others_can_change_is_no_configuration_of_root(
+    etc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    for module in (generator, prepare):
+        monkeypatch.setattr(module, "tell", lambda _, text: told.append(text))
+    monkeypatch.setattr(prepare, "_make", lambda path, user: pytest.fail(path))
+    file = etc / "p.toml"
+    file.write_text('user = "root"\nworking_dir = "/etc/p"\nonedata_dir = "/mnt/p/p"\n')
+    file.chmod(0o664)
+    generator.generate(str(tmp_path / "out"))
+    with pytest.raises(ConfigurationError, match=f"chown root: {file}; chmod go-w {file}"):
+        prepare.prepare("p")
+    file.chmod(0o644)
+    if os.geteuid() == 0:
+        os.chown(file, pwd.getpwnam("nobody").pw_uid, -1)
+        generator.generate(str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    assert {"can be changed by others than root" in text for text in told} == {True}
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "expected"),
+    [
+        ("working_dir", "/tmp/work", "one outside of /tmp and /var/tmp, which are emptied"),
+        ("onedata_dir", "/var/tmp", "one outside of /tmp"),
+        ("working_dir", "//", "a directory further down"),
+        ("onedata_dir", "/.", "a directory further down"),
+        ("working_dir", "/srv/../etc", "an absolute path without '..'"),
+    ],
+)
+def test_what_no_unit_could_serve_is_refused(etc: Path, key: str, path: str, expected: str) -> None:
+    places = {"working_dir": "/srv/p", "onedata_dir": "/mnt/p/p", key: path}
+    (etc / "p.toml").write_text("".join(f'{name} = "{place}"\n' for name, place in places.items()))
+    with pytest.raises(ConfigurationError, match=f"p.toml: {key}: expected {expected}"):
+        instance.read("p")
+
+
+def test_a_path_that_begins_twice_opens_no_more_than_another(etc: Path) -> None:
+    (etc / "p.toml").write_text('working_dir = "//srv/work/p"\nonedata_dir = "//mnt/o/p"\n')
+    assert generator.writable(instance.read("p")) == ["/srv/work", "/mnt"], "not all of the node"
+
+
+def test_root_makes_no_mount_point_at_the_top(etc: Path) -> None:
+    head = 'working_dir = "/srv/p"\nonedata_dir = "/mnt/p"\n[oneclient]\nhost = "h"\n'
+    (etc / "p.toml").write_text(head + 'mount_point = "/mnt"\n')
+    with pytest.raises(ConfigurationError, match="mount_point: expected a directory further down"):
+        instance.read("p")
+
+
+def test_where_no_log_is_there_whoever_started_us_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("JOURNAL", "KERNEL_LOG"):
+        monkeypatch.setattr(systemd, name, str(tmp_path / name))
+    systemd.tell("onesync@p.service", "a sentence")
+    assert capsys.readouterr().err == "<3>onesync: onesync@p.service: a sentence\n"
+    assert list(tmp_path.iterdir()) == [], "a file at /dev/kmsg would take all that follows"
+    (tmp_path / "KERNEL_LOG").touch()
+    systemd.tell("onesync@p.service", "a sentence")
+    assert "a sentence" in (tmp_path / "KERNEL_LOG").read_text()
+
+
+@pytest.mark.parametrize(
+    ("jobs", "kind"),
+    [
+        ("1 reboot.target start waiting\n2 onesync@p.service stop running", "reboot"),
+        ("1 kexec.target start waiting", "reboot"),
+        ("1 soft-reboot.target start waiting", "reboot"),
+        ("1 poweroff.target start waiting", "poweroff"),
+        ("1 halt.target start waiting", "poweroff"),
+        ("1 onesync@reboot.service stop running", None),
+        ("No jobs running.", None),
+    ],
+)
+def test_the_jobs_tell_what_the_machine_is_about_to_do(jobs: str, kind: str | None) -> None:
+    assert systemd.kind_of_shutdown(jobs.split()) == kind
+
+
+def test_an_instance_is_disabled_without_the_others(tmp_path: Path) -> None:
+    units = tmp_path / "etc" / "systemd" / "system"
+    shutil.copytree(ROOT / "systemd", units)
+    wants = units / "multi-user.target.wants"
+    for verb, names in (("enable", ("p", "q")), ("disable", ("p",))):
+        words = [f"--root={tmp_path}", verb, *(f"onesync@{name}.service" for name in names)]
+        subprocess.run(["systemctl", "--quiet", *words], check=True)
+    assert os.listdir(wants) == ["onesync@q.service"], "as onesync.target.wants alone is no boot"
+    assert os.listdir(units / "onesync.target.wants") == ["onesync@q.service"]
 
 
 def test_the_generator_is_quick_and_silent_without_a_configuration(tmp_path: Path) -> None:

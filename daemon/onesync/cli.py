@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from onesync import __version__
+from onesync import instance as units
 from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
 from onesync.core import legacy
 from onesync.core.duration import seconds_of
@@ -448,6 +449,8 @@ def adopt(
 def check(config: Config = None, instance: Instance = None) -> None:
     """Validate a configuration and print the effective one."""
     settings = load(config, instance)
+    if instance is not None:
+        units.read(instance, for_root=True)
     check_user(settings, is_daemon=False)
     check_directories(settings, are_ours_made_later=instance is not None)
     typer.echo(settings.model_dump_json(indent=2))

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from onesync import instance as units
 from onesync.inspect import had_copy
 from onesync.journal import open_log
 from onesync.mount import refuse_private
@@ -17,6 +18,8 @@ def run_daemon(config: Path | None, instance: str | None) -> None:
     """Deploy, keep in sync, undeploy; ends the process with the exit code."""
     settings = load(config, instance)
     open_log(settings.metrics.folder)
+    if instance is not None:
+        units.read(instance)  # what the unit could not serve
     check_user(settings, is_daemon=True)
     if settings.mount.require_fuse:
         refuse_private(settings.onedata_dir)

@@ -12,25 +12,30 @@ import re
 from collections.abc import Iterable
 
 from onesync.errors import ConfigurationError
-from onesync.instance import CONFIGURATIONS, Instance, file_of, read
+from onesync.instance import CONFIGURATIONS, Instance, file_of, is_beneath, read
 from onesync.systemd import tell
 
 _DROP_IN = "10-instance.conf"
 """Before those of an operator, whose names sort later: they stand over it."""
 _NAME = re.compile(r"[A-Za-z0-9:_.\\-]+")
 _HOMES = ("/home", "/root", "/run/user")
+_ODD = re.compile(r"\A\.|[^A-Za-z0-9:_./]")
 
 
 def generate(target: str) -> None:
     """Write the drop-ins of all instances into ``target``; one that is broken gets none."""
     for name in instances():
         try:
-            instance = read(name)
+            instance = read(name, for_root=True)
         except ConfigurationError as error:
             tell(f"onesync@{name}.service", str(error))
             continue
-        _write(target, f"onesync@{name}.service", onesync_lines(instance))
-        _write(target, f"oneclient@{name}.service", _drop_in(instance, (), ()))
+        for unit, lines in (
+            ("onesync", onesync_lines(instance)),
+            ("oneclient", oneclient_lines(instance)),
+            ("onesync-prepare", prepare_lines(instance)),
+        ):
+            _write(target, f"{unit}@{name}.service", lines)
 
 
 def instances() -> list[str]:
@@ -46,16 +51,34 @@ def instances() -> list[str]:
 def onesync_lines(instance: Instance) -> list[str]:
     """Return the drop-in of ``onesync@``."""
     places = writable(instance)
-    unit = [f"RequiresMountsFor={quoted(instance.working_dir)}"]
+    unit = [_on_its_disk(instance.working_dir)]
+    # Not Requires=: restarting oneclient would undeploy, and a start that failed stay failed.
     if instance.oneclient is not None:
-        # Not Requires=: restarting oneclient would undeploy, and a start that failed stay failed.
         unit.append(f"Wants=oneclient@{instance.name}.service")
+    else:
+        # The flush before somebody else's mount goes, wherever on the way to the folder it is.
+        unit += [f"After={_mount_unit(path)}" for path in _way_to(instance.onedata_dir)]
     service = [f"ReadWritePaths={quoted('-' + place)}" for place in places]
     if any(_is_home(place) for place in places):
         service.append("ProtectHome=read-only")
     if not _is_loopback(instance.listen.rpartition(":")[0]):
         service.append("IPAddressAllow=any")
-    return _drop_in(instance, unit, service)
+    return _drop_in(instance, unit, [_user(instance), *service])
+
+
+def oneclient_lines(instance: Instance) -> list[str]:
+    """Return the drop-in of ``oneclient@``."""
+    client = instance.oneclient
+    unit = [] if client is None else [_on_its_disk(os.path.dirname(client.mount_point))]
+    return _drop_in(instance, unit, [_user(instance)])
+
+
+def prepare_lines(instance: Instance) -> list[str]:
+    """Return the drop-in of ``onesync-prepare@``: what it makes must not be hidden by a mount."""
+    places = [instance.working_dir]
+    if instance.oneclient is not None:
+        places.append(os.path.dirname(instance.oneclient.mount_point))
+    return _drop_in(instance, map(_on_its_disk, places), ())
 
 
 def writable(instance: Instance) -> list[str]:
@@ -81,7 +104,7 @@ def _parent(path: str) -> str:
 
 
 def _is_home(path: str) -> bool:
-    return any(path == home or path.startswith(home + "/") for home in _HOMES)
+    return any(is_beneath(path, home) for home in _HOMES)
 
 
 def _is_loopback(host: str) -> bool:
@@ -91,7 +114,26 @@ def _is_loopback(host: str) -> bool:
 def _drop_in(instance: Instance, unit: Iterable[str], service: Iterable[str]) -> list[str]:
     # SourcePath= lets 'systemctl status' say that the file is newer than its drop-in.
     source = f"SourcePath={file_of(instance.name).replace('%', '%%')}"
-    return ["[Unit]", source, *unit, "[Service]", f"User={instance.user}", *service]
+    return ["[Unit]", source, *unit, "[Service]", *service]
+
+
+def _user(instance: Instance) -> str:
+    return f"User={instance.user}"
+
+
+def _on_its_disk(path: str) -> str:
+    return f"RequiresMountsFor={quoted(path)}"
+
+
+def _way_to(path: str) -> list[str]:
+    """Return ``path`` and the directories above it, but for the root."""
+    return [] if path == "/" else [path, *_way_to(os.path.dirname(path))]
+
+
+def _mount_unit(path: str) -> str:
+    """Return how systemd names what is mounted at ``path``, as 'systemd-escape --path' does."""
+    name = _ODD.sub(lambda odd: "".join(f"\\x{b:02x}" for b in odd[0].encode()), path.strip("/"))
+    return name.replace("/", "-") + ".mount"
 
 
 def quoted(path: str) -> str:

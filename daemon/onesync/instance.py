@@ -6,6 +6,7 @@ long as the mount: neither can afford ``settings``, which knows and checks the w
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -19,6 +20,8 @@ DEFAULT_USER = "onesync"
 """As whom the unit runs where the configuration does not say; the package makes him."""
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}")
 _PATIENCE = 120.0
+_EMPTIED = ("/tmp", "/var/tmp")
+"""Old files go there, which OneData would lose, too; and the service has its own (PrivateTmp=)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +59,41 @@ def is_user_name(text: str) -> bool:
     return _USER.fullmatch(text) is not None
 
 
+def is_beneath(path: str, place: str) -> bool:
+    """Whether ``path`` is ``place`` or lies in it, as far as its words say."""
+    return path == place or path.startswith(place + "/")
+
+
 def file_of(name: str, kind: str = "toml") -> str:
     """Return the path of an instance's configuration, or of its ``token``."""
     return f"{CONFIGURATIONS}/{name}.{kind}"
 
 
-def read(name: str) -> Instance:
-    """Read an instance's configuration. Raises ConfigurationError with what is wrong in it."""
+def read(name: str, *, for_root: bool = False) -> Instance:
+    """Read an instance's configuration. Raises ConfigurationError with what is wrong in it.
+
+    ``for_root``: root obeys what it says, so nobody else may be able to change it.
+    """
     path = file_of(name)
     try:
         with open(path, "rb") as file:
+            if for_root:
+                _refuse_writable(path, os.fstat(file.fileno()))
             values = tomllib.load(file)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not TOML: {error}.") from error
     return _Values(path, values).instance(name)
+
+
+def _refuse_writable(path: str, found: os.stat_result) -> None:
+    """Refuse a file of somebody else; ours, where we are not root, changes nothing for others."""
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+        raise ConfigurationError(
+            f"{path} can be changed by others than root, who would decide as whom the units run;"
+            f" nothing was changed. Type: chown root: {path}; chmod go-w {path}"
+        )
 
 
 class _Values:
@@ -93,9 +115,15 @@ class _Values:
             self._directory("", "onedata_dir", is_needed=True),
             tuple(found for key in kept if (found := self._directory(*key))),
             self._text("metrics", "listen"),
-            float(self._get("mount", "io_timeout_seconds", int | float) or _PATIENCE),
+            self._patience(),
             self._oneclient(),
         )
+
+    def _patience(self) -> float:
+        found = self._get("mount", "io_timeout_seconds", int | float) or _PATIENCE
+        if not 0 < found < math.inf or found > 1e9:
+            raise self._wrong("mount.io_timeout_seconds", "a number of seconds")
+        return float(found)
 
     def _oneclient(self) -> Oneclient | None:
         host = self._text("oneclient", "host")
@@ -105,15 +133,23 @@ class _Values:
         if not all(isinstance(word, str) for word in options):
             raise self._wrong("oneclient.options", "a list of texts")
         point = self._directory("oneclient", "mount_point", is_needed=True)
+        if os.path.dirname(point) == "/":
+            raise self._wrong("oneclient.mount_point", "a directory further down")
         return Oneclient(host, point, tuple(options))
 
     def _directory(self, section: str, key: str, *, is_needed: bool = False) -> str:
         found = self._text(section, key)
         if not found and not is_needed:
             return ""
+        name = f"{section}.{key}".lstrip(".")
         if not found.startswith("/") or ".." in found.split("/") or not found.isprintable():
-            raise self._wrong(f"{section}.{key}".lstrip("."), "an absolute path without '..'")
-        return os.path.normpath(found)
+            raise self._wrong(name, "an absolute path without '..'")
+        path = os.path.normpath("/" + found.lstrip("/"))
+        if path == "/":
+            raise self._wrong(name, "a directory further down")
+        if any(is_beneath(path, place) for place in _EMPTIED):
+            raise self._wrong(name, f"one outside of {' and '.join(_EMPTIED)}, which are emptied")
+        return path
 
     def _text(self, section: str, key: str) -> str:
         return str(self._get(section, key, str) or "")

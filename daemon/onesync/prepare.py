@@ -19,7 +19,7 @@ from onesync.systemd import tell
 def prepare(name: str) -> None:
     """Prepare an instance. Raises ConfigurationError, which the journal of its unit has, too."""
     try:
-        _prepare(read(name))
+        _prepare(read(name, for_root=True))
     except ConfigurationError as error:
         tell(f"onesync@{name}.service", str(error))
         raise

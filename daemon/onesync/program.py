@@ -5,6 +5,7 @@ For the memory of what stays, and for the time of what runs at every boot.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from onesync.errors import Exit, OnesyncError
 
 def main() -> None:
     """Run the program; failures become one sentence and an exit code."""
+    if sys.flags.isolated:
+        _isolate_children()
     try:
         _run(sys.argv[1:])
     except OnesyncError as error:
@@ -27,6 +30,12 @@ def main() -> None:
         logging.getLogger(__name__).debug("unexpected", exc_info=True)
         sys.stderr.write(f"onesync: unexpected: {error!r}\n")
         sys.exit(Exit.UNEXPECTED)
+
+
+def _isolate_children() -> None:
+    """Let the processes of ours be without what we were told to ignore, too."""
+    for name in [name for name in os.environ if name.startswith("PYTHON")]:
+        del os.environ[name]
 
 
 def _run(words: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import os
 import pwd
 import tomllib
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -322,7 +323,7 @@ def _flat(settings: Settings) -> dict[str, Any]:
 def _absolute(value: Path) -> Path:
     if not value.is_absolute() or ".." in value.parts:
         raise ValueError("expected an absolute path without '..'")
-    return value
+    return Path("/", *value.parts[1:])  # "//srv" stays so, and is no parent of "/srv"
 
 
 def _from_systemd(variable: str, key: str) -> Path:
@@ -466,4 +467,16 @@ def check_directories(
         if path.resolve() == real or real in path.resolve().parents:
             raise ConfigurationError(
                 f"{key} {path} lies inside the working directory; move it out."
+            )
+    _refuse_inside_ours(settings)
+
+
+def _refuse_inside_ours(settings: Settings) -> None:
+    """Refuse the user's in what goes with us; by name, for one may be on a mount that hangs."""
+    for key, place in product(_UNIT, (settings.working_dir, settings.onedata_dir)):
+        ours = getattr(settings, key)
+        if ours in place.parents:
+            raise ConfigurationError(
+                f"{place} lies inside {key} {ours}, which is onesync's own and goes with it;"
+                " nothing was changed. Move it out."
             )

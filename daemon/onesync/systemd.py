@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import sdnotify
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 """What systemd or a person sends for an orderly stop."""
+
+JOURNAL = "/run/systemd/journal/socket"
+KERNEL_LOG = "/dev/kmsg"
 
 RELOAD_SIGNAL = signal.SIGHUP
 """What systemd or a person sends when the configuration changed."""
@@ -25,7 +30,7 @@ def hold_signals() -> None:
 def tell(unit: str, text: str) -> None:
     """Log a sentence about a unit, as root: 'systemctl status' shows it with the unit's own lines.
 
-    Before journald runs the kernel's log takes it.
+    Before journald runs the kernel's log takes it; where there is none, whoever started us.
     """
     from logging_journald import JournaldTransport
 
@@ -36,9 +41,18 @@ def tell(unit: str, text: str) -> None:
         "OBJECT_SYSTEMD_UNIT": unit,
     }
     try:
-        JournaldTransport(Path("/run/systemd/journal/socket")).send(told.items())
+        JournaldTransport(Path(JOURNAL)).send(told.items())
     except OSError:
-        Path("/dev/kmsg").write_text(f"<3>onesync: {unit}: {text}\n")
+        line = f"<3>onesync: {unit}: {text}\n"
+        try:
+            log = os.open(KERNEL_LOG, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError:  # as in a container
+            sys.stderr.write(line)
+            return
+        try:
+            os.write(log, line.encode())
+        finally:
+            os.close(log)
 
 
 class Notifier:
@@ -110,7 +124,11 @@ def shutdown_job() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    units = done.stdout.split()
-    if "reboot.target" in units or "kexec.target" in units:
+    return kind_of_shutdown(done.stdout.split())
+
+
+def kind_of_shutdown(units: Collection[str]) -> str | None:
+    """Return ``reboot`` or ``poweroff`` where one of ``units`` means that, else None."""
+    if {"reboot.target", "kexec.target", "soft-reboot.target"} & set(units):
         return "reboot"
     return "poweroff" if {"poweroff.target", "halt.target"} & set(units) else None

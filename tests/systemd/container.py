@@ -1,28 +1,18 @@
-"""A node with a real systemd: Debian's, booted in systemd-nspawn, with this checkout's onesync.
-
-The root is made once and cached; each boot sees it through an overlay in memory, so that nothing of
-one test is left for the next. What must survive a reboot lies in directories of the test's own. The
-interpreter and the virtual environment are the host's.
-"""
+"""A node with this checkout's onesync; interpreter and virtual environment are the host's."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import sysconfig
-import time
 from pathlib import Path
-from types import TracebackType
 
 from tests.systemd import nspawn
-from tests.systemd.nspawn import leader
+from tests.systemd.nspawn import REPOSITORY, Machine
 
-REPOSITORY = Path(__file__).parents[2]
 _PACKAGES = ("ca-certificates", "dbus", "fuse3", "procps", "python3", "systemd", "systemd-sysv")
 # What an interpreter that is not Debian's was linked with.
 _LIBRARIES = (
@@ -36,18 +26,6 @@ _LIBRARIES = (
 )
 PACKAGES = _PACKAGES if sys.base_prefix == "/usr" else _PACKAGES + _LIBRARIES
 _TOOLS = ("mmdebstrap", "systemd-nspawn", "nsenter")
-_BOOT_SECONDS = 60.0
-_GONE_SECONDS = 10.0
-_GROUPS = tuple(Path("/sys/fs/cgroup", name) for name in ("systemd", "unified", "."))
-# Of its own, or the nodes of this machine would share what they put their units into, and the
-# filters of addresses with it.
-_IN_ITS_GROUP = """
-for group in "$@"; do shift; [ "$group" != -- ] || break
-mkdir -p "$group"; echo $$ > "$group/cgroup.procs"; done
-exec "$@"
-"""
-_REBOOT = 133
-"""How nspawn ends when the node asks for a reboot and somebody else starts it again."""
 
 # Not at its own path, which may lie where the node mounts something else.
 _CHECKOUT = "/opt/checkout"
@@ -97,8 +75,8 @@ def missing() -> str | None:
     return None if Path("/dev/fuse").exists() else "needs /dev/fuse"
 
 
-class Container:
-    """One node; ``home`` holds what survives its boots."""
+class Container(Machine):
+    """One node of this checkout."""
 
     def __init__(
         self,
@@ -111,7 +89,7 @@ class Container:
 
         ``provider`` is another node's, or one of its own in ``home``.
         """
-        self.home = home
+        super().__init__(home)
         self._programs = programs
         self._user = USERS[user]
         self.provider = provider or home / "provider"
@@ -134,10 +112,6 @@ class Container:
         for name, text in (("onesync", PROGRAM), ("oneclient", ONECLIENT)):
             (home / name).write_text(text)
             (home / name).chmod(0o755)
-        # The machine's own may be root's alone.
-        os.mknod(home / "fuse", stat.S_IFCHR | 0o666, os.makedev(10, 229))
-        (home / "fuse").chmod(0o666)
-        self._process: subprocess.Popen[bytes] | None = None
 
     def give(self, path: Path) -> None:
         """Let a file be the user's, as it is for whoever puts it there in the node."""
@@ -160,45 +134,10 @@ class Container:
         place.mkdir(exist_ok=True)
         (place / "test.conf").write_text(text)
 
-    def __enter__(self) -> Container:
-        self.boot()
-        return self
+    def image(self) -> Path:
+        return nspawn.root(PACKAGES, "mnt/onedata")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._process is not None
-        if self._process.poll() is None:
-            first = leader(self._process)
-            if first is not None:
-                os.kill(first, 9)
-            self._process.terminate()
-            self._process.wait(30)
-        for group in self._groups():
-            self._remove(group)
-
-    def _groups(self) -> list[Path]:
-        """Return where the node's processes are, in each hierarchy that systemd uses."""
-        name = f"onesync-test-{os.getpid()}-{self.home.parent.name}-{self.home.name}"
-        return [root / name for root in _GROUPS if (root / "cgroup.procs").exists()]
-
-    def _remove(self, group: Path) -> None:
-        """Remove a group and those in it, as soon as the kernel has buried who was there."""
-        deadline = time.monotonic() + _GONE_SECONDS
-        while group.exists():
-            try:
-                for place, _, _ in os.walk(group, topdown=False):
-                    os.rmdir(place)
-            except OSError as error:
-                if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-
-    def boot(self) -> None:
-        """Boot, and wait until units can be started."""
+    def binds(self) -> list[str]:
         binds = [
             f"--bind={self.provider}:/srv/provider",
             f"--bind={self.work}:/srv/work",
@@ -211,7 +150,6 @@ class Container:
             f"--bind-ro={self.home / 'oneclient'}:/usr/bin/oneclient",
             f"--bind-ro={self.home / 'sysusers'}:/usr/lib/sysusers.d/onesync.conf",
             f"--bind-ro={REPOSITORY / 'systemd' / 'onesync-generator'}:{_GENERATORS}/onesync",
-            f"--bind={self.home / 'fuse'}:/dev/fuse",
             *(f"--bind-ro={program}" for program in self._programs),
         ]
         if sys.base_prefix != "/usr":
@@ -219,48 +157,7 @@ class Container:
             library = Path(sys.base_prefix, "lib", sysconfig.get_config_var("INSTSONAME"))
             if library.suffix != ".a":
                 binds.append(f"--bind-ro={library}:/usr/lib/{library.name}")
-        with (self.home / "console").open("ab") as console:
-            self._process = subprocess.Popen(
-                [
-                    *("sh", "-euc", _IN_ITS_GROUP, "sh", *map(str, self._groups()), "--"),
-                    "systemd-nspawn",
-                    "--quiet",
-                    "--register=no",
-                    "--keep-unit",
-                    "--private-network",
-                    "--volatile=overlay",
-                    "--console=pipe",
-                    f"--machine=onesync-test-{os.getpid()}",
-                    "--property=DeviceAllow=/dev/fuse rw",
-                    "--capability=CAP_SYS_ADMIN",
-                    "--system-call-filter=bpf",  # how systemd filters a unit's addresses
-                    "--kill-signal=SIGRTMIN+3",
-                    *binds,
-                    "--boot",
-                    f"--directory={nspawn.root(PACKAGES, 'mnt/onedata')}",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-            )
-        self.wait_for(lambda: self.state() in ("running", "degraded"), "the node to boot")
-
-    def state(self) -> str:
-        return self.run("systemctl", "is-system-running").stdout.strip()
-
-    def run(self, *command: str, check: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run a command in the node."""
-        assert self._process is not None
-        first = leader(self._process)
-        if first is None:
-            return subprocess.CompletedProcess(command, 255, "", "the node is down")
-        return subprocess.run(
-            ["nsenter", "-t", str(first), "-a", *command],
-            capture_output=True,
-            text=True,
-            check=check,
-            timeout=240,
-        )
+        return binds
 
     def slow_down(self, seconds: float) -> None:
         """Let every call on the node's mount take this much longer."""
@@ -298,42 +195,7 @@ class Container:
         )
         return self.run(PYTHON, "-c", script, url).stdout
 
-    def show(self, name: str, unit: str = "onesync@p.service") -> str:
-        """Return a unit's property."""
-        return self.run("systemctl", "show", "--value", "-p", name, unit).stdout.strip()
-
-    def systemctl(self, *words: str) -> None:
-        """Run systemctl, which must succeed."""
-        done = self.run("systemctl", *words)
-        assert done.returncode == 0, done.stderr + self.journal()
-
-    def journal(self, unit: str = "onesync@p.service") -> str:
-        return self.run("journalctl", "--no-pager", "-u", unit).stdout
-
     def last_journal(self) -> list[str]:
         """Return the messages of all boots, in their order, also of a node that is down."""
         words = ["journalctl", "--merge", "-o", "cat", "-D", str(self.home / "journal")]
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()
-
-    def wait_for_power_off(self) -> None:
-        """Wait until the node has shut down."""
-        self._wait_for_end(0)
-
-    def wait_for_reboot(self) -> None:
-        """Wait until the node has shut down, and boot it again."""
-        self._wait_for_end(_REBOOT)
-        self.boot()
-
-    def _wait_for_end(self, code: int) -> None:
-        assert self._process is not None
-        assert self._process.wait(120) == code, (self.home / "console").read_text()
-
-    def wait_for(self, condition: object, what: str) -> None:
-        """Wait until ``condition()``, or fail with what the node said."""
-        assert callable(condition)
-        deadline = time.monotonic() + _BOOT_SECONDS
-        while not condition():
-            assert time.monotonic() < deadline, f"waited for {what} in vain\n{self.journal()}\n" + (
-                self.home / "console"
-            ).read_text(errors="replace")
-            time.sleep(0.05)

@@ -6,29 +6,22 @@ lies in memory, and is gone with it.
 
 from __future__ import annotations
 
-import os
 import shutil
-import stat
 import struct
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from tests.standin.passthrough import built
 from tests.systemd import nspawn
-from tests.systemd.nspawn import leader, suite
+from tests.systemd.nspawn import REPOSITORY, UNIT, Machine, suite
 
-REPOSITORY = Path(__file__).parents[2]
 PACKAGES = (
     *("dbus", "fuse3", "man-db", "needrestart", "procps", "python3"),
     *("systemd", "systemd-sysv", "cron", "rsync", "fish", "zsh"),
 )
-_WAIT_SECONDS = 90.0
 _VERSION = "__version__ = "
-UNIT = "onesync@p.service"
 
 CONFIGURATION = """
 working_dir = "/srv/work"
@@ -82,14 +75,14 @@ def root(*more: str) -> Path:
     return nspawn.root((*PACKAGES, *more))
 
 
-class Node:
+class Node(Machine):
     """One node; ``home`` has its OneData folder, its working directory and the packages."""
 
     def __init__(
         self, home: Path, *, image: Path | None = None, binds: Mapping[str, Path] | None = None
     ) -> None:
         """``binds`` are its places that show files or directories of ours."""
-        self.home = home
+        super().__init__(home)
         self._image = image or root()
         self._binds = binds or {}
         self.project = home / "backing" / "project"
@@ -100,41 +93,19 @@ class Node:
         self.control = home / "control"
         self.control.write_bytes(bytes(4096))
         self._program = built(home)
-        # The machine's own may be root's alone.
-        os.mknod(home / "fuse", stat.S_IFCHR | 0o666, os.makedev(10, 229))
-        (home / "fuse").chmod(0o666)
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Self:
-        binds = [
+    def image(self) -> Path:
+        return self._image
+
+    def binds(self) -> list[str]:
+        return [
             f"--bind={self.home / 'backing'}:/srv/backing",
             f"--bind={self.work}:/srv/work",
             f"--bind={self.control}:/srv/control",
             f"--bind-ro={self.packages}:/srv/packages",
             f"--bind-ro={self._program}:/usr/local/bin/passthrough",
-            f"--bind={self.home / 'fuse'}:/dev/fuse",
             *(f"--bind-ro={ours}:{place}" for place, ours in self._binds.items()),
         ]
-        words = [
-            *("--quiet", "--register=no", "--keep-unit", "--private-network", "--console=pipe"),
-            *("--volatile=overlay", "--kill-signal=SIGRTMIN+3", "--capability=CAP_SYS_ADMIN"),
-            *("--property=DeviceAllow=/dev/fuse rw", f"--machine=onesync-node-{os.getpid()}"),
-            *(*binds, "--boot", f"--directory={self._image}"),
-        ]
-        with (self.home / "console").open("ab") as console:
-            self._process = subprocess.Popen(
-                ["systemd-nspawn", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-            )
-        self.wait_for(
-            lambda: (
-                self.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
-            ),
-            "the node to boot",
-        )
-        return self
 
     def __exit__(
         self,
@@ -142,38 +113,8 @@ class Node:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._process is not None
         self.release()
-        if (first := leader(self._process)) is not None:
-            os.kill(first, 9)
-        self._process.terminate()
-        self._process.wait(30)
-
-    def run(
-        self,
-        *command: str,
-        check: bool = False,
-        text: str = "",
-        environment: Mapping[str, str] | None = None,
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the node, with ``text`` on its standard input."""
-        assert self._process is not None
-        first = leader(self._process)
-        if first is None:
-            return subprocess.CompletedProcess(command, 255, "", "the node is down")
-        path = "/usr/sbin:/usr/bin:/sbin:/bin"
-        settings = {"PATH": path, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
-        done = subprocess.run(
-            ["nsenter", "-t", str(first), "-a", *command],
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-            env={**settings, **(environment or {})},
-        )
-        assert not check or done.returncode == 0, (done.args, done.stdout, done.stderr)
-        return done
+        super().__exit__(kind, error, trace)
 
     def write(self, path: str, text: str) -> None:
         """Write a file in the node."""
@@ -206,15 +147,8 @@ class Node:
         self.run("systemctl", "daemon-reload", check=True)
         self.run("systemctl", "start", "onedata.service", check=True)
 
-    def show(self, name: str, unit: str = UNIT) -> str:
-        """Return a unit's property."""
-        return self.run("systemctl", "show", "--value", "-p", name, unit).stdout.strip()
-
     def is_active(self) -> bool:
         return self.show("ActiveState") == "active"
-
-    def journal(self, *words: str) -> str:
-        return self.run("journalctl", "--no-pager", "-u", UNIT, *words).stdout
 
     def slow_down(self, seconds: float) -> None:
         """Let every call on the mount take this much longer."""
@@ -236,12 +170,3 @@ class Node:
         with self.control.open("r+b") as file:
             file.seek(place * 8)
             file.write(struct.pack("=q", number))
-
-    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait until ``condition()``, or fail with what the node said."""
-        deadline = time.monotonic() + _WAIT_SECONDS
-        while not condition():
-            assert time.monotonic() < deadline, f"waited for {what} in vain\n{self.journal()}\n" + (
-                self.home / "console"
-            ).read_text(errors="replace")
-            time.sleep(0.05)

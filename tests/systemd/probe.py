@@ -1,6 +1,7 @@
 """Tries what a service may not do, and prints as JSON how each went: "done", or the errno's name.
 
-Nothing of it stays. ``python probe.py DIRECTORY``, where files can be made.
+Nothing of it stays. ``python probe.py DIRECTORY GROUP``: where files can be made, and the unit's
+control group as a directory.
 """
 
 from __future__ import annotations
@@ -37,7 +38,17 @@ def _trace_nobody() -> None:
         _checked(_libc.ptrace(_PTRACE_CONT, 0, 0, 0))
 
 
-def attempts(place: str) -> dict[str, Callable[[], object]]:
+def _see(path: str) -> None:
+    if os.stat(path).st_mode & 0o777 == 0:  # what systemd puts over a path that is inaccessible
+        raise PermissionError(errno.EACCES, "inaccessible", path)
+
+
+def _make_directory(path: str) -> None:
+    os.mkdir(path)
+    os.rmdir(path)
+
+
+def attempts(place: str, group: str) -> dict[str, Callable[[], object]]:
     """Return what is tried, by the line of the unit that forbids it."""
     own = f"{place}/.probe"
 
@@ -57,6 +68,9 @@ def attempts(place: str) -> dict[str, Callable[[], object]]:
         "PrivateTmp": lambda: os.stat("/tmp/of-the-node"),
         "PrivateDevices": lambda: os.stat("/dev/fuse"),
         "ProtectProc": lambda: os.stat("/proc/1"),
+        "ProtectControlGroups": lambda: _make_directory(f"{group}/probe"),
+        "ProtectKernelLogs": lambda: _see("/proc/kmsg"),
+        "ProtectKernelModules": lambda: _see("/usr/lib/modules"),
         "RestrictAddressFamilies": lambda: socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW
         ).close(),
@@ -76,14 +90,14 @@ def attempts(place: str) -> dict[str, Callable[[], object]]:
 def main() -> None:
     """Try all."""
     told = {}
-    for name, attempt in attempts(sys.argv[1]).items():
+    for name, attempt in attempts(*sys.argv[1:]).items():
         try:
             attempt()
             told[name] = "done"
         except OSError as error:
             told[name] = errno.errorcode.get(error.errno or 0, str(error))
     told["umask"] = oct(os.umask(0))
-    told["ipc"] = os.readlink("/proc/self/ns/ipc")
+    told |= {space: os.readlink(f"/proc/self/ns/{space}") for space in ("ipc", "uts")}
     print(json.dumps(told))  # noqa: T201 - it answers on standard output
 
 

@@ -23,8 +23,8 @@ import pytest
 
 from onesync.core.model import STATUS_FOLDER
 from tests.standin.passthrough import Passthrough
-from tests.systemd.nspawn import leader, suite
-from tests.systemd.packaged import REPOSITORY, Node, package, root
+from tests.systemd.nspawn import REPOSITORY, leader, suite
+from tests.systemd.packaged import Node, package, root
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
 

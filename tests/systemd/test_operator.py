@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.systemd.container import REPOSITORY, Container
+from tests.systemd.container import Container
+from tests.systemd.nspawn import REPOSITORY
 from tests.test_prometheus import needs_prometheus
 
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(600)]

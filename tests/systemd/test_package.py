@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 
 from onesync.core.model import STATUS_FOLDER
 from onesync.journal import EVENTS
-from tests.systemd.packaged import CONFIGURATION, REPOSITORY, UNIT, Node, changed, package
+from tests.systemd.nspawn import REPOSITORY, UNIT
+from tests.systemd.packaged import CONFIGURATION, Node, changed, package
 
 # One after the other: what their units run in would be in the same cgroups of this machine.
 pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
@@ -45,7 +47,7 @@ def deployments(node: Node) -> list[str]:
 
 def events(node: Node, name: str) -> int:
     """Return how often the unit told of an event."""
-    return len(node.journal("-o", "cat", f"MESSAGE_ID={EVENTS[name]}").splitlines())
+    return len(node.journal(UNIT, "-o", "cat", f"MESSAGE_ID={EVENTS[name]}").splitlines())
 
 
 def claims(node: Node) -> list[dict[str, str]]:
@@ -201,10 +203,63 @@ def test_an_upgrade_under_load_keeps_the_deployment(node: Node) -> None:
 def test_a_reinstallation_keeps_the_deployment(node: Node) -> None:
     node.deploy()
     (node.work / "file").write_bytes(b"1")
+    assert "mnt-onedata.mount" in node.show("After").split(), "flushed before the mount goes"
+    # As in the middle of the upgrade to the next Debian, where another Python is the default.
+    node.run("ln", "-sf", "false", "/usr/bin/python3", check=True)
     node.install(package())
     node.wait_for(lambda: node.is_active(), "the deployment to go on")
+    # From a shell that is set up for another Python program; the children, too.
+    node.run("mkdir", "/run/other", check=True)
+    for module in ("typer", "socket"):
+        node.write(f"/run/other/{module}.py", "raise SystemExit(1)")
+    words = ("onesync", "verify", "--instance", "p")
+    node.run(*words, environment={"PYTHONPATH": "/run/other"}, check=True)
     assert (node.project / "file").read_bytes() == b"1"
     assert (events(node, "left with the lock kept"), events(node, "undeployed")) == (1, 0)
+
+
+def test_other_ways_of_dpkg_keep_the_deployment_too(node: Node) -> None:
+    node.deploy()
+    other(node.packages / "other.deb")
+    node.run("dpkg", "--auto-deconfigure", "--unpack", "/srv/packages/other.deb", check=True)
+    status = node.run("dpkg-query", "-Wf", "${Status}", "onesync").stdout
+    assert status == "install ok half-configured"
+    assert (node.show("ActiveState"), locked(node)) == ("inactive", True)
+    node.run("dpkg", "--remove", "other", check=True)
+    node.run("dpkg", "--configure", "onesync", check=True)
+    node.wait_for(lambda: node.is_active(), "the deployment to go on")
+    # Where it cannot be started again that is told, and no failure of the package's.
+    code, said = upgrade(node, preinst=f"{_LOOKS}systemctl mask --runtime {UNIT}\n")
+    assert code == 0, said
+    assert f"{UNIT} is not started again, as told above" in said
+    node.systemctl("unmask", "--runtime", UNIT)
+    node.systemctl("start", UNIT)
+    assert (events(node, "left with the lock kept"), events(node, "undeployed")) == (2, 0)
+    # One that is being stopped is waited for, and comes back where that was asked for.
+    for verb, state in (("restart", "active"), ("stop", "inactive")):
+        node.slow_down(0.1)
+        for number in range(50):
+            (node.work / f"{verb}-{number}").write_bytes(b"1")
+        node.systemctl(verb, "--no-block", UNIT)
+        done = node.run("dpkg", "--install", "/srv/packages/newer.deb", check=True)
+        assert f"waiting for {UNIT}, which is being stopped" in done.stderr
+        assert node.run("cat", "/run/seen").stdout == "inactive\n"
+        node.slow_down(0)
+        node.wait_for(lambda state=state: node.show("ActiveState") == state, state)
+    assert events(node, "undeployed") == 2
+    assert not locked(node)
+
+
+def other(file: Path) -> None:
+    """Make a package that cannot stand beside onesync."""
+    tree = file.with_suffix("")
+    (tree / "DEBIAN").mkdir(parents=True)
+    fields = [
+        *("Package: other", "Version: 1", "Architecture: all", "Breaks: onesync"),
+        *("Maintainer: nobody <nobody@onesync.localhost>", "Description: another one"),
+    ]
+    (tree / "DEBIAN" / "control").write_text("\n".join(fields) + "\n")
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, file], check=True)
 
 
 def test_an_upgrade_that_fails_goes_on_with_the_old_version(node: Node) -> None:
@@ -309,7 +364,9 @@ def test_needrestart_leaves_the_deployment_alone(node: Node) -> None:
 def test_a_removal_undeploys_and_a_purge_keeps_what_is_the_users(node: Node) -> None:
     node.deploy()
     node.write("/etc/onesync/p.token", "secret")
+    node.systemctl("enable", UNIT)
     (node.work / "last").write_bytes(b"1")
+    node.run("install", "-D", "/etc/hostname", "/var/lib/onesync/mine/file", check=True)
     done = node.apt("remove", "onesync")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not locked(node)
@@ -317,9 +374,12 @@ def test_a_removal_undeploys_and_a_purge_keeps_what_is_the_users(node: Node) -> 
     assert node.run("test", "-e", "/var/lib/onesync/p/index.sqlite").returncode == 0
     left = node.run("sh", "-c", "find /usr/lib/onesync /usr/bin/onesync").stdout
     assert left == "", "nothing of the program is left"
+    assert node.show("LoadState") == "not-found", "systemd knows it"
     done = node.apt("purge", "onesync")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert node.run("find", "/var/lib/onesync").stdout == ""
+    left = node.run("find", "/var/lib/onesync", "-type", "f").stdout
+    assert left == "/var/lib/onesync/mine/file\n", "no state, and what is not onesync's"
+    assert node.run("find", "/etc/systemd", "-name", "onesync*").stdout == ""
     kept = node.run("find", "/etc/onesync", "-type", "f").stdout.split()
     assert set(kept) == {"/etc/onesync/p.toml", "/etc/onesync/p.token"}
     assert (node.work / "last").read_bytes() == b"1"
