@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from onesync.core.model import STATUS_FOLDER
-from tests.systemd.packaged import CONFIGURATION, UNIT, Node, package
+from tests.systemd.nspawn import UNIT
+from tests.systemd.packaged import CONFIGURATION, Node, package
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
 
