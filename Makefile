@@ -9,7 +9,7 @@ DEB_PACKAGES := debian-archive-keyring mmdebstrap systemd-container
 BENCH_PACKAGES := rsync rclone lsyncd unison gcc libc6-dev pkg-config libfuse3-dev
 EXTRAS := dev
 
-.PHONY: setup check test test-node soak bench demo run man deb
+.PHONY: setup check test test-node soak bench demo run man deb rpm
 
 # Debian packages where we may install them, and the virtual environment.
 setup:
@@ -66,6 +66,11 @@ deb: SUITES ?= bookworm trixie
 deb: PACKAGES += $(DEB_PACKAGES)
 deb: setup
 	@for suite in $(SUITES); do packaging/build-deb $$suite || exit 1; done
+
+# The RPM package and its source package, into .run/rpm.
+rpm: PACKAGES += $(DEB_PACKAGES)
+rpm: setup
+	packaging/build-rpm
 
 # Nodes made from nothing but Debian and the package for it: of this machine's, or of SUITE. ONLY picks
 # tests as pytest's -k does.
