@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from onesync.core.model import STATUS_FOLDER
-from tests.systemd.nspawn import suite
-from tests.systemd.packaged import CONFIGURATION, REPOSITORY, UNIT, Node, root
+from tests.systemd.nspawn import REPOSITORY, UNIT, suite
+from tests.systemd.packaged import CONFIGURATION, Node, root
 from tests.systemd.test_package import events
 
 pytestmark = [
