@@ -55,10 +55,13 @@ def test_new_files_come_beside_the_removals(one: Node, mounted: Mounted, pause: 
     assert one.flush() == 0, one.log()  # in one batch: it is verified in one round
     wait_until_verified(one)
     mounted.delay_at("unlink", 0.3, pattern="/d/", times=-1)
-    one.pause()
+    # One batch takes them all: a second one would wait for what the first one leaves.
+    assert one.command("pause", "--for", "1h").returncode == 0
+    one.wait_for_phase("paused")
     for file in files:
         file.unlink()
-    one.go_on()
+    until(lambda: one.status()["pending_paths"] >= len(files), one)
+    assert one.command("resume").returncode == 0
     stored = mounted.backing / "project"
     until(lambda: len(list((stored / "d").iterdir())) < 195, one)
     (one.work / "first").write_bytes(b"first")

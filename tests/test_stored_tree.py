@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sqlite3
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -77,6 +79,22 @@ def test_it_leaves_nothing_behind(tmp_path: Path) -> None:
         assert os.listdir(tmp_path) == []
     with pytest.raises(sqlite3.ProgrammingError):
         list(one)
+
+
+def test_who_stopped_reading_may_let_go_of_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    with stored_trees(tmp_path) as make:
+        tree = make()
+        for name in (b"a", b"b"):
+            tree.put(name, Entry(Kind.FILE))
+        reading = iter(tree.items())
+        assert next(reading)[0] == b"a"
+    del reading
+    gc.collect()
+    assert told == []
 
 
 def test_a_disk_that_is_full_says_so(tmp_path: Path) -> None:

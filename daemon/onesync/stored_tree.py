@@ -99,7 +99,8 @@ class StoredTree(Fold):
     def _rows(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
         self._write()
         with self._told():
-            yield from self._db.execute(query, values)
+            # Not the cursor itself: who stops reading would close it, perhaps after the database.
+            yield from (row for row in self._db.execute(query, values))
 
     def _do(self, query: str, *values: object) -> None:
         self._write()
