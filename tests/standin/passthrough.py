@@ -26,59 +26,28 @@ _NUMBERS = struct.Struct(f"={2 + len(_CALLS)}q")
 _LATENCY, _HELD, _ALONE, _COUNTED = (place * _SWITCH.size for place in range(4))
 
 
-class Passthrough:
-    """The pass-through in C, built beside what it mounts."""
+class Switches:
+    """What a pass-through is told, and counts: the file that it shares with others."""
 
-    def __init__(self, home: Path, *options: str) -> None:
-        """Prepare to mount ``home/backing`` at ``home/mount``, with more of FUSE's options."""
-        self.backing = home / "backing"
-        self.path = home / "mount"
-        self._home = home
-        self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, path: Path) -> None:
+        """Make the file, before the pass-through reads it."""
+        path.write_bytes(bytes(_COUNTED + _NUMBERS.size))
+        with path.open("r+b") as file:
+            self._shared = mmap.mmap(file.fileno(), _COUNTED + _NUMBERS.size)
 
-    def __enter__(self) -> Self:
-        self.backing.mkdir(parents=True, exist_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
-        control = self._home / "control"
-        control.write_bytes(bytes(_COUNTED + _NUMBERS.size))
-        options = ["-f", "-o", ",".join(("max_threads=64,fsname=passthrough", *self._options))]
-        places = [str(self.backing), str(control), str(self.path)]
-        self._process = subprocess.Popen([str(built(self._home)), *places, *options])
-        deadline = time.monotonic() + 20
-        while not os.path.ismount(self.path):
-            assert self._process.poll() is None, "the pass-through ended"
-            assert time.monotonic() < deadline, "the pass-through did not mount"
-            time.sleep(0.02)
-        with control.open("r+b") as file:
-            self._control = mmap.mmap(file.fileno(), _COUNTED + _NUMBERS.size)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._process is not None
-        self.release()
-        self._control.close()
-        subprocess.run(["fusermount3", "-uz", str(self.path)], check=True)
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:  # somebody holds a file of it open
-            self._process.kill()
-            self._process.wait()
+    def close(self) -> None:
+        """Let go of the file."""
+        self._shared.close()
 
     def counts(self) -> dict[str, int]:
         """Return the calls since ``reset`` by name, and ``bytes_written`` and ``bytes_read``."""
-        written, read, *calls = _NUMBERS.unpack(self._control[_COUNTED:])
+        written, read, *calls = _NUMBERS.unpack(self._shared[_COUNTED:])
         found = {name: number for name, number in zip(_CALLS, calls, strict=True) if number}
         return {**found, "bytes_written": written, "bytes_read": read}
 
     def reset(self) -> None:
         """Count from zero."""
-        self._control[_COUNTED:] = bytes(_NUMBERS.size)
+        self._shared[_COUNTED:] = bytes(_NUMBERS.size)
 
     def latency(self, seconds: float) -> None:
         """Let every call take this much longer."""
@@ -97,7 +66,50 @@ class Passthrough:
         self._switch(_HELD, 0)
 
     def _switch(self, place: int, number: int) -> None:
-        self._control[place : place + _SWITCH.size] = _SWITCH.pack(number)
+        self._shared[place : place + _SWITCH.size] = _SWITCH.pack(number)
+
+
+class Passthrough(Switches):
+    """The pass-through in C, built beside what it mounts."""
+
+    def __init__(self, home: Path, *options: str) -> None:
+        """Prepare to mount ``home/backing`` at ``home/mount``, with more of FUSE's options."""
+        home.mkdir(parents=True, exist_ok=True)
+        super().__init__(home / "control")
+        self.backing = home / "backing"
+        self.path = home / "mount"
+        self._home = home
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.backing.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        options = ["-f", "-o", ",".join(("max_threads=64,fsname=passthrough", *self._options))]
+        places = [str(self.backing), str(self._home / "control"), str(self.path)]
+        self._process = subprocess.Popen([str(built(self._home)), *places, *options])
+        deadline = time.monotonic() + 20
+        while not os.path.ismount(self.path):
+            assert self._process.poll() is None, "the pass-through ended"
+            assert time.monotonic() < deadline, "the pass-through did not mount"
+            time.sleep(0.02)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process is not None
+        self.release()
+        self.close()
+        subprocess.run(["fusermount3", "-uz", str(self.path)], check=True)
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:  # somebody holds a file of it open
+            self._process.kill()
+            self._process.wait()
 
 
 def built(home: Path) -> Path:

@@ -7,13 +7,12 @@ lies in memory, and is gone with it.
 from __future__ import annotations
 
 import shutil
-import struct
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from tests.standin.passthrough import built
+from tests.standin.passthrough import Switches, built
 from tests.systemd import nspawn
 from tests.systemd.nspawn import REPOSITORY, UNIT, Machine, suite
 
@@ -91,7 +90,7 @@ class Node(Machine):
         for path in (self.project, self.work, self.packages):
             path.mkdir(parents=True)
         self.control = home / "control"
-        self.control.write_bytes(bytes(4096))
+        self._mount = Switches(self.control)
         self._program = built(home)
 
     def image(self) -> Path:
@@ -152,21 +151,16 @@ class Node(Machine):
 
     def slow_down(self, seconds: float) -> None:
         """Let every call on the mount take this much longer."""
-        self._set(0, int(seconds * 1e9))
+        self._mount.latency(seconds)
 
     def hang(self) -> None:
         """Let no call on the mount be carried out until ``release``."""
-        self._set(1, 1)
+        self._mount.hang()
 
     def release(self) -> None:
-        self._set(1, 0)
+        """Let the held calls go on."""
+        self._mount.release()
 
     def bytes_read(self) -> int:
         """Return how much was read from OneData."""
-        (number,) = struct.unpack_from("=q", self.control.read_bytes(), 3 * 8)
-        return int(number)
-
-    def _set(self, place: int, number: int) -> None:
-        with self.control.open("r+b") as file:
-            file.seek(place * 8)
-            file.write(struct.pack("=q", number))
+        return self._mount.counts()["bytes_read"]

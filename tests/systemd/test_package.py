@@ -236,6 +236,7 @@ def test_other_ways_of_dpkg_keep_the_deployment_too(node: Node) -> None:
     node.systemctl("start", UNIT)
     assert (events(node, "left with the lock kept"), events(node, "undeployed")) == (2, 0)
     # One that is being stopped is waited for, and comes back where that was asked for.
+    changed(package(), node.packages / "newer.deb", NEWER, preinst=_LOOKS)
     for verb, state in (("restart", "active"), ("stop", "inactive")):
         node.slow_down(0.1)
         for number in range(50):
