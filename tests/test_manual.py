@@ -68,13 +68,14 @@ def test_exit_codes_are_those_of_the_readme(pages: dict[str, str]) -> None:
 
 
 def test_the_completion_offers_instances_and_carries_out_nothing(tmp_path: Path) -> None:
-    made = [sys.executable, str(ROOT / "packaging" / "completion.py")]
-    text = subprocess.run(made, check=True, capture_output=True, text=True).stdout
-    (tmp_path / "_onesync").write_text(text.replace("/etc/onesync", str(tmp_path)))
+    made = [sys.executable, str(ROOT / "packaging" / "completion.py"), str(tmp_path)]
+    subprocess.run(made, check=True)
+    completion = tmp_path / "onesync"
+    completion.write_text(completion.read_text().replace("/etc/onesync", str(tmp_path)))
     for name in ("p.toml", "$(touch ran).toml", "p.token"):
         (tmp_path / name).touch()
     words = (
-        ". ./_onesync; COMP_WORDS=(onesync status --instance ''); COMP_CWORD=3; _onesync;"
+        ". ./onesync; COMP_WORDS=(onesync status --instance ''); COMP_CWORD=3; _onesync;"
         ' echo "${COMPREPLY[@]}"'
     )
     offered = subprocess.run(
