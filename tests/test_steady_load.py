@@ -425,3 +425,22 @@ def test_a_small_file_that_grows_while_it_is_pushed_does_not_rest(
     acts: list[Act] = [partial(lambda name, work: put(work, name), name) for name in others]
     assert live(place, [lambda work: put(work, item), *acts, look]) == set()
     assert came == [b"data", b"data and more"]
+
+
+def test_a_batch_compares_no_file_with_all_the_others(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred thousand files that come at once would take hours."""
+    names = [f"{number}.mrc" for number in range(20)]
+
+    def compared(*_: object) -> bool:
+        raise AssertionError("two files were compared")
+
+    def fill(_: Life) -> None:
+        for name in names:
+            (place.work / name).write_bytes(b"1")
+
+    monkeypatch.setattr(push._Ready, "__eq__", compared)
+    life = Life(place, [fill])
+    assert life.live().end is Exit.CLEAN, life.error
+    assert all((place.store / name).read_bytes() == b"1" for name in names)

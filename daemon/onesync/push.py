@@ -16,6 +16,7 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 
 from onesync.core.blocks import PATCH_FROM, Blocks
@@ -282,12 +283,11 @@ class Push:
         """Leave to a later batch what would replace the only whole copy of another file."""
         while True:
             whole = {item.difference.path for item in ready if not item.brought.is_behind}
-            waiting = [item for item in ready if not self._may_replace(item, whole)]
+            ready, waiting = _parted(ready, partial(self._may_replace, whole=whole))
             if not waiting:
                 return ready
             for item in waiting:
                 self._let_wait(item)
-            ready = [item for item in ready if item not in waiting]
 
     def _may_replace(self, item: _Ready, whole: AbstractSet[RelPath]) -> bool:
         needed = self._prepared.needed_at(item.difference)
@@ -296,10 +296,12 @@ class Push:
     def _without_refused_ones(self, ready: list[_Ready]) -> list[_Ready]:
         """Leave what would replace the only copy of what just did not get its new name."""
         refused = {problem.path for problem in self.outcome.problems if problem.kind != BEHIND}
-        waiting = [item for item in ready if self._prepared.needed_at(item.difference) in refused]
+        good, waiting = _parted(
+            ready, lambda item: self._prepared.needed_at(item.difference) not in refused
+        )
         for item in waiting:
             self._let_wait(item)
-        return [item for item in ready if item not in waiting]
+        return good
 
     def _let_wait(self, item: _Ready) -> None:
         """Keep the old version, which has to stay; a large new one stays whole beside it."""
@@ -515,9 +517,11 @@ class Push:
             self._holds.await_targets(plan)
             batch = [item for item in ready if item.group == group]
             # What goes to another name comes there first: it may not, and the old one has to stay.
-            first = [item for item in batch if self._prepared.needed_at(item.difference) is None]
+            first, second = _parted(
+                batch, lambda item: self._prepared.needed_at(item.difference) is None
+            )
             each(self._pool, self._publish, spread(first, lambda item: item.difference.path))
-            rest = self._without_refused_ones([item for item in batch if item not in first])
+            rest = self._without_refused_ones(second)
             each(self._pool, self._publish, spread(rest, lambda item: item.difference.path))
             each(self._pool, self._create_late, spread(late.get(group, []), _path_of))
             self._confirm_written()
@@ -725,6 +729,16 @@ def _became_database(difference: Difference, source: Source) -> bool:
         return os.pread(fd, len(HEADER), 0) == HEADER
     finally:
         os.close(fd)
+
+
+def _parted(
+    items: list[_Ready], is_first: Callable[[_Ready], bool]
+) -> tuple[list[_Ready], list[_Ready]]:
+    """Return those of which it holds, and the others, in their order."""
+    parts: tuple[list[_Ready], list[_Ready]] = ([], [])
+    for item in items:
+        parts[not is_first(item)].append(item)
+    return parts
 
 
 def _path_of(difference: Difference) -> RelPath:
