@@ -30,8 +30,9 @@ def machine() -> str:
     name = model[1] if model else platform.machine()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     load = os.getloadavg()[0]
+    kernel = platform.release().partition("-")[0]
     return (
-        f"{os.cpu_count()} cores ({name}), {pages / 2**30:.0f} GiB, Linux {platform.release()},"
+        f"{os.cpu_count()} cores ({name}), {pages / 2**30:.0f} GiB, Linux {kernel},"
         f" Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}, load {load:.1f} at the"
         " end"
     )
