@@ -30,6 +30,8 @@ CHUNKS = 20
 ERRNOS = ("EIO", "ENOSPC", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "EDQUOT", "EACCES", "EROFS")
 CALLS = 840
 """About so many calls a life makes that nothing befalls."""
+CERTAIN = 500
+"""Any life makes so many, however much of what it sees one batch takes."""
 RECOVERY = 110
 """About so many of them until it syncs."""
 
@@ -53,14 +55,14 @@ def fail(number: int, home: Path, *, lasting: bool) -> bool:
     return happened
 
 
-def die(number: int, home: Path, most: int = 10) -> int:
+def die(number: int, home: Path, most: int = 10, calls: int = CALLS) -> int:
     """Die up to ``most`` times, also while the last death is settled; returns how often it was."""
     chance = random.Random(f"{SEED} {number}")
     profile = chance.choice(["plain", "plain", "21.02"])
     deaths = []
     with ProcessTrial(home / str(number), profile=profile) as trial:
         for _ in range(chance.randint(1, most)):
-            call = chance.randint(1, chance.choice((RECOVERY, 2 * RECOVERY, CALLS)))
+            call = chance.randint(1, chance.choice((RECOVERY, 2 * RECOVERY, calls)))
             deaths.append(Fault(call, chance.choice(DEATHS), applied=chance.random() < 0.5))
             trial.live(deaths[-1])
             if trial.wrong or trial.lives[-1].end is Exit.CLEAN:
@@ -78,7 +80,7 @@ def test_a_fault_at_some_call(number: int, home: Path) -> None:
 
 @pytest.mark.parametrize("number", range(3))
 def test_some_deaths(number: int, home: Path) -> None:
-    assert die(number, home, most=3)
+    assert die(number, home, most=3, calls=CERTAIN)
 
 
 @pytest.mark.soak
