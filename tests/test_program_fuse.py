@@ -464,7 +464,12 @@ def test_a_deleted_directory_delays_nobody_and_leaves_nothing(
     assert one.flush() == 0, one.log()
     mounted.latency(0.02)  # four seconds for what was in the directory
     replica = mounted.backing / "project"
+    # One batch finds it gone as a whole, on a busy machine too.
+    assert one.command("pause", "--for", "1h").returncode == 0
+    one.wait_for_phase("paused")
     shutil.rmtree(run / "extra")
+    _wait(lambda: one.status()["pending_paths"] >= 100, one)
+    assert one.command("resume").returncode == 0
     _wait(lambda: len(names_of_ours(replica / "Runs")) > 0, one)
     (one.work / "new").write_bytes(b"y")
     _wait(lambda: (replica / "new").exists(), one)
