@@ -430,7 +430,7 @@ def test_a_small_file_that_grows_while_it_is_pushed_does_not_rest(
 def test_a_batch_compares_no_file_with_all_the_others(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundred thousand files that come at once would take hours."""
+    """Of a hundred thousand that come at once these would be billions of comparisons."""
     names = [f"{number}.mrc" for number in range(20)]
 
     def compared(*_: object) -> bool:
