@@ -21,8 +21,9 @@ from onesync.core.model import Kind
 from onesync.errors import OnesyncError
 from onesync.replica.children import ChildrenReplica
 from onesync.replica.door import Compared, Copied, Listed, Replica
-from onesync.replica.folder import CHUNK, FolderReplica
+from onesync.replica.folder import FolderReplica
 from onesync.replica.names import EscapedNames
+from onesync.replica.pour import CHUNK
 from tests.memory import MemoryReplica
 from tests.standin.mounted import Mounted
 from tests.workload.names import ODD_NAMES

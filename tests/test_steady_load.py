@@ -19,7 +19,8 @@ from onesync.cut import Cut, Cuts, Frozen
 from onesync.errors import Exit
 from onesync.pins import Pins
 from onesync.push import Push
-from onesync.replica.folder import FolderReplica, _Pour
+from onesync.replica.folder import FolderReplica
+from onesync.replica.pour import Pour
 from onesync.settings import PushSettings, Settings
 from onesync.snapshot import Taken
 from tests.campaign.life import Life, Place
@@ -407,7 +408,7 @@ def test_a_small_file_that_grows_while_it_is_pushed_does_not_rest(
     copy = FolderReplica._write_copy
 
     def grows(
-        replica: FolderReplica, origin: int, status: os.stat_result, path: RelPath, pour: _Pour
+        replica: FolderReplica, origin: int, status: os.stat_result, path: RelPath, pour: Pour
     ) -> None:
         copy(replica, origin, status, path, pour)
         if path == os.fsencode(item) and not came:

@@ -12,14 +12,11 @@ import os
 import resource
 import stat
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
-from typing import Self, TypeVar
-
-from blake3 import blake3
+from typing import TypeVar
 
 from onesync.beneath import open_beneath, open_plain, rename_new
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
@@ -27,20 +24,15 @@ from onesync.core.model import Kind, RelPath, is_beneath, name_of, parent_of
 from onesync.local import on_this_machine, open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed
+from onesync.replica.pour import CHUNK, Pipe, Pour
 from onesync.replica.statx import Looked, inode_of, look_up, opened
 
 T = TypeVar("T")
-_Read = Callable[[int, int, int], bytes]
-_Where = Callable[[], AbstractContextManager[None]]
 
-CHUNK = 1 << 20
 _HELD_DIRECTORIES = 256
 _INTERRUPTED = 100
 _COPY = 0
 """What a pour is for: a copy, or the comparison with blocks of so many bytes."""
-_PIECE_OF_ZEROS = bytes(32 << 10)
-"""What is left out of a sparse copy; no smaller, or holes would cost more than they save."""
-_PIPE_HOLDS = 64 << 10
 _TRIES = 5
 _TURNS = 64
 _MOST_BYTES = 1 << 30
@@ -59,123 +51,6 @@ class _HeldDirectory:
 
     def __del__(self) -> None:
         os.close(self.fd)
-
-
-class _Pipe:
-    """Reads by way of a pipe: read(2) has FUSE ask for the attributes first, splice(2) has not.
-
-    So a file ends where it ended when it was opened, and its end costs no call.
-    """
-
-    def __enter__(self) -> Self:
-        self._out, self._in = os.pipe2(os.O_CLOEXEC)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._out)
-        os.close(self._in)
-
-    def read(self, origin: int, size: int, offset: int) -> bytes:
-        """Read up to ``size`` bytes; none is the end."""
-        try:
-            size = os.splice(origin, self._in, min(size, _PIPE_HOLDS), offset_src=offset)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return os.pread(origin, size, offset)  # a file system that has no such call
-        content = b""
-        while len(content) < size:
-            content += os.read(self._out, size - len(content))
-        return content
-
-
-class _Pour:
-    """A copy that digests what it copies, and may go on later from where its time was up."""
-
-    def __init__(
-        self,
-        blocks: BlockHasher | None,
-        progress: Callable[[int], None],
-        seen: os.stat_result | None = None,
-        *,
-        outward: bool = True,
-        coarse: BlockHasher | None = None,
-    ) -> None:
-        """Begin at 0, for as long as it takes; ``blocks`` and ``coarse`` are fed too.
-
-        ``seen`` is what the origin looked like before; ``outward`` is to the replica.
-        """
-        self.seen = seen
-        self._reading: _Where = on_this_machine if outward else nullcontext
-        self._writing: _Where = nullcontext if outward else on_this_machine
-        self.hasher = blake3()
-        self.offset = 0
-        self.is_late = False
-        self._blocks = blocks
-        self._coarse = coarse
-        self._progress = progress
-        self._deadline = float("inf")
-
-    def begin(self, seconds: float | None) -> None:
-        """Allow ``seconds`` (None: for ever) from now on."""
-        self._deadline = float("inf") if seconds is None else time.monotonic() + seconds
-        self.is_late = False
-
-    def run(
-        self,
-        origin: int,
-        target: int | None,
-        end: int | None,
-        *,
-        sparse: bool = False,
-        read: _Read = os.pread,
-    ) -> None:
-        """Copy up to ``end`` (None: all) to the same place in ``target`` (None: digest alone).
-
-        Where ``sparse``, runs of zeros become holes.
-        """
-        hole = False
-        while end is None or self.offset < end:
-            wanted = CHUNK if end is None else min(CHUNK, end - self.offset)
-            with self._reading():
-                chunk = read(origin, wanted, self.offset)
-            if not chunk:
-                break
-            self.hasher.update(chunk)
-            for blocks in (self._blocks, self._coarse):
-                if blocks is not None:
-                    blocks.update(chunk)
-            if target is not None:
-                with self._writing():
-                    hole = self._write(target, chunk, sparse=sparse)
-            self.offset += len(chunk)
-            self._progress(len(chunk) if target is not None else 0)
-            self.is_late = time.monotonic() >= self._deadline
-            if self.is_late:
-                break
-        if hole and target is not None:
-            os.ftruncate(target, self.offset)
-
-    def _write(self, target: int, chunk: bytes, *, sparse: bool) -> bool:
-        """Write one chunk; returns whether it ends with a hole."""
-        if not sparse or _PIECE_OF_ZEROS not in chunk:
-            inplace.write_at(target, chunk, self.offset)
-            return False
-        hole = False
-        for start in range(0, len(chunk), len(_PIECE_OF_ZEROS)):
-            piece = chunk[start : start + len(_PIECE_OF_ZEROS)]
-            hole = piece == _PIECE_OF_ZEROS[: len(piece)]
-            if not hole:
-                inplace.write_at(target, piece, self.offset + start)
-        return hole
-
-    def blocks(self) -> Blocks | None:
-        """Return the digests of the blocks so far; None of a small file."""
-        return None if self._blocks is None else self._blocks.blocks()
-
-    def coarse(self) -> Blocks | None:
-        """Return the digests of the larger blocks; None where there are none."""
-        return None if self._coarse is None else self._coarse.blocks()
 
 
 class FolderReplica:
@@ -200,7 +75,7 @@ class FolderReplica:
         self._forgotten = 0
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most_held = min(_HELD_DIRECTORIES, limit // 4)
-        self._interrupted: OrderedDict[tuple[int, int, int], _Pour] = OrderedDict()
+        self._interrupted: OrderedDict[tuple[int, int, int], Pour] = OrderedDict()
         self._expected: int | None = None
 
     def expect(self, mount: int | None) -> None:
@@ -285,7 +160,7 @@ class FolderReplica:
             before = os.fstat(origin)
             if not stat.S_ISREG(before.st_mode):
                 raise InterruptedError(4, "not a regular file any more", source)
-            pour = _Pour(_block_hasher(before.st_size), self._sent, before)
+            pour = Pour(_block_hasher(before.st_size), self._sent, before)
             pour.begin(seconds)
             self._write_copy(origin, before, temporary, pour)
             return self._poured(origin, before, pour)
@@ -312,7 +187,7 @@ class FolderReplica:
             place = b"/proc/self/fd/%d/%s" % (directory, name_of(path))
             return os.getxattr(place, _PROGRESS, follow_symlinks=False).strip()
 
-    def _poured(self, origin: int, before: os.stat_result, pour: _Pour) -> Copied:
+    def _poured(self, origin: int, before: os.stat_result, pour: Pour) -> Copied:
         """Return the result of a copy from ``origin``, after another look at it."""
         steady, prefix = self._look_again(origin, pour)
         if prefix and pour.offset < before.st_size:
@@ -320,7 +195,7 @@ class FolderReplica:
         stamp, digest = stamp_of(before, Kind.FILE), pour.hasher.hexdigest()
         return Copied(digest, pour.offset, stamp, steady, prefix, pour.blocks())
 
-    def _look_again(self, origin: int, pour: _Pour) -> tuple[bool, bool]:
+    def _look_again(self, origin: int, pour: Pour) -> tuple[bool, bool]:
         """Return whether a file that was read is still the same, and whether it begins the same.
 
         That is since the pour began, in however many rounds.
@@ -338,7 +213,7 @@ class FolderReplica:
         unwritten = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
         return prefix and unwritten, prefix
 
-    def _write_copy(self, origin: int, status: os.stat_result, path: RelPath, pour: _Pour) -> None:
+    def _write_copy(self, origin: int, status: os.stat_result, path: RelPath, pour: Pour) -> None:
         # Created writable whatever the mode: some storages refuse to make a read-only file.
         mode = (status.st_mode & 0o777) | 0o600
 
@@ -374,12 +249,12 @@ class FolderReplica:
     ) -> Copied:
         target = _create_here(destination)
         try:
-            pour = _Pour(_block_hasher(size), self._progress, outward=False)
+            pour = Pour(_block_hasher(size), self._progress, outward=False)
             if size < PATCH_FROM:
-                with _Pipe() as pipe:
+                with Pipe() as pipe:
                     pour.run(origin, target, None, sparse=True, read=pipe.read)
             else:
-                pour.run(origin, target, None, sparse=True)
+                pour.run(origin, target, None, sparse=True, length=size)
             with on_this_machine():
                 os.fchmod(target, mode & 0o777)
                 if mtime_ns is not None:
@@ -416,23 +291,23 @@ class FolderReplica:
 
     def _read_up_to(
         self, offset: int, origin: int, status: os.stat_result, seconds: float | None
-    ) -> _Pour:
+    ) -> Pour:
         """Return a pour that has read the first ``offset`` bytes, or fewer where it is late."""
         pour, _ = self._resumed(_COPY, status)
         if pour is None or pour.offset > offset:
-            pour = _Pour(_block_hasher(status.st_size), self._sent, status)
+            pour = Pour(_block_hasher(status.st_size), self._sent, status)
         pour.begin(seconds)
         pour.run(origin, None, offset)
         return pour
 
-    def _interrupt(self, purpose: int, pour: _Pour) -> None:
+    def _interrupt(self, purpose: int, pour: Pour) -> None:
         """Keep a pour whose time was up; of those that nobody asks for again the oldest goes."""
         assert pour.seen is not None
         self._interrupted[_identity(pour.seen, purpose)] = pour
         while len(self._interrupted) > _INTERRUPTED:
             self._interrupted.popitem(last=False)
 
-    def _resumed(self, purpose: int, status: os.stat_result) -> tuple[_Pour | None, bool]:
+    def _resumed(self, purpose: int, status: os.stat_result) -> tuple[Pour | None, bool]:
         """Return the pour that was interrupted, and whether one is lost as the file changed.
 
         What grew may have only grown: it is read on, or one that always grows would never be read
@@ -453,7 +328,7 @@ class FolderReplica:
         try:
             before = os.fstat(origin)
             pour, changed_meanwhile = self._resumed(blocks.size, before)
-            pour = pour or _Pour(
+            pour = pour or Pour(
                 BlockHasher(blocks.size),
                 self._progress,
                 before,
@@ -766,7 +641,7 @@ def _block_hasher(length: int) -> BlockHasher | None:
 
 def _read_whole(fd: int, path: RelPath) -> bytes:
     content = bytearray()
-    with _Pipe() as pipe:
+    with Pipe() as pipe:
         while True:
             read = pipe.read if len(content) < CHUNK else os.pread
             chunk = read(fd, CHUNK, len(content))
