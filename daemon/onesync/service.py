@@ -223,6 +223,7 @@ class Service:
         # Not at the first look: the rest has to be published too.
         if ending or not (was_at_rest and self._was_at_rest):
             self._rests_since = time.monotonic()
+            self._is_resting = False  # each file of a stage-in would wake main, to publish
             return max(_TICK_SECONDS, self._published_seconds / _PUBLISHING_SHARE)
         due = self._notifier.next_due()
         retiring = self._rests_since + _RETIRED_SECONDS - time.monotonic()
@@ -246,8 +247,12 @@ class Service:
 
     def _stirred(self) -> None:
         """Wake main where it rests: there is something new. Any thread."""
-        if self._is_resting and self._main is not None:
+        if self._is_resting:
             self._is_resting = False
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._main is not None:
             signal.pthread_kill(self._main, _WAKE)
 
     def _watch_mounts(self) -> None:
@@ -311,7 +316,7 @@ class Service:
     def _end(self, code: Exit) -> None:
         if not self._outcome.done():
             self._outcome.set_result(code)
-        self._stirred()
+        self._wake()
 
     # -- engine's thread ------------------------------------------------------------------------
 

@@ -272,11 +272,13 @@ class Onesync(Tool):
         self._await("syncing")
 
     def _await(self, *phases: str) -> None:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        began = time.monotonic()
+        deadline = began + _PATIENCE_SECONDS
         while self.node.status()["phase"] not in phases:
             assert self.node.running(), self.node.log()
             assert time.monotonic() < deadline, self.node.log()
-            time.sleep(0.02)
+            # An answer takes the daemon some milliseconds, which are not to count.
+            time.sleep(max(0.02, 0.01 * (time.monotonic() - began)))
 
     def _flush(self) -> None:
         reply = control.ask(self.node.home / "run" / "control.sock", "flush", _PATIENCE_SECONDS)
