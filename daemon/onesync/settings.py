@@ -86,7 +86,7 @@ class GuardSettings(_Section):
 class PushSettings(_Section):
     """``[push]``."""
 
-    workers: int = Field(default=32, ge=1, le=256)
+    workers: int = Field(default=64, ge=1, le=256)
     bandwidth_limit: ByteSize = ByteSize(0)
     round_seconds: float = Field(default=5.0, gt=0)
     exclude: tuple[str, ...] = ()

@@ -415,22 +415,23 @@ class StageIn:
         if present is not None:
             return (entry, present, None), None
         temporary = join(parent_of(path), RESERVED_PREFIX + _short_digest(path))
+        with suppress(FileNotFoundError), _Parent(self._root, path) as parent:
+            os.unlink(name_of(temporary), dir_fd=parent)
+        mtime_ns = entry.mtime_ns if entry.digest else None
+        local = join(self._root, temporary)
+        try:
+            # No descriptor is held meanwhile: there are as many workers as calls.
+            with aloft(path, entry.size, is_fetched=True):
+                copied = self._replica.fetch(path, local, entry.mode, mtime_ns)
+        except OSError as error:
+            if not entry.digest or isinstance(error, LocalError) or self._is_file(path, error):
+                raise
+            return (entry, None, None), _missing(path)
+        if path in self._asked:
+            staged.fetched.add(path)
+        self._restore_xattrs(path, local, entry, staged)
+        self._refuse_conflict(path, copied.digest)
         with _Parent(self._root, path) as parent:
-            with suppress(FileNotFoundError):
-                os.unlink(name_of(temporary), dir_fd=parent)
-            mtime_ns = entry.mtime_ns if entry.digest else None
-            local = join(self._root, temporary)
-            try:
-                with aloft(path, entry.size, is_fetched=True):
-                    copied = self._replica.fetch(path, local, entry.mode, mtime_ns)
-            except OSError as error:
-                if not entry.digest or isinstance(error, LocalError) or self._is_file(path, error):
-                    raise
-                return (entry, None, None), _missing(path)
-            if path in self._asked:
-                staged.fetched.add(path)
-            self._restore_xattrs(path, local, entry, staged)
-            self._refuse_conflict(path, copied.digest)
             os.rename(name_of(temporary), name_of(path), src_dir_fd=parent, dst_dir_fd=parent)
             status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
         stamp = stamp_of(status, Kind.FILE)
