@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyinotify
 from blake3 import blake3
 
 from onesync import control
@@ -56,6 +59,7 @@ class Size:
 
     small: int
     serial: int
+    staged: int
     large: int
     several: int
     renamed: int
@@ -69,6 +73,7 @@ class Size:
 QUICK = Size(
     small=100,
     serial=10,
+    staged=100,
     large=64 * MEBIBYTE,
     several=4,
     renamed=200,
@@ -81,6 +86,7 @@ QUICK = Size(
 FULL = Size(
     small=1000,
     serial=100,
+    staged=5000,
     large=1024 * MEBIBYTE,
     several=8,
     renamed=5000,
@@ -132,7 +138,7 @@ class Bench:
         """New small files over 20 directories, then nothing changed."""
         for make in (Onesync, Rsync, Lsyncd, Rclone, Unison, Copy):
             self._new(make, 0.01, self._number(make), "new small files", again=make is not Copy)
-        self._floor("new small files", _NEW_CALLS, _SERIALISED)
+        self._floor("new small files", self._size.small, _NEW_CALLS, _SERIALISED)
 
     def files(self) -> None:
         """Time against the number of files."""
@@ -149,15 +155,15 @@ class Bench:
                 self._new(make, latency, number, "latency")
 
     def staged_in(self) -> None:
-        """Small files into an empty working directory."""
+        """Small files into an empty working directory; no disk is measured."""
         for make in (Onesync, Rsync, Rclone, Unison, Copy):
-            number = self._number(make)
-            with self._place(standin) as place:
+            number = self._size.staged if make in (Onesync, Rclone) else self._number(make)
+            with self._place(passthrough, _MEMORY) as place:
                 self._fill(place.backing, number)
                 with _ended(self._published(make, place)) as tool:
                     place.mount.latency(0.01)
                     self._row("stage-in of small files", tool, 0.01, number, tool.pull)
-        self._floor("stage-in of small files", _STAGED_CALLS, 1)
+        self._floor("stage-in of small files", self._size.staged, _STAGED_CALLS, 1)
 
     def changed(self) -> None:
         """1 MB appended to a large file, then 1 MB changed in its middle."""
@@ -210,6 +216,10 @@ class Bench:
                 self._warm_up()
                 return self._measured("large file staged in", tool, 0, 1, tool.pull)
 
+    def _warmed_up(self, burst: Callable[[Path, int], float], top: Path, number: int) -> float:
+        self._warm_up()
+        return burst(top, number)
+
     def _warm_up(self) -> None:
         with tempfile.NamedTemporaryFile(dir=_MEMORY) as file:
             for _ in range(2 * self._size.large // MEBIBYTE):
@@ -234,19 +244,39 @@ class Bench:
                 self._row("saved until in OneData, p50", tool, 0.01, number, self._arrivals(tool))
 
     def burst(self) -> None:
-        """A burst of files, and what it does to the one who writes them."""
+        """A burst of files, and what it does to the one who writes them.
+
+        In memory, and onesync as polite as its unit makes it. What no tool can do without is the
+        kernel telling of each file: that is measured, too.
+        """
+        with tempfile.TemporaryDirectory(dir=_MEMORY) as home:
+            turns = [
+                self._warmed_up(burst, Path(home, f"{turn}{burst.__name__}"), self._size.burst)
+                for turn in range(3)
+                for burst in (_burst, _burst_told)
+            ]
+        alone, told = min(turns[::2]), min(turns[1::2])
+        note = _slowed(told, alone)
+        self._found(Row("burst", "inotify alone", 0, self._size.burst, told, 0, 0, 0, 0, 0, note))
+
+        def politely(make: Make) -> Make:
+            return (lambda place: Onesync(place, _NICE)) if make is Onesync else make
+
         for make in (Onesync, Lsyncd):
             number = self._size.burst if make is Onesync else self._size.burst // 5
-            with self._equal(make, passthrough, lambda _: None) as tool:
-                before = _burst(tool.place.home / "alone", number)
+            with self._equal(politely(make), passthrough, lambda _: None, _MEMORY) as tool:
+                before = self._warmed_up(_burst, tool.place.home / "alone", number)
                 row, beside = self._during_burst(tool, number)
-                alone = min(before, _burst(tool.place.home / "again", number))
-                row.note = f"{row.note} writer {100 * (beside / alone - 1):+.0f} %".strip()
+                after = self._warmed_up(_burst, tool.place.home / "again", number)
+                alone = min(before, after)
+                row.note = f"{row.note} {_slowed(beside, alone)}".strip()
                 self._found(row)
 
     def _during_burst(self, tool: Tool, number: int) -> tuple[Row, float]:
         """Return the row, and the seconds that the writer took."""
         took: list[float] = []
+
+        self._warm_up()
 
         def act() -> Used:
             took.append(_burst(tool.place.work / "burst", number))
@@ -278,9 +308,8 @@ class Bench:
             if again:
                 self._row("nothing changed", tool, latency, number, tool.push)
 
-    def _floor(self, scenario: str, calls: int, serialised: int) -> None:
+    def _floor(self, scenario: str, number: int, calls: int, serialised: int) -> None:
         """Tell what the mount itself allows: a directory's files come one after the other."""
-        number = self._size.small
         seconds = 0.01 * max(calls, serialised * number / _DIRECTORIES)
         self._found(Row(scenario, "floor", 0.01, number, seconds, calls * number, 0, 0, 0, 0))
 
@@ -427,11 +456,24 @@ def _in_another_second(path: Path) -> None:
     os.utime(path, (later, later))
 
 
+_BURST_DIRECTORIES = 50
+_TOLD = (
+    pyinotify.IN_CREATE
+    | pyinotify.IN_MODIFY
+    | pyinotify.IN_ATTRIB
+    | pyinotify.IN_CLOSE_WRITE
+    | pyinotify.IN_DELETE
+    | pyinotify.IN_MOVED_FROM
+    | pyinotify.IN_MOVED_TO
+)
+"""What onesync has the kernel tell of."""
+_NICE = 10
+"""As onesync's unit has it."""
 _WRITER = """
 import os, sys, time
 top, number = sys.argv[1], int(sys.argv[2])
 for folder in range(50):
-    os.makedirs(f"{top}/{folder}")
+    os.makedirs(f"{top}/{folder}", exist_ok=True)
 began = time.monotonic()
 for index in range(number):
     with open(f"{top}/{index % 50}/{index}", "wb", buffering=0) as file:
@@ -443,6 +485,34 @@ print(time.monotonic() - began)
 def _burst(top: Path, number: int) -> float:
     command: Sequence[str] = [sys.executable, "-c", _WRITER, str(top), str(number)]
     return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+
+def _burst_told(top: Path, number: int) -> float:
+    """Let the kernel tell of each file, to one who only reads it away."""
+    watches = pyinotify.WatchManager()
+    folders = [top / str(folder) for folder in range(_BURST_DIRECTORIES)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        watches.add_watch(str(folder), _TOLD)
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            if select.select([watches.get_fd()], [], [], 0.1)[0]:
+                os.read(watches.get_fd(), MEBIBYTE)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        return _burst(top, number)
+    finally:
+        over.set()
+        reader.join()
+        watches.close()
+
+
+def _slowed(beside: float, alone: float) -> str:
+    return f"writer {100 * (beside / alone - 1):+.0f} %"
 
 
 def difference(place: Place) -> str:

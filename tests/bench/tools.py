@@ -212,7 +212,7 @@ def _shape(top: Path) -> set[tuple[str, int, int]]:
 class Onesync(Tool):
     name = "onesync"
 
-    def __init__(self, place: Place, **options: object) -> None:
+    def __init__(self, place: Place, nice: int = 0, **options: object) -> None:
         super().__init__(place)
         # A long N, or a heartbeat might come while calls are counted; the rest are the defaults.
         settings = {
@@ -223,6 +223,7 @@ class Onesync(Tool):
             **options,
         }
         self.node = Node(place.home, place.store, **settings)
+        self.node.nice = nice
 
     def start(self) -> None:
         self._deploy()
