@@ -98,7 +98,8 @@ def _best(rows: Iterable[Row]) -> str:
         return ""
     written = f", {row.written / 1e6:,.0f} MB" if row.files == 1 and row.written >= 1e6 else ""
     calls = f"{row.calls_each:,.1f}" if row.calls_each % 1 else f"{row.calls_each:,.0f}"
-    return f"{_seconds(row.seconds_each)}, {calls} calls{written}"
+    note = f"; {row.note}" if row.note else ""
+    return f"{_seconds(row.seconds_each)}, {calls} calls{written}{note}"
 
 
 def _entries(rows: list[Row]) -> str:
@@ -115,6 +116,8 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _seconds(seconds: float) -> str:
+    if 0 < seconds < 1e-4:
+        return f"{seconds * 1e6:.0f} us"
     return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 

@@ -257,7 +257,7 @@ class Bench:
             ]
         alone, told = min(turns[::2]), min(turns[1::2])
         note = _slowed(told, alone)
-        self._found(Row("burst", "inotify alone", 0, self._size.burst, told, 0, 0, 0, 0, 0, note))
+        self._found(Row("burst", "floor", 0, self._size.burst, told, 0, 0, 0, 0, 0, note))
 
         def politely(make: Make) -> Make:
             return (lambda place: Onesync(place, _NICE)) if make is Onesync else make
