@@ -181,3 +181,64 @@ def test_holes_stay_holes(files: _Files, tmp_path: Path) -> None:
         assert os.pread(files.target, 20 * CHUNK, 0) == os.pread(files.origin, 20 * CHUNK, 0)
         assert os.fstat(files.target).st_size == 20 * CHUNK
         assert os.fstat(files.target).st_blocks * 512 < 8 * CHUNK
+
+
+def test_without_a_thread_to_spare_it_is_copied_all_the_same(
+    files: _Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    for outward in (True, False):
+        os.ftruncate(files.target, 0)
+        pour = _pour(outward=outward)
+        pour.run(files.origin, files.target, _LONG if outward else None, length=_LONG)
+        assert files.arrived() == files.content
+        assert pour.hasher.hexdigest() == blake3(files.content).hexdigest()
+
+
+def test_of_two_errors_that_of_the_mount_is_told(
+    files: _Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be told once only, and what was pushed before is suspected by it."""
+
+    def unreadable(fd: int, size: int, offset: int) -> bytes:
+        if offset == 3 * CHUNK:
+            raise OSError(errno.EIO, "this disk")
+        return os.pread(fd, size, offset)
+
+    def unwritable(fd: int, content: memoryview, offset: int) -> int:
+        if offset == 2 * CHUNK:
+            raise OSError(errno.ENOTCONN, "the mount")
+        return pwrite(fd, content, offset)
+
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", unwritable)
+    with pytest.raises(OSError, match="the mount") as caught:
+        _pour(outward=True).run(files.origin, files.target, _LONG, read=unreadable)
+    assert not isinstance(caught.value, LocalError)
+
+
+def test_few_files_of_a_process_are_read_ahead(
+    files: _Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[int] = set()
+
+    def noted(fd: int, size: int, offset: int) -> bytes:
+        threads.add(threading.get_ident())
+        return os.pread(fd, size, offset)
+
+    def copy() -> None:
+        os.ftruncate(files.target, 0)
+        _pour(outward=False).run(files.origin, files.target, None, read=noted, length=_LONG)
+        assert files.arrived() == files.content
+
+    slots = threading.BoundedSemaphore(1)
+    monkeypatch.setattr("onesync.replica.pour._read_ahead", slots)
+    with slots:
+        copy()
+        assert threads == {threading.get_ident()}
+    copy()
+    assert len(threads) > 1
+    assert slots.acquire(blocking=False), "the slot was not given back"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Set
+import shutil
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +14,9 @@ from blake3 import blake3
 
 from onesync.core.model import Entry, Kind
 from onesync.core.tree import Tree
-from onesync.replica.door import Listed
+from onesync.errors import LocalError
+from onesync.replica.door import Listed, Replica
+from onesync.replica.folder import FolderReplica
 from onesync.stagein import Staged, StageIn
 from tests.memory import MemoryReplica, Tabled
 
@@ -40,11 +43,17 @@ class Unseen(MemoryReplica):
         return told
 
 
-def staged_in(replica: MemoryReplica, work: Path, rows: Tabled, tree: Tree | None = None) -> Staged:
+def staged_in(
+    replica: Replica,
+    work: Path,
+    rows: Tabled,
+    tree: Tree | None = None,
+    advanced: Callable[[int, int], None] = lambda *_: None,
+) -> Staged:
     work.mkdir()
     with ThreadPoolExecutor(2) as pool:
         root = os.fsencode(work)
-        stage_in = StageIn(replica, root, pool, lambda *_: None, rows, asked={b"known"})
+        stage_in = StageIn(replica, root, pool, advanced, rows, asked={b"known"})
         return stage_in.run(tree or Tree({b"known": KNOWN}))
 
 
@@ -81,3 +90,21 @@ def test_a_known_file_that_is_none_any_more_is_missing(tmp_path: Path, kind: str
     assert rows.put_in == {b"known": (KNOWN, None)}
     assert staged.fetched == set()
     assert os.listdir(tmp_path / "work") == []
+
+
+def test_a_directory_that_somebody_removes_meanwhile_is_no_failure_of_this_machine(
+    tmp_path: Path,
+) -> None:
+    """It is tried again, and the directory is made anew: nobody has to decide anything."""
+    (tmp_path / "folder" / "d").mkdir(parents=True)
+    (tmp_path / "folder" / "d" / "known").write_bytes(b"abc")
+    replica = FolderReplica(os.fsencode(tmp_path / "folder"))
+    tree = Tree({b"d": Entry(Kind.DIRECTORY, mode=0o755), b"d/known": KNOWN})
+
+    def remove(done: int, count: int) -> None:
+        if not done:
+            shutil.rmtree(tmp_path / "work" / "d")
+
+    with pytest.raises(FileNotFoundError) as caught:
+        staged_in(replica, tmp_path / "work", Tabled(), tree, remove)
+    assert not isinstance(caught.value, LocalError)

@@ -11,13 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import median
 
 import pytest
 
 from onesync.core import allowance
 from onesync.errors import LocalError, MountHung
+from onesync.replica import children
 from onesync.replica.children import ChildrenReplica
+from onesync.replica.flights import aloft
 from onesync.replica.turns import Turns
 from tests.standin.mounted import Mounted
 from tests.standin.passthrough import Passthrough
@@ -210,4 +213,35 @@ def test_the_look_that_finds_a_hanging_mount_waits_for_nobody(
         mounted.release()
         for put in puts:
             put.result()
+    replica.close()
+
+
+def test_large_files_are_few_at_once_and_hold_back_no_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The more share a narrow line, the longer none of them advances, and seems to hang."""
+    monkeypatch.setattr(children, "_MOST_LARGE", 2)
+    begun: SimpleQueue[str] = SimpleQueue()
+    end = threading.Event()
+
+    def timed(_: ChildrenReplica, child: object, mount: object, method: str, given: object) -> None:
+        begun.put(method)
+        assert end.wait(20)
+
+    monkeypatch.setattr(ChildrenReplica, "_timed", timed)
+    replica = ChildrenReplica(os.fsencode(tmp_path), 2, 4, patience=20)
+
+    def fetch_large() -> None:
+        with aloft(b"large", 5 << 20, is_fetched=True):
+            replica.fetch(b"large", b"/nowhere", 0o644, None)
+
+    with ThreadPoolExecutor(6) as pool:
+        calls = [pool.submit(fetch_large) for _ in range(4)]
+        assert [begun.get(timeout=20) for _ in range(2)] == ["fetch"] * 2
+        calls.append(pool.submit(replica.unlink, b"small"))
+        assert begun.get(timeout=20) == "unlink"
+        end.set()
+        for call in calls:
+            call.result(20)
+    assert [begun.get(timeout=20) for _ in range(2)] == ["fetch"] * 2
     replica.close()

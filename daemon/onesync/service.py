@@ -71,6 +71,8 @@ _ANSWER_SECONDS = 10.0
 """Who asks for something is told after so long that it comes later."""
 _PUBLISHING_SHARE = 0.05
 """So much of the time the status takes at most while something is pending."""
+_LATEST_SECONDS = 5.0
+"""However long the status takes: systemd must hear in time that there is somebody."""
 _FOREVER = 86_400.0
 _RETIRED_SECONDS = 60.0
 """After so long a rest the processes that talk to the mount go, until something is marked."""
@@ -224,7 +226,8 @@ class Service:
         if ending or not (was_at_rest and self._was_at_rest):
             self._rests_since = time.monotonic()
             self._is_resting = False  # each file of a stage-in would wake main, to publish
-            return max(_TICK_SECONDS, self._published_seconds / _PUBLISHING_SHARE)
+            share = min(self._published_seconds / _PUBLISHING_SHARE, _LATEST_SECONDS)
+            return max(_TICK_SECONDS, share)
         due = self._notifier.next_due()
         retiring = self._rests_since + _RETIRED_SECONDS - time.monotonic()
         soonest = min(_FOREVER if due is None else due, _FOREVER if self._is_retired else retiring)

@@ -415,7 +415,7 @@ class StageIn:
         if present is not None:
             return (entry, present, None), None
         temporary = join(parent_of(path), RESERVED_PREFIX + _short_digest(path))
-        with suppress(FileNotFoundError), _Parent(self._root, path) as parent:
+        with _Parent(self._root, path) as parent, suppress(FileNotFoundError):
             os.unlink(name_of(temporary), dir_fd=parent)
         mtime_ns = entry.mtime_ns if entry.digest else None
         local = join(self._root, temporary)

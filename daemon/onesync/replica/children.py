@@ -16,9 +16,9 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, cast
@@ -47,6 +47,8 @@ _SMALL = {"put": 1, "fetch": 0, "look": 0, "unlink": 0}
 """What bursts are made of, a few round trips each, and which argument is the path in OneData."""
 
 _SMALL_BYTES = 1 << 20
+_MOST_LARGE = 32
+"""Calls for large files at once: the more share a narrow line, the longer none of them advances."""
 
 
 class _Retired(Exception):
@@ -243,6 +245,7 @@ class ChildrenReplica:
         self._threads = max(1, min(threads, most // _DESCRIPTORS))
         # What had to wait for another call in the child would seem to hang.
         self._turns = Turns(processes * self._threads)
+        self._large = threading.BoundedSemaphore(_MOST_LARGE)
         self._patience = patience
         self._children: list[_Child] = []
         self._abandoned: list[_Child] = []
@@ -346,9 +349,14 @@ class ChildrenReplica:
             return nullcontext()  # it finds out whether the mount hangs: nothing may delay it
         path: RelPath | None = arguments[_SMALL[method]] if method in _SMALL else None
         flight = of_this_thread()
-        if path is None or (flight is not None and flight.size > _SMALL_BYTES):
-            return self._turns.turn(method)
-        return self._turns.turn(method, parent_of(path))
+        if flight is not None and flight.size > _SMALL_BYTES:
+            return self._turn_of_large(method)
+        return self._turns.turn(method, None if path is None else parent_of(path))
+
+    @contextmanager
+    def _turn_of_large(self, method: str) -> Iterator[None]:
+        with self._large, self._turns.turn(method):
+            yield
 
     def _timed(
         self, child: _Child, expected: int | None, method: str, arguments: tuple[Any, ...]

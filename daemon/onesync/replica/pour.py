@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Generic, Self, TypeVar
@@ -27,11 +27,16 @@ CHUNK = 1 << 20
 _LONG = 4 * CHUNK
 """From which length on threads pay."""
 _READS_AHEAD = 2
+_FILES_AHEAD = 8
+"""So many files of a process are read ahead at once: where there are more the mount has enough to
+do, and each chunk that is asked for is memory, and time in which another one does not advance."""
 _FLUSHED = 32 * CHUNK
 """After so many bytes a long file is flushed while it is written: its last flush is short."""
 _PIECE_OF_ZEROS = bytes(32 << 10)
 """What is left out of a sparse copy; no smaller, or holes would cost more than they save."""
 _PIPE_HOLDS = 64 << 10
+
+_read_ahead = threading.BoundedSemaphore(_FILES_AHEAD)
 
 T = TypeVar("T")
 _Read = Callable[[int, int, int], bytes]
@@ -67,27 +72,39 @@ class Pipe:
 
 
 class _Aside(Generic[T]):
-    """Makes one call at a time in a thread of its own, which ends with the block."""
+    """Makes one call at a time in a thread of its own, which ends with the block.
+
+    Where this machine has no thread to spare the call is made at once, by who begins it.
+    """
 
     def __init__(self) -> None:
         self._asked: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
         self._answered: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread: threading.Thread | None = None
         self._is_busy = False
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        thread = threading.Thread(target=self._work, daemon=True)
+        with suppress(RuntimeError):
+            thread.start()
+            self._thread = thread
         return self
 
     def __exit__(self, *_: object) -> None:
-        # What was begun is waited for: nothing is written any more when the caller goes on.
+        # What was begun is waited for: nothing is written any more when the caller goes on. An
+        # error of the mount counts, also where the caller has one of his own.
         self._asked.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
+        self.end()
 
     def begin(self, act: Callable[[], T]) -> None:
         """Let the thread do it; what was begun before has ended."""
         self._is_busy = True
-        self._asked.put(act)
+        if self._thread is None:
+            self._do(act)
+        else:
+            self._asked.put(act)
 
     def end(self) -> T | None:
         """Wait for what was begun, and return its result or raise its error; None of nothing."""
@@ -95,16 +112,22 @@ class _Aside(Generic[T]):
             return None
         result, error = self._answered.get()
         self._is_busy = False
-        if error is not None:
-            raise error
-        return result
+        try:
+            if error is not None:
+                raise error
+            return result
+        finally:
+            del error  # it holds this frame
 
     def _work(self) -> None:
         while (act := self._asked.get()) is not None:
-            try:
-                self._answered.put((act(), None))
-            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-                self._answered.put((None, error))
+            self._do(act)
+
+    def _do(self, act: Callable[[], T]) -> None:
+        try:
+            self._answered.put((act(), None))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self._answered.put((None, error))
 
 
 class Pour:
@@ -184,6 +207,7 @@ class Pour:
 
         ``behind`` writes while the next one is read, ``flushing`` flushes what was written.
         """
+        flushed = self.offset
         for chunk in chunks:
             self._digest(chunk)
             write = partial(self._write, target, chunk, self.offset, sparse)
@@ -193,19 +217,16 @@ class Pour:
             else:
                 self._tell(behind.end())
                 behind.begin(write)
-            if flushing is not None and target is not None and self.offset % _FLUSHED == 0:
-                self._end(flushing)
-                flushing.begin(partial(os.fdatasync, target))
+            if flushing is not None and target is not None and self.offset >= flushed + _FLUSHED:
+                flushing.end()
+                flushing.begin(partial(_flush, target))
+                flushed = self.offset
             self.is_late = time.monotonic() >= self._deadline
             if self.is_late:
                 break
         if behind is not None:
             self._tell(behind.end())
         if flushing is not None:
-            self._end(flushing)
-
-    def _end(self, flushing: _Aside[None]) -> None:
-        with self._writing():
             flushing.end()
 
     def _tell(self, written: int | None) -> None:
@@ -224,6 +245,16 @@ class Pour:
 
     def _chunks_ahead(self, origin: int, length: int, read: _Read) -> Generator[bytes, None, None]:
         """Yield all that follows; what is before ``length`` is read ahead."""
+        if _read_ahead.acquire(blocking=False):
+            try:
+                yield from self._while_whole(origin, length, read)
+            finally:
+                _read_ahead.release()
+        # Shorter than it was, or longer: it is read to its end from where it is now.
+        yield from self._chunks(origin, None, read)
+
+    def _while_whole(self, origin: int, length: int, read: _Read) -> Generator[bytes, None, None]:
+        """Read ahead until ``length``, or until less comes than was asked for."""
         with ExitStack() as stack:
             idle = deque(stack.enter_context(_Aside[bytes]()) for _ in range(_READS_AHEAD))
             begun: deque[tuple[_Aside[bytes], int]] = deque()
@@ -235,13 +266,11 @@ class Pour:
                     begun.append((aside, wanted))
                     offset += wanted
                 aside, wanted = begun.popleft()
-                chunk = aside.end()
+                chunk = aside.end() or b""
                 idle.append(aside)
-                is_short = chunk is None or len(chunk) < wanted
+                is_short = len(chunk) < wanted
                 if chunk:
                     yield chunk
-        # Shorter than it was, or longer: it is read to its end from where it is now.
-        yield from self._chunks(origin, None, read)
 
     def _digest(self, chunk: bytes) -> None:
         self.hasher.update(chunk)
@@ -266,6 +295,11 @@ class Pour:
     def coarse(self) -> Blocks | None:
         """Return the digests of the larger blocks; None where there are none."""
         return None if self._coarse is None else self._coarse.blocks()
+
+
+@on_this_machine()
+def _flush(target: int) -> None:
+    os.fdatasync(target)
 
 
 def _write_sparse(target: int, chunk: bytes, offset: int) -> bool:
