@@ -32,6 +32,12 @@ class PatientNode(Node):
 
     patience = 0.0
 
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit code: a last flush goes through all that there is."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(self.patience)
+
 
 @pytest.fixture(params=[MANY, pytest.param(FULL, marks=pytest.mark.soak)])
 def size(request: pytest.FixtureRequest) -> int:
