@@ -53,7 +53,7 @@ soak: SECONDS ?= 1200
 soak: HISTORIES ?= 5000
 soak: PACKAGES += $(TEST_PACKAGES)
 soak: setup
-	$(BIN)/pytest -n 2 --dist worksteal -m soak
+	$(BIN)/pytest -n 4 --dist worksteal -m soak
 	ONESYNC_SESSION_SECONDS=$(SECONDS) ONESYNC_HISTORIES=$(HISTORIES) $(BIN)/pytest -s -m session
 
 # The manual pages, into DESTINATION.
