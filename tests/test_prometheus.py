@@ -181,7 +181,7 @@ def test_the_core_metrics_answer_queries(node: Node, prometheus: Prometheus) -> 
     prometheus.wait_for(
         'onesync_remote_operation_duration_seconds_count{op="identify"} > bool 0', 1
     )
-    prometheus.wait_for("onesync_remote_operations_allowed", 32)
+    prometheus.wait_for("onesync_remote_operations_allowed", 64)
     prometheus.wait_for("onesync_lock_held", 1)
     prometheus.wait_for("onesync_lock_warn_seconds", 6 * 20)
     prometheus.wait_for("onesync_lock_suspend_seconds", 8 * 20)

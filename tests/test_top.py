@@ -60,7 +60,7 @@ def test_a_file_on_its_way_to_onedata_is_shown(node: Node, mounted: Mounted) -> 
     shown = node.command("top", "--once")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.startswith("1 files on their way, other calls: ")
-    assert shown.stdout.splitlines()[0].endswith("small ones: at most 32 at once")
+    assert shown.stdout.splitlines()[0].endswith("small ones: at most 64 at once")
     assert "to OneData" in shown.stdout
     assert "3.0 MB of 3.0 MB" in shown.stdout
     assert shown.stdout.split()[-1] == "big"

@@ -28,7 +28,7 @@ from onesync.errors import Exit, LocalError, MountHung, OnesyncError
 from onesync.index import Index
 from onesync.lock import Claimant, Lock
 from onesync.marks import Marks
-from onesync.replica import folder, inplace
+from onesync.replica import folder, inplace, pour
 from onesync.replica.door import NameRefused
 from onesync.replica.folder import FolderReplica
 from onesync.replica.names import EscapedNames
@@ -383,7 +383,9 @@ def _edges() -> Iterator[None]:
         (engine, "ThreadPoolExecutor", Inline),
         (engine, "choose_watcher", Told),
         (folder, "PATCH_FROM", LARGE),
-        (folder, "CHUNK", LARGE // 2),
+        (pour, "CHUNK", LARGE // 2),
+        (pour, "_LONG", LARGE),
+        (pour._Aside, "__enter__", lambda aside: aside),  # without a thread: one order alone
         (inplace, "_CHUNK", LARGE // 2),
         (transfer, "PATCH_FROM", LARGE),
         (blocks, "_SIZES", ((0, LARGE // 4),)),

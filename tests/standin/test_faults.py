@@ -128,6 +128,13 @@ def test_the_client_dies_of_a_call(mounted: Mounted, applied: bool) -> None:
     assert (mounted.path / "fatal").exists() == applied
 
 
+def test_others_die_of_a_call_that_fails_by_itself(mounted: Mounted) -> None:
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        mounted.kill_at("getattr", pattern="nowhere", victims=[victim.pid], applied=True)
+        assert errno_of(os.stat, mounted.path / "nowhere") == errno.ENOENT
+        assert victim.wait(20) == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("orphans", [False, True])
 @pytest.mark.parametrize("applied", [False, True])
 def test_others_die_of_a_call(mounted: Mounted, applied: bool, orphans: bool) -> None:

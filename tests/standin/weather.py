@@ -88,17 +88,17 @@ class Fault:
             return carry_out()
         if self.effect == "drop":
             return drop()
-        answer = carry_out() if self.applied else None
+        outcome = _outcome(carry_out) if self.applied else carry_out
         if self.effect == "kill":
-            return self._kill(answer)
+            return self._kill(outcome)
         if self.effect == "hang":
             self.over.wait()
-            return answer if self.applied else carry_out()
+            return outcome()
         if operation == "write" and not self.at_once and not self.applied:
             raise Deferred(self.number)
         raise OSError(self.number, os.strerror(self.number))
 
-    def _kill(self, answer: Any) -> Any:
+    def _kill(self, outcome: Callable[[], Any]) -> Any:
         ours = os.getpid()
         for victim in self.victims:
             if victim != ours:
@@ -106,8 +106,22 @@ class Fault:
         if not self.victims or ours in self.victims:
             os.kill(ours, signal.SIGKILL)
         if self.applied:
-            return answer
+            return outcome()
         raise OSError(errno.EINTR, "nobody is left to see it")
+
+
+def _outcome(carry_out: Callable[[], Any]) -> Callable[[], Any]:
+    """Carry a call out now; return what tells how it went, which may be an error of its own."""
+    try:
+        answer = carry_out()
+    except OSError as error:
+        failed = error
+
+        def tell() -> Any:
+            raise failed
+
+        return tell
+    return lambda: answer
 
 
 def kill(pid: int, *, orphans: bool) -> None:
