@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,19 +201,21 @@ def test_an_instance_is_disabled_without_the_others(tmp_path: Path) -> None:
     assert os.listdir(units / "onesync.target.wants") == ["onesync@q.service"]
 
 
+def _processor_seconds(words: list[str]) -> float:
+    """What a command takes of a processor, which other tests beside it do not change much."""
+    process = subprocess.Popen(words)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_the_generator_is_quick_and_silent_without_a_configuration(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "onesync.program", "generator", *[str(tmp_path)] * 3]
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        done = subprocess.run(words, check=True, capture_output=True)
-        times.append(time.perf_counter() - began)
-        assert (done.stdout, done.stderr) == (b"", b"")
-    bare = []
-    for _ in range(5):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "pass"], check=True)
-        bare.append(time.perf_counter() - began)
+    done = subprocess.run(words, check=True, capture_output=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+    times = [_processor_seconds(words) for _ in range(5)]
+    bare = [_processor_seconds([sys.executable, "-c", "pass"]) for _ in range(5)]
     assert min(times) - min(bare) < 0.1, "it holds up every boot"
 
 

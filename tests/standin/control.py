@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -15,8 +16,9 @@ Verbs = dict[str, Callable[..., Any]]
 def serve(path: str, verbs: Verbs) -> None:
     """Answer on the socket ``path`` for ever."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(path)
+    listening.bind(f"{path}~")
     listening.listen()
+    os.rename(f"{path}~", path)  # who sees it may connect
     while True:
         connection, _ = listening.accept()
         # A verb may wait for a call that hangs, and the next one must be able to release that.
