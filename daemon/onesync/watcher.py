@@ -35,7 +35,7 @@ from onesync.core.model import RelPath, is_beneath, is_reserved, join, lies_in, 
 
 log = logging.getLogger(__name__)
 
-_MASK = (
+MASK = (
     pyinotify.IN_CREATE
     | pyinotify.IN_MODIFY
     | pyinotify.IN_ATTRIB
@@ -433,7 +433,7 @@ class InotifyWatcher:
     def _add(self, fd: int) -> int:
         # By descriptor: pyinotify cannot encode every name, and no link is followed on the way.
         watch = self._manager._inotify_wrapper.inotify_add_watch(
-            self._manager.get_fd(), f"/proc/self/fd/{fd}", _MASK
+            self._manager.get_fd(), f"/proc/self/fd/{fd}", MASK
         )
         if watch < 0:
             number = self._manager._inotify_wrapper.get_errno()

@@ -21,6 +21,7 @@ import pyinotify
 from blake3 import blake3
 
 from onesync import control
+from onesync.watcher import MASK
 from tests.bench.known import known_tree
 from tests.bench.mounts import Mount, calls_of, passthrough, standin
 from tests.bench.tools import (
@@ -457,16 +458,6 @@ def _in_another_second(path: Path) -> None:
 
 
 _BURST_DIRECTORIES = 50
-_TOLD = (
-    pyinotify.IN_CREATE
-    | pyinotify.IN_MODIFY
-    | pyinotify.IN_ATTRIB
-    | pyinotify.IN_CLOSE_WRITE
-    | pyinotify.IN_DELETE
-    | pyinotify.IN_MOVED_FROM
-    | pyinotify.IN_MOVED_TO
-)
-"""What onesync has the kernel tell of."""
 _NICE = 10
 """As onesync's unit has it."""
 _WRITER = """
@@ -493,7 +484,7 @@ def _burst_told(top: Path, number: int) -> float:
     folders = [top / str(folder) for folder in range(_BURST_DIRECTORIES)]
     for folder in folders:
         folder.mkdir(parents=True)
-        watches.add_watch(str(folder), _TOLD)
+        watches.add_watch(str(folder), MASK)
     over = threading.Event()
 
     def read() -> None:
