@@ -99,8 +99,7 @@ class Node:
         self, words: tuple[str, ...], out: int, error: int, before: str = ""
     ) -> nursery.Process:
         arguments = [*words, "--config", str(self.config)]
-        as_a_unit = ["chrt", "--batch", "0", "nice", "-n", str(self.nice)]
-        politely = as_a_unit if self.nice and words == ("run",) else []
+        politely = as_a_unit(self.nice) if self.nice and words == ("run",) else []
         if self.is_forked and not politely:
             return nursery.start("onesync.program", arguments, out, error, before=before)
         program = f"{before}\nfrom onesync.program import main\nmain()"

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +156,53 @@ def test_undeploy_waits_until_onedata_says_that_it_has_it_all(tmp_path: Path, pr
     assert not [c for c in calls if c.operation == "read" and "deployment_status" not in c.path]
     released = next(c for c in calls if c.operation == "unlink" and c.path.endswith("/lock"))
     assert asked[-1].number < released.number
+
+
+def test_what_is_written_while_the_final_flush_waits_for_onedata_comes_too(tmp_path: Path) -> None:
+    with Mounted(tmp_path / "onedata", profile="21.02") as mounted:
+        (mounted.backing / "project").mkdir()
+        one, two = (Node(tmp_path / name, mounted.path / "project") for name in ("one", "two"))
+        mounted.lag(5)
+        one.deploy()
+        (one.work / "early").write_bytes(CONTENT)
+        flushed(one)
+        mounted.start_log()
+        assert one.process is not None
+        one.process.terminate()
+        wait_for(lambda: any("replication" in str(c.arguments) for c in mounted.log()), one)
+        (one.work / "late").write_bytes(CONTENT)
+        assert one.wait() == 0, one.log()
+        two.deploy()
+        assert picture(two.work) == picture(one.work)
+        assert two.end() == 0, two.log()
+
+
+def test_a_final_flush_of_what_never_rests_does_not_claim_to_be_one(nodes: list[Node]) -> None:
+    one, two = nodes
+    one.configure(undeploy__flush_retry_seconds=1)
+    one.deploy()
+    over = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not over.wait(0.002):
+            (one.work / f"file{number}").write_bytes(b"%d" % number)
+            number += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        wait_for(lambda: (one.store / "file3").exists(), one)
+        assert one.end() == 10, one.log()
+    finally:
+        over.set()
+        writer.join()
+    assert "changes all the time" in one.log()
+    one.deploy()
+    assert one.end() == 0, one.log()
+    two.deploy()
+    assert picture(two.work) == picture(one.work)
+    assert two.end() == 0, two.log()
 
 
 @pytest.mark.parametrize("told_at", ["write", "fsync", "close"])

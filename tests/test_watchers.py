@@ -41,6 +41,9 @@ class Told:
         self.gate.wait()
         self.paths.add(path)
 
+    def written(self, path: RelPath) -> None:
+        self.changed(path)
+
     def deleted(self, path: RelPath) -> None:
         self.changed(path)
         self.gone.add(path)

@@ -23,6 +23,7 @@ from onesync.index import Index
 from onesync.local import digest_local
 from onesync.marks import Marks
 from onesync.pins import Pins
+from onesync.rereads import Rereads
 from onesync.scanner import Scanner
 from onesync.snapshot import Snapshots
 
@@ -81,6 +82,7 @@ class Cuts:
         drain: waits until the watcher told all that happened before.
         boottime: seconds on CLOCK_BOOTTIME.
         problems: databases that could not be copied are added.
+        rereads: files that were written though they look as they were pushed.
     """
 
     root: bytes
@@ -93,11 +95,16 @@ class Cuts:
     boottime: Callable[[], float]
     problems: dict[RelPath, Problem]
     snapshots: Snapshots = field(default_factory=Snapshots)
+    rereads: Rereads = field(init=False)
     _deferred: set[RelPath] = field(default_factory=set)
     _sidecars: dict[RelPath, Stamp] = field(default_factory=dict)
     _impostors: set[RelPath] = field(default_factory=set)
     _empty_since: dict[RelPath, float] = field(default_factory=dict)
     _taken: dict[RelPath, tuple[str, bytes | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Wake the engine, as a mark does, when a file was read."""
+        self.rereads = Rereads(self.root, self.marks.arrived.set)
 
     def plain(self, due: Due, awaited: AbstractSet[RelPath] = frozenset()) -> Cut:
         """Look at what is due and ``awaited`` alone: it promises nothing."""
@@ -170,7 +177,18 @@ class Cuts:
         found = self.scanner.scan(due.paths | awaited, due.trees)
         found.pop(b"", None)
         self._leave_scratch(found, due, awaited)
+        for path in due.written - found.keys():
+            if self._looks_pushed(path):
+                self.rereads.ask(path)
         return found
+
+    def _looks_pushed(self, path: RelPath) -> bool:
+        """Whether a file is pushed as itself, and looks as it did then; the content may not."""
+        known = self.index.known(path)
+        if known is None or known.entry.kind is not Kind.FILE or not known.entry.digest:
+            return False
+        is_data = database_of(path) not in self.marks.databases and not self._is_database(path)
+        return is_data and self.scanner.look(path) == known.stamp
 
     def _leave_scratch(
         self, found: dict[RelPath, Difference], due: Due, awaited: AbstractSet[RelPath]
@@ -387,7 +405,8 @@ def _all_paths(due: Iterable[Due]) -> set[RelPath]:
 def _joined(due: list[Due]) -> Due:
     trees = frozenset(tree for part in due for tree in part.trees)
     moves = tuple(pair for part in due for pair in part.moves)
-    return Due(frozenset(_all_paths(due)), trees, moves, ())
+    written = frozenset(path for part in due for path in part.written)
+    return Due(frozenset(_all_paths(due)), trees, moves, (), written)
 
 
 def _files(found: dict[RelPath, Difference]) -> set[RelPath]:

@@ -67,6 +67,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_FINAL_ROUNDS = 5
+"""What is written while the final flush waits for OneData is brought too, but not for ever."""
 _HANDOVER_SECONDS = 60.0
 _DRAIN_SECONDS = 30.0
 _SECOND_HALF = 0.25
@@ -755,8 +757,7 @@ class Engine:
         if keep:
             log.info("left with the lock kept", extra={"handover": handed_over})
             return Exit.CLEAN
-        problems = [Noted(problem) for problem in self.problems()]
-        self._retry(batches, lambda: batches.commit(problems, {}, "final"), None)
+        self._retry(batches, lambda: self._last_checkpoint(batches), None)
         left = {"staged": None, "undeployed": self.last_checkpoint}
         self._retry(batches, lambda: self._index.set(**left), None)
         if self._settings.undeploy.clean_working_dir:
@@ -770,11 +771,31 @@ class Engine:
         self._look_again(batches)
         self._take_accepted()
         self._rescan("final")
-        batches.clean()
-        if batches.left:
-            raise OnesyncError(f"{show(min(batches.left))} changes all the time")
-        if verified:
-            batches.finish(self._pause)
+        for _ in range(_FINAL_ROUNDS):
+            batches.clean()
+            if batches.left:
+                break
+            if not verified:
+                return
+            batches.finish(self._pause)  # which takes a while, in which others may write
+            if not self._brings_more(batches):
+                return
+        restless = show(min(batches.left)) if batches.left else "The working directory"
+        raise OnesyncError(f"{restless} changes all the time: end the program that writes there")
+
+    def _last_checkpoint(self, batches: Batches) -> None:
+        """Write the final checkpoint, and another one where somebody still wrote meanwhile."""
+        while True:
+            problems = [Noted(problem) for problem in self.problems()]
+            batches.commit(problems, {}, "final")
+            if not self._brings_more(batches):
+                return
+            self._final_flush(batches, verified=True)
+
+    def _brings_more(self, batches: Batches) -> bool:
+        """Push what was written since the last batch; returns whether there was anything."""
+        self._drain()
+        return batches.batch(everything=True) or bool(batches.left) or batches.awaits()
 
     def _retry(
         self, batches: Batches | None, act: Callable[[], object], patience: float | None

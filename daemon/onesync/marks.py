@@ -52,7 +52,11 @@ class Marks:
         """Mark one path, and the database that it is a sidecar of (watcher)."""
         self._mark(path, is_gone=False)
 
-    def _mark(self, path: RelPath, *, is_gone: bool) -> None:
+    def written(self, path: RelPath) -> None:
+        """Mark a file that somebody wrote, or closed what he could write to (watcher)."""
+        self._mark(path, is_gone=False, is_written=True)
+
+    def _mark(self, path: RelPath, *, is_gone: bool, is_written: bool = False) -> None:
         base = database_of(path)
         with self._guard:
             now = self._clock.boottime()
@@ -61,6 +65,8 @@ class Marks:
             restless = path in self.databases or self._is_restless(path)
             scratch = not restless and not is_gone and self._is_scratch(path)
             self._dirty.mark(path, now, restless, scratch)
+            if is_written:
+                self._dirty.written(path)
         self.arrived.set()
 
     def deleted(self, path: RelPath) -> None:

@@ -35,6 +35,7 @@ from onesync.core.model import RelPath, is_beneath, is_reserved, join, lies_in, 
 
 log = logging.getLogger(__name__)
 
+_WRITTEN = pyinotify.IN_MODIFY | pyinotify.IN_CLOSE_WRITE
 MASK = (
     pyinotify.IN_CREATE
     | pyinotify.IN_MODIFY
@@ -59,6 +60,9 @@ class Sink(Protocol):
 
     def changed(self, path: RelPath) -> None:
         """``path`` may have changed."""
+
+    def written(self, path: RelPath) -> None:
+        """Somebody wrote into the file at ``path``, or closed what he could write to."""
 
     def deleted(self, path: RelPath) -> None:
         """The kernel deleted ``path``, or moved it away, with all that was beneath."""
@@ -295,6 +299,8 @@ class InotifyWatcher:
             self._sink.tree_changed(path)
         elif event.mask & pyinotify.IN_DELETE:
             self._sink.deleted(path)
+        elif event.mask & _WRITTEN:
+            self._sink.written(path)
         else:
             self._sink.changed(path)
 

@@ -127,6 +127,23 @@ def test_nothing_changed_is_no_call(node: Node, mounted: Mounted) -> None:
         assert [(c.operation, c.path) for c in _calls(mounted, lambda: _flushed(node))] == []
 
 
+def test_a_file_that_was_opened_to_be_written_and_left_as_it_was_is_no_call(
+    node: Node, mounted: Mounted
+) -> None:
+    node.deploy()
+    path = node.work / "run.stdout"
+    path.write_bytes(b"line")
+    _flushed(node)
+    wait_until_verified(node)
+
+    def reopen() -> None:
+        for _ in range(3):
+            path.open("r+b").close()
+            _flushed(node)
+
+    assert [(c.operation, c.path) for c in _calls(mounted, reopen)] == []
+
+
 def wait_until_verified(node: Node) -> None:
     """Wait until nothing that was pushed is still to be verified; that is done once."""
     deadline = time.monotonic() + 2 * SOON  # what is young at a round waits for the next one

@@ -16,12 +16,11 @@ from pathlib import Path
 from onesync import control
 from tests.bench.mounts import Mount
 from tests.bench.usage import Watch
-from tests.node import Node
+from tests.node import Node, as_a_unit
 
 _PATIENCE_SECONDS = 1800.0
 _RSYNC = ("rsync", "--recursive", "--perms", "--times", "--delete")
-_RCLONE = ("rclone", "sync", "--transfers", "32", "--checkers", "32", "--modify-window", "1s")
-_RCLONE_QUIETLY = ("--config", "/dev/null", "--log-level", "ERROR")
+_RCLONE = ("rclone", "sync", "--modify-window", "1s", "--config", "/dev/null", "--log-level", "ERROR")
 _UNISON = ("-batch", "-ui", "text", "-silent", "-times", "-perms", "0", "-ignoreinodenumbers")
 _LSYNCD = """
 settings {{ nodaemon = true, statusInterval = 3600, maxProcesses = 8 }}
@@ -124,11 +123,29 @@ class RsyncDelta(Tool):
         return [*_RSYNC, "--inplace", "--no-whole-file", f"{source}/", f"{target}/"]
 
 
-class Rclone(Tool):
-    name = "rclone"
+class RsyncAppend(Tool):
+    """For files that only grew: what is there already is taken for right unseen."""
+
+    name = "rsync --append"
 
     def _command(self, source: Path, target: Path) -> list[str]:
-        return [*_RCLONE, *_RCLONE_QUIETLY, str(source), str(target)]
+        return [*_RSYNC, "--append", f"{source}/", f"{target}/"]
+
+
+class Rclone(Tool):
+    name = "rclone"
+    at_once = "32"
+
+    def _command(self, source: Path, target: Path) -> list[str]:
+        many = ("--transfers", self.at_once, "--checkers", self.at_once)
+        return [*_RCLONE, *many, str(source), str(target)]
+
+
+class RcloneMany(Rclone):
+    """With as many calls under way as onesync may have."""
+
+    name = "rclone --transfers 64"
+    at_once = "64"
 
 
 class RcloneRenames(Rclone):
@@ -165,13 +182,18 @@ class Lsyncd(Tool):
     """With rsync, one second after a change (its default is fifteen)."""
 
     name = "lsyncd + rsync"
-    _process: subprocess.Popen[bytes] | None = None
+
+    def __init__(self, place: Place, nice: int = 0) -> None:
+        super().__init__(place)
+        self._politely = as_a_unit(nice) if nice else []
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         config = self.place.home / "lsyncd.lua"
         config.write_text(_LSYNCD.format(work=self.place.work, store=self.place.store))
         log = (self.place.home / "lsyncd.log").open("wb")
-        self._process = subprocess.Popen(["lsyncd", str(config)], stdout=log, stderr=log)
+        command = [*self._politely, "lsyncd", str(config)]
+        self._process = subprocess.Popen(command, stdout=log, stderr=log)
         # Its first run compares both sides; it is over when a file travels.
         probe = self.place.work / "probe"
         probe.write_bytes(b"")

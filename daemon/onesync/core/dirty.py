@@ -23,12 +23,14 @@ class Due:
         trees: directories to be scanned with all that is beneath.
         moves: (source, target) pairs that the kernel told as one rename.
         since: when each path or tree was first marked, so that it can be given back.
+        written: the files among them of which the kernel told that somebody wrote.
     """
 
     paths: frozenset[RelPath]
     trees: frozenset[RelPath]
     moves: tuple[tuple[RelPath, RelPath], ...]
     since: tuple[tuple[RelPath, float], ...]
+    written: frozenset[RelPath] = frozenset()
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class DirtySet:
         self._trees: dict[RelPath, float] = {}
         self._moves: dict[tuple[RelPath, RelPath], None] = {}
         self._resting: dict[RelPath, float] = {}
+        self._written: set[RelPath] = set()
 
     def reconfigure(self, settle_seconds: float, max_delay_seconds: float) -> None:
         """Change the times of all paths, also of those that are marked."""
@@ -79,6 +82,11 @@ class DirtySet:
             self.mark_tree(b"", now)
         elif b"" not in self._trees:
             self._paths[path] = _Mark(now, now, restless, scratch)
+
+    def written(self, path: RelPath) -> None:
+        """Remember that somebody wrote into the file at ``path``, which is marked."""
+        if len(self._written) < self._limit:
+            self._written.add(path)
 
     def mark_tree(self, path: RelPath, now: float) -> None:
         """Mark everything beneath ``path``. The whole tree subsumes all other marks.
@@ -131,7 +139,9 @@ class DirtySet:
         for pair in moves:
             del self._moves[pair]
         since = [(p, m.first) for p, m in paths.items()] + list(trees.items())
-        return Due(frozenset(paths), frozenset(trees), moves, tuple(since))
+        written = frozenset(p for p in self._written if p not in self._paths)
+        self._written -= written
+        return Due(frozenset(paths), frozenset(trees), moves, tuple(since), written)
 
     def give_back(self, due: Due, now: float) -> None:
         """Put back what a failed batch took, with its age."""
@@ -143,6 +153,7 @@ class DirtySet:
                 mark.first = min(mark.first, first)
         for pair in due.moves:
             self._moves[pair] = None
+        self._written |= due.written
 
     def leave(self, since: Mapping[RelPath, float]) -> None:
         """Put back what a batch took and left to the next one, with its age: it is due at once."""
