@@ -38,6 +38,11 @@ def toml(options: dict[str, object]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def as_a_unit(nice: int) -> list[str]:
+    """Return the words that run a command with the scheduling of the unit."""
+    return ["chrt", "--batch", "0", "nice", "-n", str(nice)]
+
+
 _DYING = """
 import os, signal, importlib
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from onesync.core.dirty import DirtySet
 from onesync.rereads import Rereads
 from tests.node import SOON, Node
 
@@ -60,19 +59,6 @@ def test_nobody_has_to_ask_for_it(node: Node) -> None:
     while (node.store / path.name).read_bytes() != path.read_bytes():
         assert time.monotonic() < deadline, node.log()
         time.sleep(0.05)
-
-
-def test_that_somebody_wrote_outlives_a_scan_of_everything_and_a_batch_that_failed() -> None:
-    dirty = DirtySet(2.0, 30.0)
-    dirty.mark(b"a", 0.0)
-    dirty.written(b"a")
-    assert not dirty.take(1.0).written, "it has not settled"
-    dirty.mark_tree(b"", 1.0)
-    due = dirty.take(1.0)
-    assert due.written == {b"a"}
-    dirty.give_back(due, 1.0)
-    assert dirty.take(1.0).written == {b"a"}
-    assert not dirty.take(1.0).written
 
 
 def test_each_file_is_read_by_turns_and_who_waits_is_woken(tmp_path: Path) -> None:

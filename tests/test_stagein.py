@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,7 +16,7 @@ from blake3 import blake3
 from onesync.core.model import Entry, Kind
 from onesync.core.tree import Tree
 from onesync.errors import LocalError
-from onesync.replica.door import Listed, Replica
+from onesync.replica.door import Copied, Listed, Replica
 from onesync.replica.folder import FolderReplica
 from onesync.stagein import Staged, StageIn
 from tests.memory import MemoryReplica, Tabled
@@ -108,3 +109,32 @@ def test_a_directory_that_somebody_removes_meanwhile_is_no_failure_of_this_machi
     with pytest.raises(FileNotFoundError) as caught:
         staged_in(replica, tmp_path / "work", Tabled(), tree, remove)
     assert not isinstance(caught.value, LocalError)
+
+
+class Exchanged(FolderReplica):
+    """Lets somebody put a link to ``target`` in the place of each file that was fetched."""
+
+    target: Path
+
+    def fetch(self, path: bytes, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
+        copied = super().fetch(path, destination, mode, mtime_ns)
+        os.unlink(destination)
+        os.symlink(self.target, destination)
+        return copied
+
+
+def test_a_link_in_the_place_of_a_file_that_gets_attributes_changes_nothing_outside(
+    tmp_path: Path,
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"precious")
+    outside.chmod(0o600)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "known").write_bytes(b"abc")
+    replica = Exchanged(os.fsencode(tmp_path / "folder"))
+    replica.target = outside
+    tree = Tree({b"known": replace(KNOWN, mode=0o777, xattrs=((b"user.a", b"1"),))})
+    with pytest.raises(LocalError):
+        staged_in(replica, tmp_path / "work", Tabled(), tree)
+    assert outside.stat().st_mode & 0o7777 == 0o600
+    assert os.listxattr(outside) == []

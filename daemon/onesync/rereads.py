@@ -1,9 +1,10 @@
 """Reads again what was written although its stamp is the one that was pushed.
 
-The kernel dates a file once for all that is written within a tick of its clock, and once for all that
-is stored into a mapped page before that page goes to the disk. What is pushed in between has the stamp
-of what comes after it: only the kernel's word that somebody wrote, or closed what he could write to,
-tells that there may be more. Such a file is read once, by a thread of its own, for it may be large.
+The kernel dates a file once for all that is written within a tick of its clock, and once for all
+that is stored into a mapped page before that page goes to the disk. What is pushed in between has
+the stamp of what comes after it: only the kernel's word that somebody wrote, or closed what he
+could write to, tells that there may be more. Such a file is read once, by a thread of its own, for
+it may be large.
 Engine's thread only, but for the reading.
 """
 
@@ -53,8 +54,8 @@ class Rereads:
     def found(self, *, wait: bool) -> dict[RelPath, str]:
         """Return and forget the digests of what was read by now; ``wait`` for all of them.
 
-        A file that went or changed while it was read is left out: of that the kernel tells. One that
-        cannot be read has none, "": to push it meets the same error, and that is told.
+        A file that went or changed while it was read is left out: of that the kernel tells. One
+        that cannot be read has none, "": to push it meets the same error, and that is told.
         """
         if wait:
             self._hurry.set()

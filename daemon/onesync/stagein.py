@@ -422,7 +422,7 @@ class StageIn:
         try:
             # No descriptor is held meanwhile: there are as many workers as calls.
             with aloft(path, entry.size, is_fetched=True):
-                copied = self._replica.fetch(path, local, entry.mode, mtime_ns)
+                copied = self._replica.fetch(path, local, _mode_until_named(entry), mtime_ns)
         except OSError as error:
             if not entry.digest or isinstance(error, LocalError) or self._is_file(path, error):
                 raise
@@ -457,8 +457,6 @@ class StageIn:
     def _restore_xattrs(self, path: RelPath, local: bytes, entry: Entry, staged: Staged) -> None:
         if not entry.xattrs:
             return
-        # A file of mode 0 is opened by nobody but root, not even by its owner.
-        os.chmod(local, entry.mode | 0o400)
         fd = open_source(local)
         try:
             write_xattrs(fd, entry.xattrs)
@@ -616,6 +614,11 @@ def _without_xattrs(path: RelPath, error: OSError) -> Problem:
 
 def _short_digest(path: RelPath) -> bytes:
     return blake3(path).hexdigest(16).encode()
+
+
+def _mode_until_named(entry: Entry) -> int:
+    """Return a mode with which its owner may still give a file its attributes."""
+    return entry.mode | 0o600 if entry.xattrs else entry.mode
 
 
 def _missing(path: RelPath) -> Problem:

@@ -20,7 +20,8 @@ from tests.node import Node, as_a_unit
 
 _PATIENCE_SECONDS = 1800.0
 _RSYNC = ("rsync", "--recursive", "--perms", "--times", "--delete")
-_RCLONE = ("rclone", "sync", "--modify-window", "1s", "--config", "/dev/null", "--log-level", "ERROR")
+_RCLONE = ("rclone", "sync", "--modify-window", "1s")
+_RCLONE_QUIETLY = ("--config", "/dev/null", "--log-level", "ERROR")
 _UNISON = ("-batch", "-ui", "text", "-silent", "-times", "-perms", "0", "-ignoreinodenumbers")
 _LSYNCD = """
 settings {{ nodaemon = true, statusInterval = 3600, maxProcesses = 8 }}
@@ -138,7 +139,7 @@ class Rclone(Tool):
 
     def _command(self, source: Path, target: Path) -> list[str]:
         many = ("--transfers", self.at_once, "--checkers", self.at_once)
-        return [*_RCLONE, *many, str(source), str(target)]
+        return [*_RCLONE, *many, *_RCLONE_QUIETLY, str(source), str(target)]
 
 
 class RcloneMany(Rclone):

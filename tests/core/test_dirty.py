@@ -220,3 +220,16 @@ def test_beyond_the_limit_the_whole_tree_is_marked_with_the_oldest_age() -> None
             mark(dirty, b"%d" % number, number)
         assert len(dirty) == 1
         assert dirty.take(10).since == ((b"", 0),)
+
+
+def test_that_somebody_wrote_outlives_a_scan_of_everything_and_a_batch_that_failed() -> None:
+    dirty = DirtySet(2.0, 30.0)
+    dirty.mark(b"a", 0.0)
+    dirty.written(b"a")
+    assert not dirty.take(1.0).written, "it has not settled"
+    dirty.mark_tree(b"", 1.0)
+    due = dirty.take(1.0)
+    assert due.written == {b"a"}
+    dirty.give_back(due, 1.0)
+    assert dirty.take(1.0).written == {b"a"}
+    assert not dirty.take(1.0).written
