@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ pytestmark = pytest.mark.fuse
 
 CONTENT = b"precious" * 1000
 BUFFER = 1 << 20
+QUICKLY_DEAD = {
+    "mount__io_timeout_seconds": 2,
+    "lock__beat_seconds": 0.5,
+    "lock__warn_seconds": 1,
+    "lock__suspend_seconds": 4.5,
+    "lock__dead_seconds": 6,
+}
 
 
 @pytest.fixture
@@ -64,12 +72,23 @@ def is_up(node: Node) -> bool:
     return bool(mount["up"])
 
 
+def unverified(node: Node) -> int:
+    """How many files are not known to have arrived."""
+    with closing(sqlite3.connect(node.home / "state" / "index.sqlite")) as index:
+        return int(index.execute("SELECT count(*) FROM unverified").fetchone()[0])
+
+
 def lose(mounted: Mounted, node: Node, name: str, content: bytes, place: str = "") -> None:
     """Push a new file whose bytes the client drops silently; every call succeeds.
 
     ``place`` is in the name under which it travels, where that is not its own.
     """
-    place = place or name
+    drop(mounted, node, name, content, place or name)
+    wait_for(lambda: node.status()["pending_paths"] == 0, node)
+    mounted.buffer(0)
+
+
+def drop(mounted: Mounted, node: Node, name: str, content: bytes, place: str) -> None:
     mounted.buffer(BUFFER)
     mounted.hang_at("fsync", pattern=place)
     mounted.start_log()
@@ -79,8 +98,6 @@ def lose(mounted: Mounted, node: Node, name: str, content: bytes, place: str = "
     mounted.stop_log()
     mounted.lose_connection(keep_sizes=True)
     mounted.release()
-    wait_for(lambda: node.status()["pending_paths"] == 0, node)
-    mounted.buffer(0)
 
 
 @pytest.mark.parametrize("operation", ["mkdir", "create"])
@@ -203,6 +220,33 @@ def test_a_final_flush_of_what_never_rests_does_not_claim_to_be_one(nodes: list[
     two.deploy()
     assert picture(two.work) == picture(one.work)
     assert two.end() == 0, two.log()
+
+
+@pytest.mark.parametrize("size", [8000, 8 << 20], ids=["replaced", "patched"])
+def test_no_version_goes_before_its_successor_is_safe(tmp_path: Path, size: int) -> None:
+    """The client drops the new bytes, every call succeeds, and the node is lost for good."""
+    with Mounted(tmp_path / "onedata", profile="21.02") as mounted:
+        (mounted.backing / "project").mkdir()
+        one, two = (Node(tmp_path / name, mounted.path / "project") for name in ("one", "two"))
+        for node in (one, two):
+            node.configure(**QUICKLY_DEAD)
+        one.deploy()
+        old = os.urandom(size)
+        (one.work / "file").write_bytes(old)
+        flushed(one)
+        wait_for(lambda: not unverified(one), one)
+        new = os.urandom(4000) + old[4000:]
+        drop(mounted, one, "file", new, ".onesync~" if size < 1 << 20 else "project/file")
+        mounted.start_log()
+        is_asked = "org.onedata.replication_progress"
+        wait_for(lambda: is_asked in {c.arguments.get("name") for c in mounted.log()}, one)
+        one.end(signal.SIGKILL)
+        mounted.buffer(0)
+        assert two.command("unlock", "--epoch", "1").returncode == 0
+        two.deploy()
+        assert (two.work / "file").read_bytes() == old
+        assert two.status()["problems"] == []
+        assert two.end() == 0, two.log()
 
 
 @pytest.mark.parametrize("told_at", ["write", "fsync", "close"])

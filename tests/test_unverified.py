@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from blake3 import blake3
 
 from onesync.core.chain import Gone, Renamed, Set
 from onesync.core.model import Entry, Kind, RelPath, is_doubted
+from onesync.errors import NotArrived
 from onesync.index import Index
+from onesync.replica.door import Listed
 from onesync.unverified import Unverified
 from tests.memory import MemoryReplica
 from tests.test_index import FORMAT_2
@@ -31,6 +33,12 @@ class Telling(MemoryReplica):
         self.asked = 0
         self.read_back: list[RelPath] = []
         self.unreadable: set[RelPath] = set()
+        self.unreachable = False
+
+    def look(self, path: RelPath) -> Listed | None:
+        if self.unreachable:
+            raise OSError(errno.ETIMEDOUT, "no provider")
+        return super().look(path)
 
     def arrived(self, paths: Sequence[RelPath]) -> tuple[bool, ...] | None:
         self.asked += len(paths)
@@ -238,3 +246,54 @@ def test_an_index_of_an_earlier_onesync_gets_the_table(tmp_path: Path) -> None:
     index.commit([], {}, pushed={b"a": True})
     assert index.unverified(9) == [(b"a", True)]
     index.close()
+
+
+def _entries(*paths: RelPath) -> dict[RelPath, Entry]:
+    entry = Entry(Kind.FILE, 7, digest=blake3(b"content").hexdigest())
+    return dict.fromkeys(paths, entry)
+
+
+def _pausing(bench: Bench) -> Callable[[float], None]:
+    def pause(seconds: float) -> None:
+        bench.now += seconds
+
+    return pause
+
+
+def test_what_takes_the_place_of_older_bytes_is_waited_for(bench: Bench) -> None:
+    bench.replica.write_new(b"a", b"content")
+    bench.replica.write_new(b"b", b"content")
+    bench.replica.late = {b"b"}
+    began = bench.now
+
+    def pause(seconds: float) -> None:
+        bench.now += seconds
+        if bench.now - began > 10:
+            bench.replica.late.clear()
+
+    assert bench.unverified.arrive(_entries(b"a", b"b"), pause)
+    assert bench.now - began == 11
+    assert bench.replica.read_back == []
+
+
+def test_a_mount_that_cannot_tell_is_not_waited_for_but_its_provider_is_asked(
+    bench: Bench,
+) -> None:
+    bench.replica.tells = False
+    bench.replica.write_new(b"a", b"content")
+    began = bench.now
+    assert not bench.unverified.arrive(_entries(b"a"), _pausing(bench))
+    assert bench.now == began
+    bench.replica.unreachable = True
+    with pytest.raises(OSError, match="no provider"):
+        bench.unverified.arrive(_entries(b"a"), _pausing(bench))
+
+
+def test_what_does_not_take_the_place_of_older_bytes_in_time_is_read_back(bench: Bench) -> None:
+    bench.replica.write_new(b"slow", b"content")
+    bench.replica.write_new(b"lost", bytes(7))
+    bench.replica.late = {b"slow", b"lost"}
+    assert bench.unverified.arrive(_entries(b"slow"), _pausing(bench))
+    assert bench.replica.read_back == [b"slow"]
+    with pytest.raises(NotArrived, match="lost took the place of an older version"):
+        bench.unverified.arrive(_entries(b"slow", b"lost"), _pausing(bench))

@@ -119,6 +119,7 @@ class Batches:
         only_copies: removals that wait, for OneData has what they remove nowhere else.
         round_seconds: so long a large file travels in one batch.
         lanes: so many files are removed at once beside the batches.
+        pause: waits for so many seconds.
         left: what the last batch took and could not commit.
     """
 
@@ -141,6 +142,7 @@ class Batches:
     only_copies: OnlyCopies
     round_seconds: float
     lanes: int
+    pause: Callable[[float], None]
     left: set[RelPath] = field(default_factory=set)
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
@@ -205,10 +207,10 @@ class Batches:
         """Whether the last batch left data to the next one."""
         return self._is_behind
 
-    def finish(self, pause: Callable[[float], None]) -> None:
+    def finish(self) -> None:
         """Verify all that was pushed. Raises NotArrived where some of it is to be sent anew."""
         self._prepare()
-        differing = self.unverified.finish(pause)
+        differing = self.unverified.finish(self.pause)
         self._send_anew(differing)
         if differing:
             raise NotArrived(
@@ -472,13 +474,18 @@ class Batches:
         for top in [d.path for d in plan.removals] + [move.source for move in plan.moves]:
             self.travels.end_beneath(top)
         outcome = push.carry_out(plan, snapshots, pinned)
+        # With the checkpoint the older versions go: their successors have to be safe by then.
+        written_over = outcome.overwritten
+        is_told = bool(written_over) and self.unverified.arrive(written_over, self.pause)
         committed = (
             bool(outcome.changes) or push.leftovers.begins_travel() or self._is_behind_anew(outcome)
         )
         if committed:
             noted = [Noted(problem) for problem in outcome.problems]
             self._stamps = outcome.stamps
-            self._sent = {path: self.is_read(is_db) for path, is_db in outcome.sent.items()}
+            read = {path: self.is_read(is_db) for path, is_db in outcome.sent.items()}
+            arrived = written_over.keys() if is_told else set()
+            self._sent = {p: is_read for p, is_read in read.items() if is_read or p not in arrived}
             written = self.manifest.write([*outcome.changes, *noted], "incremental")
             changes = [*outcome.changes, *noted]
             self._record(written, changes, outcome.stamps, outcome.blocks, self._sent)

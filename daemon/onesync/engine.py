@@ -539,6 +539,7 @@ class Engine:
             only_copies=OnlyCopies(self._index, self._scanner, self._problems),
             round_seconds=self._settings.push.round_seconds,
             lanes=max(1, min(4, self._settings.push.workers // 4)),
+            pause=self._pause,
         )
 
     def _is_read(self, is_database: bool) -> bool:
@@ -777,7 +778,7 @@ class Engine:
                 break
             if not verified:
                 return
-            batches.finish(self._pause)  # which takes a while, in which others may write
+            batches.finish()  # which takes a while, in which others may write
             if not self._brings_more(batches):
                 return
         restless = show(min(batches.left)) if batches.left else "The working directory"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from onesync.core.blocks import Blocks
 from onesync.core.chain import Change
-from onesync.core.model import Problem, RelPath, Stamp
+from onesync.core.model import Entry, Problem, RelPath, Stamp
 from onesync.travels import Travel
 
 BEHIND = "behind"
@@ -40,6 +40,7 @@ class Outcome:
         files: how many files were published.
         size: bytes of them.
         sent: the committed files whose bytes travelled, and whether each is a database.
+        overwritten: those that took the place of older bytes.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -59,3 +60,4 @@ class Outcome:
     files: int = 0
     size: int = 0
     sent: dict[RelPath, bool] = field(default_factory=dict)
+    overwritten: dict[RelPath, Entry] = field(default_factory=dict)

@@ -198,6 +198,8 @@ class Push:
         if not moved:
             return
         outcome.sent = {renamed_path(p, moved): is_db for p, is_db in outcome.sent.items()}
+        overwritten = outcome.overwritten.items()
+        outcome.overwritten = {renamed_path(path, moved): entry for path, entry in overwritten}
         told = outcome.problems
         outcome.problems = [replace(p, path=renamed_path(p.path, moved)) for p in told]
         self.leftovers.follow(moved)
@@ -558,6 +560,8 @@ class Push:
         with self._guard:
             if brought.sent:
                 self.outcome.sent[path] = item.is_database
+            if path in self._prepared.replaced and (brought.temporary or brought.numbers):
+                self.outcome.overwritten[path] = entry
             if (blocks := brought.coarse or copied.blocks) is not None:
                 self.outcome.blocks[copied.digest] = blocks
 

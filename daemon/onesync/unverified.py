@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
 from onesync.core.model import STATUS_FOLDER, Entry, Kind, RelPath, is_doubted, join, show
+from onesync.errors import NotArrived
 from onesync.index import Index
 from onesync.replica.door import Replica
 
@@ -29,6 +30,7 @@ _SLICE = 500
 _ASKED_AT_ONCE = 25
 _LATE_SECONDS = 60.0
 """A file of which OneData does not say in time that it has it all is read back."""
+_ASK_AGAIN_SECONDS = 1.0
 _READ_TRIES = 3
 _PROBE = join(STATUS_FOLDER, b"no-such-name")
 
@@ -84,7 +86,8 @@ class Unverified:
         rows = self._ripe()
         late = self._late_ones([path for path, is_read in rows.items() if not is_read])
         read = {path for path, is_read in rows.items() if is_read or self._is_overdue(path, late)}
-        differing = self._differing(read)
+        entries = {path: entry for path in read if (entry := self._entry(path)) is not None}
+        differing = self._differing(entries)
         for path in differing:
             log.warning("OneData does not hold what was pushed", extra={"path": show(path)})
             self.index.doubt(path)
@@ -96,6 +99,30 @@ class Unverified:
         self._plan_next(full=len(rows) == _SLICE)
         return differing
 
+    def arrive(self, entries: Mapping[RelPath, Entry], pause: Callable[[float], None]) -> bool:
+        """Wait until OneData has ``entries``, which took the place of older bytes just now.
+
+        Those are kept until the checkpoint stands, no longer. A mount that cannot tell is believed,
+        if its provider answers at all; returns whether it can. Raises NotArrived where OneData does
+        not say in time that it has one, and it reads back as something else.
+        """
+        began, late = self.now(), set(entries)
+        while late and self._can_tell(min(late)):
+            pause(_ASK_AGAIN_SECONDS)
+            if self.now() - began >= _REST_SECONDS:
+                late = self._arrived(sorted(late)) or set()
+            if self.now() - began >= _LATE_SECONDS:
+                break
+        if self._tells is not True:
+            self.replica.look(_PROBE)
+            return False
+        if late and (differing := self._differing({path: entries[path] for path in late})):
+            raise NotArrived(
+                f"{show(min(differing))} took the place of an older version, and OneData does not"
+                " have all of it; nothing was committed, the batch is done again."
+            )
+        return True
+
     def finish(self, pause: Callable[[float], None]) -> set[RelPath]:
         """Verify all that is left, waiting as long as that takes; returns as ``look`` does."""
         differing: set[RelPath] = set()
@@ -103,7 +130,7 @@ class Unverified:
             if not self._can_tell(left[0][0]):
                 self._closed.clear()  # nobody is asked, so nothing has to be waited for
             elif not self._ripe() or self._late:
-                pause(1.0)
+                pause(_ASK_AGAIN_SECONDS)
             differing |= self.look()
         return differing
 
@@ -157,8 +184,7 @@ class Unverified:
     def _is_overdue(self, path: RelPath, late: set[RelPath]) -> bool:
         return path in late and self.now() - self._late[path] > _LATE_SECONDS
 
-    def _differing(self, paths: set[RelPath]) -> set[RelPath]:
-        entries = {path: entry for path in paths if (entry := self._entry(path)) is not None}
+    def _differing(self, entries: Mapping[RelPath, Entry]) -> set[RelPath]:
         found = self.pool.map(self._differs, entries, entries.values())
         return {path for path, differs in zip(entries, found, strict=True) if differs}
 
