@@ -14,8 +14,8 @@ from tests.bench import report
 from tests.bench.scenarios import FULL, QUICK, Bench, Row
 
 _SCENARIOS = (
-    *("new_and_unchanged", "staged_in", "changed", "renamed", "large", "several", "saved"),
-    *("burst", "entries", "latencies", "files"),
+    *("new_and_unchanged", "staged_in", "changed", "renamed", "large"),
+    *("several", "saved", "latencies", "directories", "entries", "scale", "files", "burst"),
 )
 _NEEDED = ("rsync", "rclone", "lsyncd", "unison", "cc", "pkg-config", "fusermount3")
 
@@ -23,6 +23,8 @@ _NEEDED = ("rsync", "rclone", "lsyncd", "unison", "cc", "pkg-config", "fusermoun
 def main() -> None:
     """Measure, and write what was found."""
     options = _options()
+    if options.readme and options.only:
+        sys.exit("The README gets what was measured in one run: leave --only out.")
     missing = [name for name in _NEEDED if shutil.which(name) is None]
     if missing:
         sys.exit(f"'make bench' needs {', '.join(missing)}; run as root, it installs them.")

@@ -17,9 +17,16 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from tests.bench.scenarios import Row
+from tests.bench.scenarios import SPREAD, Row
+from tests.bench.targets import TARGETS
 
-_PLOTTED = ("files", "latency", "rescan of all entries")
+_ENTRIES = "rescan of all entries"
+_OF_SCALE = (
+    "manifest folded",
+    "idle",
+    "final flush, nothing dirty",
+    "staged in, but for the copying",
+)
 _HEAD = ("tool", "time", "a file", "calls a file", "written", "read", "CPU", "memory", "x onesync")
 _BEGIN, _END = "<!-- bench -->", "<!-- /bench -->"
 
@@ -45,12 +52,18 @@ def as_json(rows: Iterable[Row], place: str) -> str:
 
 def table(rows: list[Row]) -> str:
     """Return a table in Markdown for each scenario; ratios are of the time that a file takes."""
-    scenarios = dict.fromkeys(row.scenario for row in rows if row.scenario not in _PLOTTED)
+    scenarios = dict.fromkeys(row.scenario for row in rows if _is_told(row))
     parts = [_scenario(name, [row for row in rows if row.scenario == name]) for name in scenarios]
-    entries = [row for row in rows if row.scenario == _PLOTTED[2]]
+    entries = [row for row in rows if row.scenario in (_ENTRIES, *_OF_SCALE)]
     if entries:
         parts.append(_entries(entries))
-    return "\n".join(parts)
+    return "\n".join([*parts, "**Targets**\n", targets(rows), ""])
+
+
+def _is_told(row: Row) -> bool:
+    """Whether a row stands beside those of other tools, and is in no plot alone."""
+    plotted = row.scenario in ("files", "latency") or row.scenario.startswith(SPREAD)
+    return not plotted and row.scenario not in (_ENTRIES, *_OF_SCALE)
 
 
 def _scenario(name: str, rows: list[Row]) -> str:
@@ -81,7 +94,7 @@ def _cells(row: Row, ours: float) -> list[str]:
 
 def summary(rows: list[Row]) -> str:
     """Return one table of all scenarios: time and calls, of one file where there are many."""
-    told = [row for row in rows if row.scenario not in _PLOTTED]
+    told = list(filter(_is_told, rows))
     tools = list(dict.fromkeys(row.tool.partition(" --")[0] for row in told))
     lines = [_line(["", *tools]), _line(["---", *["--:"] * len(tools)])]
     for scenario in dict.fromkeys(row.scenario for row in told):
@@ -98,15 +111,27 @@ def _best(rows: Iterable[Row]) -> str:
         return ""
     written = f", {row.written / 1e6:,.0f} MB" if row.files == 1 and row.written >= 1e6 else ""
     calls = f"{row.calls_each:,.1f}" if row.calls_each % 1 else f"{row.calls_each:,.0f}"
-    note = f"; {row.note}" if row.note else ""
+    slowed = f"writer {100 * row.slowed:+.0f} %" if row.slowed is not None else ""
+    note = "".join(f"; {text}" for text in (slowed, row.note) if text)
     return f"{_seconds(row.seconds_each)}, {calls} calls{written}{note}"
 
 
+def targets(rows: list[Row]) -> str:
+    """Return a table of what was to be reached and was measured."""
+    lines = [_line(["target", "wanted", "measured", ""]), _line(["---", "--:", "--:", "---"])]
+    lines += [_line(cells) for target in TARGETS if (cells := target.line(rows)) is not None]
+    return "\n".join(lines)
+
+
 def _entries(rows: list[Row]) -> str:
-    lines = ["**rescan of all entries, nothing changed**", ""]
-    lines += [_line(["entries", "time", "CPU", "memory"]), _line(["--:"] * 4)]
+    lines = ["**projects of many entries**", ""]
+    lines += [
+        _line(["", "entries", "time", "memory", ""]),
+        _line(["---", "--:", "--:", "--:", "---"]),
+    ]
     for row in rows:
-        cells = [f"{row.files:,}", _seconds(row.seconds), f"{row.cpu:.1f} s", _bytes(row.memory)]
+        time = _seconds(row.seconds) if row.seconds else ""
+        cells = [row.scenario, f"{row.files:,}", time, _bytes(row.memory), row.note]
         lines.append(_line(cells))
     return "\n".join([*lines, ""])
 
@@ -126,32 +151,38 @@ def _bytes(number: int) -> str:
 
 
 def plots(rows: list[Row], folder: Path) -> list[Path]:
-    """Draw what was measured against files, latency and entries; returns the files."""
+    """Draw what was measured against files, latency, directories and entries; returns the files."""
     drawn = []
     for name, across, label in (
         ("files", lambda row: row.files, "new files of 4 KB over 20 directories, 10 ms a call"),
         ("latency", lambda row: row.latency * 1000, "milliseconds a call takes"),
+        (SPREAD, _spread, "directories that 500 new files are spread over, 10 ms a call"),
     ):
-        found = [row for row in rows if row.scenario == name]
+        found = [row for row in rows if row.scenario.startswith(name)]
         if found:
-            drawn.append(_against(found, across, label, folder / f"{name}.png"))
-    entries = [row for row in rows if row.scenario == _PLOTTED[2]]
+            path = folder / f"{name.partition(':')[0]}.png"
+            drawn.append(_against(found, across, label, path))
+    entries = [row for row in rows if row.scenario == _ENTRIES]
     if entries:
         drawn.append(_against_entries(entries, folder / "entries.png"))
     return drawn
 
 
+def _spread(row: Row) -> float:
+    return float(row.scenario.removeprefix(SPREAD))
+
+
 def _against(rows: list[Row], across: Callable[[Row], float], label: str, path: Path) -> Path:
     figure, axes = plt.subplots(figsize=(6.4, 4))
-    is_latency = path.stem == "latency"
+    is_of_files = path.stem == "files"
     for tool in dict.fromkeys(row.tool for row in rows):
         mine = [row for row in rows if row.tool == tool]
-        high = [row.seconds_each * 1000 if is_latency else row.seconds for row in mine]
+        high = [row.seconds if is_of_files else row.seconds_each * 1000 for row in mine]
         axes.plot([across(row) for row in mine], high, marker="o", label=tool)
     axes.set_yscale("log")
-    axes.set_xscale("linear" if is_latency else "log")
+    axes.set_xscale("linear" if path.stem == "latency" else "log")
     axes.set_xlabel(label)
-    axes.set_ylabel("milliseconds a new file" if is_latency else "seconds")
+    axes.set_ylabel("seconds" if is_of_files else "milliseconds a new file")
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()
     return _saved(figure, path)
@@ -185,7 +216,7 @@ def into_readme(readme: Path, rows: list[Row], place: str, plot: Path) -> None:
     if plot.exists():
         shown.write_bytes(plot.read_bytes())
     drawn = f"\n\n![time against latency](tests/bench/{plot.name})" if plot.exists() else ""
-    text = f"Measured on {place}:\n\n{summary(rows)}{drawn}\n"
+    text = f"Measured on {place}:\n\n{summary(rows)}\n\n{targets(rows)}{drawn}\n"
     before, _, rest = readme.read_text().partition(_BEGIN)
     after = rest.partition(_END)[2]
     readme.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")

@@ -30,6 +30,7 @@ from onesync.local import stamp_of
 from onesync.manifest import MANIFEST, Manifest, read_head
 from onesync.replica.folder import FolderReplica
 from onesync.scanner import Scanner
+from onesync.stored_tree import stored_trees
 from tests.node import Node
 
 PLACE = Path(os.environ.get("ONESYNC_SCALE", "/dev/shm/onesync-scale"))
@@ -112,11 +113,11 @@ def rescan(entries: int) -> dict[str, Any]:
 
 
 def fold(entries: int) -> dict[str, Any]:
-    """Find the head of a manifest that is one base, and read its tree once."""
+    """Find the head of a manifest that is one base, as a stage-in does, and read its tree once."""
     place = tree(entries)
     name = base_name(Position(1, 1))
-    with measured() as found:
-        head = find_head([name], lambda asked: _read(place, asked, name))
+    with stored_trees(place) as stored, measured() as found:
+        head = find_head([name], lambda asked: _read(place, asked, name), make_tree=stored)
         assert head is not None
         assert sum(1 for _ in head.tree) >= entries
     return found

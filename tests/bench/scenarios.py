@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import select
@@ -15,7 +16,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyinotify
 from blake3 import blake3
@@ -30,8 +33,10 @@ from tests.bench.tools import (
     Onesync,
     Place,
     Rclone,
+    RcloneMany,
     RcloneRenames,
     Rsync,
+    RsyncAppend,
     RsyncDelta,
     Tool,
     Unison,
@@ -49,9 +54,16 @@ _SERIALISED = 3
 """Calls of a new file that the kernel makes one by one in a directory, created in place."""
 _NEW_CALLS, _STAGED_CALLS = 6, 5
 """Look, create, attributes, write, flush, release; look, open, read, flush, release."""
+_AT_ONCE = 64
+"""Calls that the mounts serve at a time."""
+SETTLE_SECONDS = 2.0
+"""After so many seconds of rest onesync brings a file; the default."""
 
+SPREAD = "directories: "
 Make = Callable[[Place], Tool]
+Burst = Callable[[Path, int], float]
 _PLAIN: tuple[Make, ...] = (Onesync, Rsync, Rclone, Copy)
+_MANY_AT_ONCE: tuple[Make, ...] = (Onesync, Rclone, RcloneMany)
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,9 @@ class Size:
     burst: int
     files: tuple[int, ...]
     latencies: tuple[float, ...]
+    directories: tuple[int, ...]
     entries: tuple[int, ...]
+    scale: tuple[tuple[str, int], ...]
 
 
 QUICK = Size(
@@ -82,7 +96,9 @@ QUICK = Size(
     burst=1000,
     files=(30, 100),
     latencies=(0.0, 0.01),
+    directories=(1, 20),
     entries=(1000, 10_000),
+    scale=(("fold", 10_000), ("daemon", 1000), ("watched", 1000), ("staged", 1000)),
 )
 FULL = Size(
     small=1000,
@@ -95,13 +111,24 @@ FULL = Size(
     burst=100_000,
     files=(100, 400, 1600),
     latencies=(0.0, 0.002, 0.005, 0.01, 0.02, 0.03),
+    directories=(1, 5, 20, 80),
     entries=(10_000, 100_000, 1_000_000),
+    scale=(
+        ("fold", 1_000_000),
+        ("daemon", 10_000),
+        ("daemon", 1_000_000),
+        ("watched", 100_000),
+        ("staged", 1_000_000),
+    ),
 )
 
 
 @dataclass
 class Row:
-    """One measurement. Bytes and calls are the mount's; ``files`` is what they are divided by."""
+    """One measurement. Bytes and calls are the mount's; ``files`` is what they are divided by.
+
+    ``slowed`` is by what part the one who writes the files takes longer.
+    """
 
     scenario: str
     tool: str
@@ -114,6 +141,7 @@ class Row:
     cpu: float
     memory: int
     note: str = ""
+    slowed: float | None = None
 
     @property
     def seconds_each(self) -> float:
@@ -137,7 +165,7 @@ class Bench:
 
     def new_and_unchanged(self) -> None:
         """New small files over 20 directories, then nothing changed."""
-        for make in (Onesync, Rsync, Lsyncd, Rclone, Unison, Copy):
+        for make in (Onesync, Rsync, Lsyncd, Rclone, RcloneMany, Unison, Copy):
             self._new(make, 0.01, self._number(make), "new small files", again=make is not Copy)
         self._floor("new small files", self._size.small, _NEW_CALLS, _SERIALISED)
 
@@ -155,10 +183,16 @@ class Bench:
                 number = self._size.small // 5 if make is not Rsync else self._size.serial // 5
                 self._new(make, latency, number, "latency")
 
+    def directories(self) -> None:
+        """Time against the number of directories that the files are spread over."""
+        for spread in self._size.directories:
+            for make in (Onesync, Rclone):
+                self._new(make, 0.01, self._size.small // 2, f"{SPREAD}{spread}", spread=spread)
+
     def staged_in(self) -> None:
         """Small files into an empty working directory; no disk is measured."""
-        for make in (Onesync, Rsync, Rclone, Unison, Copy):
-            number = self._size.staged if make in (Onesync, Rclone) else self._number(make)
+        for make in (Onesync, Rsync, Rclone, RcloneMany, Unison, Copy):
+            number = self._size.staged if make in _MANY_AT_ONCE else self._number(make)
             with self._place(passthrough, _MEMORY) as place:
                 self._fill(place.backing, number)
                 with _ended(self._published(make, place)) as tool:
@@ -166,10 +200,18 @@ class Bench:
                     self._row("stage-in of small files", tool, 0.01, number, tool.pull)
         self._floor("stage-in of small files", self._size.staged, _STAGED_CALLS, 1)
 
+    def scale(self) -> None:
+        """What a project of many entries costs where little or nothing happens."""
+        for name, entries in self._size.scale:
+            command = [sys.executable, "-m", "tests.bench.scale", name, str(entries)]
+            told = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+            for row in _of_scale(name, entries, json.loads(told)):
+                self._found(row)
+
     def changed(self) -> None:
         """1 MB appended to a large file, then 1 MB changed in its middle."""
         megabyte = 10**6
-        for make in (Onesync, Rsync, RsyncDelta, Lsyncd, Rclone, Unison):
+        for make in (Onesync, Rsync, RsyncAppend, RsyncDelta, Lsyncd, Rclone, Unison):
             with self._equal(
                 make, passthrough, lambda top: self._write(top / "stack.mrcs")
             ) as tool:
@@ -177,6 +219,8 @@ class Bench:
                 with stack.open("ab") as file:
                     file.write(self._random.randbytes(megabyte))
                 self._row("1 MB appended", tool, 0, 1, tool.push)
+                if make is RsyncAppend:
+                    continue
                 with stack.open("r+b") as file:
                     file.seek(self._size.large // 2 + 12345)
                     file.write(self._random.randbytes(megabyte))
@@ -227,14 +271,23 @@ class Bench:
                 file.write(bytes(MEBIBYTE))
 
     def several(self) -> None:
-        """Several large files at once."""
-        size = self._size.large // 32
+        """Several large files at once, in both directions."""
+        size, number = self._size.large // 32, self._size.several
         for make in _PLAIN:
             with self._equal(make, standin, lambda _: None) as tool:
-                for number in range(self._size.several):
-                    self._write(tool.place.work / f"stack{number}.mrcs", size)
+                self._stacks(tool.place.work, size)
                 tool.place.mount.latency(0.01)
-                self._row("several large files", tool, 0.01, self._size.several, tool.push)
+                self._row("several large files", tool, 0.01, number, tool.push)
+        for make in _PLAIN:
+            with self._place(passthrough, _MEMORY) as place:
+                self._stacks(place.backing, size)
+                with _ended(self._published(make, place)) as tool:
+                    place.mount.latency(0.01)
+                    self._row("several large files staged in", tool, 0.01, number, tool.pull)
+
+    def _stacks(self, top: Path, size: int) -> None:
+        for number in range(self._size.several):
+            self._write(top / f"stack{number}.mrcs", size)
 
     def saved(self) -> None:
         """From saved to in OneData, of one small file at a time: the median."""
@@ -247,43 +300,45 @@ class Bench:
     def burst(self) -> None:
         """A burst of files, and what it does to the one who writes them.
 
-        In memory, and onesync as polite as its unit makes it. What no tool can do without is the
-        kernel telling of each file: that is measured, too.
+        In memory, and who follows is as polite as onesync's unit makes it. What no tool can do
+        without is the kernel telling of each file: that is measured, too.
         """
-        with tempfile.TemporaryDirectory(dir=_MEMORY) as home:
-            turns = [
-                self._warmed_up(burst, Path(home, f"{turn}{burst.__name__}"), self._size.burst)
-                for turn in range(3)
-                for burst in (_burst, _burst_told)
-            ]
-        alone, told = min(turns[::2]), min(turns[1::2])
-        note = _slowed(told, alone)
-        self._found(Row("burst", "floor", 0, self._size.burst, told, 0, 0, 0, 0, 0, note))
-
-        def politely(make: Make) -> Make:
-            return (lambda place: Onesync(place, _NICE)) if make is Onesync else make
-
+        number = self._size.burst
+        scenario = f"burst of {number:,}"
+        alone, told = self._by_turns(_burst, _burst_told, number)
+        self._found(Row(scenario, "floor", 0, number, told, 0, 0, 0, 0, 0, slowed=told / alone - 1))
         for make in (Onesync, Lsyncd):
-            number = self._size.burst if make is Onesync else self._size.burst // 5
-            with self._equal(politely(make), passthrough, lambda _: None, _MEMORY) as tool:
-                before = self._warmed_up(_burst, tool.place.home / "alone", number)
-                row, beside = self._during_burst(tool, number)
-                after = self._warmed_up(_burst, tool.place.home / "again", number)
-                alone = min(before, after)
-                row.note = f"{row.note} {_slowed(beside, alone)}".strip()
-                self._found(row)
+            # lsyncd takes its time for each file: the fifth part is told for all.
+            count = number if make is Onesync else number // 5
+            alone, beside = self._by_turns(_burst, partial(self._burst_beside, make), count)
+            with self._equal(_politely(make), passthrough, lambda _: None, _MEMORY) as tool:
+                act = partial(self._brought, tool, count)
+                row = self._measured(scenario, tool, 0, count, act)
+            row.slowed = beside / alone - 1
+            self._found(row)
 
-    def _during_burst(self, tool: Tool, number: int) -> tuple[Row, float]:
-        """Return the row, and the seconds that the writer took."""
-        took: list[float] = []
+    def _by_turns(self, one: Burst, other: Burst, number: int) -> tuple[float, float]:
+        """Return the shortest times of two bursts, of three turns each."""
+        with tempfile.TemporaryDirectory(dir=_MEMORY) as home:
+            took = [
+                self._warmed_up(burst, Path(home, f"{turn}-{which}"), number)
+                for turn in range(3)
+                for which, burst in enumerate((one, other))
+            ]
+        return min(took[::2]), min(took[1::2])
 
+    def _burst_beside(self, make: Make, _: Path, number: int) -> float:
+        """Return what a burst takes that is followed; what it brings is left undone."""
+        with self._equal(_politely(make), passthrough, lambda _: None, _MEMORY) as tool:
+            self._warm_up()
+            took = _burst(tool.place.work / "burst", number)
+            tool.kill()
+            return took
+
+    def _brought(self, tool: Tool, number: int) -> Used:
         self._warm_up()
-
-        def act() -> Used:
-            took.append(_burst(tool.place.work / "burst", number))
-            return tool.push().after(took[0])
-
-        return self._measured("burst", tool, 0, number, act), took[0]
+        took = _burst(tool.place.work / "burst", number)
+        return tool.push().after(took)
 
     def entries(self) -> None:
         """Memory and a full rescan against the number of entries that are known."""
@@ -298,20 +353,28 @@ class Bench:
     # -- how each is done -----------------------------------------------------------------------
 
     def _number(self, make: Make) -> int:
-        return self._size.small if make in (Onesync, Rclone) else self._size.serial
+        return self._size.small if make in _MANY_AT_ONCE else self._size.serial
 
     def _new(
-        self, make: Make, latency: float, number: int, scenario: str, *, again: bool = False
+        self,
+        make: Make,
+        latency: float,
+        number: int,
+        scenario: str,
+        *,
+        again: bool = False,
+        spread: int = _DIRECTORIES,
     ) -> None:
-        with self._equal(make, standin, _directories) as tool:
+        with self._equal(make, standin, partial(_directories, spread=spread)) as tool:
             tool.place.mount.latency(latency)
-            self._row(scenario, tool, latency, number, self._filled(tool, number))
+            self._row(scenario, tool, latency, number, self._filled(tool, number, spread))
             if again:
                 self._row("nothing changed", tool, latency, number, tool.push)
 
     def _floor(self, scenario: str, number: int, calls: int, serialised: int) -> None:
         """Tell what the mount itself allows: a directory's files come one after the other."""
-        seconds = 0.01 * max(calls, serialised * number / _DIRECTORIES)
+        most = max(calls, serialised * number / _DIRECTORIES, calls * number / _AT_ONCE)
+        seconds = 0.01 * most
         self._found(Row(scenario, "floor", 0.01, number, seconds, calls * number, 0, 0, 0, 0))
 
     @contextmanager
@@ -376,12 +439,12 @@ class Bench:
             " ".join(filter(None, (used.note, difference(tool.place)))),
         )
 
-    def _filled(self, tool: Tool, number: int) -> Callable[[], Used]:
+    def _filled(self, tool: Tool, number: int, spread: int) -> Callable[[], Used]:
         """Return what writes files and brings them, for a tool that follows begins at once."""
 
         def act() -> Used:
             began = time.monotonic()
-            self._fill(tool.place.work, number)
+            self._fill(tool.place.work, number, spread)
             return tool.push().after(time.monotonic() - began)
 
         return act
@@ -404,10 +467,10 @@ class Bench:
             time.sleep(0.005)
         return time.monotonic() - began
 
-    def _fill(self, top: Path, number: int) -> None:
-        _directories(top)
+    def _fill(self, top: Path, number: int, spread: int = _DIRECTORIES) -> None:
+        _directories(top, spread)
         for index in range(number):
-            path = top / f"d{index % _DIRECTORIES:02}" / f"f{index}"
+            path = top / f"d{index % spread:02}" / f"f{index}"
             path.write_bytes(self._random.randbytes(_SMALL))
 
     def _write(self, path: Path, size: int = 0) -> None:
@@ -440,8 +503,8 @@ def _rescanned(node: Node, number: int) -> Row:
     return Row(name, "onesync", 0, number, statistics.median(took), 0, 0, 0, cpu, watch.memory)
 
 
-def _directories(top: Path) -> None:
-    for number in range(_DIRECTORIES):
+def _directories(top: Path, spread: int = _DIRECTORIES) -> None:
+    for number in range(spread):
         (top / f"d{number:02}").mkdir(parents=True, exist_ok=True)
 
 
@@ -502,8 +565,41 @@ def _burst_told(top: Path, number: int) -> float:
         watches.close()
 
 
-def _slowed(beside: float, alone: float) -> str:
-    return f"writer {100 * (beside / alone - 1):+.0f} %"
+def _politely(make: Make) -> Make:
+    """Return what makes a tool that has the scheduling of onesync's unit."""
+    return lambda place: (Onesync if make is Onesync else Lsyncd)(place, _NICE)
+
+
+def _of_scale(name: str, entries: int, told: dict[str, Any]) -> list[Row]:
+    """Return rows of what ``scale`` told.
+
+    Memory is that of all processes; CPU of one that is idle is in per cent of a core.
+    """
+
+    def row(what: str, seconds: float, cpu: float, megabytes: float, note: str = "") -> Row:
+        return Row(what, "onesync", 0, entries, seconds, 0, 0, 0, cpu, int(megabytes * 1e6), note)
+
+    if name == "fold":
+        return [row("manifest folded", told["seconds"], told["cpu_seconds"], told["peak_mb"])]
+    if name == "staged":
+        listing = f"from {told['resident_mb'][0]} MB on"
+        return [
+            row(
+                "staged in, but for the copying",
+                told["staged_seconds"],
+                0,
+                told["peaks_mb"],
+                listing,
+            )
+        ]
+    idle = (
+        f"{told['idle_cpu_percent']} % of a core, {told['idle_wakes_per_second']} wake-ups a second"
+    )
+    rows = [row("idle", 0, told["idle_cpu_percent"], told["idle_rss_mb"], idle)]
+    if name == "daemon":
+        flushed = row("final flush, nothing dirty", told["stop_seconds"], 0, told["flush_peak_mb"])
+        rows.append(flushed)
+    return rows
 
 
 def difference(place: Place) -> str:

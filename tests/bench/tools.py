@@ -87,6 +87,9 @@ class Tool:
     def stop(self) -> None:
         """End, and leave nothing running."""
 
+    def kill(self) -> None:
+        """End at once, whatever is left undone."""
+
     def _command(self, source: Path, target: Path) -> list[str]:
         raise NotImplementedError
 
@@ -219,6 +222,11 @@ class Lsyncd(Tool):
             self._process.terminate()
             self._process.wait(60)
 
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
 
 def _shape(top: Path) -> set[tuple[str, int, int]]:
     """Return what a tool that looks at sizes and times would compare."""
@@ -279,6 +287,11 @@ class Onesync(Tool):
             before = self.place.mount.counts()
             self._flush()
             quiet = quiet + 1 if self.place.mount.counts() == before else 0
+
+    def kill(self) -> None:
+        assert self.node.process is not None
+        self.node.process.kill()
+        self.node.process.wait()
 
     def stop(self) -> None:
         if self.node.running():
