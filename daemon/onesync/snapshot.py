@@ -40,6 +40,9 @@ _SIDECARS = (*_JOURNALS, b"-shm")
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
 """The last bytes of a journal that names a super-journal (SQLite's file format, 3.3)."""
 _FICLONE = 0x40049409
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ESPIPE)
+"""What is answered where nothing stands, or what is no file. All else says nothing of it."""
+_NO_DATABASE = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Taken:
 
     Attributes:
         taken: whether the target is a whole, consistent copy.
-        is_database: False for a file that only looks like one.
+        is_database: False for a file that only looks like one, or is half of one.
         reason: why it was not taken.
         has_rows: whether any of its tables has a row.
     """
@@ -59,16 +62,28 @@ class Taken:
     has_rows: bool = True
 
 
-def is_database(path: bytes) -> bool:
-    """Return whether the file at the absolute ``path`` has SQLite's header."""
+def is_database(path: bytes, *, was_one: bool = False) -> bool:
+    """Return whether the file at the absolute ``path`` has SQLite's header.
+
+    Where it ``was_one`` it still is when it ends within the header, for it is being written anew,
+    and when nobody may read it. Raises OSError where it could not be found out: a live database
+    must not be taken for a plain file because there was no descriptor left.
+    """
     try:
-        fd = open_plain(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
+        header = _read_header(path, len(HEADER))
+    except PermissionError:
+        return was_one
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return False
+        raise
+    return header == HEADER or (was_one and HEADER.startswith(header))
+
+
+def _read_header(path: bytes, size: int) -> bytes:
+    fd = open_plain(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        return os.pread(fd, len(HEADER), 0) == HEADER
-    except OSError:
-        return False
+        return os.pread(fd, size, 0)
     finally:
         os.close(fd)
 
@@ -80,13 +95,9 @@ def unchanged_header(path: bytes) -> bytes | None:
     is about to change it, or is dead.
     """
     try:
-        fd = open_plain(path, os.O_RDONLY | os.O_NONBLOCK)
+        header = _read_header(path, _HEADER_BYTES)
     except OSError:
-        return None
-    try:
-        header = os.pread(fd, _HEADER_BYTES, 0)
-    finally:
-        os.close(fd)
+        return None  # whoever copies it finds out
     in_file = header[_VERSIONS] == _ROLLBACK and not any(_holds_bytes(path + s) for s in _JOURNALS)
     return header if in_file else None
 
@@ -171,15 +182,20 @@ def _take_one(source: bytes, target: bytes) -> Taken:
     try:
         _copy(source, target)
     except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", "")
-        looks_only = name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT"))
-        return Taken(False, not looks_only, str(error))
+        return Taken(False, not _is_none(error), str(error))
     except OSError as error:
         return Taken(False, True, error.strerror or repr(error))
     try:
         return Taken(True, has_rows=_has_rows(target))
-    except sqlite3.Error:
+    except sqlite3.Error as error:
+        if _is_none(error):
+            return Taken(False, False, str(error))
         return Taken(True)  # a table that only its own program can read
+
+
+def _is_none(error: sqlite3.Error) -> bool:
+    """Whether SQLite says that the file is no database, or no whole one."""
+    return getattr(error, "sqlite_errorname", "").startswith(_NO_DATABASE)
 
 
 def _has_rows(target: bytes) -> bool:
@@ -242,7 +258,10 @@ def _backup(source: bytes, fd: int, target: bytes) -> None:
         else:
             # Under the read lock nobody changes the file, so its bytes are the snapshot: the
             # backup call would count one change more and differ from the source for ever.
+            before = _stamp(os.fstat(fd))
             _copy_bytes(fd, target)
+            if _stamp(os.fstat(fd)) != before:
+                raise OSError(errno.EBUSY, "it is written by something that knows no locks")
 
 
 def _refuse_another(fd: int) -> None:
@@ -281,7 +300,11 @@ def _stamps(source: bytes, fd: int) -> list[tuple[int, ...]]:
     for suffix in _JOURNALS:
         with suppress(FileNotFoundError):
             found.append(os.lstat(source + suffix))
-    return [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found]
+    return list(map(_stamp, found))
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _names_another(journal: bytes) -> bool:
