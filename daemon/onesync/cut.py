@@ -263,26 +263,28 @@ class Cuts:
         The project's first and the sets last: a row must not name what its database's snapshot
         could not know yet.
         """
+        for path in databases:
+            self._remember_sidecars(path)
         unchanged = set(filter(self._is_unchanged, databases))
         self._not_busy(unchanged)
         found = sorted(
             databases - unchanged, key=lambda p: (-self.order.group_of(p, is_database=True), p)
         )
-        before = [(path, self.scanner.look(path)) for path in found]
-        for path in found:
-            self._remember_sidecars(path)
-        places = [bytes(self.spool / f"{number}.snapshot") for number in range(len(found))]
         sources = [join(self.root, path) for path in found]
+        before = [(self.scanner.look(p), snapshot.state_of(join(self.root, p))) for p in found]
+        places = [bytes(self.spool / f"{number}.snapshot") for number in range(len(found))]
         pairs = list(zip(sources, places, strict=True))
+        results = self.snapshots.take(pairs, _SNAPSHOT_SECONDS)
         frozen = {}
-        for (path, stamp), place, result in zip(
-            before, places, self.snapshots.take(pairs, _SNAPSHOT_SECONDS), strict=True
+        for path, (source, place), (stamp, state), result in zip(
+            found, pairs, before, results, strict=True
         ):
             if stamp is None or self._waits(path, result, as_is):
                 continue
             if result.taken:
                 frozen[path] = Frozen(place, stamp, digest_local(place).digest)
-                self._taken[path] = (frozen[path].digest, snapshot.unchanged_header(place))
+                is_same = state == snapshot.state_of(source)
+                self._taken[path] = (frozen[path].digest, state if is_same else None)
                 self._lookalikes.discard(path)
             else:
                 self._take_for_plain(path)
@@ -303,11 +305,11 @@ class Cuts:
         Its stamp alone does not tell: two commits may have the same time.
         """
         known = self.index.known(path)
-        digest, header = self._taken.get(path, ("", None))
-        if known is None or header is None or known.entry.digest != digest:
+        digest, state = self._taken.get(path, ("", None))
+        if known is None or state is None or known.entry.digest != digest:
             return False
-        now = snapshot.unchanged_header(join(self.root, path))
-        return now == header and self.scanner.look(path) == known.stamp
+        now = snapshot.state_of(join(self.root, path))
+        return now == state and self.scanner.look(path) == known.stamp
 
     def _keeps_last_good(self, path: RelPath, *, is_good: bool) -> bool:
         """Whether ``path`` became no good so lately that OneData keeps its last good version.

@@ -34,6 +34,8 @@ BUSY_SECONDS = 2.0
 _HEADER_BYTES = 100
 _VERSIONS, _ROLLBACK = slice(18, 20), b"\1\1"
 """Where the header tells the file's format, and that of a database without a log."""
+_INDEX_BYTES = 48
+"""The head of a log's index, which stands there twice: one that is being written differs."""
 _CHUNK = 64 << 20
 _JOURNALS = (b"-journal", b"-wal")
 _SIDECARS = (*_JOURNALS, b"-shm")
@@ -88,18 +90,37 @@ def _read_header(path: bytes, size: int) -> bytes:
         os.close(fd)
 
 
-def unchanged_header(path: bytes) -> bytes | None:
-    """Return the header, with the change counter, of a database that is all in its file.
+def state_of(path: bytes) -> bytes | None:
+    """Return what is another one after each commit; None where nothing cheap surely is.
 
-    None of one that keeps a log, whose counter may stand still, or that has a journal: its writer
-    is about to change it, or is dead.
+    Of a database that is all in its file the header, with the change counter; not where it has a
+    journal: its writer is about to change it, or is dead. With a log, what its index says of it.
     """
     try:
         header = _read_header(path, _HEADER_BYTES)
+        if _holds_bytes(path + b"-journal"):
+            return None
+        if _holds_bytes(path + b"-wal"):
+            return _state_of_log(path)
     except OSError:
         return None  # whoever copies it finds out
-    in_file = header[_VERSIONS] == _ROLLBACK and not any(_holds_bytes(path + s) for s in _JOURNALS)
-    return header if in_file else None
+    return header if header[_VERSIONS] == _ROLLBACK else None
+
+
+def _state_of_log(path: bytes) -> bytes | None:
+    """Return the head of the log's index, which all share who have the database open.
+
+    It has the log's salts, its last frame that counts, and the checksum of all frames up to that;
+    each commit adds a frame, and a log that is begun anew gets other salts. The log's own stamp
+    stands beside it for a writer that shares no index (``locking_mode=EXCLUSIVE``); without its
+    ctime, for SQLite gives a log to the database's owner whenever root opens it.
+    """
+    inode, size, modified, _ = _stamp(os.lstat(path + b"-wal"))
+    log = repr((inode, size, modified)).encode()
+    heads = _read_header(path + b"-shm", 2 * _INDEX_BYTES)
+    first, second = heads[:_INDEX_BYTES], heads[_INDEX_BYTES:]
+    is_whole = first == second and len(first) == _INDEX_BYTES and any(first)
+    return first + log if is_whole else None
 
 
 def _holds_bytes(path: bytes) -> bool:
