@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -260,7 +261,10 @@ def test_a_plain_copy_over_a_database_is_pushed_when_it_is_whole(nodes: list[Nod
     assert node.end() == 0, node.log()
 
 
-NO_DATABASE = [errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES]
+NO_DATABASE = [
+    *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO),
+    *(errno.ENAMETOOLONG, errno.EACCES, errno.EPERM),
+]
 
 
 @pytest.mark.parametrize("number", [*NO_DATABASE, errno.EMFILE, errno.ENFILE, errno.EIO])
@@ -296,13 +300,18 @@ def test_a_database_that_may_not_be_read_any_more_stays_one(
     assert cut.frozen.keys() | cut.deferred == {b"steps.sqlite"}, "never as a plain file"
 
 
-@pytest.mark.parametrize("kind", ["directory", "fifo", "link", "gone"])
+@pytest.mark.parametrize("kind", ["directory", "fifo", "socket", "device", "link", "gone"])
 def test_what_is_no_file_is_no_database(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "run.db"
     if kind == "directory":
         path.mkdir()
     elif kind == "fifo":
         os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(bytes(path))
+    elif kind == "device":
+        path = Path("/dev/null")
     elif kind == "link":
         make(tmp_path / "other", 1)
         path.symlink_to("other")

@@ -42,8 +42,12 @@ _SIDECARS = (*_JOURNALS, b"-shm")
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
 """The last bytes of a journal that names a super-journal (SQLite's file format, 3.3)."""
 _FICLONE = 0x40049409
-_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ESPIPE)
-"""What is answered where nothing stands, or what is no file. All else says nothing of it."""
+_NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_NO_FILE = (*_NOTHING, errno.ENXIO, errno.ENODEV, errno.EINVAL)
+"""What is answered where nothing stands, what is no file, or one that SQLite cannot open either.
+
+All else says nothing of it.
+"""
 _NO_DATABASE = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 
 
@@ -83,7 +87,7 @@ def is_database(path: bytes, *, was_one: bool = False) -> bool:
 
 
 def _read_header(path: bytes, size: int) -> bytes:
-    fd = open_plain(path, os.O_RDONLY | os.O_NONBLOCK)
+    fd = _open_file(path)
     try:
         return os.pread(fd, size, 0)
     finally:
