@@ -237,6 +237,51 @@ def test_a_file_damaged_in_onedata_is_brought_and_reported_until_it_is_rewritten
     undeployed(two)
 
 
+@pytest.mark.parametrize("names", [["stack.mrc"], ["stack.mrc", "same.mrc"]])
+def test_a_damaged_file_is_told_of_also_when_the_node_died_before_the_end(
+    nodes: list[Node], store: Path, names: list[str]
+) -> None:
+    """What it brought until then has the right size, and must not be taken for finished."""
+    one, two = nodes
+    one.deploy()
+    (one.work / "stack.mrc").write_bytes(os.urandom(1000))
+    for name in names[1:]:
+        os.link(one.work / "stack.mrc", one.work / name)
+    undeployed(one)
+    for name in names:
+        (store / name).write_bytes(bytes(500) + (store / name).read_bytes()[500:])
+    two.start_dying("onesync.stagein", "StageIn", "_finish", 1)
+    assert two.wait() == -signal.SIGKILL, two.log()
+    assert {path.name for path in two.work.iterdir()} == set(names)
+    two.deploy()
+    told = {problem["path"]: problem["kind"] for problem in two.status()["problems"]}
+    assert told == dict.fromkeys(names, "changed_outside")
+    undeployed(two)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_damaged_file_that_was_mended_in_onedata_is_brought_anew(
+    nodes: list[Node], store: Path, is_whole: bool
+) -> None:
+    one, two = nodes
+    one.deploy()
+    content = os.urandom(1000)
+    (one.work / "stack.mrc").write_bytes(content)
+    undeployed(one)
+    (store / "stack.mrc").write_bytes(bytes(1000) if is_whole else content[:400])
+    two.deploy()
+    assert [problem["kind"] for problem in two.status()["problems"]] == ["changed_outside"]
+    undeployed(two)
+    (store / "stack.mrc").write_bytes(content)
+    two.deploy()
+    assert (two.work / "stack.mrc").read_bytes() == content
+    assert two.status()["problems"] == []
+    undeployed(two)
+    one.deploy()
+    assert picture(one.work) == picture(two.work)
+    undeployed(one)
+
+
 def test_a_file_missing_in_onedata_is_reported_and_not_forgotten(
     nodes: list[Node], store: Path
 ) -> None:

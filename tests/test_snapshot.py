@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -92,3 +95,34 @@ def test_what_cannot_be_shared_is_copied(
     assert asked == [0x40049409]
     assert found.taken
     assert target.read_bytes() == source.read_bytes()
+
+
+def longest_commit(path: Path, target: Path) -> float:
+    """Commit until a snapshot is taken; return how many seconds the slowest one took."""
+    longest = 0.0
+    with (
+        ThreadPoolExecutor(1) as pool,
+        closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as db,
+    ):
+        db.execute("PRAGMA synchronous = OFF")  # it is to wait for the lock, not for the disk
+        found = pool.submit(taken, path, target)
+        while not found.done():
+            began = time.monotonic()
+            db.execute("INSERT INTO Steps VALUES (7)")
+            longest = max(longest, time.monotonic() - began)
+            time.sleep(0.005)
+        assert found.result().taken, found.result().reason
+    return longest
+
+
+def test_a_writer_waits_no_longer_than_five_seconds_for_a_gigabyte(tmp_path: Path) -> None:
+    path, target = tmp_path / "particles.sqlite", tmp_path / "snapshot"
+    make(path, 10)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA synchronous = OFF")
+        db.execute("CREATE TABLE Large (content BLOB)")
+        for _ in range(20):
+            db.execute("INSERT INTO Large VALUES (randomblob(10000000))")
+    assert path.stat().st_size > 200_000_000
+    assert longest_commit(path, target) <= 1.0
+    assert count(target) >= 10

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from onesync.snapshot import state_of
 from tests.node import SOON, Node
 from tests.standin.mounted import Mounted
 from tests.test_databases import make
-
-pytestmark = pytest.mark.fuse
 
 
 @pytest.fixture
@@ -56,6 +55,21 @@ def roll_back_what_was_written(path: Path) -> None:
         db.execute("ROLLBACK")
 
 
+def sent_after(touch: Callable[[Path], None], node: Node, mounted: Mounted) -> int:
+    """Touch ``run.db``, and return how many bytes a flush and the batch before it wrote."""
+    mounted.reset()
+    touch(node.work / "run.db")
+    # Told after it, so it is taken with it.
+    (node.work / "later.sqlite").write_bytes(b"later")
+    deadline = time.monotonic() + SOON
+    while not (mounted.backing / "project" / "later.sqlite").exists():
+        assert time.monotonic() < deadline, node.log()
+        time.sleep(0.02)
+    assert node.flush() == 0, node.log()
+    return mounted.counts()["bytes_written"]
+
+
+@pytest.mark.fuse
 @pytest.mark.parametrize(
     ("touch", "mode"),
     [
@@ -82,16 +96,7 @@ def test_a_database_that_nobody_changed_is_not_sent(
     assert node.flush() == 0, node.log()
     assert path.stat().st_size > 400_000
     before = spool.stat().st_mtime_ns
-    mounted.reset()
-    touch(path)
-    # Told after it, so it is taken with it.
-    (node.work / "later.sqlite").write_bytes(b"later")
-    deadline = time.monotonic() + SOON
-    while not (mounted.backing / "project" / "later.sqlite").exists():
-        assert time.monotonic() < deadline, node.log()
-        time.sleep(0.02)
-    assert node.flush() == 0, node.log()
-    assert mounted.counts()["bytes_written"] < 20_000
+    assert sent_after(touch, node, mounted) < 20_000
     if mode == "DELETE" and touch in (lock_and_let_go, look_into, open_to_write):
         assert spool.stat().st_mtime_ns == before, "it was not even copied here"
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -99,3 +104,72 @@ def test_a_database_that_nobody_changed_is_not_sent(
     assert node.flush() == 0, node.log()
     with closing(sqlite3.connect(mounted.backing / "project" / "run.db")) as db:
         assert db.execute("SELECT min(id), count(*) FROM Steps").fetchone() == (-1, 50_000)
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("touch", [lock_and_let_go, look_into, open_to_write, date])
+def test_a_database_whose_log_nobody_wrote_is_not_even_copied(
+    nodes: list[Node], mounted: Mounted, touch: Callable[[Path], None]
+) -> None:
+    node = nodes[0]
+    node.configure(mount__require_fuse=True)
+    node.deploy()
+    path, spool = node.work / "run.db", node.home / "state" / "spool"
+    make(path, 50_000, "WAL")
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE Steps SET id = -1 WHERE id = 7")
+        assert path.with_name("run.db-wal").stat().st_size > 0
+        assert node.flush() == 0, node.log()
+        before = spool.stat().st_mtime_ns
+        assert sent_after(touch, node, mounted) < 20_000
+        if touch is not date:
+            assert spool.stat().st_mtime_ns == before, "it was not even copied here"
+        for number in (2, 3):  # the log is begun anew, and keeps its size
+            db.execute("PRAGMA wal_checkpoint(FULL)")
+            db.execute(f"UPDATE Steps SET id = {-number} WHERE id = {1 - number}")
+            assert node.flush() == 0, node.log()
+            with closing(sqlite3.connect(mounted.backing / "project" / "run.db")) as stored:
+                found = stored.execute("SELECT min(id), count(*) FROM Steps").fetchone()
+            assert found == (-number, 50_000)
+
+
+def test_each_commit_into_a_log_is_told_apart_though_its_size_and_time_stand_still(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run.db"
+    log = path.with_name("run.db-wal")
+    make(path, 10, "WAL")
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE Steps SET id = id + 1")
+        first = log.stat().st_mtime_ns
+        states = set()
+        for _ in range(5):
+            db.execute("UPDATE Steps SET id = id + 1")
+            db.execute("PRAGMA wal_checkpoint(RESTART)")  # the next one begins the log anew
+            db.execute("UPDATE Steps SET id = id + 1")
+            os.utime(log, ns=(first, first))
+            state = state_of(bytes(path))
+            assert state is not None
+            look_into(path)
+            assert state_of(bytes(path)) == state
+            states.add(state)
+        assert len(states) == 5
+
+
+@pytest.mark.parametrize("lost", ["-shm", "half", "never made"])
+def test_a_log_whose_index_tells_nothing_is_copied(tmp_path: Path, lost: str) -> None:
+    path = tmp_path / "run.db"
+    index = path.with_name("run.db-shm")
+    make(path, 10, "WAL")
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE Steps SET id = id + 1")
+        content = index.read_bytes()
+        log = path.with_name("run.db-wal").read_bytes()
+    path.with_name("run.db-wal").write_bytes(log)
+    if lost == "half":
+        index.write_bytes(content[:48] + bytes(48) + content[96:])
+    elif lost == "never made":
+        index.write_bytes(bytes(len(content)))
+    assert state_of(bytes(path)) is None
+    index.write_bytes(content)
+    assert state_of(bytes(path)) is not None

@@ -25,10 +25,11 @@ from onesync.marks import Marks
 from onesync.pins import Pins
 from onesync.rereads import Rereads
 from onesync.scanner import Scanner
-from onesync.snapshot import Snapshots
+from onesync.snapshot import Snapshots, Taken
 
 _SNAPSHOT_SECONDS = 600.0
 _REBUILD_SECONDS = 30.0
+"""So long OneData keeps the last good version of a database that is momentarily none."""
 _ROUNDS = 6
 _STRICT_ROUNDS = 3
 _BUSY = "database_busy"
@@ -99,7 +100,8 @@ class Cuts:
     _deferred: set[RelPath] = field(default_factory=set)
     _sidecars: dict[RelPath, Stamp] = field(default_factory=dict)
     _impostors: set[RelPath] = field(default_factory=set)
-    _empty_since: dict[RelPath, float] = field(default_factory=dict)
+    _lookalikes: set[RelPath] = field(default_factory=set)
+    _bad_since: dict[RelPath, float] = field(default_factory=dict)
     _taken: dict[RelPath, tuple[str, bytes | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -258,7 +260,9 @@ class Cuts:
         return bool(self._databases(due.paths))
 
     def _is_database(self, path: RelPath) -> bool:
-        found = path not in self._impostors and snapshot.is_database(join(self.root, path))
+        found = path not in self._impostors and snapshot.is_database(
+            join(self.root, path), was_one=path in self._taken
+        )
         if found:
             self.marks.databases.add(path)
         else:
@@ -277,33 +281,41 @@ class Cuts:
         The project's first and the sets last: a row must not name what its database's snapshot
         could not know yet.
         """
+        for path in databases:
+            self._remember_sidecars(path)
         unchanged = set(filter(self._is_unchanged, databases))
         self._not_busy(unchanged)
         found = sorted(
             databases - unchanged, key=lambda p: (-self.order.group_of(p, is_database=True), p)
         )
-        before = [(path, self.scanner.look(path)) for path in found]
-        for path in found:
-            self._remember_sidecars(path)
-        places = [bytes(self.spool / f"{number}.snapshot") for number in range(len(found))]
         sources = [join(self.root, path) for path in found]
+        before = [(self.scanner.look(p), snapshot.state_of(join(self.root, p))) for p in found]
+        places = [bytes(self.spool / f"{number}.snapshot") for number in range(len(found))]
         pairs = list(zip(sources, places, strict=True))
+        results = self.snapshots.take(pairs, _SNAPSHOT_SECONDS)
         frozen = {}
-        for (path, stamp), place, result in zip(
-            before, places, self.snapshots.take(pairs, _SNAPSHOT_SECONDS), strict=True
+        for path, (source, place), (stamp, state), result in zip(
+            found, pairs, before, results, strict=True
         ):
-            if result.taken and not as_is and self._is_being_rebuilt(path, result.has_rows):
+            if stamp is None or self._waits(path, result, as_is):
                 continue
-            if result.taken and stamp is not None:
+            if result.taken:
                 frozen[path] = Frozen(place, stamp, digest_local(place).digest)
-                self._taken[path] = (frozen[path].digest, snapshot.unchanged_header(place))
-            elif not result.is_database:
-                self._impostors.add(path)
-                self.marks.databases.discard(path)
-            elif stamp is not None:
-                self._not_frozen(path, result.reason)
+                is_same = state == snapshot.state_of(source)
+                self._taken[path] = (frozen[path].digest, state if is_same else None)
+                self._lookalikes.discard(path)
+            else:
+                self._take_for_plain(path)
         self._not_busy(frozen)
         return frozen
+
+    def _waits(self, path: RelPath, result: Taken, as_is: bool) -> bool:
+        """Whether nothing of ``path`` goes now, and say so where its writer can do something."""
+        is_busy = result.is_database and not result.taken
+        waits = is_busy or self._keeps_last_good(path, is_good=result.taken and result.has_rows)
+        if waits and not result.taken:
+            self._not_frozen(path, result.reason)
+        return waits and not (result.taken and as_is)
 
     def _is_unchanged(self, path: RelPath) -> bool:
         """Whether OneData has the database as it is: it was only opened, or locked and let go.
@@ -311,22 +323,32 @@ class Cuts:
         Its stamp alone does not tell: two commits may have the same time.
         """
         known = self.index.known(path)
-        digest, header = self._taken.get(path, ("", None))
-        if known is None or header is None or known.entry.digest != digest:
+        digest, state = self._taken.get(path, ("", None))
+        if known is None or state is None or known.entry.digest != digest:
             return False
-        now = snapshot.unchanged_header(join(self.root, path))
-        return now == header and self.scanner.look(path) == known.stamp
+        now = snapshot.state_of(join(self.root, path))
+        return now == state and self.scanner.look(path) == known.stamp
 
-    def _is_being_rebuilt(self, path: RelPath, has_rows: bool) -> bool:
-        """Whether ``path`` lost its rows so lately that OneData keeps its last good version.
+    def _keeps_last_good(self, path: RelPath, *, is_good: bool) -> bool:
+        """Whether ``path`` became no good so lately that OneData keeps its last good version.
 
-        Scipion drops and fills steps.sqlite anew, and commits in between.
+        Scipion drops and fills steps.sqlite anew, and commits in between. It copies another
+        database over run.db, and no lock tells when half of it is there. Whether a former process
+        pushed a good one nobody knows: it counts as one.
         """
-        if has_rows or self.index.known(path) is None:
-            self._empty_since.pop(path, None)
+        if is_good or self.index.known(path) is None or path in self._lookalikes:
+            self._bad_since.pop(path, None)
             return False
         now = self.boottime()
-        return now - self._empty_since.setdefault(path, now) < _REBUILD_SECONDS
+        return now - self._bad_since.setdefault(path, now) < _REBUILD_SECONDS
+
+    def _take_for_plain(self, path: RelPath) -> None:
+        """Let ``path`` be a file like any other, until it is a good database (again)."""
+        self._not_busy([path])
+        self._impostors.add(path)
+        self._lookalikes.add(path)
+        self._taken.pop(path, None)
+        self.marks.databases.discard(path)
 
     def _not_frozen(self, path: RelPath, reason: str) -> None:
         kind = _BUSY

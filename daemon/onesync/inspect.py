@@ -120,9 +120,9 @@ def _has_good_copy(root: bytes, path: RelPath, entry: Entry, index: Index) -> bo
     seen = Scanner(root, index, lambda _: False).look(path)
     if seen is None or seen.kind is not entry.kind or entry.kind is Kind.DIRECTORY:
         return seen is not None and seen.kind is entry.kind
-    if is_database(join(root, path)):
-        return True  # its snapshot is what travels, whose bytes may differ
     try:
+        if is_database(join(root, path)):
+            return True  # its snapshot is what travels, whose bytes may differ
         found = digest_local(join(root, path))
     except OSError:
         return False

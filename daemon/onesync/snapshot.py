@@ -34,12 +34,21 @@ BUSY_SECONDS = 2.0
 _HEADER_BYTES = 100
 _VERSIONS, _ROLLBACK = slice(18, 20), b"\1\1"
 """Where the header tells the file's format, and that of a database without a log."""
+_INDEX_BYTES = 48
+"""The head of a log's index, which stands there twice: one that is being written differs."""
 _CHUNK = 64 << 20
 _JOURNALS = (b"-journal", b"-wal")
 _SIDECARS = (*_JOURNALS, b"-shm")
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
 """The last bytes of a journal that names a super-journal (SQLite's file format, 3.3)."""
 _FICLONE = 0x40049409
+_NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_NO_FILE = (*_NOTHING, errno.ENXIO, errno.ENODEV, errno.EINVAL)
+"""What is answered where nothing stands, what is no file, or one that SQLite cannot open either.
+
+All else says nothing of it.
+"""
+_NO_DATABASE = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,7 @@ class Taken:
 
     Attributes:
         taken: whether the target is a whole, consistent copy.
-        is_database: False for a file that only looks like one.
+        is_database: False for a file that only looks like one, or is half of one.
         reason: why it was not taken.
         has_rows: whether any of its tables has a row.
     """
@@ -59,36 +68,63 @@ class Taken:
     has_rows: bool = True
 
 
-def is_database(path: bytes) -> bool:
-    """Return whether the file at the absolute ``path`` has SQLite's header."""
-    try:
-        fd = open_plain(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        return os.pread(fd, len(HEADER), 0) == HEADER
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
+def is_database(path: bytes, *, was_one: bool = False) -> bool:
+    """Return whether the file at the absolute ``path`` has SQLite's header.
 
-
-def unchanged_header(path: bytes) -> bytes | None:
-    """Return the header, with the change counter, of a database that is all in its file.
-
-    None of one that keeps a log, whose counter may stand still, or that has a journal: its writer
-    is about to change it, or is dead.
+    Where it ``was_one`` it still is when it ends within the header, for it is being written anew,
+    and when nobody may read it. Raises OSError where it could not be found out: a live database
+    must not be taken for a plain file because there was no descriptor left.
     """
     try:
-        fd = open_plain(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
+        header = _read_header(path, len(HEADER))
+    except PermissionError:
+        return was_one
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return False
+        raise
+    return header == HEADER or (was_one and HEADER.startswith(header))
+
+
+def _read_header(path: bytes, size: int) -> bytes:
+    fd = _open_file(path)
     try:
-        header = os.pread(fd, _HEADER_BYTES, 0)
+        return os.pread(fd, size, 0)
     finally:
         os.close(fd)
-    in_file = header[_VERSIONS] == _ROLLBACK and not any(_holds_bytes(path + s) for s in _JOURNALS)
-    return header if in_file else None
+
+
+def state_of(path: bytes) -> bytes | None:
+    """Return what is another one after each commit; None where nothing cheap surely is.
+
+    Of a database that is all in its file the header, with the change counter; not where it has a
+    journal: its writer is about to change it, or is dead. With a log, what its index says of it.
+    """
+    try:
+        header = _read_header(path, _HEADER_BYTES)
+        if _holds_bytes(path + b"-journal"):
+            return None
+        if _holds_bytes(path + b"-wal"):
+            return _state_of_log(path)
+    except OSError:
+        return None  # whoever copies it finds out
+    return header if header[_VERSIONS] == _ROLLBACK else None
+
+
+def _state_of_log(path: bytes) -> bytes | None:
+    """Return the head of the log's index, which all share who have the database open.
+
+    It has the log's salts, its last frame that counts, and the checksum of all frames up to that;
+    each commit adds a frame, and a log that is begun anew gets other salts. The log's own stamp
+    stands beside it for a writer that shares no index (``locking_mode=EXCLUSIVE``); without its
+    ctime, for SQLite gives a log to the database's owner whenever root opens it.
+    """
+    inode, size, modified, _ = _stamp(os.lstat(path + b"-wal"))
+    log = repr((inode, size, modified)).encode()
+    heads = _read_header(path + b"-shm", 2 * _INDEX_BYTES)
+    first, second = heads[:_INDEX_BYTES], heads[_INDEX_BYTES:]
+    is_whole = first == second and len(first) == _INDEX_BYTES and any(first)
+    return first + log if is_whole else None
 
 
 def _holds_bytes(path: bytes) -> bool:
@@ -171,15 +207,20 @@ def _take_one(source: bytes, target: bytes) -> Taken:
     try:
         _copy(source, target)
     except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", "")
-        looks_only = name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT"))
-        return Taken(False, not looks_only, str(error))
+        return Taken(False, not _is_none(error), str(error))
     except OSError as error:
         return Taken(False, True, error.strerror or repr(error))
     try:
         return Taken(True, has_rows=_has_rows(target))
-    except sqlite3.Error:
+    except sqlite3.Error as error:
+        if _is_none(error):
+            return Taken(False, False, str(error))
         return Taken(True)  # a table that only its own program can read
+
+
+def _is_none(error: sqlite3.Error) -> bool:
+    """Whether SQLite says that the file is no database, or no whole one."""
+    return getattr(error, "sqlite_errorname", "").startswith(_NO_DATABASE)
 
 
 def _has_rows(target: bytes) -> bool:
@@ -242,7 +283,10 @@ def _backup(source: bytes, fd: int, target: bytes) -> None:
         else:
             # Under the read lock nobody changes the file, so its bytes are the snapshot: the
             # backup call would count one change more and differ from the source for ever.
+            before = _stamp(os.fstat(fd))
             _copy_bytes(fd, target)
+            if _stamp(os.fstat(fd)) != before:
+                raise OSError(errno.EBUSY, "it is written by something that knows no locks")
 
 
 def _refuse_another(fd: int) -> None:
@@ -281,7 +325,11 @@ def _stamps(source: bytes, fd: int) -> list[tuple[int, ...]]:
     for suffix in _JOURNALS:
         with suppress(FileNotFoundError):
             found.append(os.lstat(source + suffix))
-    return [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found]
+    return list(map(_stamp, found))
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _names_another(journal: bytes) -> bool:

@@ -2,8 +2,8 @@
 
 Folds the manifest, lists the replica, joins both, copies in parallel into temporary names, checks
 digests while copying, renames, restores modes and nanosecond times, and makes the links last of
-all, so that nothing is ever written through one. Restartable: a file under its final name is
-finished.
+all, so that nothing is ever written through one. Restartable: a file under its final name, with the
+manifest's size and time, is finished.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ _NO_FILE = (errno.ENOENT, errno.EINTR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 _NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _LARGE = 1 << 20
+_DAMAGED_NS = 10**9
+"""A damaged copy is dated so much later, so it is never taken for finished, and known as ours."""
 _MOST_WAITING = 1000
 """Files that wait for a worker: for each of a million they would take a gigabyte."""
 _MOST_LISTED = 100
@@ -246,7 +248,7 @@ class StageIn:
                 tied[path], problem = self._fetch(path, wanted.grouped[path], staged)
                 staged.problems += [problem] if problem else []
                 continue
-            self._make_name(path, first)
+            self._make_name(path, wanted.grouped[path], first)
             tied[path] = (tied[first][0], None, None)
         for path, (entry, stamp, blocks) in tied.items():
             if entry.group and path not in damaged:
@@ -257,14 +259,14 @@ class StageIn:
                 entry = replace(entry, group=stamp.inode if stamp.linked else 0)
             self._rows.put(path, entry, stamp, blocks)
 
-    def _make_name(self, path: RelPath, first: RelPath) -> None:
+    def _make_name(self, path: RelPath, entry: Entry, first: RelPath) -> None:
         with _Parent(self._root, path) as parent, _Parent(self._root, first) as origin:
             with suppress(FileNotFoundError):
                 found = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
                 original = os.stat(name_of(first), dir_fd=origin, follow_symlinks=False)
                 if os.path.samestat(found, original):
                     return
-                self._refuse_conflict(path, digest_local(join(self._root, first)).digest)
+                self._refuse_conflict(path, entry, digest_local(join(self._root, first)).digest)
                 os.unlink(name_of(path), dir_fd=parent)
             os.link(name_of(first), name_of(path), src_dir_fd=origin, dst_dir_fd=parent)
 
@@ -430,12 +432,17 @@ class StageIn:
         if path in self._asked:
             staged.fetched.add(path)
         self._restore_xattrs(path, local, entry, staged)
-        self._refuse_conflict(path, copied.digest)
+        self._refuse_conflict(path, entry, copied.digest)
+        is_damaged = entry.digest not in ("", copied.digest)
         with _Parent(self._root, path) as parent:
+            if is_damaged:  # before it has its name: we may die before anybody is told
+                later = entry.mtime_ns + _DAMAGED_NS
+                times = (later, later)
+                os.utime(name_of(temporary), ns=times, dir_fd=parent, follow_symlinks=False)
             os.rename(name_of(temporary), name_of(path), src_dir_fd=parent, dst_dir_fd=parent)
             status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
         stamp = stamp_of(status, Kind.FILE)
-        if entry.digest and entry.digest != copied.digest:
+        if is_damaged:
             return (entry, stamp, None), _damaged(path, entry, copied.size)
         got = replace(
             entry,
@@ -466,15 +473,20 @@ class StageIn:
             os.fchmod(fd, entry.mode)
             os.close(fd)
 
-    def _refuse_conflict(self, path: RelPath, digest: str) -> None:
-        """An earlier, interrupted stage-in may have left this very file; nothing else is ours."""
+    def _refuse_conflict(self, path: RelPath, entry: Entry, digest: str) -> None:
+        """Raise Conflict where another file than the one with ``digest`` stands.
+
+        An earlier stage-in may have left this very file, or a damaged one that OneData has whole
+        again; nothing else is ours.
+        """
         try:
             present = digest_local(join(self._root, path))
         except FileNotFoundError:
             return
         except OSError as error:
             raise Conflict(path) from error
-        if present.digest != digest:
+        was_damaged = present.before.mtime_ns == entry.mtime_ns + _DAMAGED_NS
+        if present.digest != digest and not (was_damaged and digest == entry.digest):
             raise Conflict(path)
 
     def _finished(self, path: RelPath, entry: Entry) -> Stamp | None:
