@@ -8,12 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from onesync import generator, instance, mount, prepare, settings, systemd
+from onesync import generator, instance, mount, prepare, service, settings, systemd
 from onesync.errors import ConfigurationError
 from onesync.instance import Instance, Oneclient
 from onesync.mounts import Mounted, is_mount_point, mount_of
@@ -188,6 +189,84 @@ def test_where_no_log_is_there_whoever_started_us_is_told(
 )
 def test_the_jobs_tell_what_the_machine_is_about_to_do(jobs: str, kind: str | None) -> None:
     assert systemd.kind_of_shutdown(jobs.split()) == kind
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let a script stand for systemctl, on a machine that systemd booted."""
+    monkeypatch.setattr(systemd, "BOOTED", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def stand_in(script: str) -> None:
+        place = tmp_path / "systemctl"
+        place.write_text(f"#!/bin/sh\ncd {tmp_path}\n{script}\n")
+        place.chmod(0o755)
+
+    return stand_in
+
+
+def test_a_loaded_systemd_is_asked_again_what_the_machine_is_about_to_do(
+    systemctl: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systemd, "_JOBS_PAUSE_SECONDS", 0.01)
+    systemctl(
+        "echo >> asked; [ $(wc -l < asked) -ge 3 ] || exit 1; echo 1 reboot.target start waiting"
+    )
+    assert systemd.shutdown_job() == "reboot"
+    assert (tmp_path / "asked").read_text() == "\n" * 3
+
+
+@pytest.mark.parametrize("script", ["exit 1", "exec sleep 60"])
+def test_a_systemd_that_does_not_answer_is_not_taken_for_one_that_has_no_job(
+    systemctl: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    monkeypatch.setattr(systemd, "_JOBS_SECONDS", 0.3)
+    systemctl(script)
+    with pytest.raises(TimeoutError):
+        systemd.shutdown_job()
+
+
+def test_where_systemd_did_not_boot_the_machine_it_is_not_asked(
+    systemctl: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemctl("echo 1 reboot.target start waiting")
+    monkeypatch.setattr(systemd, "BOOTED", str(tmp_path / "nowhere"))
+    assert systemd.shutdown_job() is None
+
+
+@pytest.mark.parametrize(
+    ("job", "on_reboot", "on_poweroff", "keeps"),
+    [
+        ("reboot", "keep", "undeploy", True),
+        ("reboot", "undeploy", "keep", False),
+        ("poweroff", "keep", "undeploy", False),
+        ("poweroff", "undeploy", "keep", True),
+        (None, "keep", "keep", False),
+        (TimeoutError(), "keep", "keep", False),
+    ],
+)
+def test_what_becomes_of_a_deployment_when_its_unit_stops(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    job: str | TimeoutError | None,
+    on_reboot: str,
+    on_poweroff: str,
+    keeps: bool,
+) -> None:
+    def shutdown_job() -> str | None:
+        if isinstance(job, TimeoutError):
+            raise job
+        return job
+
+    monkeypatch.setattr(service, "shutdown_job", shutdown_job)
+    config = tmp_path / "p.toml"
+    places = ("working_dir", "onedata_dir", "state_dir", "runtime_dir")
+    head = "".join(f'{key} = "{tmp_path}"\n' for key in places)
+    config.write_text(
+        f'{head}[undeploy]\non_reboot = "{on_reboot}"\non_poweroff = "{on_poweroff}"\n'
+    )
+    known = settings.load(config, None)
+    assert service.Service(known, lambda: known).keeps_at_shutdown() is keeps
 
 
 def test_an_instance_is_disabled_without_the_others(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ class Service:
             open_index(settings.state_dir / "index.sqlite"),
             self._replica,
             make_lock(settings, self._lock_lane, self._clock, claim),
-            self._keeps_at_shutdown,
+            self.keeps_at_shutdown,
             self,
             self._status_file.read(),
         )
@@ -407,8 +407,16 @@ class Service:
         self._alive_at = time.monotonic()
         self._progress.copied(size)
 
-    def _keeps_at_shutdown(self) -> bool:
-        job = shutdown_job()
+    def keeps_at_shutdown(self) -> bool:
+        """Whether the deployment outlives a stop: the machine goes, and that is to keep it.
+
+        Where systemd does not say, it is a stop as any other: everything is flushed.
+        """
+        try:
+            job = shutdown_job()
+        except TimeoutError as error:
+            log.warning("taken for a stop, not for a reboot", extra={"reason": str(error)})
+            return False
         if job == "reboot":
             return self._settings.undeploy.on_reboot == "keep"
         return job == "poweroff" and self._settings.undeploy.on_poweroff == "keep"
