@@ -269,6 +269,72 @@ def test_what_becomes_of_a_deployment_when_its_unit_stops(
     assert service.Service(known, lambda: known).keeps_at_shutdown() is keeps
 
 
+_SYSTEMCTL = """
+echo "systemctl $*" >> calls
+case $1 in
+list-units) echo onesync@p.service loaded active running ;;
+show)
+    read -r state pid < looks
+    [ "$(wc -l < looks)" = 1 ] || sed -i 1d looks
+    case $* in *MainPID*--value*|*--value*MainPID*) echo "$pid" ;; *--value*) echo "$state" ;;
+    *) printf 'MainPID=%s\\nActiveState=%s\\n' "$pid" "$state" ;; esac ;;
+stop) echo inactive 0 > looks ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("looks", "handovers", "code", "asked"),
+    [
+        ("active 7", "0", 0, ["onesync handover"]),
+        ("deactivating 7", "0", 0, ["systemctl stop onesync@p.service"]),
+        ("activating 0", "0", 0, ["systemctl stop --job-mode=ignore-dependencies"]),
+        # It fell, and was started again between two looks.
+        ("active 7, active 0, deactivating 0, active 8", "0", 0, ["onesync handover"]),
+        # It has only just been started, and does not listen yet.
+        ("activating 7", "1 0", 0, ["onesync handover"] * 2),
+        ("active 7", "1", 1, ["onesync handover"] * 3),
+    ],
+)
+def test_an_upgrade_asks_whatever_runs_to_leave_and_waits_for_nobody_else(
+    systemctl: Callable[[str], None],
+    tmp_path: Path,
+    looks: str,
+    handovers: str,
+    code: int,
+    asked: list[str],
+) -> None:
+    systemctl(_SYSTEMCTL)
+    (tmp_path / "looks").write_text(looks.replace(", ", "\n") + "\n")
+    (tmp_path / "answers").write_text(handovers.replace(" ", "\n") + "\n")
+    stand_in = tmp_path / "onesync"
+    stand_in.write_text(
+        f'#!/bin/sh\ncd {tmp_path}; echo "onesync $*" >> calls; read -r code < answers\n'
+        '[ "$(wc -l < answers)" = 1 ] || sed -i 1d answers\n'
+        '[ "$code" != 0 ] || echo inactive 0 > looks\nexit "$code"\n'
+    )
+    stand_in.chmod(0o755)
+    done = subprocess.run(
+        ["sh", scriptlet("prerm", tmp_path), "upgrade"], capture_output=True, text=True, timeout=15
+    )
+    assert done.returncode == code, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    changing = [call for call in calls if call.split()[1] in ("stop", "handover")]
+    assert len(changing) == len(asked), changing
+    assert all(call.startswith(start) for call, start in zip(changing, asked, strict=True)), calls
+
+
+def scriptlet(name: str, root: Path) -> Path:
+    """Return a script of the package for which ``root`` is the node's."""
+    text = (ROOT / "packaging" / "debian" / f"onesync.{name}").read_text()
+    for place in ("/run/", "/var/lib/onesync", "/usr/lib/onesync", "/etc/"):
+        (root / place[1:]).mkdir(parents=True, exist_ok=True)
+        text = text.replace(place, f"{root}{place}")
+    (root / "run" / "systemd" / "system").mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+    return root / name
+
+
 def test_an_instance_is_disabled_without_the_others(tmp_path: Path) -> None:
     units = tmp_path / "etc" / "systemd" / "system"
     shutil.copytree(ROOT / "systemd", units)
