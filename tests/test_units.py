@@ -324,6 +324,57 @@ def test_an_upgrade_asks_whatever_runs_to_leave_and_waits_for_nobody_else(
     assert all(call.startswith(start) for call, start in zip(changing, asked, strict=True)), calls
 
 
+def test_a_purge_takes_no_more_than_what_onesync_alone_put_there(
+    systemctl: Callable[[str], None], tmp_path: Path
+) -> None:
+    systemctl("")
+    (tmp_path / "onesync").symlink_to("systemctl")
+    removal, purge = scriptlet("prerm", tmp_path), scriptlet("postrm", tmp_path)
+    state = tmp_path / "var" / "lib" / "onesync"
+    for path in (
+        "state/owner",
+        "state/index.sqlite",
+        "of two names/owner",
+        "of two names/index.sqlite",
+        "copy/owner",
+        "with crontab/owner",
+        "with crontab/index.sqlite",
+        "with crontab/crontab-ada",
+        "adopted/owner",
+        "adopted/index.sqlite",
+        "adopted/predecessor/linklist",
+    ):
+        (state / path).parent.mkdir(parents=True, exist_ok=True)
+        (state / path).touch()
+    for script, word in ((removal, "remove"), (purge, "purge")):
+        subprocess.run(["sh", script, word], check=True, capture_output=True, timeout=15)
+    assert sorted(os.listdir(state)) == ["adopted", "copy", "with crontab"]
+    assert len(list((state / "with crontab").iterdir())) == 3, "whole, or not at all"
+
+
+@pytest.mark.parametrize("theirs", ["50-site.conf", "60-onesync.conf", "99-sysctl.conf"])
+def test_the_administrators_limits_of_the_kernel_stand_over_ours(
+    tmp_path: Path, theirs: str
+) -> None:
+    """Where their files have the names that sysctl.d(5) gives them; the last one counts."""
+    key = "fs.inotify.max_user_watches"
+    rules = (ROOT / "packaging" / "debian" / "rules").read_text()
+    spec = (ROOT / "packaging" / "rpm" / "onesync.spec").read_text()
+    names = set(re.findall(r"/usr/lib/sysctl\.d/(\S+)", rules + spec))
+    assert len(names) == 1
+    ours = tmp_path / "usr" / "lib" / "sysctl.d" / names.pop()
+    mine = tmp_path / "etc" / "sysctl.d" / theirs
+    for place, text in (
+        (ours, (ROOT / "packaging" / "debian" / "sysctl.conf").read_text()),
+        (mine, f"{key} = 2097152\n"),
+    ):
+        place.parent.mkdir(parents=True)
+        place.write_text(text)
+    words = ["systemd-analyze", f"--root={tmp_path}", "cat-config", "sysctl.d"]
+    told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    assert [line for line in told.splitlines() if key in line][-1] == f"{key} = 2097152"
+
+
 def scriptlet(name: str, root: Path) -> Path:
     """Return a script of the package for which ``root`` is the node's."""
     text = (ROOT / "packaging" / "debian" / f"onesync.{name}").read_text()
