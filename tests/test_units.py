@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from onesync import generator, instance, mount, prepare, service, settings, systemd
+from onesync import daemon, generator, instance, mount, prepare, service, settings, systemd
 from onesync.errors import ConfigurationError
 from onesync.instance import Instance, Oneclient
 from onesync.mounts import Mounted, is_mount_point, mount_of
@@ -141,6 +141,10 @@ def test_a_file_that_others_can_change_is_no_configuration_of_root(
         ("working_dir", "//", "a directory further down"),
         ("onedata_dir", "/.", "a directory further down"),
         ("working_dir", "/srv/../etc", "an absolute path without '..'"),
+        ("working_dir", "/home", "a directory further down"),
+        ("onedata_dir", "/var/lib/", "a directory further down"),
+        ("state_dir", "/var/lib", "a directory further down"),
+        ("user", "root", "somebody else, for onesync never runs as root"),
     ],
 )
 def test_what_no_unit_could_serve_is_refused(etc: Path, key: str, path: str, expected: str) -> None:
@@ -155,11 +159,57 @@ def test_a_path_that_begins_twice_opens_no_more_than_another(etc: Path) -> None:
     assert generator.writable(instance.read("p")) == ["/srv/work", "/mnt"], "not all of the node"
 
 
-def test_root_makes_no_mount_point_at_the_top(etc: Path) -> None:
-    head = 'working_dir = "/srv/p"\nonedata_dir = "/mnt/p"\n[oneclient]\nhost = "h"\n'
-    (etc / "p.toml").write_text(head + 'mount_point = "/mnt"\n')
+@pytest.mark.parametrize(
+    ("working_dir", "onedata_dir", "opened"),
+    [
+        ("/srv/work/p", "/home/u/od/p", ["/srv/work", "/home/u"]),
+        ("/srv/work/p", "/home/od", ["/srv/work", "/home/od"]),
+        ("/srv/work/p", "/var/od/space/p", ["/srv/work", "/var/od"]),
+        ("/srv/work/p", "/var/lib/od/p", ["/srv/work", "/var/lib/od"]),
+        ("/srv/work/p", "/run/user/1000/od/p", ["/srv/work", "/run/user/1000"]),
+        ("/srv/work/p", "/run/media/u/disk/p", ["/srv/work", "/run/media/u"]),
+        ("/srv/work/p", "/root/od/p", ["/srv/work", "/root/od"]),
+        ("/srv/work/p", "/data/od/p", ["/srv/work", "/data"]),
+        ("/var/p", "/mnt/p", ["/var/p", "/mnt"]),
+        ("/home/u", "/mnt/p", ["/home/u", "/mnt"]),
+        ("/home/u/p", "/mnt/p", ["/home/u", "/mnt"]),
+    ],
+)
+def test_no_directory_of_the_system_and_not_all_homes_are_opened(
+    working_dir: str, onedata_dir: str, opened: list[str]
+) -> None:
+    one = replace(PLAIN, working_dir=working_dir, onedata_dir=onedata_dir)
+    assert generator.writable(one) == opened
+
+
+@pytest.mark.parametrize("point", ["/mnt", "/home/od", "/var/lib/od", "/run/user/od"])
+def test_a_mount_point_is_refused_where_what_is_above_must_not_be_opened(
+    etc: Path, tmp_path: Path, point: str
+) -> None:
+    head = f'working_dir = "/srv/p"\nonedata_dir = "{point}/p"\n'
+    mounted = f'[oneclient]\nhost = "h"\nmount_point = "{point}"\n'
+    (etc / "p.toml").write_text(head + mounted)
     with pytest.raises(ConfigurationError, match="mount_point: expected a directory further down"):
         instance.read("p")
+    places = 'state_dir = "/s"\nruntime_dir = "/r"\n'
+    (tmp_path / "x.toml").write_text(head + places + mounted)
+    with pytest.raises(ConfigurationError, match="mount_point: expected a directory further down"):
+        settings.load(tmp_path / "x.toml", None)
+
+
+def test_a_unit_that_would_run_as_root_ends_with_78(
+    etc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no unit, as in a container, whoever runs it decides."""
+    monkeypatch.setattr(settings, "CONFIGURATIONS", etc)
+    keys = ("working_dir", "onedata_dir", "state_dir", "runtime_dir")
+    head = "".join(f'{key} = "/srv/{key}"\n' for key in keys)
+    (etc / "p.toml").write_text(f'user = "root"\n{head}')
+    monkeypatch.setattr(daemon, "open_log", lambda _: None)
+    with pytest.raises(ConfigurationError, match="onesync never runs as root") as refused:
+        daemon.run_daemon(None, "p")
+    assert refused.value.code == 78
+    assert settings.load(etc / "p.toml", None).user == "root"
 
 
 def test_where_no_log_is_there_whoever_started_us_is_told(
