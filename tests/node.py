@@ -91,14 +91,16 @@ class Node:
 
     def start(self) -> None:
         """Start the program and return at once."""
+        self.start_after("")
+
+    def start_after(self, before: str) -> None:
+        """Start the program, in which ``before`` is run first."""
         with (self.home / "log").open("ab") as log:
-            self.process = self._started(("run",), log.fileno(), log.fileno())
+            self.process = self._started(("run",), log.fileno(), log.fileno(), before)
 
     def start_dying(self, module: str, owner: str, name: str, calls: int) -> None:
         """Start a program that is killed when it calls a function for the ``calls``-th time."""
-        dying = f"{_DYING}\ndie_at({module!r}, {owner!r}, {name!r}, {calls})"
-        with (self.home / "log").open("ab") as log:
-            self.process = self._started(("run",), log.fileno(), log.fileno(), dying)
+        self.start_after(f"{_DYING}\ndie_at({module!r}, {owner!r}, {name!r}, {calls})")
 
     def _started(
         self, words: tuple[str, ...], out: int, error: int, before: str = ""

@@ -480,3 +480,34 @@ def test_a_deleted_directory_delays_nobody_and_leaves_nothing(
     assert names_of_ours(mounted.backing) == []
     assert os.listdir(replica / "Runs") == ["000001_Renamed"]
     assert one.end() == 0, one.log()
+
+
+@pytest.mark.parametrize("backlog", ["small files", "a large file"])
+def test_a_handover_ends_however_slow_the_mount_is(
+    nodes: list[Node], mounted: Mounted, backlog: str
+) -> None:
+    """An upgrade waits for it; what did not come in time follows in the next life."""
+    one, two = nodes
+    one.start_after("from onesync import service; service._HANDOVER_SECONDS = 2.0")
+    one.wait_for_phase("syncing")
+    mounted.latency(0.2)
+    if backlog == "small files":
+        for number in range(1000):
+            (one.work / f"{number}").write_bytes(b"%d" % number)
+    else:
+        (one.work / "large").write_bytes(os.urandom(50_000_000))
+    began = time.monotonic()
+    left = one.command("handover")
+    assert left.returncode == 0, left.stderr
+    assert one.wait() == 0, one.log()
+    assert time.monotonic() - began < 10
+    assert "is not in OneData yet and follows with the next start" in left.stdout
+    assert one.log().count("left with the lock kept") == 1
+    mounted.latency(0)
+    assert (mounted.backing / "project" / os.fsdecode(STATUS_FOLDER) / "lock").exists()
+    expected = picture(one.work)
+    one.deploy()
+    assert one.end() == 0, one.log()
+    two.deploy()
+    assert picture(two.work) == expected
+    assert names_of_ours(mounted.backing) == []

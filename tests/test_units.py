@@ -8,12 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from onesync import generator, instance, mount, prepare, settings, systemd
+from onesync import daemon, generator, instance, mount, prepare, service, settings, systemd
 from onesync.errors import ConfigurationError
 from onesync.instance import Instance, Oneclient
 from onesync.mounts import Mounted, is_mount_point, mount_of
@@ -140,6 +141,10 @@ def test_a_file_that_others_can_change_is_no_configuration_of_root(
         ("working_dir", "//", "a directory further down"),
         ("onedata_dir", "/.", "a directory further down"),
         ("working_dir", "/srv/../etc", "an absolute path without '..'"),
+        ("working_dir", "/home", "a directory further down"),
+        ("onedata_dir", "/var/lib/", "a directory further down"),
+        ("state_dir", "/var/lib", "a directory further down"),
+        ("user", "root", "somebody else, for onesync never runs as root"),
     ],
 )
 def test_what_no_unit_could_serve_is_refused(etc: Path, key: str, path: str, expected: str) -> None:
@@ -154,11 +159,57 @@ def test_a_path_that_begins_twice_opens_no_more_than_another(etc: Path) -> None:
     assert generator.writable(instance.read("p")) == ["/srv/work", "/mnt"], "not all of the node"
 
 
-def test_root_makes_no_mount_point_at_the_top(etc: Path) -> None:
-    head = 'working_dir = "/srv/p"\nonedata_dir = "/mnt/p"\n[oneclient]\nhost = "h"\n'
-    (etc / "p.toml").write_text(head + 'mount_point = "/mnt"\n')
+@pytest.mark.parametrize(
+    ("working_dir", "onedata_dir", "opened"),
+    [
+        ("/srv/work/p", "/home/u/od/p", ["/srv/work", "/home/u"]),
+        ("/srv/work/p", "/home/od", ["/srv/work", "/home/od"]),
+        ("/srv/work/p", "/var/od/space/p", ["/srv/work", "/var/od"]),
+        ("/srv/work/p", "/var/lib/od/p", ["/srv/work", "/var/lib/od"]),
+        ("/srv/work/p", "/run/user/1000/od/p", ["/srv/work", "/run/user/1000"]),
+        ("/srv/work/p", "/run/media/u/disk/p", ["/srv/work", "/run/media/u"]),
+        ("/srv/work/p", "/root/od/p", ["/srv/work", "/root/od"]),
+        ("/srv/work/p", "/data/od/p", ["/srv/work", "/data"]),
+        ("/var/p", "/mnt/p", ["/var/p", "/mnt"]),
+        ("/home/u", "/mnt/p", ["/home/u", "/mnt"]),
+        ("/home/u/p", "/mnt/p", ["/home/u", "/mnt"]),
+    ],
+)
+def test_no_directory_of_the_system_and_not_all_homes_are_opened(
+    working_dir: str, onedata_dir: str, opened: list[str]
+) -> None:
+    one = replace(PLAIN, working_dir=working_dir, onedata_dir=onedata_dir)
+    assert generator.writable(one) == opened
+
+
+@pytest.mark.parametrize("point", ["/mnt", "/home/od", "/var/lib/od", "/run/user/od"])
+def test_a_mount_point_is_refused_where_what_is_above_must_not_be_opened(
+    etc: Path, tmp_path: Path, point: str
+) -> None:
+    head = f'working_dir = "/srv/p"\nonedata_dir = "{point}/p"\n'
+    mounted = f'[oneclient]\nhost = "h"\nmount_point = "{point}"\n'
+    (etc / "p.toml").write_text(head + mounted)
     with pytest.raises(ConfigurationError, match="mount_point: expected a directory further down"):
         instance.read("p")
+    places = 'state_dir = "/s"\nruntime_dir = "/r"\n'
+    (tmp_path / "x.toml").write_text(head + places + mounted)
+    with pytest.raises(ConfigurationError, match="mount_point: expected a directory further down"):
+        settings.load(tmp_path / "x.toml", None)
+
+
+def test_a_unit_that_would_run_as_root_ends_with_78(
+    etc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no unit, as in a container, whoever runs it decides."""
+    monkeypatch.setattr(settings, "CONFIGURATIONS", etc)
+    keys = ("working_dir", "onedata_dir", "state_dir", "runtime_dir")
+    head = "".join(f'{key} = "/srv/{key}"\n' for key in keys)
+    (etc / "p.toml").write_text(f'user = "root"\n{head}')
+    monkeypatch.setattr(daemon, "open_log", lambda _: None)
+    with pytest.raises(ConfigurationError, match="onesync never runs as root") as refused:
+        daemon.run_daemon(None, "p")
+    assert refused.value.code == 78
+    assert settings.load(etc / "p.toml", None).user == "root"
 
 
 def test_where_no_log_is_there_whoever_started_us_is_told(
@@ -188,6 +239,201 @@ def test_where_no_log_is_there_whoever_started_us_is_told(
 )
 def test_the_jobs_tell_what_the_machine_is_about_to_do(jobs: str, kind: str | None) -> None:
     assert systemd.kind_of_shutdown(jobs.split()) == kind
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let a script stand for systemctl, on a machine that systemd booted."""
+    monkeypatch.setattr(systemd, "BOOTED", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def stand_in(script: str) -> None:
+        place = tmp_path / "systemctl"
+        place.write_text(f"#!/bin/sh\ncd {tmp_path}\n{script}\n")
+        place.chmod(0o755)
+
+    return stand_in
+
+
+def test_a_loaded_systemd_is_asked_again_what_the_machine_is_about_to_do(
+    systemctl: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systemd, "_JOBS_PAUSE_SECONDS", 0.01)
+    systemctl(
+        "echo >> asked; [ $(wc -l < asked) -ge 3 ] || exit 1; echo 1 reboot.target start waiting"
+    )
+    assert systemd.shutdown_job() == "reboot"
+    assert (tmp_path / "asked").read_text() == "\n" * 3
+
+
+@pytest.mark.parametrize("script", ["exit 1", "exec sleep 60"])
+def test_a_systemd_that_does_not_answer_is_not_taken_for_one_that_has_no_job(
+    systemctl: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    monkeypatch.setattr(systemd, "_JOBS_SECONDS", 0.3)
+    systemctl(script)
+    with pytest.raises(TimeoutError):
+        systemd.shutdown_job()
+
+
+def test_where_systemd_did_not_boot_the_machine_it_is_not_asked(
+    systemctl: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemctl("echo 1 reboot.target start waiting")
+    monkeypatch.setattr(systemd, "BOOTED", str(tmp_path / "nowhere"))
+    assert systemd.shutdown_job() is None
+
+
+@pytest.mark.parametrize(
+    ("job", "on_reboot", "on_poweroff", "keeps"),
+    [
+        ("reboot", "keep", "undeploy", True),
+        ("reboot", "undeploy", "keep", False),
+        ("poweroff", "keep", "undeploy", False),
+        ("poweroff", "undeploy", "keep", True),
+        (None, "keep", "keep", False),
+        (TimeoutError(), "keep", "keep", False),
+    ],
+)
+def test_what_becomes_of_a_deployment_when_its_unit_stops(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    job: str | TimeoutError | None,
+    on_reboot: str,
+    on_poweroff: str,
+    keeps: bool,
+) -> None:
+    def shutdown_job() -> str | None:
+        if isinstance(job, TimeoutError):
+            raise job
+        return job
+
+    monkeypatch.setattr(service, "shutdown_job", shutdown_job)
+    config = tmp_path / "p.toml"
+    places = ("working_dir", "onedata_dir", "state_dir", "runtime_dir")
+    head = "".join(f'{key} = "{tmp_path}"\n' for key in places)
+    config.write_text(
+        f'{head}[undeploy]\non_reboot = "{on_reboot}"\non_poweroff = "{on_poweroff}"\n'
+    )
+    known = settings.load(config, None)
+    assert service.Service(known, lambda: known).keeps_at_shutdown() is keeps
+
+
+_SYSTEMCTL = """
+echo "systemctl $*" >> calls
+case $1 in
+list-units) echo onesync@p.service loaded active running ;;
+show)
+    read -r state pid < looks
+    [ "$(wc -l < looks)" = 1 ] || sed -i 1d looks
+    case $* in *MainPID*--value*|*--value*MainPID*) echo "$pid" ;; *--value*) echo "$state" ;;
+    *) printf 'MainPID=%s\\nActiveState=%s\\n' "$pid" "$state" ;; esac ;;
+stop) echo inactive 0 > looks ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("looks", "handovers", "code", "asked"),
+    [
+        ("active 7", "0", 0, ["onesync handover"]),
+        ("deactivating 7", "0", 0, ["systemctl stop onesync@p.service"]),
+        ("activating 0", "0", 0, ["systemctl stop --job-mode=ignore-dependencies"]),
+        # It fell, and was started again between two looks.
+        ("active 7, active 0, deactivating 0, active 8", "0", 0, ["onesync handover"]),
+        # It has only just been started, and does not listen yet.
+        ("activating 7", "1 0", 0, ["onesync handover"] * 2),
+        ("active 7", "1", 1, ["onesync handover"] * 3),
+    ],
+)
+def test_an_upgrade_asks_whatever_runs_to_leave_and_waits_for_nobody_else(
+    systemctl: Callable[[str], None],
+    tmp_path: Path,
+    looks: str,
+    handovers: str,
+    code: int,
+    asked: list[str],
+) -> None:
+    systemctl(_SYSTEMCTL)
+    (tmp_path / "looks").write_text(looks.replace(", ", "\n") + "\n")
+    (tmp_path / "answers").write_text(handovers.replace(" ", "\n") + "\n")
+    stand_in = tmp_path / "onesync"
+    stand_in.write_text(
+        f'#!/bin/sh\ncd {tmp_path}; echo "onesync $*" >> calls; read -r code < answers\n'
+        '[ "$(wc -l < answers)" = 1 ] || sed -i 1d answers\n'
+        '[ "$code" != 0 ] || echo inactive 0 > looks\nexit "$code"\n'
+    )
+    stand_in.chmod(0o755)
+    done = subprocess.run(
+        ["sh", scriptlet("prerm", tmp_path), "upgrade"], capture_output=True, text=True, timeout=15
+    )
+    assert done.returncode == code, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    changing = [call for call in calls if call.split()[1] in ("stop", "handover")]
+    assert len(changing) == len(asked), changing
+    assert all(call.startswith(start) for call, start in zip(changing, asked, strict=True)), calls
+
+
+def test_a_purge_takes_no_more_than_what_onesync_alone_put_there(
+    systemctl: Callable[[str], None], tmp_path: Path
+) -> None:
+    systemctl("")
+    (tmp_path / "onesync").symlink_to("systemctl")
+    removal, purge = scriptlet("prerm", tmp_path), scriptlet("postrm", tmp_path)
+    state = tmp_path / "var" / "lib" / "onesync"
+    for path in (
+        "state/owner",
+        "state/index.sqlite",
+        "of two names/owner",
+        "of two names/index.sqlite",
+        "copy/owner",
+        "with crontab/owner",
+        "with crontab/index.sqlite",
+        "with crontab/crontab-ada",
+        "adopted/owner",
+        "adopted/index.sqlite",
+        "adopted/predecessor/linklist",
+    ):
+        (state / path).parent.mkdir(parents=True, exist_ok=True)
+        (state / path).touch()
+    for script, word in ((removal, "remove"), (purge, "purge")):
+        subprocess.run(["sh", script, word], check=True, capture_output=True, timeout=15)
+    assert sorted(os.listdir(state)) == ["adopted", "copy", "with crontab"]
+    assert len(list((state / "with crontab").iterdir())) == 3, "whole, or not at all"
+
+
+@pytest.mark.parametrize("theirs", ["50-site.conf", "60-onesync.conf", "99-sysctl.conf"])
+def test_the_administrators_limits_of_the_kernel_stand_over_ours(
+    tmp_path: Path, theirs: str
+) -> None:
+    """Where their files have the names that sysctl.d(5) gives them; the last one counts."""
+    key = "fs.inotify.max_user_watches"
+    rules = (ROOT / "packaging" / "debian" / "rules").read_text()
+    spec = (ROOT / "packaging" / "rpm" / "onesync.spec").read_text()
+    names = set(re.findall(r"/usr/lib/sysctl\.d/(\S+)", rules + spec))
+    assert len(names) == 1
+    ours = tmp_path / "usr" / "lib" / "sysctl.d" / names.pop()
+    mine = tmp_path / "etc" / "sysctl.d" / theirs
+    for place, text in (
+        (ours, (ROOT / "packaging" / "debian" / "sysctl.conf").read_text()),
+        (mine, f"{key} = 2097152\n"),
+    ):
+        place.parent.mkdir(parents=True)
+        place.write_text(text)
+    words = ["systemd-analyze", f"--root={tmp_path}", "cat-config", "sysctl.d"]
+    told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    assert [line for line in told.splitlines() if key in line][-1] == f"{key} = 2097152"
+
+
+def scriptlet(name: str, root: Path) -> Path:
+    """Return a script of the package for which ``root`` is the node's."""
+    text = (ROOT / "packaging" / "debian" / f"onesync.{name}").read_text()
+    for place in ("/run/", "/var/lib/onesync", "/usr/lib/onesync", "/etc/"):
+        (root / place[1:]).mkdir(parents=True, exist_ok=True)
+        text = text.replace(place, f"{root}{place}")
+    (root / "run" / "systemd" / "system").mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+    return root / name
 
 
 def test_an_instance_is_disabled_without_the_others(tmp_path: Path) -> None:

@@ -242,11 +242,16 @@ def deployments() -> None:
 
 @app.command()
 def handover(config: Config = None, instance: Instance = None) -> None:
-    """Flush and leave with the lock kept; the next start goes on without stage-in."""
+    """Flush for a minute and leave with the lock kept; the next start goes on without stage-in."""
     reply = _ask(load(config, instance), "handover")
     if not reply.get("ok"):
         typer.echo(f"Not handed over: {printable(str(reply.get('reason')))}", err=True)
         raise typer.Exit(1)
+    if reply.get("pending"):
+        typer.echo(
+            f"Handed over. What changed at {reply['pending']} paths is not in OneData yet and"
+            " follows with the next start; until then it is only here."
+        )
 
 
 @app.command()

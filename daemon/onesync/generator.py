@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 
 from onesync.errors import ConfigurationError
-from onesync.instance import CONFIGURATIONS, Instance, file_of, is_beneath, read
+from onesync.instance import CONFIGURATIONS, SHARED, Instance, file_of, is_beneath, read
 from onesync.systemd import tell
 
 _DROP_IN = "10-instance.conf"
@@ -94,13 +94,14 @@ def writable(instance: Instance) -> list[str]:
 def _parent_of_mount(instance: Instance) -> str:
     if instance.oneclient is not None:
         return _parent(instance.oneclient.mount_point)
-    # Nobody says where on the way to the folder the mount point is.
-    return "/" + instance.onedata_dir.split("/")[1]
+    # Nobody says where on the way to the folder the mount point is: as high as may be.
+    way = reversed(_way_to(instance.onedata_dir))
+    return next(path for path in way if path not in SHARED)
 
 
 def _parent(path: str) -> str:
     above = os.path.dirname(path)
-    return path if above == "/" else above
+    return path if above in SHARED else above
 
 
 def _is_home(path: str) -> bool:

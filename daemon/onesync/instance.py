@@ -18,6 +18,15 @@ from onesync.errors import ConfigurationError
 CONFIGURATIONS = "/etc/onesync"
 DEFAULT_USER = "onesync"
 """As whom the unit runs where the configuration does not say; the package makes him."""
+SHARED = frozenset(
+    (
+        *("/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/opt"),
+        *("/proc", "/root", "/run", "/run/media", "/run/user", "/sbin", "/sys"),
+        *("/usr", "/usr/lib", "/usr/local", "/usr/share"),
+        *("/var", "/var/cache", "/var/lib", "/var/log", "/var/opt", "/var/run", "/var/spool"),
+    )
+)
+"""The system's own directories, and that of all homes: no instance may write one as a whole."""
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}")
 _PATIENCE = 120.0
 _EMPTIED = ("/tmp", "/var/tmp")
@@ -107,6 +116,8 @@ class _Values:
         user = self._text("", "user") or DEFAULT_USER
         if not is_user_name(user):
             raise self._wrong("user", "the name of a user")
+        if user == "root":
+            raise self._wrong("user", "somebody else, for onesync never runs as root")
         kept = (("", "state_dir"), ("", "runtime_dir"), ("metrics", "textfile_dir"))
         return Instance(
             name,
@@ -133,7 +144,7 @@ class _Values:
         if not all(isinstance(word, str) for word in options):
             raise self._wrong("oneclient.options", "a list of texts")
         point = self._directory("oneclient", "mount_point", is_needed=True)
-        if os.path.dirname(point) == "/":
+        if os.path.dirname(point) in SHARED:
             raise self._wrong("oneclient.mount_point", "a directory further down")
         return Oneclient(host, point, tuple(options))
 
@@ -145,7 +156,7 @@ class _Values:
         if not found.startswith("/") or ".." in found.split("/") or not found.isprintable():
             raise self._wrong(name, "an absolute path without '..'")
         path = os.path.normpath("/" + found.lstrip("/"))
-        if path == "/":
+        if path in SHARED:
             raise self._wrong(name, "a directory further down")
         if any(is_beneath(path, place) for place in _EMPTIED):
             raise self._wrong(name, f"one outside of {' and '.join(_EMPTIED)}, which are emptied")

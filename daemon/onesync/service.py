@@ -80,6 +80,8 @@ _WEDGED_SECONDS = 900.0
 """An engine that neither ticks nor sees a call advance for so long will never go on."""
 _STARTING = ("starting", "locking", "staging_in", "cleaning")
 _PATIENCE_SECONDS = 120.0
+_HANDOVER_SECONDS = 60.0
+"""Who asks for a handover, as an upgrade does, waits no longer, however much is left."""
 _MEASURED_PATHS = 10_000
 _NAMED_PATHS = 20
 
@@ -123,6 +125,7 @@ class Service:
         self._main = threading.main_thread().ident
         self._is_resting = False
         self._is_told_ending = False
+        self._leaves_by = float("inf")
         self._was_at_rest = False
         self._rests_since = float("inf")
         self._is_retired = False
@@ -135,7 +138,7 @@ class Service:
             open_index(settings.state_dir / "index.sqlite"),
             self._replica,
             make_lock(settings, self._lock_lane, self._clock, claim),
-            self._keeps_at_shutdown,
+            self.keeps_at_shutdown,
             self,
             self._status_file.read(),
         )
@@ -182,6 +185,8 @@ class Service:
                 self._engine.stop()
             elif came == RELOAD_SIGNAL:
                 self._reload()
+            if time.monotonic() >= self._leaves_by:
+                self._leave_at_once()
             self._retire()
             self._tick(ending=self._engine.is_ending())
         code = self._outcome.result()
@@ -316,6 +321,15 @@ class Service:
         labels = {"folder": self._settings.metrics.folder, "port": str(port)}
         self._textfile.write(last_word(labels, code, self.status(), self._succeeded_at, flushed))
 
+    def _leave_at_once(self) -> None:
+        """End a handover that lasts: the next life settles what is under way, as after a death."""
+        if self._outcome.done():
+            return
+        text = "the mount is slow, what is left follows with the next start"
+        told = {"handover": True, "reason": text, "pending": len(self._engine.marks)}
+        log.warning("left with the lock kept", extra=told)
+        self._end(Exit.CLEAN)
+
     def _end(self, code: Exit) -> None:
         if not self._outcome.done():
             self._outcome.set_result(code)
@@ -407,8 +421,16 @@ class Service:
         self._alive_at = time.monotonic()
         self._progress.copied(size)
 
-    def _keeps_at_shutdown(self) -> bool:
-        job = shutdown_job()
+    def keeps_at_shutdown(self) -> bool:
+        """Whether the deployment outlives a stop: the machine goes, and that is to keep it.
+
+        Where systemd does not say, it is a stop as any other: everything is flushed.
+        """
+        try:
+            job = shutdown_job()
+        except TimeoutError as error:
+            log.warning("taken for a stop, not for a reboot", extra={"reason": str(error)})
+            return False
         if job == "reboot":
             return self._settings.undeploy.on_reboot == "keep"
         return job == "poweroff" and self._settings.undeploy.on_poweroff == "keep"
@@ -515,9 +537,13 @@ class Service:
         return {"ok": accepted is not None, "accepted": accepted}
 
     def _on_handover(self, _: dict[str, Any]) -> dict[str, Any]:
+        if not self._engine.is_ending():  # an undeployment goes on to its end
+            self._leaves_by = time.monotonic() + _HANDOVER_SECONDS
         self._engine.handover()
+        self._wake()
         code = self._outcome.result()
-        return {"ok": code is Exit.CLEAN, "reason": self._fatal.text if self._fatal else ""}
+        reason = self._fatal.text if self._fatal else ""
+        return {"ok": code is Exit.CLEAN, "reason": reason, "pending": len(self._engine.marks)}
 
     # -- status ---------------------------------------------------------------------------------
 

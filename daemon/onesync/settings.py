@@ -62,7 +62,7 @@ class OneclientSettings(_Section):
     def _is_whole(self) -> Self:
         if bool(self.host) != (self.mount_point is not None):
             raise ValueError("host and mount_point are only good together")
-        if self.mount_point is not None and self.mount_point.parent == Path("/"):
+        if self.mount_point is not None and str(self.mount_point.parent) in units.SHARED:
             raise ValueError("mount_point: expected a directory further down, such as /mnt/onedata")
         return self
 

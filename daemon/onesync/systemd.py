@@ -17,6 +17,11 @@ STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 JOURNAL = "/run/systemd/journal/socket"
 KERNEL_LOG = "/dev/kmsg"
+BOOTED = "/run/systemd/system"
+"""Is there where systemd booted the machine (sd_booted(3))."""
+
+_JOBS_SECONDS = 60.0
+_JOBS_PAUSE_SECONDS = 1.0
 
 RELOAD_SIGNAL = signal.SIGHUP
 """What systemd or a person sends when the configuration changed."""
@@ -113,18 +118,30 @@ def unit_properties(unit: str, *names: str) -> dict[str, str]:
 
 
 def shutdown_job() -> str | None:
-    """Return ``reboot`` or ``poweroff`` when the machine is on its way there, else None."""
-    try:
-        done = subprocess.run(
-            ["systemctl", "list-jobs", "--no-legend", "--plain"],
-            capture_output=True,
-            timeout=5,
-            check=False,
-            text=True,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return kind_of_shutdown(done.stdout.split())
+    """Return ``reboot`` or ``poweroff`` when the machine is on its way there, else None.
+
+    A loaded node's systemd may answer late, or not at the first time. Raises TimeoutError where it
+    does not answer for a minute.
+    """
+    deadline = time.monotonic() + _JOBS_SECONDS
+    while os.path.isdir(BOOTED):
+        left = deadline - time.monotonic()
+        try:
+            done = subprocess.run(
+                ["systemctl", "list-jobs", "--no-legend", "--plain"],
+                capture_output=True,
+                timeout=max(0.0, left),
+                check=False,
+                text=True,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError("systemd does not tell its jobs") from error
+        except OSError:
+            return None
+        if done.returncode == 0:
+            return kind_of_shutdown(done.stdout.split())
+        time.sleep(_JOBS_PAUSE_SECONDS)
+    return None
 
 
 def kind_of_shutdown(units: Collection[str]) -> str | None:

@@ -84,6 +84,9 @@ def test_what_is_installed_is_whole(node: Node) -> None:
     owned = set(node.run("rpm", "-ql", "onesync", check=True).stdout.splitlines())
     found = node.run("find", "/usr/lib/onesync", check=True).stdout.splitlines()
     assert set(found) <= owned
+    documents = node.run("rpm", "-qd", "onesync", check=True).stdout
+    for example in ("scipion.service", "workload.conf"):
+        assert f"/{example}.example\n" in documents, "the one refers to the other"
 
 
 def test_an_upgrade_and_a_reinstallation_keep_the_deployment(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +15,14 @@ import pytest
 from onesync.core.model import STATUS_FOLDER
 from onesync.journal import EVENTS
 from tests.systemd.container import TOKEN, Container
+from tests.systemd.nspawn import REPOSITORY
 
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(600)]
 
 UNIT = "onesync@p.service"
 STATUS = os.fsdecode(STATUS_FOLDER)
+ELSEWHERE = "HOST: elsewhere\nMOUNT: /m\nDIR: /d\nUSER: ada\nDATE: today\n"
+"""The lock of another node."""
 
 
 @pytest.fixture
@@ -88,8 +93,7 @@ def test_the_restart_policy_follows_the_exit_code(node: Container) -> None:
     node.systemctl("restart", "oneclient@p.service")
     node.wait_for(lambda: node.show("ActiveState") == "active", "the mount to be found")
     node.systemctl("stop", UNIT)
-    text = "HOST: elsewhere\nMOUNT: /m\nDIR: /d\nUSER: ada\nDATE: today\n"
-    (node.backing / "project" / STATUS / "lock").write_text(text)
+    (node.backing / "project" / STATUS / "lock").write_text(ELSEWHERE)
     assert node.run("systemctl", "start", UNIT).returncode != 0
     assert node.show("ExecMainStatus") == "11"
     assert node.show("ActiveState") == "failed"
@@ -187,6 +191,59 @@ def test_a_power_off_flushes_before_the_mount_goes(node: Container) -> None:
     project = node.backing / "project"
     assert all((project / f"{number}").read_bytes() == b"precious" for number in range(200))
     assert not locked(node)
+
+
+def drop_in_of_readme(about: str) -> str:
+    """Return the drop-in that README gives for something."""
+    text = (REPOSITORY / "README.md").read_text().partition(about)[2].partition("\n\n")[2]
+    lines = itertools.takewhile(
+        lambda line: not line or line.startswith("      "), text.split("\n")
+    )
+    return textwrap.dedent("\n".join(lines))
+
+
+class Booting(Container):
+    """A node that is looked at while it boots."""
+
+    def state(self) -> str:
+        found = super().state()
+        return "running" if found == "starting" else found
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_boot_waits_for_the_stage_in_unless_a_drop_in_says_otherwise(
+    tmp_path: Path, waits: bool
+) -> None:
+    node = Booting(tmp_path / "node")
+    node.enable()
+    node.configure("wait_seconds = 300\n")  # in [lock], which is the last
+    lock = node.backing / "project" / STATUS / "lock"
+    lock.parent.mkdir()
+    lock.write_text(ELSEWHERE)
+    for path in (lock.parent, lock):
+        node.give(path)
+    if not waits:
+        node.drop_in(drop_in_of_readme("**A boot that does not wait"))
+    with node:
+        node.wait_for(lambda: "locking" in node.journal(), "the deployment to begin")
+        node.wait_for(
+            lambda: node.show("ActiveState", "basic.target") == "active", "the boot to go on"
+        )
+        if waits:
+            time.sleep(2)
+            assert node.show("ActiveState", "multi-user.target") == "inactive"
+        else:
+            node.wait_for(
+                lambda: node.show("ActiveState", "multi-user.target") == "active", "the boot"
+            )
+        assert node.show("ActiveState") == "activating"
+        lock.unlink()
+        node.wait_for(lambda: node.show("ActiveState") == "active", "the deployment")
+        (node.work / "last").write_bytes(b"1")
+        node.run("systemctl", "poweroff")
+        node.wait_for_power_off()
+        assert (node.backing / "project" / "last").read_bytes() == b"1"
+        assert not locked(node)
 
 
 def test_a_reboot_keeps_the_deployment_and_resumes_it(tmp_path: Path) -> None:
