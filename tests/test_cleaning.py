@@ -54,8 +54,8 @@ def home() -> Iterator[Path]:
             for place in (made, *made.rglob("*")):
                 os.chown(place, NOBODY, NOBODY)
         yield made
-        for place, _, _ in os.walk(made / "work"):
-            os.chmod(place, 0o755)
+        for folder, _, _ in os.walk(made / "work"):
+            os.chmod(folder, 0o755)
 
 
 def known_in(work: Path) -> list[tuple[bytes, Known]]:
