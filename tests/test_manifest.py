@@ -170,6 +170,17 @@ def test_a_large_checkpoint_is_read_back(
     assert os.listdir(tmp_path) == []
 
 
+def test_a_checkpoint_that_reads_back_late_is_waited_for(
+    replica: Mortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, read, late = FakeClock(), replica.read, iter((b"", b""))
+    manifest = Manifest(replica, clock, "folder", None, 1, "w", ())
+    monkeypatch.setattr(replica, "read", lambda path: next(late, read(path)))
+    before = clock.now
+    manifest.write([change(1)], "base")
+    assert 0 < clock.now - before < 1
+
+
 def test_what_is_no_file_is_met_as_ever(replica: Mortal, tmp_path: Path) -> None:
     """A base is fetched, where others are read: what stands in its way must not change."""
     folder = tmp_path / "folder"

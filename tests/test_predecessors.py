@@ -155,7 +155,7 @@ def test_what_changed_before_it_was_cleaned_is_kept(nodes: list[Node], store: Pa
     (one.work / "b").rmdir()
     (one.work / "b").symlink_to("c")
     assert one.refusal() == 13
-    assert "are not what OneData holds and were kept in the working directory: a, b" in one.log()
+    assert "removed, and were kept in the working directory: a, b" in one.log()
     assert ((one.work / "a").read_bytes(), (store / "a").read_bytes()) == (b"new", b"old")
     assert (one.work / "b").is_symlink()
     assert (store / "b").is_dir()

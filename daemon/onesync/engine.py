@@ -851,8 +851,8 @@ class Engine:
         self._index.set(cleaning=None)
         raise Halted(
             f"Everything is in OneData and the lock is released, but these are not what OneData"
-            f" holds and were kept in the working directory: {kept}. Look at them and move them"
-            " away before the next deployment."
+            f" holds, or may not be removed, and were kept in the working directory: {kept}. Look"
+            " at them and move them away before the next deployment."
         )
 
     def _finish_cleaning(self) -> Exit:

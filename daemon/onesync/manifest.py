@@ -37,10 +37,11 @@ from onesync.core.chain import (
 )
 from onesync.core.claims import EPOCHS, epoch_name, parse_beat, parse_epoch, told_checkpoint
 from onesync.core.clock import Clock
-from onesync.core.model import STATUS_FOLDER, join, show
+from onesync.core.model import STATUS_FOLDER, RelPath, join, show
 from onesync.core.tree import Fold, Tree
 from onesync.errors import Halted, NotArrived
 from onesync.local import on_this_machine
+from onesync.patience import comes
 from onesync.replica.door import Replica
 from onesync.workers import begin
 
@@ -288,12 +289,22 @@ class Manifest:
             file.seek(0)
             data = file.read()
             self._replica.write_new(path, data)
-            _confirm(name, self._replica.read(path) == data)
+            self._confirm(name, partial(self._holds, path, data))
         else:
             with on_this_machine():
                 file.flush()
             self._replica.put(b"/proc/%d/fd/%d" % (os.getpid(), file.fileno()), path)
-            _confirm(name, self._replica.digest(path) == (digest, size))
+            self._confirm(name, lambda: self._replica.digest(path) == (digest, size))
+
+    def _holds(self, path: RelPath, data: bytes) -> bool:
+        return self._replica.read(path) == data
+
+    def _confirm(self, name: str, reads_back: Callable[[], bool]) -> None:
+        if not comes(reads_back, self._clock.sleep):
+            raise NotArrived(
+                f"The checkpoint {name} reads back differently from OneData; nothing is lost, the"
+                " batch is done again."
+            )
 
     def unfinished(self) -> tuple[Checkpoint, Written] | None:
         """Find out about a checkpoint whose write or read-back failed: it may stand all the same.
@@ -317,7 +328,7 @@ class Manifest:
                 continue
             # What was not flushed for certain may stand in a buffer alone: it is sent once more.
             self._replica.overwrite(path, data)
-            _confirm(name, self._replica.read(path) == data)
+            self._confirm(name, partial(self._holds, path, data))
             wall = self._clock.wall_ns() / 1e9
             return found, self._advance(name, found.digest, found.size, found.header.why, wall)
         if self._tried == base_name(self.position):
@@ -369,11 +380,3 @@ class Manifest:
     def _skip(self) -> None:
         self.position = Position(self.position.epoch, self.position.sequence + 1)
         self._tried = None
-
-
-def _confirm(name: str, arrived: bool) -> None:
-    if not arrived:
-        raise NotArrived(
-            f"The checkpoint {name} reads back differently from OneData; nothing is lost, the"
-            " batch is done again."
-        )

@@ -43,6 +43,7 @@ from onesync.intent import Intent
 from onesync.leftovers import Leftovers
 from onesync.local import open_source, read_xattrs
 from onesync.outcome import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE, Outcome
+from onesync.patience import comes
 from onesync.preparation import CREATED_AT_MOST, Preparation
 from onesync.removals import Removals
 from onesync.replica.door import NameRefused, Replica
@@ -624,8 +625,11 @@ class Push:
             self._replica.remove(path + suffix)
 
     def _confirm(self, path: RelPath, size: int) -> None:
-        found = self._replica.look(path)
-        if found is None or found.size != size:
+        def is_there() -> bool:
+            found = self._replica.look(path)
+            return found is not None and found.size == size
+
+        if not comes(is_there):
             raise NotArrived(
                 f"{show(path)} does not have its {size} bytes in OneData after the push; nothing"
                 " was committed, the batch is done again."

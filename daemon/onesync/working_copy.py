@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 from onesync.beneath import open_beneath
 from onesync.core.model import (
@@ -29,12 +33,17 @@ from onesync.index import Index
 from onesync.local import digest_local
 from onesync.scanner import Scanner
 
+T = TypeVar("T")
+
 _NAMED = 5
+_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
+"""What answers for an entry that this user may not remove, or that others mounted something on."""
 
 
 @dataclass(slots=True)
 class Cleaned:
-    """What ``clean`` did: how many entries went, and which stayed because they are not known."""
+    """What ``clean`` did: how many entries went, and which are not known, or may not be removed."""
 
     removed: int = 0
     kept: list[RelPath] = field(default_factory=list)
@@ -81,14 +90,19 @@ def clean(root: bytes, index: Index, told: Callable[[int], None]) -> Cleaned:
         return cleaned  # gone with all that was in it
     scanner = Scanner(root, index, lambda _: False)
     for path, known in index.upwards():
-        seen = scanner.look(path)
-        if seen is None:
-            continue
-        if not _is_known(known, seen):
-            cleaned.kept.append(path)
-        elif _remove(root, path, known.entry.kind):
-            cleaned.removed += 1
-            told(cleaned.removed)
+        try:
+            seen = _with_room(root, path, partial(scanner.look, path))
+            if seen is None:
+                continue
+            if not _is_known(known, seen):
+                cleaned.kept.append(path)
+            elif _remove(root, path, known.entry.kind):
+                cleaned.removed += 1
+                told(cleaned.removed)
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            cleaned.kept.append(path)  # or the lock would be held for it for ever
     cleaned.kept += [os.fsencode(name) for name in os.listdir(root)]
     cleaned.kept = sorted(set(cleaned.kept))
     return cleaned
@@ -121,9 +135,38 @@ def _same_content(root: bytes, path: RelPath, known: Known, seen: Stamp) -> bool
         return False
 
 
+def _with_room(root: bytes, path: RelPath, act: Callable[[], T]) -> T:
+    """Do ``act``; where what lies above ``path`` is closed to us and ours, open it first."""
+    try:
+        return act()
+    except PermissionError:
+        with suppress(OSError):  # the second try tells
+            _open_up(root, parent_of(path))
+        return act()
+
+
+def _open_up(root: bytes, path: RelPath) -> None:
+    """Let us in, and write, in the directories of ours from the root down to ``path``."""
+    place = os.open(root, _PLACE)
+    try:
+        for part in (b".", *filter(None, path.split(b"/"))):
+            place, above = os.open(part, _PLACE, dir_fd=place), place
+            os.close(above)
+            status = os.fstat(place)
+            if status.st_uid == os.geteuid():
+                # No other call changes the mode of a directory that we may not read.
+                os.chmod(f"/proc/self/fd/{place}", stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
+    finally:
+        os.close(place)
+
+
 def _remove(root: bytes, path: RelPath, kind: Kind) -> bool:
-    """Remove one entry; a directory only when it is empty."""
-    top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    """Remove one entry, a directory only when it is empty; returns whether it went."""
+    return _with_room(root, path, partial(_try_to_remove, root, path, kind))
+
+
+def _try_to_remove(root: bytes, path: RelPath, kind: Kind) -> bool:
+    top = os.open(root, _PLACE)
     try:
         parent = open_beneath(top, parent_of(path), os.O_PATH | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):

@@ -100,8 +100,10 @@ def test_the_restart_policy_follows_the_exit_code(node: Container) -> None:
     assert "elsewhere" in node.journal()
 
 
-def test_the_watchdog_is_fed_by_a_daemon_that_lives(node: Container) -> None:
-    node.drop_in("[Service]\nWatchdogSec=2\nRestart=no\n")
+def test_the_watchdog_is_fed_by_a_daemon_that_lives_and_ends_one_that_does_not(
+    node: Container,
+) -> None:
+    node.drop_in("[Service]\nWatchdogSec=2\nRestartSec=0.1\n")
     node.systemctl("daemon-reload")
     node.systemctl("start", "oneclient@p.service")
     node.systemctl("start", UNIT)
@@ -111,9 +113,21 @@ def test_the_watchdog_is_fed_by_a_daemon_that_lives(node: Container) -> None:
         "more than two watchdog periods",
     )
     assert node.show("ActiveState") == "active"
-    main = node.show("MainPID")
-    node.run("kill", "-STOP", main)
-    node.wait_for(lambda: node.show("Result") == "watchdog", "the watchdog to bite")
+    project = node.backing / "project"
+    node.slow_down(0.03)
+    for number in range(100):
+        (node.work / f"{number}").write_bytes(b"precious")
+    node.wait_for((project / "10").exists, "the push to begin")
+    node.run("kill", "-STOP", node.show("MainPID"))
+    assert not all((project / f"{number}").exists() for number in range(100)), "a backlog"
+    node.wait_for(lambda: node.show("NRestarts") == "1", "the watchdog to bite")
+    assert "Failed with result 'watchdog'" in node.journal()
+    node.slow_down(0)
+    node.wait_for(lambda: node.show("ActiveState") == "active", "the deployment to go on")
+    node.systemctl("stop", UNIT)
+    assert all((project / f"{number}").read_bytes() == b"precious" for number in range(100))
+    assert not list(project.rglob(".onesync~*"))
+    assert not locked(node)
 
 
 def test_systemd_is_patient_while_work_advances(node: Container) -> None:

@@ -1,0 +1,138 @@
+"""Cleaning as the plain user that the daemon is: what root would be let do may be refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from onesync import working_copy
+from onesync.core.model import Entry, Kind, Known, Stamp
+from onesync.index import Index
+from onesync.local import stamp_of
+
+NOBODY = 65534
+CONTENT = b"precious"
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes what is somebody else's")
+
+
+def as_plain_user(act: Callable[[], object]) -> object:
+    """Return what ``act`` returns in a process that is not root's."""
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setresgid(NOBODY, NOBODY, NOBODY)
+                os.setresuid(NOBODY, NOBODY, NOBODY)
+            os.write(writer, json.dumps(act()).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        told = answer.read()
+    os.waitpid(child, 0)
+    return json.loads(told or '"it failed"')
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory of the plain user's, with ``work`` in it; every user reaches it."""
+    with tempfile.TemporaryDirectory() as path:
+        made = Path(path)
+        made.chmod(0o755)
+        (made / "work" / "Runs" / "one").mkdir(parents=True)
+        for name in ("file", "Runs/file", "Runs/one/file"):
+            (made / "work" / name).write_bytes(CONTENT)
+        if os.geteuid() == 0:
+            for place in (made, *made.rglob("*")):
+                os.chown(place, NOBODY, NOBODY)
+        yield made
+        for folder, _, _ in os.walk(made / "work"):
+            os.chmod(folder, 0o755)
+
+
+def known_in(work: Path) -> list[tuple[bytes, Known]]:
+    return [(os.fsencode(path.relative_to(work)), known(path)) for path in work.rglob("*")]
+
+
+def known(path: Path) -> Known:
+    if path.is_dir():
+        return Known(Entry(Kind.DIRECTORY), stamp(path, Kind.DIRECTORY))
+    entry = Entry(Kind.FILE, len(CONTENT), 1, 0o644, blake3(CONTENT).hexdigest())
+    return Known(entry, stamp(path, Kind.FILE))
+
+
+def stamp(path: Path, kind: Kind) -> Stamp:
+    return stamp_of(path.lstat(), kind)
+
+
+def cleaned(home: Path, rows: list[tuple[bytes, Known]]) -> object:
+    """Clean as the plain user; returns how many entries went and what was kept."""
+
+    def clean() -> object:
+        index = Index(home / "index.sqlite")
+        index.replace([(path, row.entry, row.stamp) for path, row in rows])
+        done = working_copy.clean(os.fsencode(home / "work"), index, lambda _: None)
+        return [done.removed, [os.fsdecode(path) for path in done.kept]]
+
+    return as_plain_user(clean)
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o444, 0o000])
+def test_directories_of_ours_that_are_read_only_go(home: Path, mode: int) -> None:
+    work = home / "work"
+    rows = known_in(work)
+    for place in (work / "Runs" / "one", work / "Runs"):
+        place.chmod(mode)
+    assert cleaned(home, rows) == [5, []]
+    assert list(work.iterdir()) == []
+
+
+@only_root
+def test_what_lies_in_somebody_elses_directory_is_kept(home: Path) -> None:
+    work = home / "work"
+    rows = known_in(work)
+    os.chown(work / "Runs", 0, 0)
+    assert cleaned(home, rows) == [2, ["Runs", "Runs/file", "Runs/one"]]
+    assert (work / "Runs" / "file").read_bytes() == CONTENT
+    assert (work / "Runs").stat().st_mode & 0o777 == 0o755
+
+
+@only_root
+def test_what_may_not_even_be_looked_at_is_kept(home: Path) -> None:
+    work = home / "work"
+    rows = known_in(work)
+    os.chown(work / "Runs", 0, 0)
+    (work / "Runs").chmod(0o700)
+    assert cleaned(home, rows) == [1, ["Runs", "Runs/file", "Runs/one", "Runs/one/file"]]
+    (work / "Runs").chmod(0o755)
+
+
+def test_no_link_is_followed_to_a_directory_that_is_made_writable(home: Path) -> None:
+    work, outside = home / "work", home / "outside"
+    rows = known_in(work)
+    (work / "Runs").rename(outside)
+    (work / "Runs").symlink_to(outside)
+    outside.chmod(0o555)
+    assert cleaned(home, rows) == [1, ["Runs"]]
+    assert outside.stat().st_mode & 0o777 == 0o555
+    outside.chmod(0o755)
+
+
+def test_a_file_system_that_is_mounted_in_it_is_kept(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = known_in(home / "work")
+
+    def is_busy(name: bytes, **_: int) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", name)
+
+    monkeypatch.setattr(os, "rmdir", is_busy)
+    assert cleaned(home, rows) == [3, ["Runs", "Runs/one"]]
