@@ -111,6 +111,10 @@ def check(node: Node) -> None:
     assert not lock.exists()
 
 
+def is_mounted(node: Node) -> bool:
+    return "/mnt/onedata" in node.run("cat", "/proc/mounts", check=True).stdout.split()
+
+
 def test_cloud_init(tmp_path: Path, repository: Path) -> None:
     seed = tmp_path / "seed"
     seed.mkdir()
@@ -154,6 +158,13 @@ def test_ansible(tmp_path: Path, repository: Path) -> None:
         second = run()
         assert re.search(r"changed=0 .*failed=0", second), second
         check(node)
+        assert is_mounted(node), "until somebody stops oneclient, too"
+        for verb in ("remove", "purge"):
+            done = node.apt(verb, "onesync")
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert not is_mounted(node)
+        assert node.show("ActiveState", "oneclient@project.service") == "inactive"
+        node.run("test", "-f", "/etc/onesync/project.token", check=True)
 
 
 def test_what_packer_runs(tmp_path: Path) -> None:
@@ -170,7 +181,8 @@ def test_what_packer_runs(tmp_path: Path) -> None:
         node.run("sh", "-euc", "\n".join(json.loads(f"[{lines[1]}]")), check=True)
         token = "/etc/onesync/project.token"
         node.run("install", "-m", "600", "/dev/stdin", token, text=TOKEN, check=True)
-        node.run("systemctl", "start", "--no-block", "onesync.target", check=True)  # as a boot does
+        # What a boot does, with all that is enabled.
+        node.run("systemctl", "start", "--no-block", "multi-user.target", check=True)
         check(node)
 
 

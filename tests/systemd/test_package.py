@@ -335,13 +335,15 @@ def test_a_daemon_that_waits_for_its_mount_is_upgraded_too(node: Node) -> None:
 
 def test_needrestart_leaves_the_deployment_alone(node: Node) -> None:
     node.deploy()
-    node.write(
-        "/etc/systemd/system/other.service",
-        '[Service]\nExecStart=/usr/bin/python3 -c "import sqlite3, time; time.sleep(9999)"\n',
-    )
+    others = ("other.service", "oneclient@p.service")
+    for unit in others:
+        node.write(
+            f"/etc/systemd/system/{unit}",
+            '[Service]\nExecStart=/usr/bin/python3 -c "import sqlite3, time; time.sleep(9999)"\n',
+        )
     node.run("systemctl", "daemon-reload", check=True)
-    node.run("systemctl", "start", "other.service", check=True)
-    processes = [node.show("MainPID", unit) for unit in ("other.service", UNIT)]
+    node.run("systemctl", "start", *others, check=True)
+    processes = [node.show("MainPID", unit) for unit in (*others, UNIT)]
     maps = "/proc/{}/maps"
     node.wait_for(
         lambda: all("libsqlite3" in node.run("cat", maps.format(pid)).stdout for pid in processes),
@@ -358,7 +360,7 @@ def test_needrestart_leaves_the_deployment_alone(node: Node) -> None:
         lambda: node.show("MainPID", "other.service") not in ("0", processes[0]),
         f"needrestart to restart the other one ({told.stdout}{told.stderr})",
     )
-    assert node.show("MainPID") == processes[1]
+    assert [node.show("MainPID", unit) for unit in (others[1], UNIT)] == processes[1:]
     assert events(node, "undeployed") == 0
 
 
