@@ -6,6 +6,7 @@ lies in memory, and is gone with it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -73,6 +74,15 @@ def changed(old: Path, new: Path, version: str, **scripts: str) -> Path:
 def root(*more: str) -> Path:
     """Return a node's Debian, with ``more`` packages."""
     return nspawn.root((*PACKAGES, *more))
+
+
+def publish(place: Path) -> None:
+    """Make an apt repository of a directory with one package file."""
+    (file,) = place.glob("*.deb")
+    about = subprocess.run(["dpkg-deb", "-f", file], check=True, capture_output=True, text=True)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    more = f"Filename: ./{file.name}\nSize: {file.stat().st_size}\nSHA256: {digest}\n"
+    (place / "Packages").write_text(about.stdout + more)
 
 
 def install(image: Path) -> None:
@@ -180,3 +190,8 @@ class Node(Machine):
     def bytes_read(self) -> int:
         """Return how much was read from OneData."""
         return self._mount.counts()["bytes_read"]
+
+
+def bare(node: Node) -> None:
+    """Let apt look nowhere but in what is added, for there is no network."""
+    node.run("sh", "-ec", "rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*", check=True)

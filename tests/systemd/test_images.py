@@ -5,7 +5,6 @@ What is the site's own in a recipe, its repository, is the package's file here; 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ import pytest
 from onesync.core.model import STATUS_FOLDER
 from tests.standin.passthrough import Passthrough
 from tests.systemd.nspawn import REPOSITORY, leader, suite
-from tests.systemd.packaged import Node, package, root
+from tests.systemd.packaged import Node, bare, package, publish, root
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
 
@@ -47,11 +46,8 @@ def repository(tmp_path: Path) -> Path:
     """Return an apt repository with the package."""
     place = tmp_path / "repository"
     place.mkdir()
-    file = Path(shutil.copy(package(), place))
-    about = subprocess.run(["dpkg-deb", "-f", file], check=True, capture_output=True, text=True)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    more = f"Filename: ./{file.name}\nSize: {file.stat().st_size}\nSHA256: {digest}\n"
-    (place / "Packages").write_text(about.stdout + more)
+    shutil.copy(package(), place)
+    publish(place)
     return place
 
 
@@ -82,11 +78,6 @@ def site(home: Path, image: Path, binds: dict[str, Path]) -> Node:
         Path(path).chmod(0o777)
     node.control.chmod(0o666)
     return node
-
-
-def bare(node: Node) -> None:
-    """Let apt look nowhere but in what the recipe adds, for there is no network."""
-    node.run("sh", "-ec", "rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*", check=True)
 
 
 def journal(node: Node) -> str:

@@ -16,7 +16,7 @@ import pytest
 from onesync.core.model import STATUS_FOLDER
 from onesync.journal import EVENTS
 from tests.systemd.nspawn import REPOSITORY, UNIT
-from tests.systemd.packaged import CONFIGURATION, Node, changed, package
+from tests.systemd.packaged import CONFIGURATION, Node, bare, changed, package, publish, root
 
 # One after the other: what their units run in would be in the same cgroups of this machine.
 pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
@@ -362,6 +362,27 @@ def test_needrestart_leaves_the_deployment_alone(node: Node) -> None:
     )
     assert [node.show("MainPID", unit) for unit in (others[1], UNIT)] == processes[1:]
     assert events(node, "undeployed") == 0
+
+
+def test_unattended_upgrades_keep_the_deployment(tmp_path: Path) -> None:
+    place = tmp_path / "repository"
+    place.mkdir()
+    image = root("unattended-upgrades")
+    with Node(tmp_path / "node", image=image, binds={"/srv/repository": place}) as node:
+        node.install(package())
+        node.deploy()
+        changed(package(), place / "onesync.deb", NEWER, preinst=_LOOKS)
+        publish(place)
+        bare(node)
+        source = "deb [trusted=yes] copy:/srv/repository ./\n"
+        node.write("/etc/apt/sources.list.d/onesync.list", source)
+        allowed = 'Unattended-Upgrade::Origins-Pattern { "site="; };\n'
+        node.write("/etc/apt/apt.conf.d/60allowed", allowed)
+        assert node.apt("update").returncode == 0
+        done = node.run("unattended-upgrade", "--debug", check=True)
+        node.wait_for(lambda: claims(node)[-1]["version"] == NEWER, done.stdout + done.stderr)
+        node.wait_for(lambda: node.is_active(), "the deployment to go on")
+        assert (events(node, "left with the lock kept"), events(node, "undeployed")) == (1, 0)
 
 
 def test_a_removal_undeploys_and_a_purge_keeps_what_is_the_users(node: Node) -> None:
