@@ -25,7 +25,7 @@ from tests.standin.passthrough import Passthrough
 from tests.systemd.nspawn import REPOSITORY, leader, suite
 from tests.systemd.packaged import Node, bare, package, publish, root
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
+pytestmark = [pytest.mark.node, pytest.mark.timeout(400)]
 
 IMAGES = REPOSITORY / "packaging" / "images"
 CONTAINER = REPOSITORY / "packaging" / "container"

@@ -19,11 +19,7 @@ from tests.systemd.container import PYTHON, TOKEN, Container, debian
 from tests.systemd.nspawn import REPOSITORY, UNIT
 from tests.systemd.packaged import install
 
-# One of the test processes makes what all are made of.
-pytestmark = [
-    *(pytest.mark.systemd, pytest.mark.node, pytest.mark.timeout(600)),
-    pytest.mark.xdist_group("node"),
-]
+pytestmark = [pytest.mark.systemd, pytest.mark.node, pytest.mark.timeout(600)]
 
 STATUS = os.fsdecode(STATUS_FOLDER)
 PROBE = "/opt/checkout/tests/systemd/probe.py"
@@ -260,6 +256,10 @@ def test_what_is_forbidden_fails_in_the_sandbox_and_nowhere_else(node: Container
     assert inside.pop("umask") == "0o77"
     for space in ("ipc", "uts"):
         assert inside.pop(space) not in [found[space] for found in outside]
+    if (
+        inside["MemoryDenyWriteExecute"] == "EACCES"
+    ):  # the kernel's own, which Debian 13 asks for it
+        inside["MemoryDenyWriteExecute"] = "EPERM"
     assert inside == FORBIDDEN
     assert {name: node.show(name) for name in TAKEN} == TAKEN
     unit = node.run("cat", node.show("FragmentPath"), check=True).stdout

@@ -18,8 +18,7 @@ from onesync.journal import EVENTS
 from tests.systemd.nspawn import REPOSITORY, UNIT
 from tests.systemd.packaged import CONFIGURATION, Node, bare, changed, package, publish, root
 
-# One after the other: what their units run in would be in the same cgroups of this machine.
-pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
+pytestmark = [pytest.mark.node, pytest.mark.timeout(400)]
 
 STATUS = os.fsdecode(STATUS_FOLDER)
 NEWER = "99~test"
