@@ -73,12 +73,12 @@ rpm: setup
 	packaging/build-rpm
 
 # Nodes made from nothing but Debian and the package for it: of this machine's, or of SUITE. ONLY picks
-# tests as pytest's -k does.
+# tests as pytest's -k does. By file, for those of one share what their nodes are made of.
 test-node: SUITE ?= $(shell . /etc/os-release && echo $$VERSION_CODENAME)
 test-node: PACKAGES += $(DEB_PACKAGES) buildah mkosi gcc libc6-dev pkg-config libfuse3-dev
 test-node: setup
 	packaging/build-deb $(SUITE)
-	ONESYNC_SUITE=$(SUITE) $(BIN)/pytest -n 2 --dist loadgroup -m node $(if $(ONLY),-k "$(ONLY)")
+	ONESYNC_SUITE=$(SUITE) $(BIN)/pytest -n 2 --dist loadfile -m node $(if $(ONLY),-k "$(ONLY)")
 
 # All tools side by side on the same mounts: a table, JSON and plots in .run/bench. QUICK=1 takes small
 # sizes; ONLY names scenarios; README=README.md puts the table there.

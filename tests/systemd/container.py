@@ -1,4 +1,8 @@
-"""A node with this checkout's onesync; interpreter and virtual environment are the host's."""
+"""A node with the stand-in for OneData; onesync is the package's, or this checkout's.
+
+The interpreter of the stand-in and of the probes is this machine's, with its virtual environment;
+so is onesync's where the node has no package.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +49,9 @@ export ONEDATA_STANDIN=/srv/provider PYTHONPATH={_PATH}
 cd {_CHECKOUT} && exec {PYTHON} -m tests.standin.oneclient "$@"
 """
 
-USERS = {"onesync": 990, "scipion": 1500}
-"""Those of a node: the unit's own, and a workload's."""
+_USERS = {"onesync": 990, "scipion": 1500}
+"""Those of a node without the package: the unit's own, and a workload's."""
+_VENDOR = "usr/lib/systemd/system"
 TOKEN = "token-that-is-secret"
 
 CONFIGURATION = """
@@ -75,8 +80,19 @@ def missing() -> str | None:
     return None if Path("/dev/fuse").exists() else "needs /dev/fuse"
 
 
+def debian() -> Path:
+    """Return what a node needs beside onesync."""
+    return nspawn.root(PACKAGES, "mnt/onedata")
+
+
+def users_of(image: Path) -> dict[str, int]:
+    """Return the numbers of the users that the image has."""
+    lines = (image / "etc" / "passwd").read_text().splitlines()
+    return {name: int(number) for name, _, number, *_ in (line.split(":") for line in lines)}
+
+
 class Container(Machine):
-    """One node of this checkout."""
+    """One node."""
 
     def __init__(
         self,
@@ -84,14 +100,18 @@ class Container(Machine):
         *programs: Path,
         user: str = "onesync",
         provider: Path | None = None,
+        image: Path | None = None,
     ) -> None:
         """``programs`` are this machine's that the node has, too; ``user`` owns its directories.
 
-        ``provider`` is another node's, or one of its own in ``home``.
+        ``provider`` is another node's, or one of its own in ``home``. ``image`` has the package
+        and the users; without one all is this checkout's.
         """
         super().__init__(home)
         self._programs = programs
-        self._user = USERS[user]
+        self._image = image
+        self.users = _USERS if image is None else users_of(image)
+        self._user = self.users[user]
         self.provider = provider or home / "provider"
         self.backing = self.provider / "backing"
         self.work = home / "work"
@@ -102,16 +122,24 @@ class Container(Machine):
         (self.backing / "project").mkdir(parents=True, exist_ok=True)
         for path in (self.backing, self.backing / "project", self.work):
             self.give(path)
-        for unit in (REPOSITORY / "systemd").glob("*.[st][ea]r*"):
-            shutil.copy(unit, self.units)
+        self._put_units()
         self.put_token(TOKEN)
         (self.provider / "token").write_text(TOKEN)
         (home / "etc" / "p.toml").write_text(CONFIGURATION)
-        lines = (f"u {name} {number}" for name, number in USERS.items())
+        lines = (f"u {name} {number}" for name, number in _USERS.items())
         (home / "sysusers").write_text("\n".join(lines) + "\n")
         for name, text in (("onesync", PROGRAM), ("oneclient", ONECLIENT)):
             (home / name).write_text(text)
             (home / name).chmod(0o755)
+
+    def _put_units(self) -> None:
+        """Give the node the checkout's units; the package's are there, but for ``enable``."""
+        source, target = REPOSITORY / "systemd", self.units
+        if self._image is not None:
+            source, target = self._image / _VENDOR, self.home / "image" / _VENDOR
+            target.mkdir(parents=True)
+        for unit in source.glob("one*.[st][ea]r*"):
+            shutil.copy(unit, target)
 
     def give(self, path: Path) -> None:
         """Let a file be the user's, as it is for whoever puts it there in the node."""
@@ -135,7 +163,7 @@ class Container(Machine):
         (place / "test.conf").write_text(text)
 
     def image(self) -> Path:
-        return nspawn.root(PACKAGES, "mnt/onedata")
+        return self._image or debian()
 
     def binds(self) -> list[str]:
         binds = [
@@ -146,12 +174,15 @@ class Container(Machine):
             f"--bind-ro={self.home / 'etc'}:/etc/onesync",
             f"--bind-ro={self.units}:/etc/systemd/system",
             f"--bind-ro={REPOSITORY}:{_CHECKOUT}",
-            f"--bind-ro={self.home / 'onesync'}:/usr/bin/onesync",
             f"--bind-ro={self.home / 'oneclient'}:/usr/bin/oneclient",
-            f"--bind-ro={self.home / 'sysusers'}:/usr/lib/sysusers.d/onesync.conf",
-            f"--bind-ro={REPOSITORY / 'systemd' / 'onesync-generator'}:{_GENERATORS}/onesync",
             *(f"--bind-ro={program}" for program in self._programs),
         ]
+        if self._image is None:
+            binds += [
+                f"--bind-ro={self.home / 'onesync'}:/usr/bin/onesync",
+                f"--bind-ro={self.home / 'sysusers'}:/usr/lib/sysusers.d/onesync.conf",
+                f"--bind-ro={REPOSITORY / 'systemd' / 'onesync-generator'}:{_GENERATORS}/onesync",
+            ]
         if sys.base_prefix != "/usr":
             binds.append(f"--bind-ro={sys.base_prefix}:{_INTERPRETER}")
             library = Path(sys.base_prefix, "lib", sysconfig.get_config_var("INSTSONAME"))

@@ -6,6 +6,8 @@ lies in memory, and is gone with it.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -72,6 +74,30 @@ def changed(old: Path, new: Path, version: str, **scripts: str) -> Path:
 def root(*more: str) -> Path:
     """Return a node's Debian, with ``more`` packages."""
     return nspawn.root((*PACKAGES, *more))
+
+
+def publish(place: Path) -> None:
+    """Make an apt repository of a directory with one package file."""
+    (file,) = place.glob("*.deb")
+    about = subprocess.run(["dpkg-deb", "-f", file], check=True, capture_output=True, text=True)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    more = f"Filename: ./{file.name}\nSize: {file.stat().st_size}\nSHA256: {digest}\n"
+    (place / "Packages").write_text(about.stdout + more)
+
+
+def install(image: Path) -> None:
+    """Install the package in an image that is not booted, as an image builder does; no network."""
+    shutil.copy(package(), image / "srv" / "onesync.deb")
+    script = "apt-get install -y /srv/onesync.deb; rm /srv/onesync.deb"
+    words = [
+        *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--as-pid2"),
+        *("--private-network", "--console=pipe", f"--directory={image}"),
+        *(f"--machine=onesync-image-{os.getpid()}", "sh", "-euc", script),
+    ]
+    done = subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 class Node(Machine):
@@ -164,3 +190,8 @@ class Node(Machine):
     def bytes_read(self) -> int:
         """Return how much was read from OneData."""
         return self._mount.counts()["bytes_read"]
+
+
+def bare(node: Node) -> None:
+    """Let apt look nowhere but in what is added, for there is no network."""
+    node.run("sh", "-ec", "rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*", check=True)

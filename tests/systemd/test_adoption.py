@@ -12,7 +12,7 @@ from onesync.core.model import STATUS_FOLDER
 from tests.systemd.nspawn import UNIT
 from tests.systemd.packaged import CONFIGURATION, Node, package
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
+pytestmark = [pytest.mark.node, pytest.mark.timeout(400)]
 
 STATUS = os.fsdecode(STATUS_FOLDER)
 # Nobody else may enter it, root neither.

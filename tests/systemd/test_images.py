@@ -5,7 +5,6 @@ What is the site's own in a recipe, its repository, is the package's file here; 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,9 +23,9 @@ import pytest
 from onesync.core.model import STATUS_FOLDER
 from tests.standin.passthrough import Passthrough
 from tests.systemd.nspawn import REPOSITORY, leader, suite
-from tests.systemd.packaged import Node, package, root
+from tests.systemd.packaged import Node, bare, package, publish, root
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
+pytestmark = [pytest.mark.node, pytest.mark.timeout(400)]
 
 IMAGES = REPOSITORY / "packaging" / "images"
 CONTAINER = REPOSITORY / "packaging" / "container"
@@ -47,11 +46,8 @@ def repository(tmp_path: Path) -> Path:
     """Return an apt repository with the package."""
     place = tmp_path / "repository"
     place.mkdir()
-    file = Path(shutil.copy(package(), place))
-    about = subprocess.run(["dpkg-deb", "-f", file], check=True, capture_output=True, text=True)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    more = f"Filename: ./{file.name}\nSize: {file.stat().st_size}\nSHA256: {digest}\n"
-    (place / "Packages").write_text(about.stdout + more)
+    shutil.copy(package(), place)
+    publish(place)
     return place
 
 
@@ -84,11 +80,6 @@ def site(home: Path, image: Path, binds: dict[str, Path]) -> Node:
     return node
 
 
-def bare(node: Node) -> None:
-    """Let apt look nowhere but in what the recipe adds, for there is no network."""
-    node.run("sh", "-ec", "rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*", check=True)
-
-
 def journal(node: Node) -> str:
     return node.run("journalctl", "--no-pager", "-o", "cat").stdout
 
@@ -109,6 +100,10 @@ def check(node: Node) -> None:
     assert stopped.returncode == 0, stopped.stderr + journal(node)
     assert (folder / "file").read_text() == "1\n"
     assert not lock.exists()
+
+
+def is_mounted(node: Node) -> bool:
+    return "/mnt/onedata" in node.run("cat", "/proc/mounts", check=True).stdout.split()
 
 
 def test_cloud_init(tmp_path: Path, repository: Path) -> None:
@@ -154,6 +149,13 @@ def test_ansible(tmp_path: Path, repository: Path) -> None:
         second = run()
         assert re.search(r"changed=0 .*failed=0", second), second
         check(node)
+        assert is_mounted(node), "until somebody stops oneclient, too"
+        for verb in ("remove", "purge"):
+            done = node.apt(verb, "onesync")
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert not is_mounted(node)
+        assert node.show("ActiveState", "oneclient@project.service") == "inactive"
+        node.run("test", "-f", "/etc/onesync/project.token", check=True)
 
 
 def test_what_packer_runs(tmp_path: Path) -> None:
@@ -170,7 +172,8 @@ def test_what_packer_runs(tmp_path: Path) -> None:
         node.run("sh", "-euc", "\n".join(json.loads(f"[{lines[1]}]")), check=True)
         token = "/etc/onesync/project.token"
         node.run("install", "-m", "600", "/dev/stdin", token, text=TOKEN, check=True)
-        node.run("systemctl", "start", "--no-block", "onesync.target", check=True)  # as a boot does
+        # What a boot does, with all that is enabled.
+        node.run("systemctl", "start", "--no-block", "multi-user.target", check=True)
         check(node)
 
 

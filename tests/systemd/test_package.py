@@ -16,10 +16,9 @@ import pytest
 from onesync.core.model import STATUS_FOLDER
 from onesync.journal import EVENTS
 from tests.systemd.nspawn import REPOSITORY, UNIT
-from tests.systemd.packaged import CONFIGURATION, Node, changed, package
+from tests.systemd.packaged import CONFIGURATION, Node, bare, changed, package, publish, root
 
-# One after the other: what their units run in would be in the same cgroups of this machine.
-pytestmark = [pytest.mark.node, pytest.mark.timeout(400), pytest.mark.xdist_group("package")]
+pytestmark = [pytest.mark.node, pytest.mark.timeout(400)]
 
 STATUS = os.fsdecode(STATUS_FOLDER)
 NEWER = "99~test"
@@ -335,13 +334,15 @@ def test_a_daemon_that_waits_for_its_mount_is_upgraded_too(node: Node) -> None:
 
 def test_needrestart_leaves_the_deployment_alone(node: Node) -> None:
     node.deploy()
-    node.write(
-        "/etc/systemd/system/other.service",
-        '[Service]\nExecStart=/usr/bin/python3 -c "import sqlite3, time; time.sleep(9999)"\n',
-    )
+    others = ("other.service", "oneclient@p.service")
+    for unit in others:
+        node.write(
+            f"/etc/systemd/system/{unit}",
+            '[Service]\nExecStart=/usr/bin/python3 -c "import sqlite3, time; time.sleep(9999)"\n',
+        )
     node.run("systemctl", "daemon-reload", check=True)
-    node.run("systemctl", "start", "other.service", check=True)
-    processes = [node.show("MainPID", unit) for unit in ("other.service", UNIT)]
+    node.run("systemctl", "start", *others, check=True)
+    processes = [node.show("MainPID", unit) for unit in (*others, UNIT)]
     maps = "/proc/{}/maps"
     node.wait_for(
         lambda: all("libsqlite3" in node.run("cat", maps.format(pid)).stdout for pid in processes),
@@ -358,8 +359,29 @@ def test_needrestart_leaves_the_deployment_alone(node: Node) -> None:
         lambda: node.show("MainPID", "other.service") not in ("0", processes[0]),
         f"needrestart to restart the other one ({told.stdout}{told.stderr})",
     )
-    assert node.show("MainPID") == processes[1]
+    assert [node.show("MainPID", unit) for unit in (others[1], UNIT)] == processes[1:]
     assert events(node, "undeployed") == 0
+
+
+def test_unattended_upgrades_keep_the_deployment(tmp_path: Path) -> None:
+    place = tmp_path / "repository"
+    place.mkdir()
+    image = root("unattended-upgrades")
+    with Node(tmp_path / "node", image=image, binds={"/srv/repository": place}) as node:
+        node.install(package())
+        node.deploy()
+        changed(package(), place / "onesync.deb", NEWER, preinst=_LOOKS)
+        publish(place)
+        bare(node)
+        source = "deb [trusted=yes] copy:/srv/repository ./\n"
+        node.write("/etc/apt/sources.list.d/onesync.list", source)
+        allowed = 'Unattended-Upgrade::Origins-Pattern { "site="; };\n'
+        node.write("/etc/apt/apt.conf.d/60allowed", allowed)
+        assert node.apt("update").returncode == 0
+        done = node.run("unattended-upgrade", "--debug", check=True)
+        node.wait_for(lambda: claims(node)[-1]["version"] == NEWER, done.stdout + done.stderr)
+        node.wait_for(lambda: node.is_active(), "the deployment to go on")
+        assert (events(node, "left with the lock kept"), events(node, "undeployed")) == (1, 0)
 
 
 def test_a_removal_undeploys_and_a_purge_keeps_what_is_the_users(node: Node) -> None:

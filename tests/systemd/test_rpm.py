@@ -21,7 +21,6 @@ from tests.systemd.test_package import events
 pytestmark = [
     pytest.mark.node,
     pytest.mark.timeout(400),
-    pytest.mark.xdist_group("package"),
     pytest.mark.skipif(suite() != "bookworm", reason="the package is for Python 3.11"),
 ]
 
