@@ -37,18 +37,18 @@ class Loop:
 
 
 LOOPS = [
-    Loop(Fault(0, "crash"), 12),
-    Loop(Fault(0, "crash"), 18, returns=True),
-    Loop(Fault(0, "crash", loses="zeros"), 60),
-    Loop(Fault(0, "crash", loses="old"), 60),
-    Loop(Fault(0, "EIO", loses="zeros"), 60),
-    Loop(Fault(0, "ETIMEDOUT", applied=True), 24),
-    Loop(Fault(0, "ETIMEDOUT", applied=True), 40, returns=True),
-    Loop(Fault(0, "hang"), 60),
-    Loop(Fault(0, "hang", applied=True), 60),
-    *(Loop(Fault(0, what), 24 if what == "EIO" else 120) for what in _ERRNOS),
-    *(Loop(Fault(0, what, lasting=True), 120) for what in _ERRNOS),
-    *(Loop(Fault(0, what), 120, returns=True) for what in _ERRNOS),
+    Loop(Fault(0, "crash"), 14),
+    Loop(Fault(0, "crash"), 21, returns=True),
+    Loop(Fault(0, "crash", loses="zeros"), 70),
+    Loop(Fault(0, "crash", loses="old"), 70),
+    Loop(Fault(0, "EIO", loses="zeros"), 70),
+    Loop(Fault(0, "ETIMEDOUT", applied=True), 28),
+    Loop(Fault(0, "ETIMEDOUT", applied=True), 48, returns=True),
+    Loop(Fault(0, "hang"), 70),
+    Loop(Fault(0, "hang", applied=True), 70),
+    *(Loop(Fault(0, what), 28 if what == "EIO" else 140) for what in _ERRNOS),
+    *(Loop(Fault(0, what, lasting=True), 140) for what in _ERRNOS),
+    *(Loop(Fault(0, what), 140, returns=True) for what in _ERRNOS),
 ]
 
 
@@ -111,7 +111,7 @@ def many_deaths(seed: int, home: Path) -> None:
     chance = random.Random(seed)
     trial = Trial(home / str(seed), returns=chance.random() < 0.3)
     faults = []
-    for most in (600, 150, 150)[: chance.randint(1, 3)]:
+    for most in (700, 170, 170)[: chance.randint(1, 3)]:
         what = chance.choice(["crash", "crash", "crash", "hang", "EIO", "ENOTCONN"])
         lost = chance.choice(["", "", "zeros", "old"]) if what == "crash" else ""
         lasting = what in ("EIO", "ENOTCONN")

@@ -39,7 +39,8 @@ class Lived(Protocol):
 class Trial:
     """Everything happens in ``home``; ``wrong`` are the promises that were broken.
 
-    Where it ``returns``, another node had the whole story first, and this one goes on.
+    Where it ``returns``, another node had the whole story first, and this one goes on, on a mount
+    that cannot tell what has arrived.
     """
 
     home: Path
@@ -62,7 +63,7 @@ class Trial:
         else:
             prepare(self.store)
             self.first = contents(picture(self.store))
-        self.node = Place(self.home / "one", self.store)
+        self.node = Place(self.home / "one", self.store, tells=not self.returns)
         steps: list[Step] = [self.story.step(lambda _: None), *map(self.story.step, acts)]
         steps.insert(_FLUSH_AFTER, self.story.flushes)
         self.steps = steps
