@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ class _Write:
 class Calls:
     """Counts, and lets the calls fail. Used by the threads of one life, which take turns.
 
-    The mount ``tells`` that files have arrived in OneData, as some cannot.
+    ``struck`` of them failed, ``struck_here`` of the thread that made this: the engine's. The mount
+    ``tells`` that files have arrived in OneData, as some cannot.
     """
 
     def __init__(self, root: bytes, fault: Fault | None = None, *, tells: bool = True) -> None:
@@ -93,6 +95,8 @@ class Calls:
         self.fault = fault
         self.number = 0
         self.struck = 0
+        self.struck_here = 0
+        self._here = threading.get_ident()
         self.names: list[str] = []
         self.dead = False
         self.hung = False
@@ -123,6 +127,7 @@ class Calls:
         if fault is None or not fault.strikes(self.number, name):
             return act()
         self.struck += 1
+        self.struck_here += threading.get_ident() == self._here
         if fault.applied:
             (half or act)()
         return self._strike(fault)

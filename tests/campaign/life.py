@@ -238,6 +238,8 @@ class Life:
         boundaries: how many local boundaries there were.
         sent: names of the checkpoints that stand, in order.
         told_commit: called with each of them.
+        failed_as: what the engine said of each batch that failed.
+        succeeded_after: how many of its calls had failed, each time that it told a success.
     """
 
     place: Place
@@ -253,6 +255,8 @@ class Life:
     failures: int = 0
     sent: list[str] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
+    failed_as: list[str] = field(default_factory=list)
+    succeeded_after: list[int] = field(default_factory=list)
     told_commit: Callable[[], None] = lambda: None
 
     def live(self) -> Life:
@@ -360,9 +364,11 @@ class Life:
 
     def synced(self, seconds: float, waited: Sequence[float]) -> None: ...
 
-    def succeeded(self) -> None: ...
+    def succeeded(self) -> None:
+        self.succeeded_after.append(self.calls.struck_here)
 
-    def failed(self, kind: str) -> None: ...
+    def failed(self, kind: str) -> None:
+        self.failed_as.append(kind)
 
     def differed(self, files: int) -> None: ...
 

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from onesync.errors import Exit
 from tests.campaign.calls import Fault
+from tests.campaign.life import Life
 from tests.campaign.trial import Trial
 
 SEED = 20_260_104
 CHUNKS = 4
+NEVER = 1_000_000
+"""No life makes so many calls."""
 _ERRNOS = ("EIO", "ENOSPC", "EDQUOT", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "EACCES", "EROFS")
 
 
@@ -85,6 +89,26 @@ def test_a_fault_at_some_calls(loop: Loop, chunk: int, home: Path) -> None:
 @pytest.mark.parametrize("loop", LOOPS, ids=str)
 def test_a_fault_at_every_call(loop: Loop, chunk: int, home: Path) -> None:
     go_through(loop, 1, chunk, home)
+
+
+def test_a_life_whose_every_write_fails_tells_no_success(home: Path) -> None:
+    def creates_in_vain(life: Life) -> None:
+        successes.append(len(life.succeeded_after))
+        life.calls.fault = Fault(1, "EIO", lasting=True, only="write")
+        creates(life)
+        trial.story.flushes(life)  # at once: the batch's own writes fail before the beat's
+
+    successes: list[int] = []
+    trial = Trial(home / "one")
+    creates, trial.steps[1] = trial.steps[1], creates_in_vain
+    assert trial.live(Fault(NEVER, "EIO", lasting=True, only="write"))
+    (life,) = trial.lives
+    assert isinstance(life, Life)
+    assert life.end is Exit.FLUSH_NOT_FINISHED
+    assert successes == [len(life.succeeded_after)]
+    assert "EIO" in life.failed_as
+    trial.converge()
+    assert not trial.wrong
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))

@@ -75,6 +75,8 @@ class Trial:
         self.lives.append(life)
         happened = bool(life.calls.struck) or life.boundaries >= dies_at > 0
         self._judge(life, fault if happened else None)
+        if fault is not None and fault.lasting and any(life.succeeded_after):
+            self.wrong.append("a success was told while every call failed")
         return happened
 
     def converge(self) -> None:
