@@ -1,22 +1,29 @@
 """The system calls on the mount, numbered, and what goes wrong at one of them.
 
-Stands in the place of the module ``os`` in ``replica.folder`` and ``replica.inplace``, and of the
-functions of ``beneath``. Calls on local descriptors go through untouched.
+Stands in the place of the module ``os`` in those modules of ``replica`` that make calls, and of the
+functions of ``beneath`` and ``statx``. Calls on local descriptors go through untouched.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from inspect import isroutine
 from typing import Any
 from unittest import mock
 
 from onesync.beneath import open_beneath, rename_new
-from onesync.replica import folder, inplace
+from onesync.replica import folder, inplace, pour
+from onesync.replica.statx import Looked, look_up
+
+_NO_CALLS = ("fsdecode", "fsencode", "pipe2", "readlink", "strerror")
+"""These ask the mount for nothing: of links, only those in /proc are read."""
+_LOCAL = ("fchmod", "fdatasync", "read", "utime")
+"""These get descriptors of this machine alone. Any other function must be numbered."""
 
 
 class Crash(BaseException):
@@ -74,21 +81,37 @@ class _Write:
 
 
 class Calls:
-    """Counts, and lets the calls fail. Used by the threads of one life, which take turns."""
+    """Counts, and lets the calls fail. Used by the threads of one life, which take turns.
 
-    def __init__(self, root: bytes, fault: Fault | None = None) -> None:
+    ``struck`` of them failed, ``struck_here`` of the thread that made this: the engine's. The mount
+    ``tells`` that files have arrived in OneData, as some cannot.
+    """
+
+    def __init__(self, root: bytes, fault: Fault | None = None, *, tells: bool = True) -> None:
         self._root = root
         self._files: dict[int, _File] = {}
         self._unflushed: dict[str, list[_Write]] = {}
+        self._tells = tells
         self.fault = fault
         self.number = 0
         self.struck = 0
+        self.struck_here = 0
+        self._here = threading.get_ident()
         self.names: list[str] = []
         self.dead = False
         self.hung = False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
+        found = getattr(os, name)
+        if name in _NO_CALLS or not isroutine(found):
+            return found
+        assert name in _LOCAL, f"os.{name} is not numbered"
+
+        def local(fd: int, *arguments: Any, **named: Any) -> Any:
+            assert fd not in self._files, f"os.{name} of the mount is not numbered"
+            return found(fd, *arguments, **named)
+
+        return local
 
     # -- failing --------------------------------------------------------------------------------
 
@@ -104,6 +127,7 @@ class Calls:
         if fault is None or not fault.strikes(self.number, name):
             return act()
         self.struck += 1
+        self.struck_here += threading.get_ident() == self._here
         if fault.applied:
             (half or act)()
         return self._strike(fault)
@@ -173,11 +197,6 @@ class Calls:
         # The kernel closes the descriptor whatever the file system answers.
         self.make("close", lambda: os.close(fd), lambda: None)
 
-    def fdopen(self, fd: int, mode: str) -> io.BytesIO:
-        with os.fdopen(fd, mode) as file:
-            del self._files[fd]
-            return io.BytesIO(self.make("read", file.read))
-
     # -- contents -------------------------------------------------------------------------------
 
     def pwrite(self, fd: int, content: bytes, offset: int) -> int:
@@ -220,6 +239,14 @@ class Calls:
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         return bytes(self._on(fd, "read", lambda: os.pread(fd, length, offset)))
 
+    def splice(self, fd: int, pipe: int, length: int, *, offset_src: int) -> int:
+        def act() -> int:
+            return os.splice(fd, pipe, length, offset_src=offset_src)
+
+        # The kernel knows by itself where the file ended when it was opened.
+        ends = fd in self._files and offset_src >= os.fstat(fd).st_size
+        return act() if ends else int(self._on(fd, "read", act))
+
     def fstat(self, fd: int) -> os.stat_result:
         found: os.stat_result = self._on(fd, "stat", lambda: os.fstat(fd))
         return found
@@ -240,6 +267,21 @@ class Calls:
 
         found: os.stat_result = self.make("stat", act) if self._is_ours(path, dir_fd) else act()
         return found
+
+    def look_up(self, directory: int, name: bytes) -> Looked:
+        found: Looked = self._on(directory, "look", lambda: look_up(directory, name))
+        return found
+
+    def getxattr(self, path: bytes, attribute: str, *, follow_symlinks: bool) -> bytes:
+        """Answer as OneData does of a file that it has all bytes of."""
+
+        def act() -> bytes:
+            os.stat(path, follow_symlinks=follow_symlinks)
+            if not self._tells:
+                raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), path)
+            return b"100%"
+
+        return bytes(self.make("attribute", act))
 
     def mkdir(self, name: bytes, mode: int = 0o777, *, dir_fd: int) -> None:
         self.make("mkdir", lambda: os.mkdir(name, mode, dir_fd=dir_fd))
@@ -263,6 +305,10 @@ class Calls:
         with (
             mock.patch.object(folder, "os", self),
             mock.patch.object(inplace, "os", self),
+            mock.patch.object(pour, "os", self),
+            # Bound when it was defined.
+            mock.patch.dict(pour.Pour.run.__kwdefaults__, read=self.pread),
+            mock.patch.object(folder, "look_up", self.look_up),
             mock.patch.object(folder, "open_beneath", self.open_beneath),
             mock.patch.object(folder, "rename_new", self.rename_new),
         ):

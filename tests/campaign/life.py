@@ -46,14 +46,15 @@ BEGIN = 1000.0
 
 
 class Place:
-    """A node's directories, and the OneData folder as it sees it."""
+    """A node's directories, and the OneData folder as it sees it (``tells``: ``Calls``)."""
 
-    def __init__(self, home: Path, store: Path, boot: str = "first") -> None:
+    def __init__(self, home: Path, store: Path, boot: str = "first", *, tells: bool = True) -> None:
         self.home = home
         self.store = store
         self.work = home / "work"
         self.state = home / "state"
         self.boot = boot
+        self.tells = tells
         for path in (self.work, self.state):
             path.mkdir(parents=True, exist_ok=True)
 
@@ -237,6 +238,8 @@ class Life:
         boundaries: how many local boundaries there were.
         sent: names of the checkpoints that stand, in order.
         told_commit: called with each of them.
+        failed_as: what the engine said of each batch that failed.
+        succeeded_after: how many of its calls had failed, each time that it told a success.
     """
 
     place: Place
@@ -252,14 +255,17 @@ class Life:
     failures: int = 0
     sent: list[str] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
+    failed_as: list[str] = field(default_factory=list)
+    succeeded_after: list[int] = field(default_factory=list)
     told_commit: Callable[[], None] = lambda: None
 
     def live(self) -> Life:
         """Live it; everything in memory is gone afterwards."""
-        self.calls = Calls(os.fsencode(self.place.store), self.fault)
+        store = os.fsencode(self.place.store)
+        self.calls = Calls(store, self.fault, tells=self.place.tells)
         self.clock = VirtualClock(BEGIN, self._waits)
         index: Index | None = None
-        with _edges(), self.calls.installed():
+        with edges(), self.calls.installed():
             try:
                 index = CrashingIndex(self.place.state / "index.sqlite", self)
                 self.engine = self._engine(index)
@@ -358,9 +364,11 @@ class Life:
 
     def synced(self, seconds: float, waited: Sequence[float]) -> None: ...
 
-    def succeeded(self) -> None: ...
+    def succeeded(self) -> None:
+        self.succeeded_after.append(self.calls.struck_here)
 
-    def failed(self, kind: str) -> None: ...
+    def failed(self, kind: str) -> None:
+        self.failed_as.append(kind)
 
     def differed(self, files: int) -> None: ...
 
@@ -378,7 +386,8 @@ def _dies_quietly(what: threading.ExceptHookArgs) -> None:
 
 
 @contextmanager
-def _edges() -> Iterator[None]:
+def edges() -> Iterator[None]:
+    """Replace what lies between the engine and the machine, but for the calls on the mount."""
     replaced: list[tuple[Any, str, object]] = [
         (engine, "ThreadPoolExecutor", Inline),
         (engine, "choose_watcher", Told),

@@ -235,6 +235,8 @@ def leftovers(store: Path) -> list[str]:
             if name.startswith((os.fsdecode(RESERVED_PREFIX), "probe-")):
                 found.append(os.path.join(above, name))
     found += [str(path) for path in (status / "intent").glob("*")]
+    # Nobody forged any: one that was refused was our own. (What is torn is kept for a while.)
+    found += [str(path) for path in (status / "refused").glob("*")]
     found += [str(path) for path in (status / "lock",) if path.exists()]
     for epoch in (status / "epochs").iterdir():
         if not (epoch / "end.json").exists():

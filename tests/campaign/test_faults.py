@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from onesync.errors import Exit
 from tests.campaign.calls import Fault
+from tests.campaign.life import Life
 from tests.campaign.trial import Trial
 
 SEED = 20_260_104
 CHUNKS = 4
+NEVER = 1_000_000
+"""No life makes so many calls."""
 _ERRNOS = ("EIO", "ENOSPC", "EDQUOT", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "EACCES", "EROFS")
 
 
@@ -37,18 +41,18 @@ class Loop:
 
 
 LOOPS = [
-    Loop(Fault(0, "crash"), 12),
-    Loop(Fault(0, "crash"), 18, returns=True),
-    Loop(Fault(0, "crash", loses="zeros"), 60),
-    Loop(Fault(0, "crash", loses="old"), 60),
-    Loop(Fault(0, "EIO", loses="zeros"), 60),
-    Loop(Fault(0, "ETIMEDOUT", applied=True), 24),
-    Loop(Fault(0, "ETIMEDOUT", applied=True), 40, returns=True),
-    Loop(Fault(0, "hang"), 60),
-    Loop(Fault(0, "hang", applied=True), 60),
-    *(Loop(Fault(0, what), 24 if what == "EIO" else 120) for what in _ERRNOS),
-    *(Loop(Fault(0, what, lasting=True), 120) for what in _ERRNOS),
-    *(Loop(Fault(0, what), 120, returns=True) for what in _ERRNOS),
+    Loop(Fault(0, "crash"), 14),
+    Loop(Fault(0, "crash"), 21, returns=True),
+    Loop(Fault(0, "crash", loses="zeros"), 70),
+    Loop(Fault(0, "crash", loses="old"), 70),
+    Loop(Fault(0, "EIO", loses="zeros"), 70),
+    Loop(Fault(0, "ETIMEDOUT", applied=True), 28),
+    Loop(Fault(0, "ETIMEDOUT", applied=True), 48, returns=True),
+    Loop(Fault(0, "hang"), 70),
+    Loop(Fault(0, "hang", applied=True), 70),
+    *(Loop(Fault(0, what), 28 if what == "EIO" else 140) for what in _ERRNOS),
+    *(Loop(Fault(0, what, lasting=True), 140) for what in _ERRNOS),
+    *(Loop(Fault(0, what), 140, returns=True) for what in _ERRNOS),
 ]
 
 
@@ -87,6 +91,26 @@ def test_a_fault_at_every_call(loop: Loop, chunk: int, home: Path) -> None:
     go_through(loop, 1, chunk, home)
 
 
+def test_a_life_whose_every_write_fails_tells_no_success(home: Path) -> None:
+    def creates_in_vain(life: Life) -> None:
+        successes.append(len(life.succeeded_after))
+        life.calls.fault = Fault(1, "EIO", lasting=True, only="write")
+        creates(life)
+        trial.story.flushes(life)  # at once: the batch's own writes fail before the beat's
+
+    successes: list[int] = []
+    trial = Trial(home / "one")
+    creates, trial.steps[1] = trial.steps[1], creates_in_vain
+    assert trial.live(Fault(NEVER, "EIO", lasting=True, only="write"))
+    (life,) = trial.lives
+    assert isinstance(life, Life)
+    assert life.end is Exit.FLUSH_NOT_FINISHED
+    assert successes == [len(life.succeeded_after)]
+    assert "EIO" in life.failed_as
+    trial.converge()
+    assert not trial.wrong
+
+
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 @pytest.mark.parametrize("returns", [False, True])
 def test_a_death_at_every_write_of_the_state_directory(
@@ -111,7 +135,7 @@ def many_deaths(seed: int, home: Path) -> None:
     chance = random.Random(seed)
     trial = Trial(home / str(seed), returns=chance.random() < 0.3)
     faults = []
-    for most in (600, 150, 150)[: chance.randint(1, 3)]:
+    for most in (700, 170, 170)[: chance.randint(1, 3)]:
         what = chance.choice(["crash", "crash", "crash", "hang", "EIO", "ENOTCONN"])
         lost = chance.choice(["", "", "zeros", "old"]) if what == "crash" else ""
         lasting = what in ("EIO", "ENOTCONN")

@@ -39,7 +39,8 @@ class Lived(Protocol):
 class Trial:
     """Everything happens in ``home``; ``wrong`` are the promises that were broken.
 
-    Where it ``returns``, another node had the whole story first, and this one goes on.
+    Where it ``returns``, another node had the whole story first, and this one goes on, on a mount
+    that cannot tell what has arrived.
     """
 
     home: Path
@@ -62,7 +63,7 @@ class Trial:
         else:
             prepare(self.store)
             self.first = contents(picture(self.store))
-        self.node = Place(self.home / "one", self.store)
+        self.node = Place(self.home / "one", self.store, tells=not self.returns)
         steps: list[Step] = [self.story.step(lambda _: None), *map(self.story.step, acts)]
         steps.insert(_FLUSH_AFTER, self.story.flushes)
         self.steps = steps
@@ -74,6 +75,8 @@ class Trial:
         self.lives.append(life)
         happened = bool(life.calls.struck) or life.boundaries >= dies_at > 0
         self._judge(life, fault if happened else None)
+        if fault is not None and fault.lasting and any(life.succeeded_after):
+            self.wrong.append("a success was told while every call failed")
         return happened
 
     def converge(self) -> None:
