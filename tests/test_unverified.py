@@ -293,7 +293,29 @@ def test_what_does_not_take_the_place_of_older_bytes_in_time_is_read_back(bench:
     bench.replica.write_new(b"slow", b"content")
     bench.replica.write_new(b"lost", bytes(7))
     bench.replica.late = {b"slow", b"lost"}
-    assert bench.unverified.arrive(_entries(b"slow"), _pausing(bench))
+    began = bench.now
+    assert not bench.unverified.arrive(_entries(b"slow"), _pausing(bench)), "OneData never said so"
     assert bench.replica.read_back == [b"slow"]
+    assert bench.now - began == 60
+    assert not bench.unverified.arrive(_entries(b"slow"), _pausing(bench))
+    assert bench.now - began == 60, "a file of which it may never say so is waited for once"
     with pytest.raises(NotArrived, match="lost took the place of an older version"):
         bench.unverified.arrive(_entries(b"slow", b"lost"), _pausing(bench))
+
+
+def test_nothing_arrives_of_an_empty_file_and_nobody_waits_for_it(bench: Bench) -> None:
+    bench.replica.write_new(b"empty", b"")
+    bench.replica.late = {b"empty"}
+    began = bench.now
+    empty = {b"empty": Entry(Kind.FILE, 0, digest=blake3(b"").hexdigest())}
+    bench.unverified.arrive(empty, _pausing(bench))
+    assert bench.now == began
+
+
+def test_one_that_cannot_be_read_does_not_hold_up_its_batch_for_ever(bench: Bench) -> None:
+    bench.replica.write_new(b"a", b"content")
+    bench.replica.late = bench.replica.unreadable = {b"a"}
+    for _ in range(2):
+        with pytest.raises(OSError, match="unreadable"):
+            bench.unverified.arrive(_entries(b"a"), _pausing(bench))
+    assert not bench.unverified.arrive(_entries(b"a"), _pausing(bench))

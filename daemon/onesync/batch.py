@@ -171,7 +171,6 @@ class Batches:
                 self._tidied()
             if self.unverified.next_due() == 0:
                 self._verify()
-            self._take_rewritten(wait=everything)
             began = time.monotonic()
             committed = self._make_room() or self._batch(everything)
         except BaseException as error:
@@ -192,7 +191,6 @@ class Batches:
         """Batch until what was dirty at the call is committed, or keeps changing (``left``)."""
         for _ in range(_ROUNDS):
             self.batch(everything=True)
-            self.left |= self.cuts.rereads.pending()
             if not self.left and not self.awaits():
                 break
         # What is not dirty any more, or failed, travels no further.
@@ -270,17 +268,6 @@ class Batches:
         if differing:
             self.marks.again(differing)
             self.events.differed(len(differing))
-
-    def _take_rewritten(self, *, wait: bool) -> None:
-        """Let what was read again and is not what was pushed differ, under all its names."""
-        for path, digest in self.cuts.rereads.found(wait=wait).items():
-            known = self.index.known(path)
-            if known is None or known.stamp is None or known.entry.digest == digest:
-                continue
-            rows = self.index.by_inode(known.stamp.inode) if known.stamp.linked else [(path, known)]
-            stamps = {name: lost_stamp(Kind.FILE) for name, _ in rows}
-            self.index.commit([Set(name, row.entry) for name, row in rows], stamps)
-            self.marks.again(stamps)
 
     def settle(self) -> None:
         """Bring the replica back to the last checkpoint after a batch that died half way."""
@@ -604,6 +591,7 @@ class Batches:
         removals = plan.awaited_removals | postponed
         new = plan.awaited_moves - self._awaited.moves
         self._awaited = _Awaited(removals, plan.awaited_moves | postponed_moves)
+        self.cuts.awaited_moves = self._awaited.moves
         if self.awaits():
             self.marks.arrived.set()
         self._renaming = scopes_of(new)

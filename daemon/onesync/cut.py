@@ -23,7 +23,7 @@ from onesync.index import Index
 from onesync.local import digest_local
 from onesync.marks import Marks
 from onesync.pins import Pins
-from onesync.rereads import Rereads
+from onesync.rewrites import Rewrites
 from onesync.scanner import Scanner
 from onesync.snapshot import Snapshots, Taken
 
@@ -83,7 +83,7 @@ class Cuts:
         drain: waits until the watcher told all that happened before.
         boottime: seconds on CLOCK_BOOTTIME.
         problems: databases that could not be copied are added.
-        rereads: files that were written though they look as they were pushed.
+        awaited_moves: renames that the next batch carries out.
     """
 
     root: bytes
@@ -96,17 +96,13 @@ class Cuts:
     boottime: Callable[[], float]
     problems: dict[RelPath, Problem]
     snapshots: Snapshots = field(default_factory=Snapshots)
-    rereads: Rereads = field(init=False)
+    awaited_moves: AbstractSet[tuple[RelPath, RelPath]] = frozenset()
     _deferred: set[RelPath] = field(default_factory=set)
     _sidecars: dict[RelPath, Stamp] = field(default_factory=dict)
     _impostors: set[RelPath] = field(default_factory=set)
     _lookalikes: set[RelPath] = field(default_factory=set)
     _bad_since: dict[RelPath, float] = field(default_factory=dict)
     _taken: dict[RelPath, tuple[str, bytes | None]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Wake the engine, as a mark does, when a file was read."""
-        self.rereads = Rereads(self.root, self.marks.arrived.set)
 
     def plain(self, due: Due, awaited: AbstractSet[RelPath] = frozenset()) -> Cut:
         """Look at what is due and ``awaited`` alone: it promises nothing."""
@@ -179,18 +175,20 @@ class Cuts:
         found = self.scanner.scan(due.paths | awaited, due.trees)
         found.pop(b"", None)
         self._leave_scratch(found, due, awaited)
-        for path in due.written - found.keys():
-            if self._looks_pushed(path):
-                self.rereads.ask(path)
+        if rewritten := self._rewritten(due):
+            found |= self.scanner.scan(rewritten, ())
         return found
 
-    def _looks_pushed(self, path: RelPath) -> bool:
-        """Whether a file is pushed as itself, and looks as it did then; the content may not."""
-        known = self.index.known(path)
-        if known is None or known.entry.kind is not Kind.FILE or not known.entry.digest:
-            return False
-        is_data = database_of(path) not in self.marks.databases and not self._is_database(path)
-        return is_data and self.scanner.look(path) == known.stamp
+    def _rewritten(self, due: Due) -> set[RelPath]:
+        """Return the files that were written and look as they were pushed, where they stand."""
+        files = {
+            path
+            for path in due.written
+            if database_of(path) not in self.marks.databases and not self._is_database(path)
+        }
+        rewrites = Rewrites(self.root, self.index, self.scanner)
+        rows = rewrites.find(files, self.awaited_moves | set(due.moves))
+        return rows - self.scanner.gone(rows)
 
     def _leave_scratch(
         self, found: dict[RelPath, Difference], due: Due, awaited: AbstractSet[RelPath]

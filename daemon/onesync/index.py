@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +27,7 @@ from onesync.core.model import (
     Stamp,
     doubted_stamp,
     join,
+    lost_stamp,
     name_of,
     parent_of,
 )
@@ -414,6 +415,16 @@ class Index:
                 self._db.execute(f"DELETE FROM entry WHERE {_IS}", _place(path))
             else:
                 self._put(path, known.entry, doubted_stamp(Kind.FILE))
+
+    def lose_stamps(self, paths: Collection[RelPath]) -> None:
+        """Let the next scan tell of the files at ``paths``, whatever it sees there."""
+        if not paths:
+            return
+        with self._transaction():
+            for path in paths:
+                known = self.known(path)
+                if known is not None and known.entry.kind is Kind.FILE:
+                    self._put(path, known.entry, lost_stamp(Kind.FILE))
 
     def held(self) -> frozenset[RelPath]:
         """Return the tops of what is held: absent from the working copy and not to be deleted."""

@@ -28,6 +28,7 @@ from onesync.beneath import open_beneath
 from onesync.core import legacy
 from onesync.core.blocks import Blocks
 from onesync.core.model import (
+    DAMAGED_NS,
     RESERVED_PREFIX,
     STATUS_FOLDER,
     Entry,
@@ -35,6 +36,7 @@ from onesync.core.model import (
     Problem,
     RelPath,
     Stamp,
+    is_damaged_copy,
     is_reserved,
     join,
     lost_stamp,
@@ -56,8 +58,6 @@ _NO_FILE = (errno.ENOENT, errno.EINTR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 _NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _LARGE = 1 << 20
-_DAMAGED_NS = 10**9
-"""A damaged copy is dated so much later, so it is never taken for finished, and known as ours."""
 _MOST_WAITING = 1000
 """Files that wait for a worker: for each of a million they would take a gigabyte."""
 _MOST_LISTED = 100
@@ -436,7 +436,7 @@ class StageIn:
         is_damaged = entry.digest not in ("", copied.digest)
         with _Parent(self._root, path) as parent:
             if is_damaged:  # before it has its name: we may die before anybody is told
-                later = entry.mtime_ns + _DAMAGED_NS
+                later = entry.mtime_ns + DAMAGED_NS
                 times = (later, later)
                 os.utime(name_of(temporary), ns=times, dir_fd=parent, follow_symlinks=False)
             os.rename(name_of(temporary), name_of(path), src_dir_fd=parent, dst_dir_fd=parent)
@@ -476,8 +476,8 @@ class StageIn:
     def _refuse_conflict(self, path: RelPath, entry: Entry, digest: str) -> None:
         """Raise Conflict where another file than the one with ``digest`` stands.
 
-        An earlier stage-in may have left this very file, or a damaged one that OneData has whole
-        again; nothing else is ours.
+        An earlier stage-in may have left this very file, or a damaged copy, of which OneData has
+        another version now; nothing else is ours.
         """
         try:
             present = digest_local(join(self._root, path))
@@ -485,8 +485,7 @@ class StageIn:
             return
         except OSError as error:
             raise Conflict(path) from error
-        was_damaged = present.before.mtime_ns == entry.mtime_ns + _DAMAGED_NS
-        if present.digest != digest and not (was_damaged and digest == entry.digest):
+        if present.digest != digest and not is_damaged_copy(entry, present.before):
             raise Conflict(path)
 
     def _finished(self, path: RelPath, entry: Entry) -> Stamp | None:

@@ -54,6 +54,7 @@ class Unverified:
     _failures: dict[RelPath, int] = field(default_factory=dict)
     _next: float | None = None
     _tells: bool | None = None
+    _untold: set[RelPath] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Doubt what an earlier life left: the client may have died with it."""
@@ -103,11 +104,13 @@ class Unverified:
         """Wait until OneData has ``entries``, which took the place of older bytes just now.
 
         Those are kept until the checkpoint stands, no longer. A mount that cannot tell is believed,
-        if its provider answers at all; returns whether it can. Raises NotArrived where OneData does
-        not say in time that it has one, and it reads back as something else.
+        if its provider answers at all. Returns whether OneData said so of all. Raises NotArrived
+        where it does not in time, and one reads back as something else; one that cannot be read,
+        tried again and again, stays unverified, or it would hold up all others for ever.
         """
-        began, late = self.now(), set(entries)
-        while late and self._can_tell(min(late)):
+        began = self.now()
+        late = {path for path, entry in entries.items() if entry.size}  # nothing arrives of others
+        while late - self._untold and self._can_tell(min(late)):
             pause(_ASK_AGAIN_SECONDS)
             if self.now() - began >= _REST_SECONDS:
                 late = self._arrived(sorted(late)) or set()
@@ -116,12 +119,16 @@ class Unverified:
         if self._tells is not True:
             self.replica.look(_PROBE)
             return False
-        if late and (differing := self._differing({path: entries[path] for path in late})):
+        differing = self._differing({path: entries[path] for path in late})
+        lost = {path for path in differing if not self._failures.get(path)}
+        if lost:
             raise NotArrived(
-                f"{show(min(differing))} took the place of an older version, and OneData does not"
-                " have all of it; nothing was committed, the batch is done again."
+                f"{show(min(lost))} took the place of an older version, and OneData does not have"
+                " all of it; nothing was committed, the batch is done again."
             )
-        return True
+        # Of a file with holes OneData may never say so: it is not waited for again.
+        self._untold |= late
+        return not late
 
     def finish(self, pause: Callable[[float], None]) -> set[RelPath]:
         """Verify all that is left, waiting as long as that takes; returns as ``look`` does."""

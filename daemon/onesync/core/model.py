@@ -92,6 +92,9 @@ def is_unconfirmed(entry: Entry) -> bool:
     return entry.mode == _UNCONFIRMED or entry in (Entry(Kind.FILE), Entry(Kind.DIRECTORY))
 
 
+DAMAGED_NS = 10**9
+
+
 def lost_stamp(kind: Kind) -> Stamp:
     """Return a stamp that no path has: the next scan compares it with the replica anew."""
     return Stamp(kind, 0, -1, 0, 0, 0)
@@ -100,6 +103,14 @@ def lost_stamp(kind: Kind) -> Stamp:
 def doubted_stamp(kind: Kind) -> Stamp:
     """Return the stamp of a path whose content in the replica is not what the index says."""
     return Stamp(kind, -1, -1, 0, 0, 0)
+
+
+def is_damaged_copy(entry: Entry, stamp: Stamp) -> bool:
+    """Return whether a file was staged in with other bytes than ``entry`` tells.
+
+    It is dated a second later than that, so it is never taken for finished, and known as ours.
+    """
+    return stamp.mtime_ns == entry.mtime_ns + DAMAGED_NS
 
 
 def is_doubted(stamp: Stamp | None) -> bool:

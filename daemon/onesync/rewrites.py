@@ -1,0 +1,70 @@
+"""Finds what was written although its stamp is the one that was pushed.
+
+The kernel dates a file once for all that is written within a tick of its clock, and once for all
+that is stored into a mapped page before that page goes to the disk. What is pushed in between has
+the stamp of what comes after it: only the kernel's word that somebody wrote, or closed what he
+could write to, tells that there may be more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from onesync.core.model import Kind, Known, RelPath, is_damaged_copy, join, renamed_path
+from onesync.index import Index
+from onesync.local import digest_local
+from onesync.scanner import Scanner
+
+_SMALL = 1 << 20
+"""A larger file is not read here: the push compares it, in rounds and beside others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrites:
+    """Looks beneath the absolute path ``root``. Engine's thread only."""
+
+    root: bytes
+    index: Index
+    scanner: Scanner
+
+    def find(
+        self, written: AbstractSet[RelPath], moves: Iterable[tuple[RelPath, RelPath]]
+    ) -> set[RelPath]:
+        """Return the rows of ``written`` files, all their names, that may hold something else.
+
+        They have no stamp any more, durably: a scan tells of them until they are pushed, also under
+        another name. ``moves`` are the renames that the index does not know yet. Raises OSError
+        where a file cannot be read.
+        """
+        forward = dict(moves)
+        back = {target: source for source, target in forward.items()}
+        found: set[RelPath] = set()
+        for path in written:
+            row, place = renamed_path(path, back), renamed_path(path, forward)
+            known = self.index.known(row)
+            if known is not None and self._may_differ(known, place):
+                found.update(self._names(row, known))
+        self.index.lose_stamps(found)
+        return found
+
+    def _may_differ(self, known: Known, place: RelPath) -> bool:
+        entry, stamp = known.entry, known.stamp
+        if entry.kind is not Kind.FILE or not entry.digest or stamp is None:
+            return False
+        # What came damaged from OneData must not go back as if somebody had written it.
+        if is_damaged_copy(entry, stamp) or self.scanner.look(place) != stamp:
+            return False
+        return entry.size > _SMALL or self._differs(place, entry.digest)
+
+    def _differs(self, place: RelPath, digest: str) -> bool:
+        try:
+            return digest_local(join(self.root, place)).digest != digest
+        except (FileNotFoundError, NotADirectoryError, InterruptedError):
+            return False  # it went, or is something else now: the kernel tells of that
+
+    def _names(self, row: RelPath, known: Known) -> Iterator[RelPath]:
+        yield row
+        if known.stamp is not None and known.stamp.linked:
+            yield from (path for path, _ in self.index.by_inode(known.stamp.inode))

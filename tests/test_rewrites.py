@@ -1,0 +1,130 @@
+"""What is written without a trace in size and times reaches OneData all the same."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from onesync.core.model import STATUS_FOLDER
+from tests.node import SOON, Node
+from tests.standin.mounted import Mounted
+
+PAGES = pytest.mark.parametrize("pages", [1, 1000], ids=["small", "patched"])
+
+
+@pytest.fixture
+def node(nodes: list[Node]) -> Iterator[Node]:
+    one, _ = nodes
+    one.configure(mount__io_timeout_seconds=120)
+    one.deploy()
+    yield one
+    if one.running():
+        assert one.end() == 0, one.log()
+
+
+@contextmanager
+def storing_once_more(node: Node, path: Path) -> Iterator[None]:
+    """Push a page that is stored into, and store into it again after the block."""
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0] = 1
+        assert node.flush() == 0, node.log()
+        before = path.stat()
+        inode = os.open(path, os.O_PATH)
+        yield
+        mapped[1] = 2
+    after = os.fstat(inode)
+    os.close(inode)
+    assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
+
+
+@PAGES
+def test_a_store_into_a_page_that_was_pushed_dirty_is_pushed_too(node: Node, pages: int) -> None:
+    path = node.work / "micrograph.mrc"
+    path.write_bytes(bytes(pages * mmap.PAGESIZE))
+    os.link(path, node.work / "other-name.mrc")
+    assert node.flush() == 0, node.log()
+    with storing_once_more(node, path):
+        pass
+    assert node.flush() == 0, node.log()
+    assert path.read_bytes()[:2] == b"\1\2"
+    for name in ("micrograph.mrc", "other-name.mrc"):
+        assert (node.store / name).read_bytes() == path.read_bytes(), name
+
+
+@PAGES
+def test_nobody_has_to_ask_for_it(node: Node, pages: int) -> None:
+    path = node.work / "micrograph.mrc"
+    path.write_bytes(bytes(pages * mmap.PAGESIZE))
+    with storing_once_more(node, path):
+        pass
+    deadline = time.monotonic() + SOON
+    while (node.store / path.name).read_bytes() != path.read_bytes():
+        assert time.monotonic() < deadline, node.log()
+        time.sleep(0.05)
+
+
+@PAGES
+@pytest.mark.parametrize("is_renamed", ["before", "after"])
+def test_a_rename_of_its_directory_does_not_hide_it(
+    node: Node, pages: int, is_renamed: str
+) -> None:
+    old, new = node.work / "old", node.work / "new"
+    old.mkdir()
+    (old / "micrograph.mrc").write_bytes(bytes(pages * mmap.PAGESIZE))
+    with storing_once_more(node, old / "micrograph.mrc"):
+        node.pause()
+        if is_renamed == "before":
+            old.rename(new)
+    if is_renamed == "after":
+        old.rename(new)
+    node.go_on()
+    for _ in range(2):
+        assert node.flush() == 0, node.log()
+    assert (node.store / "new" / "micrograph.mrc").read_bytes()[:2] == b"\1\2"
+
+
+def test_what_came_damaged_does_not_go_back_where_it_was_only_opened(nodes: list[Node]) -> None:
+    one, two = nodes
+    one.deploy()
+    (one.work / "stack.mrc").write_bytes(b"good")
+    assert one.end() == 0, one.log()
+    (two.store / "stack.mrc").write_bytes(b"\0\0\0\0")
+    two.deploy()
+    assert [p["kind"] for p in two.status()["problems"]] == ["changed_outside"]
+    (two.store / "stack.mrc").write_bytes(b"good")
+    (two.work / "stack.mrc").open("r+b").close()
+    assert two.flush() in (0, 3), two.log()
+    assert (two.store / "stack.mrc").read_bytes() == b"good"
+    assert [p["kind"] for p in two.status()["problems"]] == ["changed_outside"]
+    assert two.end() == 0, two.log()
+
+
+@pytest.mark.fuse
+def test_what_is_stored_beside_the_final_checkpoint_is_in_the_one_after_it(
+    tmp_path: Path, mounted: Mounted
+) -> None:
+    folder = mounted.path / "project"
+    one, two = (Node(tmp_path / name, folder, undeploy__clean_working_dir=True) for name in "ab")
+    one.deploy()
+    path = one.work / "micrograph.mrc"
+    path.write_bytes(bytes(mmap.PAGESIZE))
+    with storing_once_more(one, path):
+        mounted.hang_at("create", pattern=f"{os.fsdecode(STATUS_FOLDER)}/manifest/")
+        mounted.start_log()
+        assert one.process is not None
+        one.process.terminate()
+        deadline = time.monotonic() + SOON
+        while not any(c.operation == "create" and "/manifest/" in c.path for c in mounted.log()):
+            assert time.monotonic() < deadline, one.log()
+            time.sleep(0.02)
+    mounted.release()
+    assert one.wait() == 0, one.log()
+    two.deploy()
+    assert (two.work / "micrograph.mrc").read_bytes()[:2] == b"\1\2"
+    assert two.end() == 0, two.log()
