@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,18 +193,15 @@ def test_files_that_somebody_put_into_onedata_are_welcome(nodes: list[Node], sto
     undeployed(two)
 
 
-def test_many_newcomers_are_told_of_by_a_base(
-    nodes: list[Node], store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_newcomers_are_told_of_by_a_base(nodes: list[Node], store: Path) -> None:
     one, two = nodes
     (store / "first").write_bytes(b"1")
     one.deploy()
     undeployed(one)
     for number in range(5):
         (store / f"new{number}").write_bytes(b"%d" % number)
-    few = "import onesync.deploy; onesync.deploy._MOST_FRESH = 4"
-    monkeypatch.setattr(two, "_started", partial(two._started, before=few))
-    two.deploy()
+    two.start_after("import onesync.deploy; onesync.deploy._MOST_FRESH = 4")
+    two.wait_for_phase("syncing")
     bases = sorted(path.name for path in (store / STATUS / "manifest").glob("*.base.*"))
     assert bases == ["E000001-000001.base.jsonl.gz", "E000002-000001.base.jsonl.gz"]
     expected = picture(two.work)
