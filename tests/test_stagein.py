@@ -138,3 +138,26 @@ def test_a_link_in_the_place_of_a_file_that_gets_attributes_changes_nothing_outs
         staged_in(replica, tmp_path / "work", Tabled(), tree)
     assert outside.stat().st_mode & 0o7777 == 0o600
     assert os.listxattr(outside) == []
+
+
+@pytest.mark.parametrize(
+    ("stored", "told"),
+    [
+        (b"x" * 999, "is shorter than the manifest says (999 of 1000 bytes)"),
+        (bytes(600) + b"x" * 400, "begins with zeros"),
+        (b"y" * 1000, "is not what the manifest says (1000 of 1000 bytes)"),
+        (b"x" * 1001, "is not what the manifest says (1001 of 1000 bytes)"),
+    ],
+    ids=["short", "hollow", "another", "longer"],
+)
+def test_what_came_damaged_is_told_apart_as_far_as_it_shows(
+    tmp_path: Path, stored: bytes, told: str
+) -> None:
+    content = b"x" * 1000
+    replica = Unseen()
+    replica.write_new(b"known", stored)
+    tree = Tree({b"known": Entry(Kind.FILE, 1000, 10**18, 0o644, blake3(content).hexdigest())})
+    staged = staged_in(replica, tmp_path / "work", Tabled(), tree)
+    assert [(p.path, p.kind) for p in staged.problems] == [(b"known", "changed_outside")]
+    assert told in staged.problems[0].text
+    assert (tmp_path / "work" / "known").read_bytes() == stored, "it is kept"

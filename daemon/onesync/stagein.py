@@ -58,6 +58,7 @@ _NO_FILE = (errno.ENOENT, errno.EINTR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 _NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _LARGE = 1 << 20
+_HEAD = 256
 _MOST_WAITING = 1000
 """Files that wait for a worker: for each of a million they would take a gigabyte."""
 _MOST_LISTED = 100
@@ -434,6 +435,7 @@ class StageIn:
         self._restore_xattrs(path, local, entry, staged)
         self._refuse_conflict(path, entry, copied.digest)
         is_damaged = entry.digest not in ("", copied.digest)
+        is_hollow = is_damaged and _begins_with_zeros(local)
         with _Parent(self._root, path) as parent:
             if is_damaged:  # before it has its name: we may die before anybody is told
                 later = entry.mtime_ns + DAMAGED_NS
@@ -443,7 +445,7 @@ class StageIn:
             status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
         stamp = stamp_of(status, Kind.FILE)
         if is_damaged:
-            return (entry, stamp, None), _damaged(path, entry, copied.size)
+            return (entry, stamp, None), _damaged(path, entry, copied.size, is_hollow=is_hollow)
         got = replace(
             entry,
             size=copied.size,
@@ -637,11 +639,26 @@ def _missing(path: RelPath) -> Problem:
     return Problem(path, "missing", text)
 
 
-def _damaged(path: RelPath, entry: Entry, size: int) -> Problem:
-    what = "is shorter than" if size < entry.size else "differs from"
-    return Problem(
-        path,
-        CHANGED_OUTSIDE,
-        f"{show(path)} in OneData {what} what the manifest says ({size} of {entry.size} bytes): it"
-        " was changed outside or is damaged. It was brought as it is; compare it with a backup.",
-    )
+def _damaged(path: RelPath, entry: Entry, size: int, *, is_hollow: bool) -> Problem:
+    """Return what is told of a file that is not what the manifest says, as far as it shows why."""
+    sizes = f"{size} of {entry.size} bytes"
+    if size < entry.size:
+        what = (
+            f"is shorter than the manifest says ({sizes}): part of it never arrived, or was cut off"
+        )
+    elif is_hollow:
+        what = f"begins with zeros, unlike the manifest says ({sizes}): part of it never arrived"
+    else:
+        what = f"is not what the manifest says ({sizes}): it was changed outside or is damaged"
+    text = f"{show(path)} in OneData {what}. It was brought as it is; compare it with a backup."
+    return Problem(path, CHANGED_OUTSIDE, text)
+
+
+def _begins_with_zeros(local: bytes) -> bool:
+    """Whether the head of a file is a hole: so they look that a client wrote from the middle on."""
+    fd = open_source(local)
+    try:
+        head = os.pread(fd, _HEAD, 0)
+    finally:
+        os.close(fd)
+    return bool(head) and not any(head)
