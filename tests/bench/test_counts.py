@@ -96,6 +96,29 @@ def test_a_new_small_file_is_eight_calls(node: Node, mounted: Mounted) -> None:
     assert len(calls) <= 200 * 9, Counter(call.operation for call in calls)
 
 
+@pytest.mark.parametrize("folders", [1, 4, 16])
+def test_new_files_come_side_by_side_in_as_many_directories_as_there_are(
+    node: Node, mounted: Mounted, folders: int
+) -> None:
+    """The kernel lets one file be made in a directory at a time; more directories, more at once."""
+    node.deploy()
+    tops = _folders(node.work)[:folders]
+    _flushed(node)
+    node.pause()
+    _fill(tops, 8 * folders)
+    mounted.delay_at("create", 0.05, times=-1, pattern="mic_")
+
+    def push() -> None:
+        node.go_on()
+        _flushed(node)
+
+    calls = _calls(mounted, push)
+    mounted.clear()
+    creates = [c for c in calls if c.operation == "create" and "mic_" in c.path]
+    assert len(creates) == 8 * folders
+    assert _most_at_once(creates) == folders
+
+
 def test_a_file_that_is_removed_is_two_calls(node: Node, mounted: Mounted) -> None:
     node.deploy()
     folders = _folders(node.work)
@@ -247,13 +270,13 @@ def test_large_files_are_staged_in_side_by_side(
     of_data = _of_data(calls)
     asked_again = 3  # read(2) asks for the attributes first, once a MiB and at the end
     assert of_data.total() - of_data["read"] <= 12 * 5 + 6 * asked_again
-    assert _most_read_at_once([call for call in calls if "stack" in call.path]) == 6
+    reads = [call for call in calls if call.operation == "read" and "stack" in call.path]
+    assert _most_at_once(reads) == 6
 
 
-def _most_read_at_once(calls: list[Call]) -> int:
-    """Return of how many files reads were under way at once."""
-    reads = [call for call in calls if call.operation == "read"]
+def _most_at_once(calls: list[Call]) -> int:
+    """Return with how many files ``calls`` were busy at once."""
     return max(
-        len({other.path for other in reads if other.began <= call.began < other.ended})
-        for call in reads
+        len({other.path for other in calls if other.began <= call.began < other.ended})
+        for call in calls
     )
