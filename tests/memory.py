@@ -76,10 +76,17 @@ class MemoryReplica:
         digest = blake3(content).hexdigest()
         return Copied(digest, len(content), stamp, steady, prefix, _blocks(content))
 
-    def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
+    def fetch(
+        self,
+        path: RelPath,
+        destination: bytes,
+        mode: int,
+        mtime_ns: int | None,
+        goes_on: bool = False,
+    ) -> Copied:
         content = self.read(path)
         local = Path(os.fsdecode(destination))
-        with local.open("xb") as file:
+        with local.open("wb" if goes_on else "xb") as file:
             file.write(content)
         local.chmod(mode)
         if mtime_ns is not None:

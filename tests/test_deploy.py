@@ -341,6 +341,40 @@ def test_a_killed_stage_in_goes_on_and_pushes_nothing_before_it_is_whole(
 
 
 @pytest.mark.fuse
+@pytest.mark.parametrize("is_whole", [True, False], ids=["as it was left", "torn"])
+def test_a_large_file_is_brought_on_from_where_a_stage_in_died_over_it(
+    tmp_path: Path, mounted: Mounted, is_whole: bool
+) -> None:
+    size, enough = 96 << 20, 40 << 20
+    one, two = (Node(tmp_path / name, mounted.path / "project") for name in ("one", "two"))
+    one.deploy()
+    (one.work / "stack.mrcs").write_bytes(os.urandom(size))
+    undeployed(one)
+    mounted.latency(0.002)
+    two.start()
+    begun = two.work / ".onesync~"  # and the digest of its path
+    deadline = time.monotonic() + SOON
+    while sum(p.stat().st_size for p in two.work.glob(f"{begun.name}*")) < enough:
+        assert time.monotonic() < deadline, two.log()
+        time.sleep(0.01)
+    two.end(signal.SIGKILL)
+    mounted.latency(0)
+    (left,) = two.work.glob(f"{begun.name}*")
+    if not is_whole:
+        with left.open("r+b") as file:
+            file.write(bytes(1000))
+    mounted.start_log()
+    two.deploy()
+    reads = [c for c in mounted.log() if c.operation == "read" and c.path.endswith("stack.mrcs")]
+    first = min(call.arguments["offset"] for call in reads)
+    assert first >= enough // 2 if is_whole else first == 0
+    assert (two.work / "stack.mrcs").read_bytes() == (one.work / "stack.mrcs").read_bytes()
+    assert two.status()["problems"] == []
+    assert [p.name for p in two.work.iterdir() if "onesync~" in p.name] == []
+    undeployed(two)
+
+
+@pytest.mark.fuse
 def test_a_stop_during_stage_in_leaves_at_once_and_frees_the_folder(
     slow: Node, mounted: Mounted
 ) -> None:

@@ -116,8 +116,15 @@ class Exchanged(FolderReplica):
 
     target: Path
 
-    def fetch(self, path: bytes, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
-        copied = super().fetch(path, destination, mode, mtime_ns)
+    def fetch(
+        self,
+        path: bytes,
+        destination: bytes,
+        mode: int,
+        mtime_ns: int | None,
+        goes_on: bool = False,
+    ) -> Copied:
+        copied = super().fetch(path, destination, mode, mtime_ns, goes_on)
         os.unlink(destination)
         os.symlink(self.target, destination)
         return copied
@@ -161,3 +168,34 @@ def test_what_came_damaged_is_told_apart_as_far_as_it_shows(
     assert [(p.path, p.kind) for p in staged.problems] == [(b"known", "changed_outside")]
     assert told in staged.problems[0].text
     assert (tmp_path / "work" / "known").read_bytes() == stored, "it is kept"
+
+
+@pytest.mark.parametrize("what", ["fifo", "directory", "link", "other name", "longer"])
+def test_what_stands_in_the_place_of_a_begun_copy_is_never_written_into(
+    tmp_path: Path, what: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    content = b"new content"
+    (tmp_path / "folder" / "file").write_bytes(content)
+    outside, place = tmp_path / "outside", tmp_path / "begun"
+    outside.write_bytes(b"precious")
+    if what == "fifo":
+        os.mkfifo(place)
+    elif what == "link":
+        place.symlink_to(outside)
+    elif what == "other name":
+        place.hardlink_to(outside)
+    elif what == "longer":
+        place.write_bytes(content + b" and more")
+    else:
+        place.mkdir()
+    replica = FolderReplica(os.fsencode(tmp_path / "folder"))
+    if what == "directory":
+        with pytest.raises(LocalError):
+            replica.fetch(b"file", bytes(place), 0o600, None, goes_on=True)
+    else:
+        copied = replica.fetch(b"file", bytes(place), 0o600, None, goes_on=True)
+        assert (copied.digest, copied.size) == (blake3(content).hexdigest(), len(content))
+        assert not place.is_symlink()
+        assert place.read_bytes() == content
+    assert outside.read_bytes() == b"precious"

@@ -48,7 +48,7 @@ from onesync.core.ordering import database_of
 from onesync.core.tree import Fold, Tree
 from onesync.errors import LocalError
 from onesync.local import digest_local, on_this_machine, open_source, stamp_of, write_xattrs
-from onesync.replica.door import Listed, Replica
+from onesync.replica.door import Copied, Listed, Replica
 from onesync.replica.flights import aloft
 
 CHANGED_OUTSIDE = "changed_outside"
@@ -59,6 +59,8 @@ _NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _LARGE = 1 << 20
 _HEAD = 256
+_GOES_ON_FROM = 64 << 20
+"""A smaller file is brought anew where a stage-in died over it."""
 _MOST_WAITING = 1000
 """Files that wait for a worker: for each of a million they would take a gigabyte."""
 _MOST_LISTED = 100
@@ -418,14 +420,11 @@ class StageIn:
         if present is not None:
             return (entry, present, None), None
         temporary = join(parent_of(path), RESERVED_PREFIX + _short_digest(path))
-        with _Parent(self._root, path) as parent, suppress(FileNotFoundError):
-            os.unlink(name_of(temporary), dir_fd=parent)
-        mtime_ns = entry.mtime_ns if entry.digest else None
         local = join(self._root, temporary)
         try:
             # No descriptor is held meanwhile: there are as many workers as calls.
             with aloft(path, entry.size, is_fetched=True):
-                copied = self._replica.fetch(path, local, _mode_until_named(entry), mtime_ns)
+                copied = self._copied(path, entry, temporary)
         except OSError as error:
             if not entry.digest or isinstance(error, LocalError) or self._is_file(path, error):
                 raise
@@ -454,6 +453,26 @@ class StageIn:
             digest=copied.digest,
         )
         return (got, stamp, copied.blocks), None
+
+    def _copied(self, path: RelPath, entry: Entry, temporary: RelPath) -> Copied:
+        """Copy a file; a large one goes on where an earlier stage-in died over it."""
+        local, mode = join(self._root, temporary), _mode_until_named(entry)
+        mtime_ns = entry.mtime_ns if entry.digest else None
+        may_go_on = bool(entry.digest) and entry.size >= _GOES_ON_FROM
+        if may_go_on and self._stands(temporary):
+            copied = self._replica.fetch(path, local, mode, mtime_ns, goes_on=True)
+            if copied.digest == entry.digest:
+                return copied
+        # What it would go on from is another version's, or was not on the disk yet.
+        with _Parent(self._root, temporary) as parent, suppress(FileNotFoundError):
+            os.unlink(name_of(temporary), dir_fd=parent)
+        return self._replica.fetch(path, local, mode, mtime_ns)
+
+    def _stands(self, temporary: RelPath) -> bool:
+        with _Parent(self._root, temporary) as parent, suppress(FileNotFoundError):
+            os.stat(name_of(temporary), dir_fd=parent, follow_symlinks=False)
+            return True
+        return False
 
     def _is_file(self, path: RelPath, error: OSError) -> bool:
         """Whether what could not be opened is a file all the same, as far as ``error`` tells."""

@@ -410,8 +410,15 @@ class ChildrenReplica:
             return cast(Copied, self._call("put", source, temporary))
         return cast(Copied, self._call_at_home(source, "put", temporary, seconds))
 
-    def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
-        return cast(Copied, self._call("fetch", path, destination, mode, mtime_ns))
+    def fetch(
+        self,
+        path: RelPath,
+        destination: bytes,
+        mode: int,
+        mtime_ns: int | None,
+        goes_on: bool = False,
+    ) -> Copied:
+        return cast(Copied, self._call("fetch", path, destination, mode, mtime_ns, goes_on))
 
     def append(
         self, source: bytes, path: RelPath, offset: int, digest: str, seconds: float | None = None

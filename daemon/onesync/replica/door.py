@@ -127,11 +127,19 @@ class Replica(Protocol):
         worthless. Raises InterruptedError when the source is not a regular file any more.
         """
 
-    def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
+    def fetch(
+        self,
+        path: RelPath,
+        destination: bytes,
+        mode: int,
+        mtime_ns: int | None,
+        goes_on: bool = False,
+    ) -> Copied:
         """Copy the replica's file to the new local file at absolute path ``destination``.
 
         The local file is created exclusively, gets ``mode`` and, unless None, ``mtime_ns``, and is
-        flushed to disk.
+        flushed to disk. Where it ``goes_on``, a file that stands there is taken for the beginning
+        of the copy: nobody compares it, but the digest is of both.
         """
 
     def append(

@@ -53,6 +53,10 @@ class _HeldDirectory:
         os.close(self.fd)
 
 
+class _NoFile(Exception):
+    """Something else stands where a copy was begun."""
+
+
 class FolderReplica:
     """A replica in a folder of this machine, on a mount or not. Safe in several threads."""
 
@@ -234,22 +238,33 @@ class FolderReplica:
                 _discard(name_of(path), directory)
             raise
 
-    def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
+    def fetch(
+        self,
+        path: RelPath,
+        destination: bytes,
+        mode: int,
+        mtime_ns: int | None,
+        goes_on: bool = False,
+    ) -> Copied:
         origin = self._open(path, os.O_RDONLY)
         try:
             found = opened(origin)
             if not stat.S_ISREG(found.mode):
                 raise InterruptedError(4, "not a regular file", path)
-            return self._fetch_from(origin, found.size, destination, mode, mtime_ns)
+            target, begun = _begin_here(destination) if goes_on else _create_here(destination)
+            return self._fetch_from(origin, found.size, target, begun, mode, mtime_ns)
         finally:
             os.close(origin)
 
     def _fetch_from(
-        self, origin: int, size: int, destination: bytes, mode: int, mtime_ns: int | None
+        self, origin: int, size: int, target: int, begun: int, mode: int, mtime_ns: int | None
     ) -> Copied:
-        target = _create_here(destination)
         try:
             pour = Pour(_block_hasher(size), self._progress, outward=False)
+            if begun:
+                with on_this_machine():
+                    pour.run(target, None, min(begun, size))
+                    os.ftruncate(target, pour.offset)
             if size < PATCH_FROM:
                 with Pipe() as pipe:
                     pour.run(origin, target, None, sparse=True, read=pipe.read)
@@ -595,15 +610,50 @@ def _open_source(source: bytes) -> int:
         return open_source(source)
 
 
-def _create_here(destination: bytes) -> int:
-    """Create the local file at an absolute path, none of whose parts may be a link."""
+def _create_here(destination: bytes) -> tuple[int, int]:
+    """Create the local file at an absolute path, none of whose parts may be a link.
+
+    Returns its descriptor, and that it holds nothing yet.
+    """
     with on_this_machine():
         folder = open_plain(os.path.dirname(destination), os.O_PATH | os.O_DIRECTORY)
         try:
             name = os.path.basename(destination)
-            return os.open(name, _NEW | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+            return os.open(name, _NEW | os.O_NOFOLLOW, 0o600, dir_fd=folder), 0
         finally:
             os.close(folder)
+
+
+def _begin_here(destination: bytes) -> tuple[int, int]:
+    """As ``_create_here``, or open what an earlier copy left, of so many bytes.
+
+    What is no file, or has another name too, no copy of ours left: it goes.
+    """
+    with on_this_machine():
+        folder = open_plain(os.path.dirname(destination), os.O_PATH | os.O_DIRECTORY)
+        try:
+            name = os.path.basename(destination)
+            with suppress(FileNotFoundError, PermissionError, _NoFile):
+                return _begun(name, folder)
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=folder)
+        finally:
+            os.close(folder)
+    return _create_here(destination)
+
+
+def _begun(name: bytes, folder: int) -> tuple[int, int]:
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise _NoFile from error
+        raise
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+        return fd, status.st_size
+    os.close(fd)
+    raise _NoFile
 
 
 def _digest(origin: int, limit: int | None, progress: Callable[[int], None]) -> tuple[str, int]:

@@ -114,8 +114,17 @@ class EscapedNames:
     def put(self, source: bytes, temporary: RelPath, seconds: float | None = None) -> Copied:
         return self._create(temporary, lambda place: self._folder.put(source, place, seconds))
 
-    def fetch(self, path: RelPath, destination: bytes, mode: int, mtime_ns: int | None) -> Copied:
-        return self._at(path, lambda place: self._folder.fetch(place, destination, mode, mtime_ns))
+    def fetch(
+        self,
+        path: RelPath,
+        destination: bytes,
+        mode: int,
+        mtime_ns: int | None,
+        goes_on: bool = False,
+    ) -> Copied:
+        return self._at(
+            path, lambda place: self._folder.fetch(place, destination, mode, mtime_ns, goes_on)
+        )
 
     def append(
         self, source: bytes, path: RelPath, offset: int, digest: str, seconds: float | None = None
