@@ -484,6 +484,26 @@ def test_an_append_may_read_its_beginning_in_rounds(on_disk: Replica, stack: Pat
     assert replica.digest(b"stack") == whole
 
 
+def test_what_is_appended_of_a_sparse_file_keeps_its_holes(tmp_path: Path) -> None:
+    place = tmp_path / "replica"
+    place.mkdir()
+    sent: list[int] = []
+    replica = FolderReplica(os.fsencode(place), sent.append)
+    source = tmp_path / "stack"
+    with source.open("wb") as file:
+        file.write(b"x" * CHUNK)
+        file.truncate(40 * CHUNK)
+        file.seek(60 * CHUNK)
+        file.write(b"y" * 1000)
+        file.truncate(80 * CHUNK)
+    part = replica.put(os.fsencode(source), b"stack", 0)
+    while part is not None and part.size < 80 * CHUNK:
+        part = replica.append(os.fsencode(source), b"stack", part.size, part.digest, 0.001)
+    assert part is not None
+    assert (place / "stack").read_bytes() == source.read_bytes()
+    assert (place / "stack").stat().st_blocks * 512 < 4 * CHUNK
+
+
 def grow(path: Path, content: bytes = b"more" * 1000) -> None:
     with path.open("ab") as file:
         file.write(content)

@@ -296,7 +296,7 @@ class FolderReplica:
             try:
                 if os.fstat(target).st_size != offset:
                     return None
-                pour.run(origin, target, before.st_size)
+                pour.run(origin, target, before.st_size, sparse=_is_sparse(before))
                 os.fsync(target)
             finally:
                 os.close(target)
