@@ -487,8 +487,7 @@ def test_an_append_may_read_its_beginning_in_rounds(on_disk: Replica, stack: Pat
 def test_what_is_appended_of_a_sparse_file_keeps_its_holes(tmp_path: Path) -> None:
     place = tmp_path / "replica"
     place.mkdir()
-    sent: list[int] = []
-    replica = FolderReplica(os.fsencode(place), sent.append)
+    replica = FolderReplica(os.fsencode(place))
     source = tmp_path / "stack"
     with source.open("wb") as file:
         file.write(b"x" * CHUNK)
@@ -496,7 +495,7 @@ def test_what_is_appended_of_a_sparse_file_keeps_its_holes(tmp_path: Path) -> No
         file.seek(60 * CHUNK)
         file.write(b"y" * 1000)
         file.truncate(80 * CHUNK)
-    part = replica.put(os.fsencode(source), b"stack", 0)
+    part: Copied | None = replica.put(os.fsencode(source), b"stack", 0)
     while part is not None and part.size < 80 * CHUNK:
         part = replica.append(os.fsencode(source), b"stack", part.size, part.digest, 0.001)
     assert part is not None
