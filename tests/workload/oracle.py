@@ -112,7 +112,7 @@ class Instants:
             coming = deque(beside.submit(_restore, home, c) for c in islice(left, _RESTORED_BESIDE))
             for copy in self.copies:
                 restored = coming.popleft().result()
-                found = restored.check(seen)
+                found = restored.check(seen) + check_as_browsed(copy)
                 wrong += [f"{copy.name}: {sentence}" for sentence in found]
                 if not found:
                     shutil.rmtree(restored.place)
@@ -174,6 +174,22 @@ def check_tree(work: Path, seen: Seen) -> list[str]:
     wrong += [f"{name} stands beside its database" for name in _sidecars(work)]
     seen.files += len(judged)
     return wrong
+
+
+def check_as_browsed(folder: Path) -> list[str]:
+    """Return a sentence for each marker in the folder itself that stands without its data.
+
+    In the moment of a rename they may, which an intent tells of.
+    """
+    intents = (folder / os.fsdecode(STATUS_FOLDER) / "intent").glob("*.json")
+    told = "".join(path.read_text(errors="replace") for path in intents)
+    wrong = _check_markers(folder, _Whole(folder, Seen()), Seen())
+    return [f"as browsed: {text}" for text in wrong if not _names_any(told, text)]
+
+
+def _names_any(intents: str, sentence: str) -> bool:
+    found = re.search(r"stands, but (.*\.mrc): ", sentence)
+    return found is not None and f'"{found[1]}"' in intents
 
 
 def judge(path: Path) -> str:
