@@ -19,11 +19,11 @@ from typing import Self
 _SOURCE = Path(__file__).parent / "passthrough.c"
 _CALLS = (
     *("getattr", "readdir", "mkdir", "rmdir", "unlink", "rename", "chmod", "utimens", "truncate"),
-    *("create", "open", "read", "write", "flush", "fsync", "release"),
+    *("create", "open", "read", "write", "flush", "fsync", "release", "getxattr"),
 )
 _SWITCH = struct.Struct("=q")
 _NUMBERS = struct.Struct(f"={2 + len(_CALLS)}q")
-_LATENCY, _HELD, _ALONE, _COUNTED = (place * _SWITCH.size for place in range(4))
+_LATENCY, _HELD, _ALONE, _TELLS, _COUNTED = (place * _SWITCH.size for place in range(5))
 
 
 class Switches:
@@ -72,10 +72,14 @@ class Switches:
 class Passthrough(Switches):
     """The pass-through in C, built beside what it mounts."""
 
-    def __init__(self, home: Path, *options: str) -> None:
-        """Prepare to mount ``home/backing`` at ``home/mount``, with more of FUSE's options."""
+    def __init__(self, home: Path, *options: str, tells: bool = False) -> None:
+        """Prepare to mount ``home/backing`` at ``home/mount``, with more of FUSE's options.
+
+        One that ``tells`` says of every file that it has arrived, at once.
+        """
         home.mkdir(parents=True, exist_ok=True)
         super().__init__(home / "control")
+        self._switch(_TELLS, int(tells))
         self.backing = home / "backing"
         self.path = home / "mount"
         self._home = home

@@ -1,7 +1,8 @@
 """A live session on a slow mount: what OneData holds is consistent at any instant, and at the end.
 
 ONESYNC_SESSION_SECONDS and ONESYNC_SESSION_FACTOR set length and speed, ONESYNC_SESSION_REPORT a
-file for the numbers. No time is asserted; what is written for each byte that changed is.
+file for the numbers; with ONESYNC_SESSION_TELLS=1 the mount tells what has arrived, as OneData.
+No time is asserted; what is written for each byte that changed is.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tests.workload.report import Memory, Report, Span, Staleness, fill, fill_st
 
 SECONDS = float(os.environ.get("ONESYNC_SESSION_SECONDS", "120"))
 FACTOR = os.environ.get("ONESYNC_SESSION_FACTOR", "1")
+TELLS = os.environ.get("ONESYNC_SESSION_TELLS") == "1"
 SEED = os.environ.get("ONESYNC_SESSION_SEED", "1")
 LATENCY = 0.002
 EVERY = max(5.0, SECONDS / 240)
@@ -99,7 +101,7 @@ class Times:
 @pytest.fixture
 def mounted() -> Iterator[Passthrough]:
     """OneData is elsewhere: its storage must not wait for the disk that the actors write to."""
-    with in_memory() as home, Passthrough(home) as mount:
+    with in_memory() as home, Passthrough(home, tells=TELLS) as mount:
         (mount.backing / "project").mkdir()
         yield mount
 
