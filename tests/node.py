@@ -62,7 +62,8 @@ def die_at(module, owner, name, calls):
 class Node:
     """One node's onesync; ``store`` is the OneData folder as this node sees it.
 
-    Where ``is_forked`` its processes come from the nursery: half a second earlier.
+    Where ``is_forked`` its processes come from the nursery: half a second earlier. The daemon is
+    run by the words ``within``, if any.
     """
 
     is_forked = False
@@ -77,7 +78,7 @@ class Node:
         self.config = home / "onesync.toml"
         self.configure(**options)
         self.process: nursery.Process | None = None
-        self.nice = 0
+        self.within: list[str] = []
 
     def configure(self, **options: object) -> None:
         """Write the configuration anew."""
@@ -106,12 +107,12 @@ class Node:
         self, words: tuple[str, ...], out: int, error: int, before: str = ""
     ) -> nursery.Process:
         arguments = [*words, "--config", str(self.config)]
-        politely = as_a_unit(self.nice) if self.nice and words == ("run",) else []
-        if self.is_forked and not politely:
+        within = self.within if words == ("run",) else []
+        if self.is_forked and not within:
             return nursery.start("onesync.program", arguments, out, error, before=before)
         program = f"{before}\nfrom onesync.program import main\nmain()"
         way = ["-c", program] if before else ["-m", "onesync.program"]
-        command = [*politely, sys.executable, *way, *arguments]
+        command = [*within, sys.executable, *way, *arguments]
         return subprocess.Popen(command, stdout=out, stderr=error)
 
     def wait(self) -> int:

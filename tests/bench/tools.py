@@ -254,7 +254,7 @@ class Onesync(Tool):
             **options,
         }
         self.node = Node(place.home, place.store, **settings)
-        self.node.nice = nice
+        self.node.within = as_a_unit(nice) if nice else []
 
     def start(self) -> None:
         self._deploy()

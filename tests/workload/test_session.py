@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from onesync.settings import BatchSettings
-from tests.node import Node
+from tests.node import Node, as_a_unit
 from tests.standin.passthrough import Passthrough
 from tests.workload.oracle import (
     PATIENCE,
@@ -134,7 +134,7 @@ def held(mounted: Passthrough, times: Times) -> Iterator[None]:
 @pytest.fixture
 def one(tmp_path: Path, mounted: Passthrough) -> Iterator[Node]:
     node = Node(tmp_path / "one", mounted.path / "project", mount__require_fuse=True, **PACE)
-    node.nice = NICE
+    node.within = as_a_unit(NICE)
     yield node
     if node.running():
         node.end(signal.SIGKILL)
@@ -217,7 +217,7 @@ def act_beside(home: Path, mounted: Passthrough) -> list[Record]:
     folder = mounted.path / home.name
     folder.mkdir()
     node = Node(home, folder, mount__require_fuse=True, **PACE)
-    node.nice = NICE
+    node.within = as_a_unit(NICE)
     deploy_patiently(node)
     try:
         session = Session(node.work, home.with_name(f"{home.name}-outside"), TURN)
