@@ -332,7 +332,7 @@ class Batches:
     def _batch(self, everything: bool) -> bool:
         self._is_behind = False
         due = self.marks.take(everything, resting=everything)
-        if not (due.paths or due.trees or self.awaits()):
+        if not (due.paths or due.trees or self.awaits() or self._half_done):
             return False
         self.may_write()
         if self._half_done or self._is_suspected():

@@ -239,7 +239,8 @@ class Life:
         sent: names of the checkpoints that stand, in order.
         told_commit: called with each of them.
         failed_as: what the engine said of each batch that failed.
-        succeeded_after: how many of its calls had failed, each time that it told a success.
+        succeeded_after: how many of its calls had failed, each time that it told a success; none
+            where the last failure left nothing to be pushed, but something to be tidied.
     """
 
     place: Place
@@ -257,6 +258,7 @@ class Life:
     phases: list[str] = field(default_factory=list)
     failed_as: list[str] = field(default_factory=list)
     succeeded_after: list[int] = field(default_factory=list)
+    owes: bool = True
     told_commit: Callable[[], None] = lambda: None
 
     def live(self) -> Life:
@@ -365,10 +367,11 @@ class Life:
     def synced(self, seconds: float, waited: Sequence[float]) -> None: ...
 
     def succeeded(self) -> None:
-        self.succeeded_after.append(self.calls.struck_here)
+        self.succeeded_after.append(self.calls.struck_here if self.owes else 0)
 
     def failed(self, kind: str) -> None:
         self.failed_as.append(kind)
+        self.owes = len(self.engine.marks) > 0
 
     def differed(self, files: int) -> None: ...
 
