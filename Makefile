@@ -43,7 +43,7 @@ demo: setup
 
 test: PACKAGES += $(TEST_PACKAGES)
 test: setup
-	$(BIN)/pytest -n 5 --dist worksteal
+	$(BIN)/pytest -n 7 --dist worksteal
 	$(BIN)/pytest -s -m session
 
 # The whole campaign of faults and crash points, in one process and as real ones (what shortens or
@@ -72,10 +72,10 @@ rpm: PACKAGES += $(DEB_PACKAGES)
 rpm: setup
 	packaging/build-rpm
 
-# Nodes made from nothing but Debian and the package for it: of this machine's, or of SUITE. ONLY picks
+# Booted nodes: of the units, and of nothing but Debian, this machine's or SUITE, and the package. ONLY picks
 # tests as pytest's -k does. By file, for those of one share what their nodes are made of.
 test-node: SUITE ?= $(shell . /etc/os-release && echo $$VERSION_CODENAME)
-test-node: PACKAGES += $(DEB_PACKAGES) buildah mkosi gcc libc6-dev pkg-config libfuse3-dev
+test-node: PACKAGES += $(DEB_PACKAGES) buildah mkosi gcc libc6-dev pkg-config libfuse3-dev prometheus btrfs-progs
 test-node: setup
 	packaging/build-deb $(SUITE)
 	ONESYNC_SUITE=$(SUITE) $(BIN)/pytest -n 2 --dist loadfile -m node $(if $(ONLY),-k "$(ONLY)")

@@ -345,13 +345,13 @@ def test_a_killed_stage_in_goes_on_and_pushes_nothing_before_it_is_whole(
 def test_a_large_file_is_brought_on_from_where_a_stage_in_died_over_it(
     tmp_path: Path, mounted: Mounted, is_whole: bool
 ) -> None:
-    size, enough = 96 << 20, 40 << 20
+    size, enough = 16 << 20, 6 << 20
     one, two = (Node(tmp_path / name, mounted.path / "project") for name in ("one", "two"))
     one.deploy()
     (one.work / "stack.mrcs").write_bytes(os.urandom(size))
     undeployed(one)
-    mounted.latency(0.002)
-    two.start()
+    mounted.latency(0.01)
+    two.start_after("import onesync.stagein; onesync.stagein._GOES_ON_FROM = 1 << 20")
     begun = two.work / ".onesync~"  # and the digest of its path
     deadline = time.monotonic() + SOON
     while sum(p.stat().st_size for p in two.work.glob(f"{begun.name}*")) < enough:
@@ -364,7 +364,8 @@ def test_a_large_file_is_brought_on_from_where_a_stage_in_died_over_it(
         with left.open("r+b") as file:
             file.write(bytes(1000))
     mounted.start_log()
-    two.deploy()
+    two.start_after("import onesync.stagein; onesync.stagein._GOES_ON_FROM = 1 << 20")
+    two.wait_for_phase("syncing")
     reads = [c for c in mounted.log() if c.operation == "read" and c.path.endswith("stack.mrcs")]
     first = min(call.arguments["offset"] for call in reads)
     assert first >= enough // 2 if is_whole else first == 0

@@ -16,7 +16,7 @@ from tests.systemd.container import Container
 from tests.systemd.nspawn import REPOSITORY
 from tests.test_prometheus import needs_prometheus
 
-pytestmark = [pytest.mark.systemd, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.systemd, pytest.mark.node, pytest.mark.timeout(600)]
 
 README = (REPOSITORY / "README.md").read_text()
 RUNBOOK = (REPOSITORY / "config" / "prometheus" / "RUNBOOK.md").read_text()

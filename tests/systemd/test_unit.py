@@ -17,7 +17,7 @@ from onesync.journal import EVENTS
 from tests.systemd.container import TOKEN, Container
 from tests.systemd.nspawn import REPOSITORY
 
-pytestmark = [pytest.mark.systemd, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.systemd, pytest.mark.node, pytest.mark.timeout(600)]
 
 UNIT = "onesync@p.service"
 STATUS = os.fsdecode(STATUS_FOLDER)
