@@ -319,3 +319,11 @@ def test_one_that_cannot_be_read_does_not_hold_up_its_batch_for_ever(bench: Benc
         with pytest.raises(OSError, match="unreadable"):
             bench.unverified.arrive(_entries(b"a"), _pausing(bench))
     assert not bench.unverified.arrive(_entries(b"a"), _pausing(bench))
+
+
+def test_what_is_huge_and_only_on_its_way_is_not_read_back_before_its_commit(bench: Bench) -> None:
+    bench.replica.write_new(b"stack", b"content")
+    bench.replica.late = {b"stack"}
+    huge = {b"stack": Entry(Kind.FILE, 100 << 30, digest="ab")}
+    assert not bench.unverified.arrive(huge, _pausing(bench))
+    assert bench.replica.read_back == []

@@ -31,6 +31,7 @@ _ASKED_AT_ONCE = 25
 _LATE_SECONDS = 60.0
 """A file of which OneData does not say in time that it has it all is read back."""
 _ASK_AGAIN_SECONDS = 1.0
+_READ_AT_ONCE = 256 << 20
 _READ_TRIES = 3
 _PROBE = join(STATUS_FOLDER, b"no-such-name")
 
@@ -105,8 +106,8 @@ class Unverified:
 
         Those are kept until the checkpoint stands, no longer. A mount that cannot tell is believed,
         if its provider answers at all. Returns whether OneData said so of all. Raises NotArrived
-        where it does not in time, and one reads back as something else; one that cannot be read,
-        tried again and again, stays unverified, or it would hold up all others for ever.
+        where it does not in time, and one reads back as something else. One that is huge, or
+        cannot be read though it was tried again and again, stays unverified.
         """
         began = self.now()
         late = {path for path, entry in entries.items() if entry.size}  # nothing arrives of others
@@ -119,7 +120,9 @@ class Unverified:
         if self._tells is not True:
             self.replica.look(_PROBE)
             return False
-        differing = self._differing({path: entries[path] for path in late})
+        # To read back what is huge, and may only be on its way, would hold up all others.
+        read = {p: entries[p] for p in late if entries[p].size <= _READ_AT_ONCE}
+        differing = self._differing(read)
         lost = {path for path in differing if not self._failures.get(path)}
         if lost:
             raise NotArrived(
