@@ -227,6 +227,7 @@ def test_a_very_large_file_holds_back_nobody(one: Node, tmp_path: Path, mounted:
     while not (replica / "DONE" / "marker.TXT").exists():
         assert time.monotonic() < deadline, one.log()
         time.sleep(0.05)
+    mounted.latency(1)  # or it might be whole before anybody looked
     assert (replica / "small").exists()
     assert 0 < (replica / STACK).stat().st_size < len(content)
     while not (behind := [p for p in one.status()["problems"] if p["kind"] == "behind"]):

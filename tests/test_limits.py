@@ -136,8 +136,7 @@ def test_what_can_be_watched_again_is_polled_no_more(few: tuple[Path, Told, FewW
     root, told, watcher = few
     (root / "d" / "later" / "on").mkdir(parents=True)
     watcher.most = 100
-    wait_for(lambda: watcher.polled() == 0, told)
-    assert watcher.watches() == 8
+    wait_for(lambda: (watcher.polled(), watcher.watches()) == (0, 8), told)
     assert watcher.drain(SOON)
     told.forget()
     (root / "d" / "later" / "on" / "new").write_bytes(b"1")
@@ -149,8 +148,7 @@ def test_what_is_gone_is_polled_no_more(few: tuple[Path, Told, FewWatches]) -> N
     root, told, watcher = few
     shutil.rmtree(root / "a")
     shutil.rmtree(root / "d")
-    wait_for(lambda: watcher.polled() == 0, told)
-    assert watcher.watches() == 1
+    wait_for(lambda: (watcher.polled(), watcher.watches()) == (0, 1), told)
 
 
 def may_limit_watches() -> bool:
