@@ -43,7 +43,7 @@ demo: setup
 
 test: PACKAGES += $(TEST_PACKAGES)
 test: setup
-	$(BIN)/pytest -n 6 --dist worksteal
+	$(BIN)/pytest -n 5 --dist worksteal
 	$(BIN)/pytest -s -m session
 
 # The whole campaign of faults and crash points, in one process and as real ones (what shortens or

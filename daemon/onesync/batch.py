@@ -150,6 +150,7 @@ class Batches:
     _unrecorded: Callable[[], None] | None = None
     _unsteady: dict[RelPath, float] = field(default_factory=dict)
     _is_behind: bool = False
+    _behind: set[RelPath] = field(default_factory=set)
     _tidying: Future[None] | None = None
     _tidying_of: Leftovers | None = None
     _tidier: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(5, "tidy"))
@@ -581,6 +582,8 @@ class Batches:
             if difference.path not in outcome.deferred | outcome.retry | outcome.held:
                 self.problems.pop(difference.path, None)
         self.problems.update({p.path: p for p in outcome.problems})
+        self._behind |= {p.path for p in outcome.problems if p.kind == BEHIND}
+        self._behind &= self.problems.keys()
 
     def _await(
         self,
@@ -631,11 +634,14 @@ class Batches:
         return replace(plan, removals=plan.removals + self._stale(plan.moves))
 
     def _no_longer_behind(self, cut: Cut) -> dict[RelPath, Difference]:
-        """Return what was behind, and is here now as OneData has it: that is to be told."""
+        """Return what was behind, and is here now as OneData has it: that is to be told.
+
+        Not of what a dead node left behind: as OneData has it is all that there is of it.
+        """
         found = {}
-        for path, problem in self.problems.items():
+        for path in self._behind & self.problems.keys():
             is_looked_at = path in cut.looked.paths or lies_in(path, cut.looked.trees)
-            if problem.kind != BEHIND or path in cut.found or not is_looked_at:
+            if self.problems[path].kind != BEHIND or path in cut.found or not is_looked_at:
                 continue
             known, seen = self.index.known(path), self.cuts.scanner.look(path)
             if known is not None and seen is not None and known.stamp == seen:

@@ -236,6 +236,7 @@ def test_a_small_file_that_is_staged_in_is_six_calls(
         assert of_data.total() <= 400 * 6, of_data
 
 
+@pytest.mark.session
 def test_what_precedes_the_first_file_waits_for_few_calls(
     nodes: list[Node], node: Node, mounted: Mounted
 ) -> None:
