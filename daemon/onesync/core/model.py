@@ -93,6 +93,7 @@ def is_unconfirmed(entry: Entry) -> bool:
 
 
 DAMAGED_NS = 10**9
+"""A damaged copy is dated so much later than the manifest says; see ``is_damaged_copy``."""
 
 
 def lost_stamp(kind: Kind) -> Stamp:
