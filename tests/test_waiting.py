@@ -8,10 +8,12 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from onesync import push
+from onesync import holds, preparation, push, transfer
+from onesync.core.plan import Difference
 from onesync.errors import Exit
 from tests.campaign.calls import Fault
 from tests.campaign.life import Life, Place, copied
@@ -27,6 +29,12 @@ PORTION = 2
 @pytest.fixture(autouse=True)
 def _small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
+
+
+@pytest.fixture
+def _rows_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the rows be those of the project's database, which names files of its runs."""
+    monkeypatch.setitem(globals(), "DATABASE", "project.sqlite")
 
 
 @pytest.fixture
@@ -207,10 +215,97 @@ def test_whatever_happens_meanwhile_rows_name_what_is_there(place: Place, number
     assert contents(place.store) == contents(place.work)
 
 
-@pytest.mark.parametrize("number", range(30))
-def test_a_death_meanwhile_leaves_rows_that_name_what_is_there(
-    place: Place, tmp_path: Path, number: int
+@pytest.mark.usefixtures("_rows_of_the_project")
+@pytest.mark.parametrize("number", range(60))
+def test_whatever_happens_in_a_run_rows_of_the_project_name_what_is_there(
+    place: Place, number: int
 ) -> None:
+    chance = random.Random(number)
+    happenings = Happenings(chance)
+    assert live(place, [happenings.act] * 12, idle=chance.random() < 0.3) == []
+    assert contents(place.store) == contents(place.work)
+
+
+@pytest.mark.usefixtures("_rows_of_the_project")
+@pytest.mark.parametrize("number", range(20))
+def test_rows_of_the_project_wait_for_what_changes_while_it_is_copied(
+    place: Place, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(number)
+    happenings = Happenings(chance)
+    bring = transfer.transfer
+
+    def bring_at_times(replica: object, difference: Difference, *more: Any) -> object:
+        if b"item_" in difference.path and chance.random() < 0.3:
+            return None
+        return bring(replica, difference, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(push, "transfer", bring_at_times)
+    assert live(place, [happenings.act] * 12) == []
+    assert contents(place.store) == contents(place.work)
+
+
+@pytest.mark.usefixtures("_rows_of_the_project")
+@pytest.mark.parametrize("keeps_birth", [True, False])
+def test_a_file_made_anew_comes_though_a_marker_has_its_old_inode(
+    place: Place, keeps_birth: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system gives the number of what was removed to what is made next."""
+    if not keeps_birth:
+        monkeypatch.setattr(preparation, "is_born_after", lambda *_: False)
+
+    def anew(work: Path) -> None:
+        item, marker = work / EXTRA / "item", work / EXTRA / "DONE" / "item.TXT"
+        marker.parent.mkdir()
+        old = item.stat().st_ino
+        execute(work, "DELETE FROM item")
+        item.unlink()
+        drafts = [work / EXTRA / f"draft_{n}" for n in range(100)]
+        for draft in drafts:
+            draft.touch()
+        found = next((draft for draft in drafts if draft.stat().st_ino == old), None)
+        if found is None:
+            pytest.skip("this file system gives no number twice")
+        found.rename(marker)
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+        write(work, "item", version=2)
+        assert item.stat().st_ino != old
+
+    seen: list[tuple[dict[str, int], int]] = []
+
+    def look(_: Path) -> None:
+        seen.append((rows(place.store), _version(place.store / EXTRA / "item")))
+
+    acts: list[Callable[[Path], object]] = [lambda work: write(work, "item"), anew, look]
+    assert live(place, acts, idle=True) == []
+    assert seen == [({"item": 2}, 2)]
+
+
+@pytest.mark.usefixtures("_rows_of_the_project")
+@pytest.mark.parametrize("size", [10, 20 << 20], ids=["cheap", "dear"])
+def test_renames_in_every_batch_hold_the_rows_of_the_project_for_a_while_only(
+    place: Place, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holds, "_WHILE_MISSING_SECONDS", 0.0 if size > 10 else 1000.0)
+    seen: list[int] = []
+
+    def rename(work: Path) -> None:
+        number = len(seen)
+        if not number:
+            write(work, "other")
+            (work / EXTRA / "item_0").write_bytes(bytes(size))
+        else:
+            (work / EXTRA / f"item_{number - 1}").rename(work / EXTRA / f"item_{number}")
+            execute(work, "INSERT OR REPLACE INTO item VALUES (?, ?)", ("other", -number))
+        seen.append(-rows(place.store).get("other", 0))
+
+    live(place, [rename] * 12)
+    assert max(seen[:-1]) >= 6, seen
+
+
+def _live_and_die(place: Place, elsewhere: Path, number: int) -> None:
+    """Die at a call, and let another node restore what is there then."""
     chance = random.Random(number)
     happenings = Happenings(chance)
     left = [happenings.act] * 12
@@ -223,10 +318,25 @@ def test_a_death_meanwhile_leaves_rows_that_name_what_is_there(
     life.told_commit = act
     life.live()
     if life.died:
-        lost = Place(tmp_path / "lost", copied(place.store, tmp_path / "as it was"))
-        unlock(Place(tmp_path / "elsewhere", lost.store))
+        lost = Place(elsewhere / "lost", copied(place.store, elsewhere / "as it was"))
+        unlock(Place(elsewhere / "elsewhere", lost.store))
         assert Life(lost).live().end is Exit.CLEAN
         assert lacks(lost.work) == []
         assert Life(place).live().end is Exit.CLEAN
     assert lacks(place.store) == []
     assert contents(place.store) == contents(place.work)
+
+
+@pytest.mark.parametrize("number", range(30))
+def test_a_death_meanwhile_leaves_rows_that_name_what_is_there(
+    place: Place, tmp_path: Path, number: int
+) -> None:
+    _live_and_die(place, tmp_path, number)
+
+
+@pytest.mark.usefixtures("_rows_of_the_project")
+@pytest.mark.parametrize("number", range(30))
+def test_a_death_meanwhile_leaves_rows_of_the_project_that_name_what_is_there(
+    place: Place, tmp_path: Path, number: int
+) -> None:
+    _live_and_die(place, tmp_path, number)

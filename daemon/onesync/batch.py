@@ -33,12 +33,13 @@ from onesync.core.model import (
     parent_of,
     renamed_path,
 )
-from onesync.core.ordering import DATA, PublishOrder, scope_of, scopes_of
+from onesync.core.ordering import DATA, PublishOrder, is_in_scope, scope_of, scopes_of
 from onesync.core.plan import Difference, Move, Plan, make_plan, portioned, restricted
 from onesync.core.trouble import is_full
 from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
 from onesync.errors import MountNotThere, NotArrived
+from onesync.holds import ProjectWait
 from onesync.index import Index
 from onesync.leftovers import Leftovers
 from onesync.local import on_this_machine
@@ -149,6 +150,7 @@ class Batches:
     _is_full: bool = False
     _unrecorded: Callable[[], None] | None = None
     _unsteady: dict[RelPath, float] = field(default_factory=dict)
+    _project_wait: ProjectWait = field(default_factory=ProjectWait)
     _is_behind: bool = False
     _behind: set[RelPath] = field(default_factory=set)
     _tidying: Future[None] | None = None
@@ -440,6 +442,7 @@ class Batches:
             self._is_waited_for,
             self.travels.get,
             self.only_copies.lacking(),
+            self._project_wait,
             None if everything else self.round_seconds,
             named=self._waiting.named(plan) if self._waiting is not None else None,
             promised=self._waiting.promised(plan) if self._waiting is not None else set(),
@@ -481,7 +484,8 @@ class Batches:
         self._take_problems(plan, outcome)
         self.only_copies.left_out(outcome.left_out)
         self.events.pushed(outcome.files, outcome.size)
-        self._await(plan, outcome.postponed, outcome.postponed_moves)
+        project_held = any(not scope_of(path) for path in snapshots.keys() & outcome.held)
+        self._await(plan, outcome.postponed, outcome.postponed_moves, project_held=project_held)
         # What waited may have changed since its snapshot was taken.
         waited = set(cut.frozen) if self._waiting is not None else set()
         later = outcome.deferred | outcome.held | waited
@@ -490,6 +494,8 @@ class Batches:
         self.marks.later(later)
         now = time.monotonic()
         self._unsteady = {path: self._unsteady.get(path, now) for path in outcome.retry}
+        if not outcome.is_late:
+            self._project_wait.was(project_held, outcome.is_missing, now)
         self.marks.again(outcome.retry)
         for path, seconds in outcome.growing.items():
             self.marks.growing(path, _PACE * seconds)
@@ -590,6 +596,8 @@ class Batches:
         plan: Plan,
         postponed: AbstractSet[RelPath] = frozenset(),
         postponed_moves: AbstractSet[tuple[RelPath, RelPath]] = frozenset(),
+        *,
+        project_held: bool = False,
     ) -> None:
         removals = plan.awaited_removals | postponed
         new = plan.awaited_moves - self._awaited.moves
@@ -597,7 +605,7 @@ class Batches:
         self.cuts.awaited_moves = self._awaited.moves
         if self.awaits():
             self.marks.arrived.set()
-        self._renaming = scopes_of(new)
+        self._renaming = scopes_of(new) | ({b""} if new and project_held else set())
 
     def _forget_renamed(self, due: Due) -> None:
         """Let go of refused names that are gone: they were renamed, as they had to be."""
@@ -677,11 +685,11 @@ class Batches:
         if not left:
             return plan
         scopes = {scope_of(path) for path in chain(left.keys(), left.values())}
-        removals = {d.path for d in plan.removals if scope_of(d.path) not in scopes}
+        removals = {d.path for d in plan.removals if not is_in_scope(d.path, scopes)}
         moves = {
             (m.source, m.target)
             for m in plan.moves
-            if scope_of(m.source) not in scopes
+            if not is_in_scope(m.source, scopes)
             and not any(is_beneath(path, m.source) for path in left)
         }
         return restricted(plan, removals, moves)
@@ -689,13 +697,13 @@ class Batches:
     def _rather_copied(self, renames: list[Move]) -> set[Move]:
         """Return the renames that are better brought as new files and removals.
 
-        Databases wait for new renames of their run, and a new one in each batch would keep them
-        waiting for ever. So every second batch copies, where that is cheap.
+        Databases wait for new renames of their run, the project's for all, and a new one in each
+        batch would keep them waiting for ever. So every second batch copies, where that is cheap.
         """
         again = {
             move
             for move in renames
-            if scopes_of([(move.source, move.target)]) & self._renaming
+            if any(is_in_scope(end, self._renaming) for end in (move.source, move.target))
             and (move.source, move.target) not in self._awaited.moves
         }
         beneath = (known for move in again for _, known in self.index.beneath(move.source))

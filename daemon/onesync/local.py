@@ -67,6 +67,23 @@ def origin_of(fd: int) -> Origin:
     return Origin(os.fstat(fd).st_ino & _MOST_INODE, _birth_of(fd))
 
 
+def is_born_after(source: bytes, time_ns: int) -> bool:
+    """Whether the local file at the absolute path ``source`` surely did not exist at ``time_ns``.
+
+    Nanoseconds since 1970. Inode numbers come back at once: this tells a file from the one that had
+    its number. Not where the file system keeps no time of birth, or the clock was set back since.
+    """
+    try:
+        fd = open_source(source)
+    except OSError:
+        return False
+    try:
+        born = _birth_of(fd)
+        return born is not None and time_ns < born <= os.fstat(fd).st_ctime_ns
+    finally:
+        os.close(fd)
+
+
 def use_one_heap() -> None:
     """Let all threads share one heap, before there are any: each would keep what it freed."""
     with suppress(AttributeError):  # a C library without it

@@ -60,23 +60,26 @@ class Pins:
         """
         gone = set()
         for path in paths:
-            if len(self._fds) >= self._room:
-                break
             try:
-                fd = open_beneath(self._top, path, os.O_RDONLY | os.O_NONBLOCK)
+                fd = self._open(path)
             except (FileNotFoundError, NotADirectoryError):
                 gone.add(path)
                 continue
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE):
-                    break
-                continue  # unreadable: the push finds out and says so
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                os.close(fd)
+            except OSError:
+                # No descriptor is left, or nobody may read it, which the push finds out and says.
+                self.release(path)
                 continue
             self.release(path)
-            self._fds[path] = fd
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                self._fds[path] = fd
+            else:
+                os.close(fd)
         return gone
+
+    def _open(self, path: RelPath) -> int:
+        if len(self._fds) >= self._room and path not in self._fds:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return open_beneath(self._top, path, os.O_RDONLY | os.O_NONBLOCK)
 
     def release(self, path: RelPath) -> None:
         """Let one go."""

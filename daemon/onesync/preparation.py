@@ -20,7 +20,7 @@ from onesync.core.model import (
 from onesync.core.ordering import DATA, PublishOrder
 from onesync.core.plan import Difference, Plan
 from onesync.intent import Intent
-from onesync.local import digest_local, local_size
+from onesync.local import digest_local, is_born_after, local_size
 from onesync.removals import Removals
 from onesync.transfer import Source, may_patch
 from onesync.travels import Travel
@@ -61,7 +61,8 @@ class Preparation:
         self._removals = removals
         self._blocks_of = blocks_of
         self._travel_to = travel_to
-        self._stands_at = dict(lacking)
+        self._lacking = lacking
+        self._needed: dict[RelPath, RelPath] = {}
         self._count = 0
         self.sources: dict[RelPath, Source] = {}
         self.replaced: dict[RelPath, RelPath] = {}
@@ -72,7 +73,7 @@ class Preparation:
         self, plan: Plan, snapshots: Mapping[RelPath, bytes], pinned: Mapping[RelPath, bytes]
     ) -> None:
         """Name all of ``plan`` in the intents; small new files are read, for their digests."""
-        self._stands_at |= {d.seen.inode: d.path for d in plan.files if d.seen is not None}
+        self._needed = self._find_needed(plan, pinned)
         new = [d for d in plan.files if is_new(d) and d.path not in snapshots]
         places = [pinned.get(d.path) or join(self._root, d.path) for d in new]
         found = each(self._pool, _digest_of_small, places)
@@ -135,11 +136,22 @@ class Preparation:
 
         It was renamed, and what has its old name was renamed to that.
         """
-        known = difference.known
-        if known is None or known.stamp is None or known.entry.kind is not Kind.FILE:
-            return None
-        place = self._stands_at.get(known.stamp.inode)
-        return None if place == difference.path else place
+        return self._needed.get(difference.path)
+
+    def _find_needed(self, plan: Plan, pinned: Mapping[RelPath, bytes]) -> dict[RelPath, RelPath]:
+        """Return ``needed_at`` of the files of ``plan``."""
+        stands_at = {d.seen.inode: d.path for d in plan.files if d.seen is not None}
+        stands_at = {**self._lacking, **stands_at}
+        found = {}
+        for difference in plan.files:
+            path, known = difference.path, difference.known
+            if known is None or known.stamp is None or known.entry.kind is not Kind.FILE:
+                continue
+            place = stands_at.get(known.stamp.inode, path)
+            local = pinned.get(place) or join(self._root, place)
+            if place != path and not is_born_after(local, known.stamp.ctime_ns):
+                found[path] = place
+        return found
 
     def _travel(self, difference: Difference, *, is_database: bool) -> Travel | None:
         """Return the copy that earlier batches began, where it can still be used."""

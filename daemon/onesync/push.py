@@ -38,10 +38,10 @@ from onesync.core.ordering import DATA, SIDECARS, PublishOrder, spread
 from onesync.core.plan import Difference, Plan
 from onesync.core.trouble import Reaction, judge
 from onesync.errors import LocalError, NotArrived, OnesyncError
-from onesync.holds import Holds
+from onesync.holds import Holds, ProjectWait
 from onesync.intent import Intent
 from onesync.leftovers import Leftovers
-from onesync.local import open_source, read_xattrs
+from onesync.local import is_born_after, open_source, read_xattrs
 from onesync.outcome import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE, Outcome
 from onesync.patience import comes
 from onesync.preparation import CREATED_AT_MOST, Preparation
@@ -98,6 +98,7 @@ class Push:
         is_waited_for: Callable[[RelPath], bool],
         travel_to: Callable[[RelPath], Travel | None],
         lacking: Mapping[int, RelPath],
+        project_wait: ProjectWait,
         seconds: float | None,
         *,
         named: AbstractSet[RelPath] | None = None,
@@ -119,6 +120,7 @@ class Push:
             is_waited_for: whether databases wait for a file that changed while it was copied.
             travel_to: the copy that earlier batches began, by its target.
             lacking: what the replica does not have whole, by inode.
+            project_wait: how long the project's databases have waited for what those of runs do.
             seconds: so long a large file travels before it goes on in the next batch; None brings
                 all to their end, however long that takes.
             named: what of the data the databases may name that are pushed; None is all.
@@ -145,7 +147,7 @@ class Push:
             travel_to,
             lacking,
         )
-        self._holds = Holds(self.outcome, named, promised)
+        self._holds = Holds(self.outcome, named, promised, project_wait)
         self._is_waited_for = is_waited_for
         self._travel_to = travel_to
         self._seconds = seconds
@@ -183,13 +185,15 @@ class Push:
                 self._remove(difference)
         self._make_directories(plan.directories)
         plan = self._without_refused(plan)
-        ready = self._without_only_copies(self._transfer(plan.files, snapshots))
+        late = {d.path for d in plan.files if self._is_created_late(d, snapshots)}
+        ready = self._without_only_copies(self._transfer(plan.files, snapshots), late)
         with self._going_on(plan):
             self._publish_all(ready, plan, snapshots)
             for difference in plan.links + plan.metadata:
                 self._record_seen(difference)
             self._second_halves(plan)
         self._confirm_written()
+        self.outcome.is_missing = self._holds.is_missing()
         self._follow_renames()
         return self.outcome
 
@@ -278,14 +282,17 @@ class Push:
         if self._may_defer:
             self._enough = time.monotonic() + _PORTION_SECONDS
         found = each(self._pool, self._bring_in_time, data)
-        self._holds.begin_databases()
+        self._holds.begin_databases(snapshots)
         found += each(self._pool, self._bring_database, databases)
         return [ready for ready in found if ready is not None]
 
-    def _without_only_copies(self, ready: list[_Ready]) -> list[_Ready]:
-        """Leave to a later batch what would replace the only whole copy of another file."""
+    def _without_only_copies(self, ready: list[_Ready], late: AbstractSet[RelPath]) -> list[_Ready]:
+        """Leave to a later batch what would replace the only whole copy of another file.
+
+        ``late`` are markers, which come after all data: data that waited for one would never come.
+        """
         while True:
-            whole = {item.difference.path for item in ready if not item.brought.is_behind}
+            whole = {item.difference.path for item in ready if not item.brought.is_behind} | late
             ready, waiting = _parted(ready, partial(self._may_replace, whole=whole))
             if not waiting:
                 return ready
@@ -310,7 +317,7 @@ class Push:
         """Keep the old version, which has to stay; a large new one stays whole beside it."""
         path, brought = item.difference.path, item.brought
         if item.is_database or brought.copied.size < PATCH_FROM:
-            self._holds.leave_behind(path)
+            self._holds.leave_behind(path, is_missing=True)
             if brought.temporary is not None:
                 self.leftovers.add(brought.temporary)
         elif brought.temporary is not None:
@@ -381,21 +388,21 @@ class Push:
         path = difference.path
         self._may_write()
         ready = self._try_to_bring(difference, self._prepared.sources[path])
-        if ready is None and path in self.outcome.retry and self._is_promised(difference):
-            self._holds.leave_behind(path)
+        if ready is None and path in self.outcome.retry:
+            # Rows may promise what did not come. A file that changes inside all the time is waited
+            # for only a while, or the databases of its run would never come.
+            is_missing = self._is_another(difference)
+            if is_missing or self._is_waited_for(path):
+                self._holds.leave_behind(path, is_missing=is_missing)
         return ready
 
-    def _is_promised(self, difference: Difference) -> bool:
-        """Whether rows may promise a version that did not come.
-
-        Those of a new file do; a file that changes inside all the time is waited for only a while,
-        or the databases of its run would never come.
-        """
+    def _is_another(self, difference: Difference) -> bool:
+        """Whether the file is not the one of which OneData has a version under this name."""
         known, seen = difference.known, difference.seen
         old = known.stamp if known is not None else None
         if old is None or seen is None or old.inode != seen.inode:
             return True
-        return self._is_waited_for(difference.path)
+        return is_born_after(self._prepared.sources[difference.path].local, old.ctime_ns)
 
     def _try_to_bring(self, difference: Difference, source: Source) -> _Ready | None:
         path = difference.path

@@ -8,13 +8,13 @@ published as soon as the data of their own cut are there.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
 from onesync.core.model import RelPath, Stamp
-from onesync.core.ordering import is_in_scope, scopes_of
+from onesync.core.ordering import is_in_scope, scope_of, scopes_of
 from onesync.core.plan import Plan
 from onesync.cut import Cut, Frozen
 from onesync.outcome import Outcome
@@ -67,7 +67,7 @@ def what_waits(earlier: Waiting | None, cut: Cut, plan: Plan, outcome: Outcome) 
     """
     if not outcome.is_late:
         return None
-    anew = _anew(plan, outcome) if earlier is None else set()
+    anew = _anew(plan, outcome, cut.frozen) if earlier is None else set()
     now = {_place(plan, d.path): d.seen for d in plan.files}
     seen = now if earlier is None else earlier.markers
     held = {_place(plan, path) for path in outcome.held if not is_in_scope(path, anew)}
@@ -88,10 +88,15 @@ def _place(plan: Plan, path: RelPath) -> RelPath:
     return plan.stands_at.get(path, path)
 
 
-def _anew(plan: Plan, outcome: Outcome) -> set[RelPath]:
-    """Return the runs whose databases may name what a rename of the cut has not brought yet."""
+def _anew(plan: Plan, outcome: Outcome, databases: Iterable[RelPath]) -> set[RelPath]:
+    """Return the runs whose databases may name what a rename of the cut has not brought yet.
+
+    The rows of the project's may name the files of any: where one is in the cut it is all of them.
+    """
     anew = scopes_of(plan.awaited_moves)
     left = [scopes_of([move]) for move in outcome.postponed_moves]
     while more := {scope for ends in left if ends & anew for scope in ends} - anew:
         anew |= more
+    if anew and any(not scope_of(path) for path in databases):
+        anew.add(b"")
     return anew
