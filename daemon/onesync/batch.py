@@ -494,8 +494,7 @@ class Batches:
         self.marks.later(later)
         now = time.monotonic()
         self._unsteady = {path: self._unsteady.get(path, now) for path in outcome.retry}
-        if not outcome.is_late:
-            self._project_wait.was(project_held, outcome.is_missing, now)
+        self._project_wait.was(project_held, outcome.is_missing, outcome.is_late, now)
         self.marks.again(outcome.retry)
         for path, seconds in outcome.growing.items():
             self.marks.growing(path, _PACE * seconds)

@@ -39,10 +39,14 @@ class ProjectWait:
         """Whether to wait for what is missing."""
         return self.missing_since is None or now - self.missing_since < _WHILE_MISSING_SECONDS
 
-    def was(self, held: bool, missing: bool, now: float) -> None:
-        """Take over whether a batch held a database of the project back, and for what."""
+    def was(self, held: bool, missing: bool, is_late: bool, now: float) -> None:
+        """Take over whether a batch held a database of the project back, and for what.
+
+        Where all databases were late it is not known what of the rest would be missing.
+        """
         self.since = (self.since or now) if held else None
-        self.missing_since = (self.missing_since or now) if held and missing else None
+        if not is_late:
+            self.missing_since = (self.missing_since or now) if held and missing else None
 
 
 class Holds:
