@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from onesync import holds, preparation, push, transfer
-from onesync.core.plan import Difference
+from onesync.core.plan import Difference, Plan
 from onesync.errors import Exit
+from onesync.push import Push
+from onesync.unverified import Unverified
 from tests.campaign.calls import Fault
 from tests.campaign.life import Life, Place, copied
 from tests.campaign.trial import unlock
@@ -302,6 +304,28 @@ def test_renames_in_every_batch_hold_the_rows_of_the_project_for_a_while_only(
 
     live(place, [rename] * 12)
     assert max(seen[:-1]) >= 6, seen
+
+
+def test_new_data_go_on_while_onedata_is_waited_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    going_on, arrive = Push._going_on, Unverified.arrive
+
+    @contextmanager
+    def told_going_on(push: Push, plan: Plan) -> Iterator[None]:
+        with going_on(push, plan):
+            yield
+            happened.append("ends")
+
+    def told_arrive(unverified: Unverified, *arguments: Any, **options: Any) -> bool:
+        happened.append("arrives")
+        return arrive(unverified, *arguments, **options)
+
+    monkeypatch.setattr(Push, "_going_on", told_going_on)
+    monkeypatch.setattr(Unverified, "arrive", told_arrive)
+    live(place, [lambda work: write(work, "item"), lambda work: write(work, "item", version=2)])
+    assert happened[:3] == ["ends", "arrives", "ends"]
 
 
 def _live_and_die(place: Place, elsewhere: Path, number: int) -> None:

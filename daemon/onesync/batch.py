@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -464,10 +465,8 @@ class Batches:
             self._tidied()  # its intent may go with a travel that ends
         for top in [d.path for d in plan.removals] + [move.source for move in plan.moves]:
             self.travels.end_beneath(top)
-        outcome = push.carry_out(plan, snapshots, pinned)
-        # With the checkpoint the older versions go: their successors have to be safe by then.
-        written_over = outcome.overwritten
-        is_told = bool(written_over) and self.unverified.arrive(written_over, self.pause)
+        arrive = partial(self.unverified.arrive, pause=self.pause)
+        outcome = push.carry_out(plan, snapshots, pinned, arrive)
         committed = (
             bool(outcome.changes) or push.leftovers.begins_travel() or self._is_behind_anew(outcome)
         )
@@ -475,7 +474,7 @@ class Batches:
             noted = [Noted(problem) for problem in outcome.problems]
             self._stamps = outcome.stamps
             read = {path: self.is_read(is_db) for path, is_db in outcome.sent.items()}
-            arrived = written_over.keys() if is_told else set()
+            arrived = outcome.overwritten.keys() if outcome.is_told else set()
             self._sent = {p: is_read for p, is_read in read.items() if is_read or p not in arrived}
             written = self.manifest.write([*outcome.changes, *noted], "incremental")
             changes = [*outcome.changes, *noted]

@@ -42,6 +42,7 @@ class Outcome:
         size: bytes of them.
         sent: the committed files whose bytes travelled, and whether each is a database.
         overwritten: those that took the place of older bytes.
+        is_told: whether OneData said that it has all of these.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -63,3 +64,4 @@ class Outcome:
     size: int = 0
     sent: dict[RelPath, bool] = field(default_factory=dict)
     overwritten: dict[RelPath, Entry] = field(default_factory=dict)
+    is_told: bool = False

@@ -165,11 +165,13 @@ class Push:
         plan: Plan,
         snapshots: Mapping[RelPath, bytes],
         pinned: Mapping[RelPath, bytes],
+        arrive: Callable[[Mapping[RelPath, Entry]], bool],
     ) -> Outcome:
         """Push ``plan``.
 
         ``snapshots`` maps databases to their snapshots' absolute paths, ``pinned`` files to
-        absolute paths under which they can be read even when they are gone. Raises OSError or an
+        absolute paths under which they can be read even when they are gone. ``arrive`` waits until
+        OneData has what it is given, and returns whether it said so. Raises OSError or an
         OnesyncError where the mount fails as a whole; the replica then needs ``recovery``.
         """
         self._pinned = pinned
@@ -192,10 +194,18 @@ class Push:
             for difference in plan.links + plan.metadata:
                 self._record_seen(difference)
             self._second_halves(plan)
+            self._await_arrival(arrive)
         self._confirm_written()
         self.outcome.is_missing = self._holds.is_missing()
         self._follow_renames()
         return self.outcome
+
+    def _await_arrival(self, arrive: Callable[[Mapping[RelPath, Entry]], bool]) -> None:
+        """Wait for what took the place of older bytes: with the checkpoint those go."""
+        written = self.outcome.overwritten.items()
+        self.outcome.overwritten = {renamed_path(p, self._renamed): e for p, e in written}
+        if self.outcome.overwritten:
+            self.outcome.is_told = arrive(self.outcome.overwritten)
 
     def _follow_renames(self) -> None:
         """Tell what lies beneath a renamed directory, and what is to be tidied, by new names."""
@@ -203,8 +213,6 @@ class Push:
         if not moved:
             return
         outcome.sent = {renamed_path(p, moved): is_db for p, is_db in outcome.sent.items()}
-        overwritten = outcome.overwritten.items()
-        outcome.overwritten = {renamed_path(path, moved): entry for path, entry in overwritten}
         told = outcome.problems
         outcome.problems = [replace(p, path=renamed_path(p.path, moved)) for p in told]
         self.leftovers.follow(moved)
