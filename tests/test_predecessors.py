@@ -227,12 +227,17 @@ def deployed_with_unsynced(node: Node) -> None:
     node.deploy()
     (node.work / "safe").write_bytes(b"1")
     assert node.flush() == 0, node.log()
+    write_unsynced(node)
+    node.end(signal.SIGKILL)
+
+
+def write_unsynced(node: Node) -> None:
+    """Write ``lost``, and wait until the daemon knows of it."""
     (node.work / "lost").write_bytes(b"2")
     deadline = time.monotonic() + SOON
     while "lost" not in json.loads((node.home / "state" / "status.json").read_text())["pending"]:
         assert time.monotonic() < deadline, node.log()
         time.sleep(0.05)
-    node.end(signal.SIGKILL)
 
 
 @pytest.mark.parametrize("how", ["gone", "another"])
@@ -302,7 +307,7 @@ def test_a_copy_that_goes_while_it_is_deployed_halts_at_once(
     one.deploy()
     (one.work / "safe").write_bytes(b"1")
     assert one.flush() == 0, one.log()
-    (one.work / "lost").write_bytes(b"2")
+    write_unsynced(one)
     kept = one.home / "kept"
     one.work.rename(kept)
     assert one.command("flush").returncode == 1

@@ -6,12 +6,16 @@ import mmap
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from onesync.core.model import STATUS_FOLDER
+from onesync.core.chain import Set
+from onesync.core.model import STATUS_FOLDER, Entry, Kind
+from onesync.index import Index
+from onesync.rewrites import Rewrites
+from onesync.scanner import Scanner
 from tests.node import SOON, Node
 from tests.standin.mounted import Mounted
 
@@ -136,3 +140,25 @@ def test_what_is_stored_beside_the_final_checkpoint_is_in_the_one_after_it(
     two.deploy()
     assert (two.work / "micrograph.mrc").read_bytes()[:2] == b"\1\2"
     assert two.end() == 0, two.log()
+
+
+@pytest.mark.parametrize("is_all_told", [False, True])
+def test_what_was_renamed_is_looked_for_until_the_rename_is_told(
+    tmp_path: Path, is_all_told: bool
+) -> None:
+    (tmp_path / "work" / "old").mkdir(parents=True)
+    (tmp_path / "work" / "old" / "micrograph.mrc").write_bytes(b"written")
+    root, path = os.fsencode(tmp_path / "work"), b"old/micrograph.mrc"
+    with closing(Index(tmp_path / "index.sqlite")) as index:
+        scanner = Scanner(root, index, lambda _: False)
+        stamp = scanner.look(path)
+        assert stamp is not None
+        pushed = Entry(Kind.FILE, stamp.size, stamp.mtime_ns, stamp.mode, "another digest")
+        index.commit([Set(path, pushed)], {path: stamp})
+        os.rename(os.path.join(root, b"old"), os.path.join(root, b"new"))
+        rewrites = Rewrites(root, index, scanner)
+        assert rewrites.find({path}, ()) == set()
+        if is_all_told:
+            rewrites.all_is_told()
+        found = rewrites.find(set(), [(b"old", b"new")])
+        assert found == (set() if is_all_told else {path})

@@ -230,7 +230,7 @@ def test_whatever_happens_in_a_run_rows_of_the_project_name_what_is_there(
 
 @pytest.mark.usefixtures("_rows_of_the_project")
 @pytest.mark.parametrize("number", range(20))
-def test_rows_of_the_project_wait_for_what_changes_while_it_is_copied(
+def test_rows_of_the_project_wait_for_new_files_that_change_while_they_are_copied(
     place: Place, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance = random.Random(number)
@@ -238,7 +238,10 @@ def test_rows_of_the_project_wait_for_what_changes_while_it_is_copied(
     bring = transfer.transfer
 
     def bring_at_times(replica: object, difference: Difference, *more: Any) -> object:
-        if b"item_" in difference.path and chance.random() < 0.3:
+        known, seen = difference.known, difference.seen
+        was = known.stamp if known is not None else None
+        is_new = was is None or seen is None or was.inode != seen.inode
+        if is_new and b"item_" in difference.path and chance.random() < 0.3:
             return None
         return bring(replica, difference, *more)  # type: ignore[arg-type]
 
@@ -254,7 +257,7 @@ def test_a_file_made_anew_comes_though_a_marker_has_its_old_inode(
 ) -> None:
     """A file system gives the number of what was removed to what is made next."""
     if not keeps_birth:
-        monkeypatch.setattr(preparation, "is_born_after", lambda *_: False)
+        monkeypatch.setattr(preparation, "is_another", lambda *_: False)
 
     def anew(work: Path) -> None:
         item, marker = work / EXTRA / "item", work / EXTRA / "DONE" / "item.TXT"
@@ -289,7 +292,7 @@ def test_a_file_made_anew_comes_though_a_marker_has_its_old_inode(
 def test_renames_in_every_batch_hold_the_rows_of_the_project_for_a_while_only(
     place: Place, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holds, "_WHILE_MISSING_SECONDS", 0.0 if size > 10 else 1000.0)
+    monkeypatch.setattr(holds, "_PATIENCE_SECONDS", 0.0 if size > 10 else 1000.0)
     seen: list[int] = []
 
     def rename(work: Path) -> None:

@@ -357,6 +357,7 @@ class Batches:
                     plan = self._plan(cut, everything)
             self.left |= cut.deferred
             if plan.empty:
+                self._project_wait.was(self._lacks_project(cut), time.monotonic())
                 self._await(plan)
                 self._let_go()
                 self.deletions.done(self._awaited.removals, self._awaited.moves)
@@ -374,10 +375,10 @@ class Batches:
         return self.cuts.plain(due)
 
     def _keep(self, waiting: Waiting | None, outcome: Outcome) -> None:
-        """Let ``waiting`` wait; count the cuts that had to and were given up."""
+        """Let ``waiting`` wait; count the cuts whose databases did not come with them."""
         if not outcome.is_late:
             self._in_vain = 0
-        elif waiting is not None and self._waiting is None:
+        elif self._waiting is None:
             self._in_vain += 1
         self._waiting = waiting
 
@@ -493,7 +494,7 @@ class Batches:
         self.marks.later(later)
         now = time.monotonic()
         self._unsteady = {path: self._unsteady.get(path, now) for path in outcome.retry}
-        self._project_wait.was(project_held, outcome.is_missing, outcome.is_late, now)
+        self._project_wait.was(project_held or self._lacks_project(cut), now)
         self.marks.again(outcome.retry)
         for path, seconds in outcome.growing.items():
             self.marks.growing(path, _PACE * seconds)
@@ -674,8 +675,16 @@ class Batches:
             and self.cuts.scanner.look(now) is None
         ]
 
+    def _lacks_project(self, cut: Cut) -> bool:
+        """Whether ``cut`` left out a database of the project that OneData has."""
+        outside = (path for path in cut.deferred if not scope_of(path))
+        return any(self._committed(path) is not None for path in outside)
+
     def _without_named(self, plan: Plan, cut: Cut) -> Plan:
-        """Leave second halves of runs whose databases the cut left out: OneData's may name them."""
+        """Leave second halves of runs whose databases the cut left out: OneData's may name them.
+
+        Those of the project name files of all runs, but these are not held back for ever.
+        """
         came_from = {m.target: m.source for m in plan.moves}
         came_from |= {target: source for source, target in plan.awaited_moves}
         here = {renamed_path(path, came_from): path for path in cut.deferred}
@@ -683,11 +692,13 @@ class Batches:
         if not left:
             return plan
         scopes = {scope_of(path) for path in chain(left.keys(), left.values())}
-        removals = {d.path for d in plan.removals if not is_in_scope(d.path, scopes)}
+        if b"" in scopes and not self._project_wait.is_over(time.monotonic()):
+            return restricted(plan, set(), set())
+        removals = {d.path for d in plan.removals if scope_of(d.path) not in scopes}
         moves = {
             (m.source, m.target)
             for m in plan.moves
-            if not is_in_scope(m.source, scopes)
+            if scope_of(m.source) not in scopes
             and not any(is_beneath(path, m.source) for path in left)
         }
         return restricted(plan, removals, moves)

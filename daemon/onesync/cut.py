@@ -97,12 +97,16 @@ class Cuts:
     problems: dict[RelPath, Problem]
     snapshots: Snapshots = field(default_factory=Snapshots)
     awaited_moves: AbstractSet[tuple[RelPath, RelPath]] = frozenset()
+    _rewrites: Rewrites = field(init=False)
     _deferred: set[RelPath] = field(default_factory=set)
     _sidecars: dict[RelPath, Stamp] = field(default_factory=dict)
     _impostors: set[RelPath] = field(default_factory=set)
     _lookalikes: set[RelPath] = field(default_factory=set)
     _bad_since: dict[RelPath, float] = field(default_factory=dict)
     _taken: dict[RelPath, tuple[str, bytes | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._rewrites = Rewrites(self.root, self.index, self.scanner)
 
     def plain(self, due: Due, awaited: AbstractSet[RelPath] = frozenset()) -> Cut:
         """Look at what is due and ``awaited`` alone: it promises nothing."""
@@ -126,6 +130,7 @@ class Cuts:
         self.drain()  # or what went before would seem to go while the databases are copied
         due = [first, self.marks.take(everything=True, resting=as_is)]
         found = self._look(_joined(due), awaited)
+        self._rewrites.all_is_told()
         databases = self._databases(_all_paths(due) | found.keys())
         self._pin(pins, found, _files(found) - databases)
         frozen: dict[RelPath, Frozen] = {}
@@ -186,8 +191,7 @@ class Cuts:
             for path in due.written
             if database_of(path) not in self.marks.databases and not self._is_database(path)
         }
-        rewrites = Rewrites(self.root, self.index, self.scanner)
-        rows = rewrites.find(files, self.awaited_moves | set(due.moves))
+        rows = self._rewrites.find(files, self.awaited_moves | set(due.moves))
         return rows - self.scanner.gone(rows)
 
     def _leave_scratch(

@@ -12,41 +12,34 @@ from onesync.core.ordering import is_in_scope, scope_of, scopes_of
 from onesync.core.plan import Move, Plan
 from onesync.outcome import Outcome
 
-_WHILE_CHANGING_SECONDS = 3.0
-_WHILE_MISSING_SECONDS = 10.0
+_PATIENCE_SECONDS = 10.0
+_PATIENCE_BATCHES = 5
 
 
 @dataclass(slots=True)
 class ProjectWait:
-    """How long the project's databases have waited, batch after batch.
+    """How long the project's databases have waited: in batches of any length, and seconds.
 
-    Their rows may name the files of any run, and of many runs one nearly always has a file that
-    changes while it is copied, or a new rename: waiting until none has would take for ever.
+    Their rows may name the files of any run, and there may be many runs: what one of them lacks
+    must not hold back the whole project for ever.
 
     Attributes:
         since: when (monotonic) the wait began; None while there is none.
-        missing_since: when the wait began for what is missing: new files, names to be renamed to.
+        batches: so many have held them back since.
     """
 
     since: float | None = None
-    missing_since: float | None = None
+    batches: int = 0
 
-    def is_for_changing(self, now: float) -> bool:
-        """Whether to wait for files that change inside, whose old versions are there."""
-        return self.since is None or now - self.since < _WHILE_CHANGING_SECONDS
+    def is_over(self, now: float) -> bool:
+        """Whether they have waited long enough."""
+        is_long = self.since is not None and now - self.since >= _PATIENCE_SECONDS
+        return is_long and self.batches >= _PATIENCE_BATCHES
 
-    def is_for_missing(self, now: float) -> bool:
-        """Whether to wait for what is missing."""
-        return self.missing_since is None or now - self.missing_since < _WHILE_MISSING_SECONDS
-
-    def was(self, held: bool, missing: bool, is_late: bool, now: float) -> None:
-        """Take over whether a batch held a database of the project back, and for what.
-
-        Where all databases were late it is not known what of the rest would be missing.
-        """
-        self.since = (self.since or now) if held else None
-        if not is_late:
-            self.missing_since = (self.missing_since or now) if held and missing else None
+    def was(self, is_held: bool, now: float) -> None:
+        """Take over whether a batch held a database of the project back."""
+        self.since = (self.since or now) if is_held else None
+        self.batches = self.batches + 1 if is_held else 0
 
 
 class Holds:
@@ -67,7 +60,6 @@ class Holds:
             promised: the markers that wait for ``named`` alone.
             wait: how long the project's databases have waited.
         """
-        now = time.monotonic()
         self._outcome = outcome
         self._named = named
         self._promised = promised
@@ -76,8 +68,7 @@ class Holds:
         self._databases: set[RelPath] = set()
         self._renaming: set[RelPath] = set()
         self._is_missing = False
-        self._waits_for_changing = wait.is_for_changing(now)
-        self._waits_for_missing = wait.is_for_missing(now)
+        self._project_waits = not wait.is_over(time.monotonic())
         self._has_project = False
 
     def is_named(self, path: RelPath) -> bool:
@@ -97,9 +88,18 @@ class Holds:
     def leave_behind(self, path: RelPath, *, is_missing: bool) -> None:
         """Hold back the markers and databases of the run of what did not come.
 
-        It ``is_missing`` where OneData has none of its versions.
+        Those of the project, too, where it ``is_missing``: OneData has no version of that file. For
+        older versions they do not wait: of many runs one has nearly always a file that changes
+        while it is copied.
         """
         self._lack(path)
+        self._leave(path, is_missing=is_missing)
+
+    def let_wait(self, path: RelPath) -> None:
+        """Hold back the databases alone: what did not come waits for a marker."""
+        self._leave(path, is_missing=True)
+
+    def _leave(self, path: RelPath, *, is_missing: bool) -> None:
         if self.is_named(path):
             self._databases.add(scope_of(path))
             self._is_missing |= is_missing
@@ -143,9 +143,10 @@ class Holds:
 
     def is_held(self, path: RelPath, *, is_database: bool) -> bool:
         """Whether data that ``path`` promises did not come."""
+        if is_database and not scope_of(path):
+            return self._holds_project()
         if is_database:
-            is_lacking = self._names_renamed(path) or scope_of(path) in self._databases
-            return is_lacking or (not scope_of(path) and self._holds_project())
+            return is_in_scope(path, self._renaming) or scope_of(path) in self._databases
         markers = self._promised_markers if path in self._promised else self._markers
         return scope_of(path) in markers
 
@@ -159,15 +160,8 @@ class Holds:
         carried = (is_beneath(scope, move.source) for scope in self._databases)
         return self.removal_waits(move.source) or any(carried)
 
-    def is_missing(self) -> bool:
-        """Whether what databases wait for is missing, and not only older than it should be."""
-        return self._is_missing or bool(self._renaming)
-
     def _holds_project(self) -> bool:
-        if self.is_missing():
-            return self._waits_for_missing
-        return bool(self._databases) and self._waits_for_changing
-
-    def _names_renamed(self, path: RelPath) -> bool:
-        """Whether rows may name the new name of what the next batch renames."""
-        return is_in_scope(path, self._renaming)
+        """Whether the databases of the project wait for what they may name in any run."""
+        if b"" in self._databases or b"" in self._renaming:
+            return True
+        return self._project_waits and (self._is_missing or bool(self._renaming))

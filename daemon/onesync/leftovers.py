@@ -75,6 +75,7 @@ class Leftovers:
         each(self._pool, self._replica.remove, self._asides)
         if self._trees or self._unlinked:
             return partial(self._tidy_later, pool, lanes)
+        self._end_removal()  # all removals were postponed
         self._end_intent()
         return None
 
@@ -85,8 +86,7 @@ class Leftovers:
             # Few at a time: in one directory they wait for each other.
             parts = [paths[number::lanes] for number in range(lanes)]
             each(pool, self._unlink, [part for part in parts if part])
-        if self._removal.is_needed():
-            self._replica.remove(self._removal.path)
+        self._end_removal()
         for aside in self._trees:
             self._replica.remove(aside)
         self._end_intent()
@@ -97,6 +97,10 @@ class Leftovers:
     def _unlink(self, paths: list[RelPath]) -> None:
         for path in paths:
             self._replica.unlink(path)
+
+    def _end_removal(self) -> None:
+        if self._removal.is_needed():
+            self._replica.remove(self._removal.path)
 
     def _end_intent(self) -> None:
         if self._intent.is_needed() and not self.begins_travel():

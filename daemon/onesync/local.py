@@ -67,21 +67,25 @@ def origin_of(fd: int) -> Origin:
     return Origin(os.fstat(fd).st_ino & _MOST_INODE, _birth_of(fd))
 
 
-def is_born_after(source: bytes, time_ns: int) -> bool:
-    """Whether the local file at the absolute path ``source`` surely did not exist at ``time_ns``.
+def is_another(source: bytes, stamp: Stamp) -> bool:
+    """Whether the local file at the absolute path ``source`` is surely not the one of ``stamp``.
 
-    Nanoseconds since 1970. Inode numbers come back at once: this tells a file from the one that had
-    its number. Not where the file system keeps no time of birth, or the clock was set back since.
+    File systems give the number of a file that is gone to the next one at once. That one has other
+    bytes or times, and was born later; where nobody keeps a time of birth, or the clock was set
+    back, they are taken for the same.
     """
     try:
         fd = open_source(source)
     except OSError:
         return False
     try:
-        born = _birth_of(fd)
-        return born is not None and time_ns < born <= os.fstat(fd).st_ctime_ns
+        born, now = _birth_of(fd), stamp_of(os.fstat(fd), Kind.FILE)
     finally:
         os.close(fd)
+    if born is None or now.inode != stamp.inode:
+        return False
+    is_renamed = (now.size, now.mtime_ns) == (stamp.size, stamp.mtime_ns)
+    return not is_renamed and stamp.ctime_ns < born <= now.ctime_ns
 
 
 def use_one_heap() -> None:

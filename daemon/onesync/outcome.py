@@ -27,7 +27,6 @@ class Outcome:
         retry: paths that changed while they were copied, or went; they stay dirty.
         lacking: data that did not come and that the databases of the cut may name.
         is_late: whether databases were held back because such data were not there in time.
-        is_missing: whether some of what databases wait for is not in OneData in any version.
         deferred: data that the next batch brings, for this one has lasted long enough.
         held: markers and databases that wait for data.
         left_out: what lies in directories whose names OneData refused.
@@ -50,7 +49,6 @@ class Outcome:
     retry: set[RelPath] = field(default_factory=set)
     lacking: set[RelPath] = field(default_factory=set)
     is_late: bool = False
-    is_missing: bool = False
     deferred: set[RelPath] = field(default_factory=set)
     held: set[RelPath] = field(default_factory=set)
     left_out: set[RelPath] = field(default_factory=set)

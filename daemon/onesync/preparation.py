@@ -20,7 +20,7 @@ from onesync.core.model import (
 from onesync.core.ordering import DATA, PublishOrder
 from onesync.core.plan import Difference, Plan
 from onesync.intent import Intent
-from onesync.local import digest_local, is_born_after, local_size
+from onesync.local import digest_local, is_another, local_size
 from onesync.removals import Removals
 from onesync.transfer import Source, may_patch
 from onesync.travels import Travel
@@ -149,7 +149,7 @@ class Preparation:
                 continue
             place = stands_at.get(known.stamp.inode, path)
             local = pinned.get(place) or join(self._root, place)
-            if place != path and not is_born_after(local, known.stamp.ctime_ns):
+            if place != path and not is_another(local, known.stamp):
                 found[path] = place
         return found
 

@@ -41,7 +41,7 @@ from onesync.errors import LocalError, NotArrived, OnesyncError
 from onesync.holds import Holds, ProjectWait
 from onesync.intent import Intent
 from onesync.leftovers import Leftovers
-from onesync.local import is_born_after, open_source, read_xattrs
+from onesync.local import is_another, open_source, read_xattrs
 from onesync.outcome import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE, Outcome
 from onesync.patience import comes
 from onesync.preparation import CREATED_AT_MOST, Preparation
@@ -196,7 +196,6 @@ class Push:
             self._second_halves(plan)
             self._await_arrival(arrive)
         self._confirm_written()
-        self.outcome.is_missing = self._holds.is_missing()
         self._follow_renames()
         return self.outcome
 
@@ -290,22 +289,23 @@ class Push:
         if self._may_defer:
             self._enough = time.monotonic() + _PORTION_SECONDS
         found = each(self._pool, self._bring_in_time, data)
-        self._holds.begin_databases(snapshots)
+        self._holds.begin_databases(d.path for d in databases)
         found += each(self._pool, self._bring_database, databases)
         return [ready for ready in found if ready is not None]
 
     def _without_only_copies(self, ready: list[_Ready], late: AbstractSet[RelPath]) -> list[_Ready]:
         """Leave to a later batch what would replace the only whole copy of another file.
 
-        ``late`` are markers, which come after all data: data that waited for one would never come.
+        That may be one of the ``late`` ones, which are created after all data. They do not wait for
+        the data that wait for them.
         """
         while True:
-            whole = {item.difference.path for item in ready if not item.brought.is_behind} | late
+            whole = {item.difference.path for item in ready if not item.brought.is_behind}
             ready, waiting = _parted(ready, partial(self._may_replace, whole=whole))
             if not waiting:
                 return ready
             for item in waiting:
-                self._let_wait(item)
+                self._let_wait(item, late)
 
     def _may_replace(self, item: _Ready, whole: AbstractSet[RelPath]) -> bool:
         needed = self._prepared.needed_at(item.difference)
@@ -321,11 +321,15 @@ class Push:
             self._let_wait(item)
         return good
 
-    def _let_wait(self, item: _Ready) -> None:
+    def _let_wait(self, item: _Ready, late: AbstractSet[RelPath] = frozenset()) -> None:
         """Keep the old version, which has to stay; a large new one stays whole beside it."""
         path, brought = item.difference.path, item.brought
+        needed = self._prepared.needed_at(item.difference) or path
         if item.is_database or brought.copied.size < PATCH_FROM:
-            self._holds.leave_behind(path, is_missing=True)
+            if needed in late:
+                self._holds.let_wait(path)
+            else:
+                self._holds.leave_behind(path, is_missing=True)
             if brought.temporary is not None:
                 self.leftovers.add(brought.temporary)
         elif brought.temporary is not None:
@@ -334,7 +338,6 @@ class Push:
             spent = travel.seconds if travel is not None else 0.0
             self.outcome.travels[path] = Travel(brought.temporary, intent, brought.copied, spent)
         self.outcome.growing[path] = 0.0
-        needed = self._prepared.needed_at(item.difference) or path
         text = (
             f"{show(path)} waits: OneData has {show(needed)} only under this name, until it has"
             " come under its own."
@@ -410,7 +413,7 @@ class Push:
         old = known.stamp if known is not None else None
         if old is None or seen is None or old.inode != seen.inode:
             return True
-        return is_born_after(self._prepared.sources[difference.path].local, old.ctime_ns)
+        return is_another(self._prepared.sources[difference.path].local, old)
 
     def _try_to_bring(self, difference: Difference, source: Source) -> _Ready | None:
         path = difference.path

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from onesync.core.model import Kind, Known, RelPath, is_damaged_copy, join, renamed_path
+from onesync.core.model import Kind, Known, RelPath, Stamp, is_damaged_copy, join, renamed_path
 from onesync.index import Index
 from onesync.local import digest_local
 from onesync.scanner import Scanner
@@ -21,13 +21,14 @@ _SMALL = 1 << 20
 """A larger file is not read here: the push compares it, in rounds and beside others."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rewrites:
     """Looks beneath the absolute path ``root``. Engine's thread only."""
 
     root: bytes
     index: Index
     scanner: Scanner
+    _gone: set[RelPath] = field(default_factory=set)
 
     def find(
         self, written: AbstractSet[RelPath], moves: Iterable[tuple[RelPath, RelPath]]
@@ -35,26 +36,37 @@ class Rewrites:
         """Return the rows of ``written`` files, all their names, that may hold something else.
 
         They have no stamp any more, durably: a scan tells of them until they are pushed, also under
-        another name. ``moves`` are the renames that the index does not know yet. Raises OSError
-        where a file cannot be read.
+        another name. ``moves`` are the renames that the index does not know yet. What does not
+        stand there may have been renamed without that being told yet: it is looked for again with
+        the next call, until ``all_is_told``. Raises OSError where a file cannot be read.
         """
         forward = dict(moves)
         back = {target: source for source, target in forward.items()}
         found: set[RelPath] = set()
+        written, self._gone = written | self._gone, set()
         for path in written:
             row, place = renamed_path(path, back), renamed_path(path, forward)
             known = self.index.known(row)
-            if known is not None and self._may_differ(known, place):
+            if known is None:
+                continue
+            seen = self.scanner.look(place)
+            if seen is None:
+                self._gone.add(path)
+            elif self._may_differ(known, seen, place):
                 found.update(self._names(row, known))
         self.index.lose_stamps(found)
         return found
 
-    def _may_differ(self, known: Known, place: RelPath) -> bool:
+    def all_is_told(self) -> None:
+        """Look no more for what is gone: the kernel's events were all heard."""
+        self._gone.clear()
+
+    def _may_differ(self, known: Known, seen: Stamp, place: RelPath) -> bool:
         entry, stamp = known.entry, known.stamp
         if entry.kind is not Kind.FILE or not entry.digest or stamp is None:
             return False
         # What came damaged from OneData must not go back as if somebody had written it.
-        if is_damaged_copy(entry, stamp) or self.scanner.look(place) != stamp:
+        if is_damaged_copy(entry, stamp) or seen != stamp:
             return False
         return entry.size > _SMALL or self._differs(place, entry.digest)
 
