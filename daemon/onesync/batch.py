@@ -509,7 +509,9 @@ class Batches:
         self.deletions.done(self._awaited.removals, self._awaited.moves, renamed)
         rest = push.leftovers.tidy(self._tidier, self.lanes)
         self._half_done = False
-        self._keep(what_waits(self._waiting, cut, plan, outcome), outcome)
+        waits = not self._project_wait.is_over(now)
+        waiting = what_waits(self._waiting, cut, plan, outcome, project_waits=waits)
+        self._keep(waiting, outcome)
         self._is_behind = bool(outcome.deferred) or self._waiting is not None
         kept = self._waiting.frozen if self._waiting is not None else {}
         for path, item in cut.frozen.items():

@@ -8,7 +8,7 @@ published as soon as the data of their own cut are there.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,24 +59,36 @@ class Waiting:
             Path(os.fsdecode(item.path)).unlink(missing_ok=True)
 
 
-def what_waits(earlier: Waiting | None, cut: Cut, plan: Plan, outcome: Outcome) -> Waiting | None:
+def what_waits(
+    earlier: Waiting | None, cut: Cut, plan: Plan, outcome: Outcome, *, project_waits: bool
+) -> Waiting | None:
     """Return what waits after a push of ``plan`` had this ``outcome``.
 
     What is held back for a file that changes all the time does not, nor what may name what a rename
-    of its cut has not brought yet: it is taken anew, and removals wait for that.
+    of its cut has not brought yet: it is taken anew, and removals wait for that. Rows of the
+    project may name any of it, if it ``project_waits`` for runs.
     """
     if not outcome.is_late:
         return None
-    anew = _anew(plan, outcome, cut.frozen) if earlier is None else set()
+    anew = _anew(plan, outcome) if earlier is None else set()
+    left = frozenset(outcome.postponed_moves)
+    is_project_anew = project_waits and bool(anew) and any(not scope_of(p) for p in cut.frozen)
+    if is_project_anew:
+        anew |= scopes_of(left)
+
+    def is_anew(path: RelPath) -> bool:
+        return is_in_scope(path, anew) or (is_project_anew and not scope_of(path))
+
     now = {_place(plan, d.path): d.seen for d in plan.files}
     seen = now if earlier is None else earlier.markers
-    held = {_place(plan, path) for path in outcome.held if not is_in_scope(path, anew)}
-    moves = frozenset(pair for pair in outcome.postponed_moves if not is_in_scope(pair[0], anew))
+    held = {_place(plan, path) for path in outcome.held if not is_anew(path)}
+    moves = frozenset(pair for pair in left if not is_anew(pair[0]))
+    removals = frozenset() if is_project_anew else frozenset(outcome.postponed)
     waiting = Waiting(
         {path: item for path, item in cut.frozen.items() if path in held},
         {path: seen[path] for path in held - cut.frozen.keys() if path in seen},
         {_place(plan, path) for path in outcome.lacking}.union(target for _, target in moves),
-        frozenset(path for path in outcome.postponed if not is_in_scope(path, anew)),
+        frozenset(path for path in removals if not is_anew(path)),
         moves,
     )
     second_halves = waiting.removals or waiting.moves
@@ -88,15 +100,10 @@ def _place(plan: Plan, path: RelPath) -> RelPath:
     return plan.stands_at.get(path, path)
 
 
-def _anew(plan: Plan, outcome: Outcome, databases: Iterable[RelPath]) -> set[RelPath]:
-    """Return the runs whose databases may name what a rename of the cut has not brought yet.
-
-    The rows of the project's may name the files of any: where one is in the cut it is all of them.
-    """
+def _anew(plan: Plan, outcome: Outcome) -> set[RelPath]:
+    """Return the runs whose databases may name what a rename of the cut has not brought yet."""
     anew = scopes_of(plan.awaited_moves)
     left = [scopes_of([move]) for move in outcome.postponed_moves]
     while more := {scope for ends in left if ends & anew for scope in ends} - anew:
         anew |= more
-    if anew and any(not scope_of(path) for path in databases):
-        anew.add(b"")
     return anew
