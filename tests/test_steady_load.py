@@ -184,6 +184,37 @@ def test_a_file_that_goes_just_before_the_cut_is_named_by_no_row(
     assert gone
 
 
+def test_a_commit_just_after_the_snapshot_comes_with_the_next_batch(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told with the second look, which is of this cut; the snapshot does not have it."""
+    take = snapshot._take_one
+    left: list[str] = []
+    seen: list[set[str]] = []
+
+    def taken(source: bytes, target: bytes) -> Taken:
+        copied = take(source, target)
+        if left:
+            execute(place.work, ONE, "INSERT INTO item VALUES (?)", left.pop())
+        return copied
+
+    def begin(work: Path) -> None:
+        put(work, f"{EXTRA}/late")
+        write(work, ONE, f"{EXTRA}/first")
+
+    def turn(work: Path) -> None:
+        left.append(f"{EXTRA}/late")
+        write(work, ONE, f"{EXTRA}/second")
+
+    def look(_: Path) -> None:
+        seen.append(rows(place.store, ONE))
+
+    monkeypatch.setattr(snapshot, "_take_one", taken)
+    act_and_look(place, [begin, nothing, turn, look], lambda: None, at_rest=True)
+    assert not left
+    assert seen == [{f"{EXTRA}/{name}" for name in ("first", "second", "late")}]
+
+
 def test_a_file_that_becomes_a_directory_is_named_by_no_row(place: Place) -> None:
     def become(work: Path) -> None:
         remove(work, ONE, FIRST[-1])

@@ -25,7 +25,7 @@ from onesync.marks import Marks
 from onesync.pins import Pins
 from onesync.rewrites import Rewrites
 from onesync.scanner import Scanner
-from onesync.snapshot import Snapshots, Taken
+from onesync.snapshot import Snapshots, Taken, Traces
 
 _SNAPSHOT_SECONDS = 600.0
 _REBUILD_SECONDS = 30.0
@@ -45,11 +45,13 @@ class Frozen:
         path: absolute path of the snapshot.
         stamp: what the database looked like before it was taken.
         digest: of the snapshot's bytes.
+        traces: what commits leave, from then.
     """
 
     path: bytes
     stamp: Stamp
     digest: str
+    traces: Traces
 
 
 @dataclass(slots=True)
@@ -134,7 +136,7 @@ class Cuts:
         databases = self._databases(_all_paths(due) | found.keys())
         self._pin(pins, found, _files(found) - databases)
         frozen: dict[RelPath, Frozen] = {}
-        late = due[-1]
+        late, told = due[-1], frozenset[RelPath]()
         for number in range(_ROUNDS):
             earlier = _all_paths(due)
             frozen = self._freeze(databases, as_is) if waiting is None else dict(waiting)
@@ -164,6 +166,7 @@ class Cuts:
         databases = databases - self._impostors
         self._sort_out(found, frozen, databases, late.paths if late.trees else None)
         self._add_frozen(found, frozen)
+        self._look_again(frozen, told)
         taken_back = self._take_back_sidecars(found, awaited | frozen.keys())
         looked = _joined(due)
         return Cut(found, looked, frozen, set(looked.moves), self._deferred, 0.0, taken_back)
@@ -247,6 +250,12 @@ class Cuts:
         tops = late.paths | late.trees
         return self.scanner.gone({path for path in pins if lies_in(path, tops)})
 
+    def _look_again(self, frozen: Mapping[RelPath, Frozen], told: AbstractSet[RelPath]) -> None:
+        """Mark again what was told of with the last look but is younger than its snapshot."""
+        for path in frozen.keys() & told:
+            if snapshot.traces_of(join(self.root, path)) != frozen[path].traces:
+                self.marks.again([path])
+
     def _add_frozen(self, found: dict[RelPath, Difference], frozen: dict[RelPath, Frozen]) -> None:
         for path, item in frozen.items():
             known = self.index.known(path)
@@ -291,18 +300,21 @@ class Cuts:
             databases - unchanged, key=lambda p: (-self.order.group_of(p, is_database=True), p)
         )
         sources = [join(self.root, path) for path in found]
-        before = [(self.scanner.look(p), snapshot.state_of(join(self.root, p))) for p in found]
+        before = [
+            (self.scanner.look(p), snapshot.state_of(source), snapshot.traces_of(source))
+            for p, source in zip(found, sources, strict=True)
+        ]
         places = [bytes(self.spool / f"{number}.snapshot") for number in range(len(found))]
         pairs = list(zip(sources, places, strict=True))
         results = self.snapshots.take(pairs, _SNAPSHOT_SECONDS)
         frozen = {}
-        for path, (source, place), (stamp, state), result in zip(
+        for path, (source, place), (stamp, state, traces), result in zip(
             found, pairs, before, results, strict=True
         ):
             if stamp is None or self._waits(path, result, as_is):
                 continue
             if result.taken:
-                frozen[path] = Frozen(place, stamp, digest_local(place).digest)
+                frozen[path] = Frozen(place, stamp, digest_local(place).digest, traces)
                 is_same = state == snapshot.state_of(source)
                 self._taken[path] = (frozen[path].digest, state if is_same else None)
                 self._lookalikes.discard(path)

@@ -51,6 +51,10 @@ All else says nothing of it.
 _NO_DATABASE = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 
 
+Traces = tuple[tuple[tuple[int, ...], ...], tuple[bytes, ...]]
+"""Inode, size and time of a database and its journals, and the heads of it and its log's index."""
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """What became of one snapshot.
@@ -125,6 +129,31 @@ def _state_of_log(path: bytes) -> bytes | None:
     first, second = heads[:_INDEX_BYTES], heads[_INDEX_BYTES:]
     is_whole = first == second and len(first) == _INDEX_BYTES and any(first)
     return first + log if is_whole else None
+
+
+def traces_of(path: bytes) -> Traces:
+    """Return what each commit leaves another of, and reading leaves as it is.
+
+    Unlike ``state_of`` it tells of every database; but not whether it is as it was, for a journal
+    may be there before and after. Left out is what opening changes: the times of the log's index,
+    and those of change, for SQLite gives sidecars to the database's owner whenever root opens it.
+    """
+    stamps = tuple(_stamp_of(path + suffix) for suffix in (b"", *_JOURNALS))
+    return stamps, tuple(_head_of(path + suffix) for suffix in (b"", b"-shm"))
+
+
+def _stamp_of(path: bytes) -> tuple[int, ...]:
+    try:
+        return _stamp(os.lstat(path))[:-1]
+    except OSError:
+        return ()  # whoever copies it finds out
+
+
+def _head_of(path: bytes) -> bytes:
+    try:
+        return _read_header(path, 2 * _INDEX_BYTES)
+    except OSError:
+        return b""
 
 
 def _holds_bytes(path: bytes) -> bool:
