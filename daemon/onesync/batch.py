@@ -374,13 +374,19 @@ class Batches:
             return self.cuts.take(due, awaited, pins, as_is=everything)
         return self.cuts.plain(due)
 
-    def _keep(self, waiting: Waiting | None, outcome: Outcome) -> None:
-        """Let ``waiting`` wait; count the cuts whose databases did not come with them."""
+    def _keep(self, cut: Cut, plan: Plan, outcome: Outcome) -> None:
+        """Let snapshots of ``cut`` wait; count the cuts whose databases did not come with them."""
+        waits = not self._project_wait.is_over(time.monotonic())
+        waiting = what_waits(self._waiting, cut, plan, outcome, project_waits=waits)
         if not outcome.is_late:
             self._in_vain = 0
         elif self._waiting is None:
             self._in_vain += 1
         self._waiting = waiting
+        kept = waiting.frozen if waiting is not None else {}
+        for path, item in cut.frozen.items():
+            if path not in kept:
+                Path(os.fsdecode(item.path)).unlink(missing_ok=True)
 
     def _let_go(self) -> None:
         """Let the databases that wait be taken anew."""
@@ -457,6 +463,33 @@ class Batches:
 
     def _push_and_commit(self, push: Push, plan: Plan, cut: Cut, pins: Pins) -> bool:
         began = time.monotonic()
+        outcome = self._carry_out(push, plan, cut, pins)
+        committed = (
+            bool(outcome.changes) or push.leftovers.begins_travel() or self._is_behind_anew(outcome)
+        )
+        if committed:
+            self._commit(outcome)
+        # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
+        self._take_problems(plan, outcome)
+        self.only_copies.left_out(outcome.left_out)
+        self.events.pushed(outcome.files, outcome.size)
+        self._mark_what_is_left(plan, cut, outcome)
+        self.travels.end({d.path for d in plan.files} - outcome.deferred - outcome.travels.keys())
+        self.travels.advance(outcome.travels)
+        renamed = [(c.source, c.target) for c in outcome.changes if isinstance(c, Renamed)]
+        self.deletions.done(self._awaited.removals, self._awaited.moves, renamed)
+        rest = push.leftovers.tidy(self._tidier, self.lanes)
+        self._half_done = False
+        self._keep(cut, plan, outcome)
+        self._is_behind = bool(outcome.deferred) or self._waiting is not None
+        self._log(plan, outcome, cut.seconds, time.monotonic() - began)
+        if rest is not None:
+            self._tidied()
+            self._tidying, self._tidying_of = self._tidier.submit(rest), push.leftovers
+            self._tidying.add_done_callback(self._tell_of_failure)
+        return committed
+
+    def _carry_out(self, push: Push, plan: Plan, cut: Cut, pins: Pins) -> Outcome:
         names = {place: path for path, place in plan.stands_at.items()}
         snapshots = {names.get(path, path): item.path for path, item in cut.frozen.items()}
         places = {place: join(self.root, place) for place in names} | pins.sources()
@@ -467,34 +500,30 @@ class Batches:
         for top in [d.path for d in plan.removals] + [move.source for move in plan.moves]:
             self.travels.end_beneath(top)
         arrive = partial(self.unverified.arrive, pause=self.pause)
-        outcome = push.carry_out(plan, snapshots, pinned, arrive)
-        committed = (
-            bool(outcome.changes) or push.leftovers.begins_travel() or self._is_behind_anew(outcome)
-        )
-        if committed:
-            noted = [Noted(problem) for problem in outcome.problems]
-            self._stamps = outcome.stamps
-            read = {path: self.is_read(is_db) for path, is_db in outcome.sent.items()}
-            arrived = outcome.overwritten.keys() if outcome.is_told else set()
-            self._sent = {p: is_read for p, is_read in read.items() if is_read or p not in arrived}
-            written = self.manifest.write([*outcome.changes, *noted], "incremental")
-            changes = [*outcome.changes, *noted]
-            self._record(written, changes, outcome.stamps, outcome.blocks, self._sent)
-        # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
-        self._take_problems(plan, outcome)
-        self.only_copies.left_out(outcome.left_out)
-        self.events.pushed(outcome.files, outcome.size)
-        project_held = any(not scope_of(path) for path in snapshots.keys() & outcome.held)
+        return push.carry_out(plan, snapshots, pinned, arrive)
+
+    def _commit(self, outcome: Outcome) -> None:
+        changes = [*outcome.changes, *map(Noted, outcome.problems)]
+        read = {path: self.is_read(is_database) for path, is_database in outcome.sent.items()}
+        arrived = outcome.overwritten.keys() if outcome.is_told else set()
+        self._stamps = outcome.stamps
+        self._sent = {p: is_read for p, is_read in read.items() if is_read or p not in arrived}
+        written = self.manifest.write(changes, "incremental")
+        self._record(written, changes, outcome.stamps, outcome.blocks, self._sent)
+
+    def _mark_what_is_left(self, plan: Plan, cut: Cut, outcome: Outcome) -> None:
+        held = {plan.stands_at.get(path, path) for path in outcome.held}
+        project_held = any(not scope_of(path) for path in held & cut.frozen.keys())
         self._await(plan, outcome.postponed, outcome.postponed_moves, project_held=project_held)
+        now = time.monotonic()
+        self._project_wait.was(project_held or self._lacks_project(cut), now)
+        self._unsteady = {path: self._unsteady.get(path, now) for path in outcome.retry}
         # What waited may have changed since its snapshot was taken.
         waited = set(cut.frozen) if self._waiting is not None else set()
         later = outcome.deferred | outcome.held | waited
         left = outcome.retry | outcome.postponed | later
         self.left |= {plan.stands_at.get(path, path) for path in left}
         self.marks.later(later)
-        now = time.monotonic()
-        self._unsteady = {path: self._unsteady.get(path, now) for path in outcome.retry}
-        self._project_wait.was(project_held or self._lacks_project(cut), now)
         self.marks.again(outcome.retry)
         for path, seconds in outcome.growing.items():
             self.marks.growing(path, _PACE * seconds)
@@ -502,27 +531,6 @@ class Batches:
             self.marks.tree_changed(move.target)
             # What changed beneath it, before or after the rename, is seen under its new name only.
             self.left.add(move.target)
-        done = {d.path for d in plan.files} - outcome.deferred - outcome.travels.keys()
-        self.travels.end(done)
-        self.travels.advance(outcome.travels)
-        renamed = [(c.source, c.target) for c in outcome.changes if isinstance(c, Renamed)]
-        self.deletions.done(self._awaited.removals, self._awaited.moves, renamed)
-        rest = push.leftovers.tidy(self._tidier, self.lanes)
-        self._half_done = False
-        waits = not self._project_wait.is_over(now)
-        waiting = what_waits(self._waiting, cut, plan, outcome, project_waits=waits)
-        self._keep(waiting, outcome)
-        self._is_behind = bool(outcome.deferred) or self._waiting is not None
-        kept = self._waiting.frozen if self._waiting is not None else {}
-        for path, item in cut.frozen.items():
-            if path not in kept:
-                Path(os.fsdecode(item.path)).unlink(missing_ok=True)
-        self._log(plan, outcome, cut.seconds, time.monotonic() - began)
-        if rest is not None:
-            self._tidied()
-            self._tidying, self._tidying_of = self._tidier.submit(rest), push.leftovers
-            self._tidying.add_done_callback(self._tell_of_failure)
-        return committed
 
     def _tell_of_failure(self, tidying: Future[None]) -> None:
         """Wake the engine where something went wrong beside it."""
