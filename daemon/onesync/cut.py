@@ -106,6 +106,7 @@ class Cuts:
     _lookalikes: set[RelPath] = field(default_factory=set)
     _bad_since: dict[RelPath, float] = field(default_factory=dict)
     _taken: dict[RelPath, tuple[str, bytes | None]] = field(default_factory=dict)
+    _unchanged: set[RelPath] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._rewrites = Rewrites(self.root, self.index, self.scanner)
@@ -128,7 +129,7 @@ class Cuts:
         ``as_is`` takes a database also in the moment in which it is being rebuilt. While
         snapshots of an earlier cut are ``waiting`` all other databases wait too.
         """
-        self._deferred = set()
+        self._deferred, self._unchanged = set(), set()
         self.drain()  # or what went before would seem to go while the databases are copied
         due = [first, self.marks.take(everything=True, resting=as_is)]
         found = self._look(_joined(due), awaited)
@@ -136,7 +137,7 @@ class Cuts:
         databases = self._databases(_all_paths(due) | found.keys())
         self._pin(pins, found, _files(found) - databases)
         frozen: dict[RelPath, Frozen] = {}
-        late, told = due[-1], frozenset[RelPath]()
+        late = due[-1]
         for number in range(_ROUNDS):
             earlier = _all_paths(due)
             frozen = self._freeze(databases, as_is) if waiting is None else dict(waiting)
@@ -158,7 +159,7 @@ class Cuts:
             self._let_go_of_gone(found, pins, late)
         else:
             # Too much comes and goes: data are pushed, what promises them waits.
-            frozen = {} if waiting is None else frozen
+            frozen, self._unchanged = {} if waiting is None else frozen, set()
             for path in [path for path in _files(found) if self._is_marker(path)]:
                 del found[path]
                 self._defer(path)
@@ -166,7 +167,9 @@ class Cuts:
         databases = databases - self._impostors
         self._sort_out(found, frozen, databases, late.paths if late.trees else None)
         self._add_frozen(found, frozen)
-        self._look_again(frozen, told)
+        self._look_again(frozen)
+        for path in databases - frozen.keys() - self._unchanged:
+            self._defer(path)  # with a log it may look as it did: nothing found tells of it
         taken_back = self._take_back_sidecars(found, awaited | frozen.keys())
         looked = _joined(due)
         return Cut(found, looked, frozen, set(looked.moves), self._deferred, 0.0, taken_back)
@@ -250,10 +253,10 @@ class Cuts:
         tops = late.paths | late.trees
         return self.scanner.gone({path for path in pins if lies_in(path, tops)})
 
-    def _look_again(self, frozen: Mapping[RelPath, Frozen], told: AbstractSet[RelPath]) -> None:
-        """Mark again what was told of with the last look but is younger than its snapshot."""
-        for path in frozen.keys() & told:
-            if snapshot.traces_of(join(self.root, path)) != frozen[path].traces:
+    def _look_again(self, frozen: Mapping[RelPath, Frozen]) -> None:
+        """Mark again what is younger than its snapshot: its mark was taken with the last look."""
+        for path, item in frozen.items():
+            if snapshot.traces_of(join(self.root, path)) != item.traces:
                 self.marks.again([path])
 
     def _add_frozen(self, found: dict[RelPath, Difference], frozen: dict[RelPath, Frozen]) -> None:
@@ -294,11 +297,10 @@ class Cuts:
         """
         for path in databases:
             self._remember_sidecars(path)
-        unchanged = set(filter(self._is_unchanged, databases))
-        self._not_busy(unchanged)
-        found = sorted(
-            databases - unchanged, key=lambda p: (-self.order.group_of(p, is_database=True), p)
-        )
+        self._unchanged = set(filter(self._is_unchanged, databases))
+        self._not_busy(self._unchanged)
+        changed = databases - self._unchanged
+        found = sorted(changed, key=lambda p: (-self.order.group_of(p, is_database=True), p))
         sources = [join(self.root, path) for path in found]
         before = [
             (self.scanner.look(p), snapshot.state_of(source), snapshot.traces_of(source))

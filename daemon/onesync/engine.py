@@ -796,7 +796,8 @@ class Engine:
     def _brings_more(self, batches: Batches) -> bool:
         """Push what was written since the last batch; returns whether there was anything."""
         self._drain()
-        return batches.batch(everything=True) or bool(batches.left) or batches.awaits()
+        brought = batches.batch(everything=True)
+        return brought or bool(batches.left) or batches.awaits() or bool(self.marks)
 
     def _retry(
         self, batches: Batches | None, act: Callable[[], object], patience: float | None

@@ -142,7 +142,9 @@ class Scanner:
         seen = self.stamp(path)
         known = self._index.known(path)
         if seen is not None and seen.kind is Kind.DIRECTORY:
-            whole = known is None or known.entry.kind is not Kind.DIRECTORY
+            whole = (
+                known is None or known.entry.kind is not Kind.DIRECTORY or _is_another(known, seen)
+            )
             yield from self._tree(path) if whole else self._compare(path, known, seen)
         elif seen is not None or self._is_gone(path):
             yield from self._compare(path, known, seen)
@@ -292,6 +294,11 @@ def _is_same(row: StampRow, told: ToldByKernel) -> bool:
         return same and kind == "file" and (mode, linked) == (now & 0o777, links > 1)
     same = (inode, mtime_ns, mode) == (number, modified, now & 0o777)
     return same and kind == "dir" and stat.S_ISDIR(now)
+
+
+def _is_another(known: Known, seen: Stamp) -> bool:
+    """Whether another directory took the name: it brought its content along, and no word of it."""
+    return known.stamp is not None and known.stamp.inode != seen.inode
 
 
 def _lost(root: bytes, what: str) -> str:

@@ -52,7 +52,8 @@ _NO_DATABASE = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 
 
 Traces = tuple[tuple[tuple[int, ...], ...], tuple[bytes, ...]]
-"""Inode, size and time of a database and its journals, and the heads of it and its log's index."""
+"""A database's mode; inode, size and time of it and its journals; the heads of it and its log's
+index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def traces_of(path: bytes) -> Traces:
     and those of change, for SQLite gives sidecars to the database's owner whenever root opens it.
     """
     stamps = tuple(_stamp_of(path + suffix) for suffix in (b"", *_JOURNALS))
-    return stamps, tuple(_head_of(path + suffix) for suffix in (b"", b"-shm"))
+    return (_mode_of(path), *stamps), tuple(_head_of(path + suffix) for suffix in (b"", b"-shm"))
 
 
 def _stamp_of(path: bytes) -> tuple[int, ...]:
@@ -147,6 +148,13 @@ def _stamp_of(path: bytes) -> tuple[int, ...]:
         return _stamp(os.lstat(path))[:-1]
     except OSError:
         return ()  # whoever copies it finds out
+
+
+def _mode_of(path: bytes) -> tuple[int, ...]:
+    try:
+        return (os.lstat(path).st_mode,)
+    except OSError:
+        return ()
 
 
 def _head_of(path: bytes) -> bytes:

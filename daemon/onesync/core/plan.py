@@ -167,12 +167,20 @@ def _under_old_name(
     old = renamed_path(path, carrying)
     known = known_at(old)
     if known is None:
-        return Difference(old, None, seen)
+        return None if _is_beneath_file(old, known_at) else Difference(old, None, seen)
     if known.entry.kind is not seen.kind or known.stamp == seen:
         return None
     if _is_large(known, seen) and not is_database:
         return None
     return Difference(old, known, seen)
+
+
+def _is_beneath_file(path: RelPath, known_at: Callable[[RelPath], Known | None]) -> bool:
+    """Whether what ``path`` lies in is no directory in the replica, but became one since."""
+    while path := parent_of(path):
+        if (known := known_at(path)) is not None:
+            return known.entry.kind is not Kind.DIRECTORY
+    return False
 
 
 def _is_large(known: Known, seen: Stamp) -> bool:
