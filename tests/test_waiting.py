@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from onesync import holds, preparation, push, transfer
+from onesync import batch, holds, preparation, push, transfer
 from onesync.core.plan import Difference, Plan
 from onesync.errors import Exit
 from onesync.push import Push
@@ -288,18 +288,19 @@ def test_a_file_made_anew_comes_though_a_marker_has_its_old_inode(
 
 
 @pytest.mark.usefixtures("_rows_of_the_project")
-@pytest.mark.parametrize("size", [10, 20 << 20], ids=["cheap", "dear"])
+@pytest.mark.parametrize("is_dear", [False, True])
 def test_renames_in_every_batch_hold_the_rows_of_the_project_for_a_while_only(
-    place: Place, size: int, monkeypatch: pytest.MonkeyPatch
+    place: Place, is_dear: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holds, "_PATIENCE_SECONDS", 0.0 if size > 10 else 1000.0)
+    monkeypatch.setattr(holds, "_PATIENCE_SECONDS", 0.0 if is_dear else 1000.0)
+    monkeypatch.setattr(batch, "_COPIED_AT_MOST", 3 if is_dear else 1000)
     seen: list[int] = []
 
     def rename(work: Path) -> None:
         number = len(seen)
         if not number:
             write(work, "other")
-            (work / EXTRA / "item_0").write_bytes(bytes(size))
+            (work / EXTRA / "item_0").write_bytes(b"content")
         else:
             (work / EXTRA / f"item_{number - 1}").rename(work / EXTRA / f"item_{number}")
             execute(work, "INSERT OR REPLACE INTO item VALUES (?, ?)", ("other", -number))
