@@ -333,16 +333,20 @@ def test_a_file_that_became_a_directory_in_a_renamed_one_does_not_hold_it_for_ev
     assert (place.store / inner).is_file()
 
 
+@pytest.mark.parametrize("is_pushed", [True, False])
 def test_a_directory_that_takes_the_name_of_a_removed_one_brings_its_content(
-    nodes: list[Node],
+    nodes: list[Node], is_pushed: bool
 ) -> None:
+    """One that is new has, mostly, the number of the removed one."""
     one, _ = nodes
     one.configure(batch__settle_seconds=0.2)
     one.deploy()
     extra = one.work / EXTRA
-    put(one.work, f"{EXTRA}/out/old", f"{EXTRA}/out.tmp/new")
+    put(one.work, f"{EXTRA}/out/old", *([f"{EXTRA}/out.tmp/new"] if is_pushed else []))
     assert one.flush() == 0, one.log()
     shutil.rmtree(extra / "out")
+    if not is_pushed:
+        put(one.work, f"{EXTRA}/out.tmp/new")
     (extra / "out.tmp").rename(extra / "out")
     deadline = time.monotonic() + SOON
     while _files(one.store / EXTRA) != ["out/new"]:

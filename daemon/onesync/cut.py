@@ -183,12 +183,19 @@ class Cuts:
                 del found[path]
 
     def _look(self, due: Due, awaited: AbstractSet[RelPath]) -> dict[RelPath, Difference]:
-        found = self.scanner.scan(due.paths | awaited, due.trees)
+        # A directory that took the name of another one brought its content along: inode numbers
+        # come back, so its own look does not tell.
+        taken = {target for _, target in due.moves if self._was_directory(target)}
+        found = self.scanner.scan(due.paths | awaited, due.trees | taken)
         found.pop(b"", None)
         self._leave_scratch(found, due, awaited)
         if rewritten := self._rewritten(due):
             found |= self.scanner.scan(rewritten, ())
         return found
+
+    def _was_directory(self, path: RelPath) -> bool:
+        known = self.index.known(path)
+        return known is not None and known.entry.kind is Kind.DIRECTORY
 
     def _rewritten(self, due: Due) -> set[RelPath]:
         """Return the files that were written and look as they were pushed, where they stand."""

@@ -175,12 +175,17 @@ class Told:
         moved: set[bytes] = set()
         for path in sorted(new):
             above = os.path.dirname(path)
-            source = gone.get(new[path].inode) if path not in old else None
+            is_another = path not in old or old[path].inode != new[path].inode
+            source = gone.get(new[path].inode) if is_another else None
             if source is not None and above not in moved:
                 self._marks.moved(source, path)
             if source is not None and new[path].is_directory:
                 moved.add(path)
-            if old.get(path) != new[path] and source is None:
+            if old.get(path) == new[path] or source is not None:
+                continue
+            if is_another and new[path].is_directory:
+                self._marks.tree_changed(path)
+            else:
                 self._marks.changed(path)
         for path in old.keys() - new.keys():
             self._marks.deleted(path)
