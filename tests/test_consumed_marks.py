@@ -28,24 +28,18 @@ from tests.test_steady_load import (
     copies,
     execute,
     nothing,
+    place,
     put,
     rows,
     write,
 )
 
-__all__ = ["copies"]
+__all__ = ["copies", "place"]
 
 INSERT = "INSERT INTO item VALUES (?)"
 DELETE = "DELETE FROM item WHERE path = ?"
 FIRST, SECOND, LATE = (f"{EXTRA}/{name}" for name in ("first", "second", "late"))
 JOURNALS = pytest.mark.parametrize("mode", ["WAL", "DELETE"])
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    store = tmp_path / "store"
-    store.mkdir()
-    return Place(tmp_path / "node", store)
 
 
 class Program:

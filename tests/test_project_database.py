@@ -25,29 +25,19 @@ from tests.test_steady_load import (
     TWO,
     Act,
     Copies,
+    _small_portions,
     act_and_look,
     copies,
     execute,
     nothing,
+    place,
     put,
     rename,
     rows,
     write,
 )
 
-__all__ = ["copies"]
-
-
-@pytest.fixture(autouse=True)
-def _small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    store = tmp_path / "store"
-    store.mkdir()
-    return Place(tmp_path / "node", store)
+__all__ = ["_small_portions", "copies", "place"]
 
 
 @pytest.fixture

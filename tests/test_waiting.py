@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from onesync import batch, holds, preparation, push, transfer
+from onesync import batch, holds, local, push, transfer
 from onesync.core.plan import Difference, Plan
 from onesync.errors import Exit
 from onesync.push import Push
@@ -256,27 +257,32 @@ def test_a_file_made_anew_comes_though_a_marker_has_its_old_inode(
     place: Place, keeps_birth: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file system gives the number of what was removed to what is made next."""
-    if not keeps_birth:
-        monkeypatch.setattr(preparation, "is_another", lambda *_: False)
+
+    known_birth = local._birth_of
+
+    def born(fd: int) -> int | None:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return known_birth(fd)
+        return status.st_ctime_ns if keeps_birth else None
 
     def anew(work: Path) -> None:
         item, marker = work / EXTRA / "item", work / EXTRA / "DONE" / "item.TXT"
         marker.parent.mkdir()
-        old = item.stat().st_ino
         execute(work, "DELETE FROM item")
-        item.unlink()
-        drafts = [work / EXTRA / f"draft_{n}" for n in range(100)]
-        for draft in drafts:
-            draft.touch()
-        found = next((draft for draft in drafts if draft.stat().st_ino == old), None)
-        if found is None:
-            pytest.skip("this file system gives no number twice")
-        found.rename(marker)
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
+        item.rename(marker)  # the number, surely; other bytes, and born now
+        marker.write_bytes(b"")
         write(work, "item", version=2)
-        assert item.stat().st_ino != old
 
+    let_wait = holds.Holds.let_wait
+    waited: list[bytes] = []
+
+    def told_let_wait(self: holds.Holds, path: bytes) -> None:
+        waited.append(path)
+        let_wait(self, path)
+
+    monkeypatch.setattr(local, "_birth_of", born)
+    monkeypatch.setattr(holds.Holds, "let_wait", told_let_wait)
     seen: list[tuple[dict[str, int], int]] = []
 
     def look(_: Path) -> None:
@@ -285,6 +291,7 @@ def test_a_file_made_anew_comes_though_a_marker_has_its_old_inode(
     acts: list[Callable[[Path], object]] = [lambda work: write(work, "item"), anew, look]
     assert live(place, acts, idle=True) == []
     assert seen == [({"item": 2}, 2)]
+    assert bool(waited) is not keeps_birth, "born later, it is another one"
 
 
 @pytest.mark.usefixtures("_rows_of_the_project")

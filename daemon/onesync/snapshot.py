@@ -52,8 +52,7 @@ _NO_DATABASE = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 
 
 Traces = tuple[tuple[tuple[int, ...], ...], tuple[bytes, ...]]
-"""A database's mode; inode, size and time of it and its journals; the heads of it and its log's
-index."""
+"""Mode, inode, size, time of a database and its journals; the heads of it and its log's index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +139,15 @@ def traces_of(path: bytes) -> Traces:
     and those of change, for SQLite gives sidecars to the database's owner whenever root opens it.
     """
     stamps = tuple(_stamp_of(path + suffix) for suffix in (b"", *_JOURNALS))
-    return (_mode_of(path), *stamps), tuple(_head_of(path + suffix) for suffix in (b"", b"-shm"))
+    return stamps, tuple(_head_of(path + suffix) for suffix in (b"", b"-shm"))
 
 
 def _stamp_of(path: bytes) -> tuple[int, ...]:
     try:
-        return _stamp(os.lstat(path))[:-1]
+        status = os.lstat(path)
     except OSError:
         return ()  # whoever copies it finds out
-
-
-def _mode_of(path: bytes) -> tuple[int, ...]:
-    try:
-        return (os.lstat(path).st_mode,)
-    except OSError:
-        return ()
+    return status.st_mode, *_stamp(status)[:-1]
 
 
 def _head_of(path: bytes) -> bytes:
