@@ -33,6 +33,8 @@ from tests.workload.live import PATCHED_BLOCKS, STACK_PARTICLE, STRIDE
 PATIENCE = 300.0
 _RESTORED_BESIDE = 2
 """What one waits for, the other one works in."""
+_RESTORED_WITH = 2
+"""Nobody waits for memory: more workers only wait for each other (a third of the time)."""
 _MAGIC = b"SQLite format 3\0"
 _GROWING_KINDS = {"missing", "changed_outside", "manifest_damaged"}
 
@@ -155,7 +157,7 @@ def _restore(home: Path, copy: Path) -> _Restored:
     # Whoever deploys it changes it, and files are shared with the other copies.
     shutil.copytree(copy, place / "copy")
     (place / "copy" / os.fsdecode(STATUS_FOLDER) / "lock").unlink(missing_ok=True)
-    node = Node(place / "node", place / "copy")
+    node = Node(place / "node", place / "copy", push__workers=_RESTORED_WITH)
     try:
         deploy_patiently(node)
         return _Restored(place, node.work, node.status()["problems"])
