@@ -324,24 +324,31 @@ def test_when_the_program_is_killed_its_children_go_no_further(
     assert late <= {"getattr", "create", "flush", "release"}, "only what was in flight"
 
 
+@pytest.mark.parametrize("cause", ["quota", "read_only", "read_only_and_idle"])
 def test_a_flush_that_cannot_finish_keeps_the_lock_and_says_so(
-    nodes: list[Node], mounted: Mounted
+    nodes: list[Node], mounted: Mounted, cause: str
 ) -> None:
     one, _ = nodes
     one.configure(
         mount__require_fuse=True, mount__io_timeout_seconds=2, undeploy__flush_retry_seconds=2
     )
     one.deploy()
-    mounted.fail("write", errno.EDQUOT, times=-1)
-    (one.work / "file").write_bytes(b"precious")
+    if cause == "quota":
+        mounted.fail("write", errno.EDQUOT, times=-1)
+    else:
+        mounted.read_only()
+    if cause != "read_only_and_idle":
+        (one.work / "file").write_bytes(b"precious")
     assert one.end() == 10
     assert "The final flush could not finish" in one.log()
     assert "the lock and all local data are kept" in one.log()
     assert (mounted.backing / "project" / os.fsdecode(STATUS_FOLDER) / "lock").exists()
     mounted.clear()
+    mounted.read_only(False)
     one.deploy()
     assert one.end() == 0, one.log()
-    assert (mounted.backing / "project" / "file").read_bytes() == b"precious"
+    if cause != "read_only_and_idle":
+        assert (mounted.backing / "project" / "file").read_bytes() == b"precious"
 
 
 def test_a_new_small_file_costs_a_known_number_of_calls(

@@ -498,12 +498,16 @@ def test_a_token_that_comes_after_the_boot_is_waited_for(tmp_path: Path, install
     node = image(tmp_path / "node", installed)
     (node.backing / "p" / "before").write_text("0")
     (node.home / "etc" / "p.token").unlink()  # an image has none
+    again = drop_in("A workload that is to start again")
+    (node.units / "onesync@p.service.d" / "again.conf").write_text(again)
     node.enable("onesync@p.service", "scipion.service")
     with node:
         tried = "onesync@p.service: Failed with result"
         node.wait_for(lambda: tried in node.journal(), "a try without the token")
         assert "/etc/onesync/p.token is not there, so OneData cannot be mounted" in node.journal()
-        put_drop_in(node, UNIT, drop_in("A workload that is to start again"))
+        node.wait_for(lambda: node.show("NRestarts") not in ("0", "1"), "two tries more")
+        assert state(node, "scipion.service") == "inactive", "nothing is deployed yet"
+        assert not os.listdir(node.work / "p")
         node.put_token(TOKEN)
         node.wait_for((node.backing / "p" / "copied").exists, "the workload's first file")
         assert state(node) == "active"

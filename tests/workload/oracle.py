@@ -13,6 +13,7 @@ import shutil
 import signal
 import sqlite3
 import stat
+import subprocess
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -155,7 +156,7 @@ def _restore(home: Path, copy: Path) -> _Restored:
     place = home / f"restored-{copy.name}"
     place.mkdir()
     # Whoever deploys it changes it, and files are shared with the other copies.
-    shutil.copytree(copy, place / "copy")
+    subprocess.run(["cp", "-a", copy, place / "copy"], check=True)
     (place / "copy" / os.fsdecode(STATUS_FOLDER) / "lock").unlink(missing_ok=True)
     node = Node(place / "node", place / "copy", push__workers=_RESTORED_WITH)
     try:
