@@ -103,13 +103,56 @@ def test_every_instance_is_looked_at(places: tuple[Path, Path], tmp_path: Path) 
     etc, var = places
     (etc / "elsewhere.toml").write_text(f'state_dir = "{tmp_path}/other"')
     (etc / "torn.toml").write_text("state_dir = ")
-    for name in ("torn", "without"):
+    for name in ("torn", "without", "elsewhere"):
         (var / name).mkdir()
     assert settings.state_dirs() == {
-        "elsewhere": tmp_path / "other",
-        "torn": var / "torn",
-        "without": var / "without",
+        "elsewhere": [var / "elsewhere", tmp_path / "other"],
+        "torn": [var / "torn"],
+        "without": [var / "without"],
     }
+
+
+def test_a_state_kept_elsewhere_is_found_without_its_configuration(
+    places: tuple[Path, Path],
+    nodes: list[Node],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    etc, var = places
+    made = var / "one"  # as systemd makes it for the unit, whatever the file names
+    made.mkdir()
+    monkeypatch.setenv("STATE_DIRECTORY", str(made))
+    one, _ = nodes
+    for _ in range(2):
+        one.deploy()
+        one.end(signal.SIGKILL)
+    assert settings.state_dirs() == {"one": [made, one.home / "state"]}
+    for broken in ("state_dir = ", f'state_dir = "{one.home}/yet_another"'):
+        (etc / "one.toml").write_text(broken)
+        deployments()
+        assert capsys.readouterr().out == "one\n"
+    one.deploy()
+    assert one.end() == 0, one.log()
+    deployments()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_claim_whose_index_is_lost_counts(nodes: list[Node], store: Path) -> None:
+    one, _ = nodes
+    one.deploy()
+    one.end(signal.SIGKILL)
+    for left in (one.home / "state").glob("index.sqlite*"):
+        left.unlink()
+    assert is_deployed(one)
+    store.rename(store.with_name("away"))  # so the new index knows nothing yet
+    one.start()
+    assert one.wait() == 14
+    assert (one.home / "state" / "index.sqlite").exists()
+    assert is_deployed(one)
+    store.with_name("away").rename(store)
+    one.deploy()
+    assert one.end() == 0, one.log()
+    assert not is_deployed(one)
 
 
 def test_an_index_that_cannot_be_read_counts(

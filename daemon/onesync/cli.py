@@ -230,9 +230,9 @@ def deployments() -> None:
     """Name the instances of this node whose folder is not undeployed, whether they run or not."""
     from onesync.inspect import has_deployment
 
-    for name, state_dir in state_dirs().items():
+    for name, places in state_dirs().items():
         try:
-            is_deployed = has_deployment(state_dir)
+            is_deployed = any(map(has_deployment, places))
         except OnesyncError as error:
             typer.echo(f"onesync: {printable(str(error))}", err=True)
             is_deployed = True  # nobody can tell, and it may hold what is nowhere else

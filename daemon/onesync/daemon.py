@@ -11,7 +11,7 @@ from onesync.inspect import had_copy
 from onesync.journal import open_log
 from onesync.mount import refuse_private
 from onesync.service import Service
-from onesync.settings import check_directories, check_user, load
+from onesync.settings import check_directories, check_user, load, note_state_dir
 
 
 def run_daemon(config: Path | None, instance: str | None) -> None:
@@ -24,6 +24,7 @@ def run_daemon(config: Path | None, instance: str | None) -> None:
     if settings.mount.require_fuse:
         refuse_private(settings.onedata_dir)
     check_directories(settings, copy_may_be_gone=had_copy(settings))
+    note_state_dir(settings.state_dir)
     code = Service(settings, lambda: load(config, instance)).run()
     sys.stdout.flush()
     # A thread may be stuck on a hung mount's child: nothing that follows may wait for it.

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from onesync.core.blocks import Blocks
 from onesync.core.chain import Change, Gone, Renamed, Set
+from onesync.core.claims import REMEMBERED_NAME
 from onesync.core.model import (
     Entry,
     Kind,
@@ -109,13 +110,22 @@ DROP TABLE by_path;
 def open_index(path: Path) -> Index:
     """Open or create the index; a damaged one is kept beside and an empty one made.
 
-    Raises Halted where a newer onesync wrote it, StateDirFailed where it cannot be written.
+    An empty one beside a remembered claim took the place of one that is lost: the folder counts as
+    claimed until it is released. Raises Halted where a newer onesync wrote it, StateDirFailed where
+    it cannot be written.
     """
+    has_claim = path.with_name(REMEMBERED_NAME).exists()
     try:
-        return Index(path)
+        return Index(path, is_claimed=has_claim)
     except IndexDamaged as error:
         keep_damaged(path, error)
-        return Index(path)
+        return Index(path, is_claimed=has_claim)
+
+
+def is_lost(state_dir: Path) -> bool:
+    """Return whether there is a remembered claim, and no index that tells what became of it."""
+    has_claim = (state_dir / REMEMBERED_NAME).exists()
+    return has_claim and not (state_dir / "index.sqlite").exists()
 
 
 def keep_damaged(path: Path, error: IndexDamaged) -> None:
@@ -166,9 +176,13 @@ class Index:
     changed, and IndexDamaged where it holds what no index can.
     """
 
-    def __init__(self, path: Path, *, readonly: bool = False) -> None:
-        """Open or create the index. Raises Halted where a newer onesync wrote it."""
+    def __init__(self, path: Path, *, readonly: bool = False, is_claimed: bool = False) -> None:
+        """Open or create the index; a new one says whether the folder ``is_claimed``.
+
+        Raises Halted where a newer onesync wrote it.
+        """
         self._path = path
+        self._is_claimed_anew = is_claimed
         self._agreed: dict[RelPath, bytes] = {}
         with self._told():
             if readonly:
@@ -214,7 +228,7 @@ class Index:
         """Make a new file, or one whose maker died before it held anything."""
         self._db.execute("DROP TABLE IF EXISTS entry")
         self._db.executescript(_SCHEMA)
-        self.set(format=str(FORMAT))
+        self.set(format=str(FORMAT), claimed="yes" if self._is_claimed_anew else None)
 
     def _version(self) -> str | None:
         """Return the format of the file; None where it is new."""

@@ -13,7 +13,7 @@ from pathspec import PathSpec
 from onesync.core.model import Entry, Kind, RelPath, join
 from onesync.deletions import fingerprint
 from onesync.errors import Halted, MountNotThere
-from onesync.index import HELD_SINCE, Index
+from onesync.index import HELD_SINCE, Index, is_lost
 from onesync.local import digest_local
 from onesync.manifest import read_head
 from onesync.replica.children import ChildrenReplica
@@ -37,9 +37,11 @@ def had_copy(settings: Settings) -> bool:
 def has_deployment(state_dir: Path) -> bool:
     """Return whether a claim or a working copy of this node is there that was not undeployed.
 
-    It tells of a daemon that is down too, and looks at this machine alone. Raises OnesyncError
-    where the index cannot be read.
+    It tells of a daemon that is down too, and looks at this machine alone. A claim whose index is
+    lost counts. Raises OnesyncError where the index cannot be read.
     """
+    if is_lost(state_dir):
+        return True
     return _has_any(state_dir, "staged", "cleaning", "claimed")
 
 

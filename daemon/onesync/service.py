@@ -29,6 +29,7 @@ from onesync.beneath import open_beneath
 from onesync.clock import SystemClock
 from onesync.control import FORMAT, ControlServer, StatusFile
 from onesync.core.claims import (
+    REMEMBERED_NAME,
     BadRecord,
     Remembered,
     decode_remembered,
@@ -131,7 +132,7 @@ class Service:
         self._is_retired = False
         self._published_seconds = 0.0
         self._outcome: Future[Exit] = Future()
-        claim = _ClaimFile(settings.state_dir / "claim.json")
+        claim = _ClaimFile(settings.state_dir / REMEMBERED_NAME)
         self._engine = Engine(
             settings,
             self._clock,
@@ -667,7 +668,7 @@ def unlock_folder(settings: Settings, epoch: int) -> list[str]:
 
 def lock_to_look_at(settings: Settings, replica: ChildrenReplica) -> Lock:
     """Return the lock with what this node remembers of it, for looks alone. Raises Halted."""
-    claim = _ClaimFile(settings.state_dir / "claim.json")
+    claim = _ClaimFile(settings.state_dir / REMEMBERED_NAME)
     return make_lock(settings, replica, SystemClock(), claim)
 
 

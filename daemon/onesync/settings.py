@@ -343,21 +343,44 @@ _UNIT = {
 """Where systemd makes an instance's directories, and how it tells the daemon."""
 
 
-def state_dirs() -> dict[str, Path]:
-    """Return where each instance of this node keeps its state, also one without a configuration.
+_ELSEWHERE = "elsewhere"
+"""In the directory that systemd makes, a link to the one that is named in its place."""
 
-    What is wrong with a configuration is told where it is used: here its usual place stands in.
+
+def state_dirs() -> dict[str, list[Path]]:
+    """Return where each instance of this node may keep its state, also without a configuration.
+
+    What is wrong with a configuration is told where it is used: here it only names no place more.
     """
     _, usual = _UNIT["state_dir"]
-    found = {path.name: path for path in usual.glob("*") if path.is_dir()}
+    found = {path.name: [path, *_elsewhere(path)] for path in usual.glob("*") if path.is_dir()}
     for config in CONFIGURATIONS.glob("*.toml"):
         try:
             place = tomllib.loads(config.read_text()).get("state_dir")
         except (OSError, ValueError):
             place = None
-        if isinstance(place, str):
-            found[config.stem] = Path(place)
+        if isinstance(place, str) and Path(place) not in found.get(config.stem, ()):
+            found.setdefault(config.stem, []).append(Path(place))
     return dict(sorted(found.items()))
+
+
+def note_state_dir(state_dir: Path) -> None:
+    """Leave word of a state directory that is not the one that systemd made for this daemon.
+
+    It is looked for when the program is to be removed, which may be without the configuration.
+    """
+    variable, _ = _UNIT["state_dir"]
+    made = os.environ.get(variable, "").partition(":")[0]
+    if not made or state_dir in (Path(made), *_elsewhere(Path(made))):
+        return
+    link = Path(made, _ELSEWHERE)
+    link.unlink(missing_ok=True)
+    link.symlink_to(state_dir)
+
+
+def _elsewhere(made: Path) -> list[Path]:
+    link = made / _ELSEWHERE
+    return [link.readlink()] if link.is_symlink() else []
 
 
 def load(config: Path | None, instance: str | None) -> Settings:

@@ -123,6 +123,9 @@ class Record:
 
 WITHDRAWN = "withdrawn"
 
+REMEMBERED_NAME = "claim.json"
+"""In the state directory: the claim by which a later life of this node knows its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class End:
