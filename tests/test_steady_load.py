@@ -361,6 +361,22 @@ def test_each_batch_brings_some_of_what_databases_wait_for(place: Place) -> None
     assert known.index(len(FIRST)) <= len(FIRST) // (PORTION // 2) + 2
 
 
+def test_a_burst_of_any_size_delays_nobody(place: Place) -> None:
+    many = 6000
+    came: list[tuple[int, bool]] = []
+
+    def begin(work: Path) -> None:
+        put(work, *(f"{TWO}/item_{n}" for n in range(many)), f"{EXTRA}/other")
+
+    def look(_: Path) -> None:
+        burst = sum(1 for _ in (place.store / TWO).glob("item_*"))
+        came.append((burst, (place.store / f"{EXTRA}/other").exists()))
+
+    live(place, [begin, look])
+    assert came[0][1]
+    assert 0 < came[0][0] < many, "the rest of the burst comes later"
+
+
 def test_a_database_with_a_log_is_not_copied_for_ever(place: Place, copies: Copies) -> None:
     kept: list[sqlite3.Connection] = []
 

@@ -61,8 +61,10 @@ _ROUNDS = 6
 _PACE = 4.0
 """A growing file rests for so many times as long as its last push took: it eats a fifth at most."""
 
-_PORTIONED_FILES = 5000
-"""More are brought by one batch: to look at them again and again would cost more than waiting."""
+_PORTION_SECONDS = 1.0
+_PORTION_PER_CUT = 2.0
+"""After so long, or so many times as long as looking took, a batch begins no more data files: those
+that came meanwhile wait for its end, and those that are left are looked at again."""
 
 _CUTS_IN_VAIN = 3
 """After so many cuts whose data came in part, and then no more, a batch takes all."""
@@ -454,7 +456,7 @@ class Batches:
             None if everything else self.round_seconds,
             named=self._waiting.named(plan) if self._waiting is not None else None,
             promised=self._waiting.promised(plan) if self._waiting is not None else set(),
-            may_defer=not everything and self._may_defer(plan),
+            portion_seconds=None if everything else self._portion_seconds(cut),
         )
         if self._tidying_of is not None and self._tidying_of.stands_in_the_way(plan):
             self._tidied()
@@ -543,8 +545,10 @@ class Batches:
         told = {path for path, problem in self.problems.items() if problem.kind == BEHIND}
         return any(path not in told for path in behind)
 
-    def _may_defer(self, plan: Plan) -> bool:
-        return self._in_vain < _CUTS_IN_VAIN and len(plan.files) <= _PORTIONED_FILES
+    def _portion_seconds(self, cut: Cut) -> float | None:
+        if self._in_vain >= _CUTS_IN_VAIN:
+            return None
+        return max(_PORTION_SECONDS, _PORTION_PER_CUT * cut.seconds)
 
     def _is_waited_for(self, path: RelPath) -> bool:
         now = time.monotonic()
@@ -593,8 +597,9 @@ class Batches:
         self.events.committed(written.name, written.wall_seconds)
 
     def _take_problems(self, plan: Plan, outcome: Outcome) -> None:
+        left = outcome.deferred | outcome.retry | outcome.held
         for difference in plan.files + plan.directories + plan.links + plan.removals:
-            if difference.path not in outcome.deferred | outcome.retry | outcome.held:
+            if difference.path not in left:
                 self.problems.pop(difference.path, None)
         self.problems.update({p.path: p for p in outcome.problems})
         self._behind |= {p.path for p in outcome.problems if p.kind == BEHIND}

@@ -59,15 +59,14 @@ from onesync.transfer import (
 from onesync.travels import Travel
 from onesync.workers import each
 
-_PORTION_SECONDS = 1.0
-"""After so long a batch begins no more data files: those that came meanwhile wait for its end."""
-
 _LANES = 4
 """So many workers go on with data while the others publish. Most of it lies in one directory,
 where the kernel makes one name after the other."""
 
 _PORTION_FILES = 1000
-"""A batch that may leave data to the next one looks at no more than so many."""
+_PORTIONS = 8
+"""A batch that may leave data to the next one prepares no more than so many, or such a part of all:
+those that are left are looked at again, which must not cost more than to bring them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ class Push:
         *,
         named: AbstractSet[RelPath] | None = None,
         promised: AbstractSet[RelPath] = frozenset(),
-        may_defer: bool = False,
+        portion_seconds: float | None = None,
     ) -> None:
         """Prepare a batch.
 
@@ -125,7 +124,8 @@ class Push:
                 all to their end, however long that takes.
             named: what of the data the databases may name that are pushed; None is all.
             promised: the markers that wait for ``named`` alone.
-            may_defer: what takes too long is left for the next batch.
+            portion_seconds: after so long no more data files are begun: they are left to the next
+                batch, and what came meanwhile need not wait for them; None brings all.
         """
         self.intent = Intent(position)
         self.removal = Intent(position, is_removal=True)
@@ -151,7 +151,7 @@ class Push:
         self._is_waited_for = is_waited_for
         self._travel_to = travel_to
         self._seconds = seconds
-        self._may_defer = may_defer
+        self._portion_seconds = portion_seconds
         self._enough = float("inf")
         self._notes = 0
         self._pinned: Mapping[RelPath, bytes] = {}
@@ -224,9 +224,10 @@ class Push:
     def _portion(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> Plan:
         """Leave to the next batch what this one would hardly come to; preparing it costs too."""
         data = [d for d in plan.files if self._is_data(d.path, d.path in snapshots)]
-        if not self._may_defer or len(data) <= _PORTION_FILES:
+        portion = max(_PORTION_FILES, len(data) // _PORTIONS)
+        if self._portion_seconds is None or len(data) <= portion:
             return plan
-        for difference in self._in_turns(data)[_PORTION_FILES:]:
+        for difference in self._in_turns(data)[portion:]:
             self._holds.defer(difference.path)
         files = [d for d in plan.files if d.path not in self.outcome.deferred]
         return replace(plan, files=files)
@@ -286,8 +287,8 @@ class Push:
         now = [d for d in files if not self._is_created_late(d, snapshots)]
         data = self._in_turns([d for d in now if d.path not in snapshots])
         databases = spread((d for d in now if d.path in snapshots), _path_of)
-        if self._may_defer:
-            self._enough = time.monotonic() + _PORTION_SECONDS
+        if self._portion_seconds is not None:
+            self._enough = time.monotonic() + self._portion_seconds
         found = each(self._pool, self._bring_in_time, data)
         self._holds.begin_databases(d.path for d in databases)
         found += each(self._pool, self._bring_database, databases)
