@@ -26,6 +26,7 @@ from blake3 import blake3
 
 from onesync.core.model import RESERVED_PREFIX, STATUS_FOLDER
 from onesync.core.ordering import SIDECARS, database_of
+from tests.campaign.process import wait_for_children_of
 from tests.node import Node
 from tests.workload import content, databases
 from tests.workload.content import BLOCK, Verdict
@@ -117,6 +118,7 @@ class Instants:
                 restored = coming.popleft().result()
                 found = restored.check(seen) + check_as_browsed(copy)
                 wrong += [f"{copy.name}: {sentence}" for sentence in found]
+                restored.leave()
                 if not found:
                     shutil.rmtree(restored.place)
                 shutil.rmtree(copy)
@@ -141,6 +143,10 @@ class _Restored:
         wrong += [f"{name} stands beside its database in OneData" for name in _sidecars(folder)]
         return wrong + check_tree(self.work, seen)
 
+    def leave(self) -> None:
+        """Let go of the copy."""
+        subprocess.run(["umount", self.place / "copy"], check=True)
+
     def _is_being_written(self, text: str) -> bool:
         """Whether a problem is that the newest checkpoint was on its way at the instant."""
         torn = re.search(r"(E\d+-)(\d+\S*): it is cut short", text)
@@ -152,19 +158,35 @@ class _Restored:
 
 
 def _restore(home: Path, copy: Path) -> _Restored:
-    """Let the program itself restore ``copy``."""
+    """Let the program itself restore ``copy``.
+
+    Whoever deploys it changes it, and files are shared with the other copies: so it is the lower
+    part of an overlay. A copy of its own would not find room in memory.
+    """
     place = home / f"restored-{copy.name}"
-    place.mkdir()
-    # Whoever deploys it changes it, and files are shared with the other copies.
-    subprocess.run(["cp", "-a", copy, place / "copy"], check=True)
+    for name in ("changed", "new", "copy"):
+        (place / name).mkdir(parents=True)
+    parts = f"lowerdir={copy},upperdir={place}/changed,workdir={place}/new,redirect_dir=on"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", parts, place / "copy"], check=True)
     (place / "copy" / os.fsdecode(STATUS_FOLDER) / "lock").unlink(missing_ok=True)
     node = Node(place / "node", place / "copy", push__workers=_RESTORED_WITH)
     try:
+        return _Restored(place, node.work, _problems_of(node))
+    except BaseException:
+        subprocess.run(["umount", place / "copy"], check=True)
+        raise
+
+
+def _problems_of(node: Node) -> list[dict[str, str]]:
+    """Return what a node tells when it has deployed; it is dead then, and all its processes."""
+    try:
         deploy_patiently(node)
-        return _Restored(place, node.work, node.status()["problems"])
+        found: list[dict[str, str]] = node.status()["problems"]
+        return found
     finally:
         if node.running():
             node.end(signal.SIGKILL)
+        wait_for_children_of(node)
 
 
 def check_tree(work: Path, seen: Seen) -> list[str]:
