@@ -17,7 +17,7 @@ import pytest
 from onesync.core.model import STATUS_FOLDER
 from tests.systemd.container import PYTHON, TOKEN, Container, debian
 from tests.systemd.nspawn import REPOSITORY, UNIT
-from tests.systemd.packaged import install
+from tests.systemd.packaged import install, package
 
 pytestmark = [pytest.mark.systemd, pytest.mark.node, pytest.mark.timeout(600)]
 
@@ -336,14 +336,33 @@ def test_a_daemon_that_dies_leaves_the_workload_alone(node: Container) -> None:
     node.systemctl("reset-failed", UNIT)  # what counts its restarts
 
 
+def test_an_upgrade_leaves_oneclient_and_the_workload_alone(node: Container) -> None:
+    shutil.copy(package(), node.home / "etc" / "onesync.deb")
+    stay = client(node), node.show("MainPID", "scipion.service")
+    daemons = [node.show("MainPID", f"onesync@{name}.service") for name in ("p", "q")]
+    write(node, "before-the-upgrade")
+    # What is mounted at /etc/onesync here cannot be written: dpkg sees a copy.
+    steps = (
+        "cp -r /etc/onesync /run/etc; mount --bind /run/etc /etc/onesync; dpkg -i /run/etc/*.deb"
+    )
+    node.run("unshare", "--mount", "sh", "-ec", steps, check=True)
+    write(node, "after-the-upgrade")
+    for name, daemon in zip(("p", "q"), daemons, strict=True):
+        unit = f"onesync@{name}.service"
+        node.wait_for(lambda unit=unit: state(node, unit) == "active", "the new program")
+        assert node.show("MainPID", unit) != daemon
+    assert (client(node), node.show("MainPID", "scipion.service")) == stay
+    node.wait_for((node.backing / "p" / "after-the-upgrade").exists, "the push")
+    assert (node.backing / "p" / "before-the-upgrade").exists()
+
+
 def test_a_restart_ends_the_workload_before_the_flush(node: Container) -> None:
     node.systemctl("restart", UNIT)
     assert (node.work / "p" / "late").read_text() == "late\n"
     assert (node.backing / "p" / "late").exists(), "flushed after the workload's end"
-    assert state(node, "scipion.service") == "inactive"
-    node.systemctl("start", "scipion.service")
-    assert state(node, "scipion.service") == "active"
+    node.wait_for(lambda: state(node, "scipion.service") == "active", "the workload's next start")
     node.systemctl("stop", UNIT)
+    assert state(node, "scipion.service") == "inactive"
     node.run("systemctl", "mask", "--runtime", UNIT, check=True)
     node.systemctl("start", "scipion.service")
     assert state(node, "scipion.service") == "inactive", "nothing is deployed"
@@ -388,11 +407,11 @@ def test_the_drop_ins_of_the_readme_do_what_it_says(node: Container) -> None:
         assert node.show("JobTimeoutUSec", target) == "30min"
         put_drop_in(node, target, longer)
         assert node.show("JobTimeoutUSec", target) == "6h"
-    put_drop_in(node, UNIT, drop_in("A workload that is to start again"))
+    put_drop_in(node, "scipion.service", drop_in("A workload that is to start again"))
     first = node.show("MainPID", "scipion.service")
     node.run("kill", "-KILL", first, check=True)
     node.wait_for(lambda: node.show("MainPID", "scipion.service") not in ("0", first), "the next")
-    put_drop_in(node, UNIT, "")
+    put_drop_in(node, "scipion.service", "")
 
 
 def test_a_token_is_changed_under_a_running_onesync(node: Container) -> None:
@@ -498,8 +517,6 @@ def test_a_token_that_comes_after_the_boot_is_waited_for(tmp_path: Path, install
     node = image(tmp_path / "node", installed)
     (node.backing / "p" / "before").write_text("0")
     (node.home / "etc" / "p.token").unlink()  # an image has none
-    again = drop_in("A workload that is to start again")
-    (node.units / "onesync@p.service.d" / "again.conf").write_text(again)
     node.enable("onesync@p.service", "scipion.service")
     with node:
         tried = "onesync@p.service: Failed with result"
