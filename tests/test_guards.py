@@ -368,6 +368,18 @@ def test_a_run_that_is_moved_and_then_deleted_is_never_asked_about(one: Node, st
     assert one.end() == 0
 
 
+def test_a_run_that_is_deleted_in_and_then_moved_is_never_asked_about(
+    one: Node, store: Path
+) -> None:
+    for path in sorted((one.work / "Runs").rglob("*.mrc"))[:-1]:
+        path.unlink()
+    (one.work / "Runs").rename(one.work / "Moved")
+    assert one.flush() == 0, one.log()
+    assert files_in(store) == {"Moved/two/extra/mic_59.mrc"}
+    assert "are missing" not in one.log()
+    assert one.end() == 0
+
+
 def test_a_run_renamed_while_nobody_watched_is_never_asked_about(one: Node, store: Path) -> None:
     one.end(signal.SIGKILL)
     (one.work / "Runs").rename(one.work / "Renamed")
