@@ -75,20 +75,25 @@ def lose_events(node: Node, act: Callable[[], object]) -> None:
 # -- a copy that came back empty or half ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("left", [0, 2])
+@pytest.mark.parametrize(
+    "lost",
+    [slice(0, None), slice(2, None), slice(0, None, 2), slice(60, None)],
+    ids=["all", "nearly all", "every second", "one run"],
+)
 def test_a_copy_that_came_back_empty_or_half_deletes_nothing(
-    one: Node, store: Path, left: int
+    one: Node, store: Path, lost: slice
 ) -> None:
     before, whole = files_in(store), picture(one.work)
     one.end(signal.SIGKILL)
-    for path in sorted((one.work / "Runs").rglob("*.mrc"))[left:]:
+    missing = sorted((one.work / "Runs").rglob("*.mrc"))[lost]
+    for path in missing:
         path.unlink()
     one.deploy()
     (one.work / "new").write_bytes(b"work goes on")
     assert one.flush() == 3, one.log()
     assert files_in(store) == before | {"new"}
     status = one.status()
-    assert (status["phase"], status["held_deletions"]) == ("syncing", 120 - left)
+    assert (status["phase"], status["held_deletions"]) == ("syncing", len(missing))
     assert [p["kind"] for p in status["problems"]] == ["held_deletions"]
     listed = one.command("resume")
     assert listed.returncode == 3, listed.stderr
@@ -363,6 +368,18 @@ def test_a_run_that_is_moved_and_then_deleted_is_never_asked_about(one: Node, st
     assert one.end() == 0
 
 
+def test_a_run_that_is_deleted_in_and_then_moved_is_never_asked_about(
+    one: Node, store: Path
+) -> None:
+    for path in sorted((one.work / "Runs").rglob("*.mrc"))[:-1]:
+        path.unlink()
+    (one.work / "Runs").rename(one.work / "Moved")
+    assert one.flush() == 0, one.log()
+    assert files_in(store) == {"Moved/two/extra/mic_59.mrc"}
+    assert "are missing" not in one.log()
+    assert one.end() == 0
+
+
 def test_a_run_renamed_while_nobody_watched_is_never_asked_about(one: Node, store: Path) -> None:
     one.end(signal.SIGKILL)
     (one.work / "Runs").rename(one.work / "Renamed")
@@ -374,11 +391,14 @@ def test_a_run_renamed_while_nobody_watched_is_never_asked_about(one: Node, stor
 
 
 def test_few_deletions_while_nobody_watched_are_carried_out(one: Node, store: Path) -> None:
+    before = files_in(store)
     one.end(signal.SIGKILL)
-    shutil.rmtree(one.work / "Runs" / "one" / "extra")
+    few = sorted((one.work / "Runs").rglob("*.mrc"))[:30]
+    for path in few:
+        path.unlink()
     one.deploy()
     assert one.flush() == 0, one.log()
-    assert {path.split("/")[1] for path in files_in(store)} == {"two"}
+    assert files_in(store) == before - {str(path.relative_to(one.work)) for path in few}
     assert one.end() == 0, one.log()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -640,6 +641,24 @@ def test_what_appears_while_a_tree_is_removed_goes_too(
     monkeypatch.setattr(os, "rmdir", late)
     FolderReplica(os.fsencode(tmp_path)).remove(b"tree")
     assert appeared == [b"tree"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_tree_of_any_depth_is_removed_with_few_descriptors(tmp_path: Path) -> None:
+    current = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(2000):
+        os.mkdir("d", dir_fd=current)
+        inner = os.open("d", os.O_RDONLY, dir_fd=current)
+        os.close(current)
+        current = inner
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=current))
+    os.close(current)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        assert FolderReplica(os.fsencode(tmp_path)).remove(b"d")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert os.listdir(tmp_path) == []
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
+from onesync.core.model import STATUS_FOLDER
 from tests.node import Node, picture
+
+DEEP = 1_100
+"""More than Python's limit of calls within calls; the whole path has room in 4,096 bytes."""
 
 
 def names(work: Path) -> dict[bytes, set[bytes]]:
@@ -148,6 +153,46 @@ def test_a_path_too_long_for_any_call_is_a_problem_and_the_rest_goes_on(
     assert nodes[0].flush() == 3, nodes[0].log()
     assert (nodes[0].store / "file").read_bytes() == b"x"
     assert {p["kind"] for p in nodes[0].status()["problems"]} == {"unreadable", "unwatched"}
+
+
+def make_deep(top: Path, depth: int) -> None:
+    """Make directories in each other, deeper than Python calls itself."""
+    current = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=current)
+        inner = os.open("d", os.O_RDONLY, dir_fd=current)
+        os.close(current)
+        current = inner
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=current))
+    os.close(current)
+
+
+def test_a_tree_of_any_depth_comes_and_goes(nodes: list[Node], work: Path) -> None:
+    one, two = nodes
+    make_deep(work, DEEP)
+    assert one.flush() == 0, one.log()
+    assert one.end() == 0, one.log()
+    two.deploy()
+    subprocess.run(["rm", "-rf", str(two.work / "d")], check=True)
+    assert two.flush() == 0, two.log()
+    assert two.end() == 0, two.log()
+    assert {path.name for path in two.store.iterdir()} == {STATUS_FOLDER.decode()}
+
+
+def test_what_somebody_put_deep_into_a_tree_stays_when_that_goes(
+    nodes: list[Node], work: Path
+) -> None:
+    one = nodes[0]
+    make_deep(work, DEEP)
+    assert one.flush() == 0, one.log()
+    half = one.store / "/".join(["d"] * (DEEP // 2))
+    (half / "theirs").write_bytes(b"1")
+    subprocess.run(["rm", "-rf", str(work / "d")], check=True)
+    assert one.flush() == 3, one.log()
+    assert [problem["kind"] for problem in one.status()["problems"]] == ["newcomer"]
+    assert os.listdir(half) == ["theirs"]
+    assert one.end() == 0, one.log()
+    assert (half / "theirs").read_bytes() == b"1"
 
 
 def test_links_of_every_kind_come_back(nodes: list[Node], work: Path) -> None:

@@ -213,18 +213,22 @@ class Deletions:
 
         Args:
             removals: what the next batch removes, which needs no explanation any more.
-            coming: the renames of the next batch; what they will carry along is still to come.
+            coming: the renames of the next batch; what they will carry along is still to come, and
+                so is what was deleted beneath before.
             renamed: the renames of this one, which carried along what was gone beneath.
         """
+        sources = {source for source, _ in coming}
         targets = {target for _, target in coming}
-        self._settled = removals | {source for source, _ in coming}
+        self._settled = removals | sources
         if moved := dict(renamed):
             self._believed |= carried(self._believed, moved)
+        told = self._believed - removals
         with on_this_machine():
             self._believed = outstanding(
-                self._believed - removals,
-                lambda path: not lies_in(path, targets) and self._is_back(path),
+                told, lambda path: not lies_in(path, targets) and self._is_back(path)
             )
+        # What was deleted beneath a source is told of by that alone only until it is renamed.
+        self._believed |= {path for path in told if lies_in(path, sources)}
         self._remember()
         if self.held.paths and self._index.held() != self.held.paths:
             self._load()  # a rename carried it along, or it was written anew

@@ -53,7 +53,7 @@ class Removals:
             for (number, _), item in zip(files, found, strict=True)
             if item is not None and item.kind is not Kind.FILE
         }:
-            tops[number] = self._wholly_known(removals[number].path, ours[number], looks=True)[0]
+            tops[number] = self._wholly_known(removals[number].path, ours[number], looks=True)
         return tops
 
     def _to_remove(self, difference: Difference, ours: _Kinds) -> list[RelPath]:
@@ -62,36 +62,42 @@ class Removals:
             return []
         if known.entry.kind is Kind.FILE:
             return [difference.path]
-        return self._wholly_known(difference.path, ours)[0]
+        return self._wholly_known(difference.path, ours)
 
-    def _wholly_known(
-        self, top: RelPath, ours: _Kinds, *, looks: bool = False
-    ) -> tuple[list[RelPath], bool]:
-        """Return the tops of what is ``ours`` beneath ``top``, and whether that is all.
+    def _wholly_known(self, top: RelPath, ours: _Kinds, *, looks: bool = False) -> list[RelPath]:
+        """Return the tops of what is ``ours`` at and beneath the directory ``top``.
 
         Unless it ``looks``, what has the name of a file of ours is taken for that.
         """
-        tops: list[RelPath] = []
-        whole = True
-        known = ours.get(top, {})
-        files = set() if looks else {n for n, kind in known.items() if kind is Kind.FILE}
-        try:
-            items = self._replica.list(top, dict.fromkeys(files, Kind.FILE))
-        except (FileNotFoundError, NotADirectoryError):
-            return [], True
-        for item in items:
-            path = join(top, item.name)
-            if item.name not in known:
+        found: dict[RelPath, list[RelPath]] = {}
+        kept: set[RelPath] = set()
+        gone: set[RelPath] = set()
+        waiting = [top]
+        while waiting:
+            directory = waiting.pop()
+            known = ours.get(directory, {})
+            files = set() if looks else {n for n, kind in known.items() if kind is Kind.FILE}
+            try:
+                items = self._replica.list(directory, dict.fromkeys(files, Kind.FILE))
+            except (FileNotFoundError, NotADirectoryError):
+                gone.add(directory)
+                continue
+            strange = [join(directory, item.name) for item in items if item.name not in known]
+            for path in strange:
                 text = f"{show(path)} was put into OneData by somebody else; it is kept there."
                 self._note(Problem(path, NEWCOMER, text))
-                whole = False
-            elif item.kind is Kind.DIRECTORY:
-                inner, complete = self._wholly_known(path, ours, looks=looks)
-                tops += inner
-                whole &= complete
-            else:
-                tops.append(path)
-        return ([top], True) if whole else (tops, False)
+            if strange:
+                kept.add(directory)
+            own = [item for item in items if item.name in known]
+            found[directory] = [join(directory, item.name) for item in own]
+            waiting += [join(directory, i.name) for i in own if i.kind is Kind.DIRECTORY]
+        # From the lowest up: what holds something that is kept is kept itself.
+        for directory in reversed(found):
+            if directory in kept and directory != top:
+                kept.add(parent_of(directory))
+        inner = [path for directory, paths in found.items() if directory in kept for path in paths]
+        tops = inner if top in kept else [top]
+        return [path for path in tops if path not in kept and path not in gone]
 
 
 def _kinds_by_parent(rows: Iterable[tuple[RelPath, Known]]) -> _Kinds:

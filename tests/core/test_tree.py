@@ -23,7 +23,7 @@ from onesync.core.chain import (
     file_digest,
     find_head,
 )
-from onesync.core.model import Entry, Kind, Problem, RelPath, is_beneath
+from onesync.core.model import LONGEST_PATH, Entry, Kind, Problem, RelPath, is_beneath
 from onesync.core.tree import Tree
 
 NAME = st.sampled_from([b"a", b"a-", b"b", b"\xff", b"\xc3\xa9", b'"', b"\x7f", b"\x1f"])
@@ -121,3 +121,14 @@ def test_a_directory_goes_and_moves_in_one_step() -> None:
     assert b"a/7/x" not in tree
     tree.remove(b"b/c")
     assert list(tree) == []
+
+
+def test_no_depth_that_a_path_can_have_is_too_deep() -> None:
+    beneath = b"/d" * (LONGEST_PATH // 2 - 1)
+    tree = Tree({b"d" + beneath: Entry(Kind.FILE, 1)})
+    assert (tree[b"d" + beneath].size, len(tree)) == (1, 1)
+    # What stands beneath a file's name becomes one with what is renamed to it, at every level.
+    tree.put(b"x", Entry(Kind.FILE))
+    tree.put(b"x" + beneath + b"2", Entry(Kind.FILE, 2))
+    tree.rename(b"d", b"x")
+    assert (tree[b"x" + beneath].size, tree[b"x" + beneath + b"2"].size) == (1, 2)

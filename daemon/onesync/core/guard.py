@@ -19,8 +19,8 @@ class Bound:
     """How many unexplained absences are believed at once.
 
     Attributes:
-        number: so many always, but never more than half of the index.
-        percent: so much of the index, where that is more.
+        number: never more than so many, however large the index.
+        percent: never more than this part of the index, however small it is.
     """
 
     number: int
@@ -28,7 +28,7 @@ class Bound:
 
     def of(self, entries: int) -> int:
         """Return the bound for an index of ``entries`` rows."""
-        return max(min(self.number, entries // 2), int(entries * self.percent / 100))
+        return min(self.number, int(entries * self.percent / 100))
 
 
 LIMIT = 200_000

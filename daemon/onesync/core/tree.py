@@ -155,8 +155,9 @@ class Tree(Fold):
     def _made(self, path: RelPath) -> _Folder:
         found = self._folder(path)
         if found is None:
-            above = self._made(parent_of(path))
-            found = above.folders[name_of(path)] = _Folder()
+            found = self._root
+            for part in path.split(b"/"):
+                found = found.folders.setdefault(part, _Folder())
         return found
 
     def _folders(self) -> Iterator[tuple[RelPath, _Folder]]:
@@ -170,11 +171,13 @@ class Tree(Fold):
 
 def _merge(folder: _Folder, name: bytes, moved: _Folder) -> None:
     """Put ``moved`` into ``folder``, where a file of this name may have had something beneath."""
-    there = folder.folders.setdefault(name, moved)
-    if there is not moved:
-        there.entries |= moved.entries
-        for inner, item in moved.folders.items():
-            _merge(there, inner, item)
+    waiting = [(folder, name, moved)]
+    while waiting:
+        folder, name, moved = waiting.pop()
+        there = folder.folders.setdefault(name, moved)
+        if there is not moved:
+            there.entries |= moved.entries
+            waiting += [(there, inner, item) for inner, item in moved.folders.items()]
 
 
 def _is_directory(packed: Packed) -> bool:

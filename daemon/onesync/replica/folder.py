@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from onesync.beneath import open_beneath, open_plain, rename_new
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
-from onesync.core.model import Kind, RelPath, is_beneath, name_of, parent_of
+from onesync.core.model import Kind, RelPath, is_beneath, join, name_of, parent_of
 from onesync.local import on_this_machine, open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed
@@ -462,9 +462,10 @@ class FolderReplica:
         except (FileNotFoundError, NotADirectoryError):
             return False
         for number in range(_TRIES):
+            self.forget(path)  # what was opened before may be another one
             try:
-                with suppress(FileNotFoundError), self._parent(path) as directory:
-                    self._remove_in(directory, name_of(path))
+                with suppress(FileNotFoundError):
+                    self._remove_tree(path)
                     break
             except OSError as error:
                 # A file that was closed just now may stand there under another name for a moment,
@@ -482,22 +483,31 @@ class FolderReplica:
         with suppress(FileNotFoundError, NotADirectoryError), self._parent(path) as directory:
             _unlink(directory, name_of(path))
 
-    def _remove_in(self, directory: int, name: bytes) -> None:
-        if _unlink(directory, name):
-            return
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
-        try:
-            for child in os.listdir(fd):
-                try:
-                    self._remove_in(fd, os.fsencode(child))
-                except OSError as error:
-                    # Somebody else removes it too: the rest remains, or the next look tells.
-                    if error.errno not in (errno.ENOENT, errno.ESTALE):
-                        raise
+    def _remove_tree(self, top: RelPath) -> None:
+        """Remove a directory with all that is in it, however deep: no level is held open."""
+        found: list[RelPath] = []
+        waiting = [top]
+        while waiting:
+            found.append(waiting.pop())
+            with _unless_gone():
+                waiting += self._empty(found[-1])
+        for directory in reversed(found[1:]):
+            with _unless_gone(), self._parent(directory) as above:
+                os.rmdir(name_of(directory), dir_fd=above)
+            self._progress(0)
+        with self._parent(top) as above:
+            os.rmdir(name_of(top), dir_fd=above)
+
+    def _empty(self, directory: RelPath) -> Sequence[RelPath]:
+        """Remove the files in a directory; returns the directories in it."""
+        inner = []
+        with self._directory(directory) as held:
+            for name in self.names(directory):
+                with _unless_gone():
+                    if not _unlink(held, name):
+                        inner.append(join(directory, name))
                 self._progress(0)
-        finally:
-            os.close(fd)
-        os.rmdir(name, dir_fd=directory)
+        return inner
 
     def read(self, path: RelPath) -> bytes:
         fd = self._open(path, os.O_RDONLY)
@@ -668,6 +678,16 @@ def _unlink(directory: int, name: bytes) -> bool:
     except IsADirectoryError:
         return False
     return True
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """Go on where somebody else removes it too: the rest remains, or the next look tells."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
 
 
 def _discard(name: bytes, directory: int) -> None:
