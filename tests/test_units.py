@@ -84,6 +84,21 @@ def test_nothing_is_made_or_mounted_before_its_disk_is_there(etc: Path) -> None:
     assert generator.oneclient_lines(mounted) == ["[Unit]", source, above, "[Service]", user]
 
 
+def test_what_the_file_names_is_on_its_disk_before_it_starts_and_until_it_has_ended(
+    etc: Path,
+) -> None:
+    """On a nofail or _netdev disk nothing else orders them, at boot and at shutdown."""
+    (etc / "p.toml").write_text(
+        'working_dir = "/srv/p"\nonedata_dir = "/mnt/o/p/p"\nstate_dir = "/data/state"\n'
+        'runtime_dir = "/run/p"\n[metrics]\ntextfile_dir = "/var/prom"\n'
+        '[oneclient]\nhost = "h"\nmount_point = "/mnt/o/p"\n'
+    )
+    lines = generator.onesync_lines(instance.read("p"))
+    needed = [line for line in lines if line.startswith("RequiresMountsFor=")]
+    places = ("/srv/p", "/data/state", "/run/p", "/var/prom")
+    assert needed == [f'RequiresMountsFor="{place}"' for place in places]
+
+
 @pytest.mark.parametrize("path", ["/mnt/onedata", "/.x/.y/a-b c/\u00e4%\\", "/a:b_c.d"])
 def test_a_mount_has_the_name_that_systemd_gives_it(path: str) -> None:
     words = ["systemd-escape", "--path", "--suffix=mount", path]
