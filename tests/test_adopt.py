@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -13,11 +14,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 
+import pathspec
 import pytest
 
+import onesync
 from onesync.core.model import STATUS_FOLDER
+from tests.machine import lacks
 from tests.node import _DYING, SOON, Node, picture
 from tests.standin.mounted import Mounted
 
@@ -644,6 +648,137 @@ def test_a_claim_that_cannot_go_on_keeps_the_folder(store: Path, scripts: Script
     assert "DEPLOYMENT: " in (store / STATUS / "lock").read_text()
     damaged.unlink()
     assert scripts.adopt().returncode == 0
+
+
+# -- as whom ---------------------------------------------------------------------------------------
+
+
+AS_NOBODY = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+
+
+@pytest.fixture(scope="module")
+def everybodys_python() -> str:
+    """Return a Python that nobody may run, too: ours may lie in root's home."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        lacks("needs root and setpriv")
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    for found in (sys.executable, f"/usr/bin/{version}"):
+        # setpriv itself may still be root when it runs a program; a shell of its is not.
+        words = [*AS_NOBODY, "sh", "-c", f"exec {found} -c 'import onesync.adopt'"]
+        if subprocess.run(words, env=everybodys(), check=False, capture_output=True).returncode:
+            continue
+        return found
+    return lacks(f"needs a {version} that everybody may run")
+
+
+def everybodys() -> dict[str, str]:
+    """Return the environment in which any Python of our version finds our packages."""
+    files = (str(onesync.__file__), str(pathspec.__file__))
+    places = [str(Path(file).parents[1]) for file in files]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+
+
+@pytest.fixture
+def at_a_unit(everybodys_python: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripts]:
+    """A folder of nobody's on a node where he is the unit's user, with no directory of ours yet."""
+    with TemporaryDirectory(prefix="onesync-test-", dir="/var/lib") as place:
+        home = Path(place)
+        home.chmod(0o755)
+        (home / "store").mkdir()
+        node = Node(home / "node", home / "store")
+        monkeypatch.setattr(sys, "executable", everybodys_python)
+        monkeypatch.setenv("PYTHONPATH", everybodys()["PYTHONPATH"])
+        node.within = list(AS_NOBODY)
+        scripts = Scripts(node, node.store)
+        scripts.deploy()
+        scripts.crontab.write_text(JOB)
+        (node.work / "Runs" / "1" / "link 1").unlink()
+        (node.home / "state").rmdir()
+        for owned in (node.work, node.store, node.home / "run"):
+            subprocess.run(["chown", "-R", "nobody:", owned], check=True)
+        yield scripts
+
+
+def adopt_instance(scripts: Scripts, user: str = "") -> subprocess.CompletedProcess[str]:
+    """Run ``onesync adopt --instance p`` where nobody is the user that the package makes."""
+    home = scripts.node.home
+    said = f'user = "{user}"\n' if user else ""
+    (home / "p.toml").write_text(said + scripts.node.config.read_text())
+    before = f"""
+from pathlib import Path
+from onesync import instance, predecessor, settings
+instance.DEFAULT_USER = "nobody"
+instance.CONFIGURATIONS = {str(home)!r}
+settings.CONFIGURATIONS = Path({str(home)!r})
+predecessor.CRONTABS = (Path({str(scripts.crontab.parent)!r}),)
+predecessor.CRON_SCRIPTS = ()
+from onesync.program import main
+main()
+"""
+    words = [sys.executable, "-c", before, "adopt", "--instance", "p", "--disable-cron"]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=SOON)
+
+
+def not_of_nobody(*places: Path) -> set[str]:
+    """Return what is beneath, or at, these places and not nobody's."""
+    nobody = pwd.getpwnam("nobody")
+    paths = {path for place in places for path in (place, *place.rglob("*"))}
+    owned = {path: path.lstat() for path in paths}
+    return {p.name for p, it in owned.items() if (it.st_uid, it.st_gid) != nobody[2:4]}
+
+
+@pytest.mark.parametrize("user", ["", "nobody"])
+def test_what_root_adopts_is_the_units_users(at_a_unit: Scripts, user: str) -> None:
+    node, state = at_a_unit.node, at_a_unit.node.home / "state"
+    done = adopt_instance(at_a_unit, user)
+    assert done.returncode == 0, done.stderr
+    assert "1 links of the linklist were missing and are made" in done.stdout
+    assert state.stat().st_mode & 0o777 == 0o700
+    kept = state / "crontab-scipion"
+    assert not_of_nobody(node.work, node.store, state) == {kept.name}, "for root alone"
+    assert (kept.stat().st_uid, kept.stat().st_mode & 0o777) == (0, 0o600)
+    node.deploy()
+    assert node.flush() == 0, node.log()
+    assert node.end() == 0, node.log()
+
+
+def test_a_state_directory_of_his_with_another_group_gives_nothing_of_roots_away(
+    at_a_unit: Scripts,
+) -> None:
+    """systemd changes the owner of all that is beneath where that of the top is another one."""
+    state = at_a_unit.node.home / "state"
+    subprocess.run(["install", "-d", "-o", "nobody", state], check=True)
+    done = adopt_instance(at_a_unit)
+    assert done.returncode == 0, done.stderr
+    assert not_of_nobody(state) == {"crontab-scipion"}
+
+
+def test_a_state_directory_of_somebody_else_is_refused(at_a_unit: Scripts) -> None:
+    node, state = at_a_unit.node, at_a_unit.node.home / "state"
+    state.mkdir(mode=0o700)
+    (state / "index.sqlite").touch()
+    for owner, told in (("root", "the user 0's"), ("daemon", "the user 1's")):
+        subprocess.run(["chown", "-R", owner, state], check=True)
+        done = adopt_instance(at_a_unit)
+        assert (done.returncode, done.stdout) == (78, "")
+        assert f"state_dir {state} is {told}, and onesync runs as nobody" in done.stderr
+        assert os.listdir(state) == ["index.sqlite"]
+        assert at_a_unit.crontab.read_text() == JOB
+        assert not_of_nobody(node.work, node.store) == set()
+
+
+def test_a_working_directory_that_the_user_may_not_write_is_refused(at_a_unit: Scripts) -> None:
+    os.chown(at_a_unit.node.work, 0, 0)
+    done = adopt_instance(at_a_unit)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "cannot be read and written by nobody, as whom onesync runs" in done.stderr
+
+
+def test_a_user_who_is_not_there_is_refused(at_a_unit: Scripts) -> None:
+    done = adopt_instance(at_a_unit, "ghost")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "The user ghost does not exist" in done.stderr
+    assert not (at_a_unit.node.home / "state").exists()
 
 
 # -- deaths ----------------------------------------------------------------------------------------

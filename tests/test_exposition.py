@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from onesync import exposition
 from onesync.errors import ConfigurationError
 from onesync.exposition import Exposition, Tls
 from onesync.metrics import Metrics
@@ -172,3 +173,56 @@ def test_a_file_that_is_missing_is_refused_at_the_door(nodes: list[Node]) -> Non
     nodes[0].configure(metrics__tls_certificate=missing, metrics__tls_key=missing)
     assert nodes[0].refusal() == 78
     assert "No such file or directory" in nodes[0].log()
+
+
+def test_a_second_instance_at_the_same_address_is_deployed_and_says_so(nodes: list[Node]) -> None:
+    one, two = nodes
+    port = free_port()
+    (one.home.parent / "another store").mkdir()
+    two.store = one.home.parent / "another store"
+    for node in nodes:
+        node.configure(metrics__listen=f"127.0.0.1:{port}", metrics__textfile_dir=node.home)
+    one.deploy()
+    two.deploy()
+    (two.work / "file").write_bytes(b"1")
+    assert two.flush() == 0, "it is no problem of what is pushed"
+    assert (two.store / "file").read_bytes() == b"1"
+    (problem,) = two.status()["problems"]
+    assert (problem["path"], problem["kind"]) == ("", "no_metrics")
+    assert (
+        f"The metrics address 127.0.0.1:{port} cannot be used (Address already in use)"
+        in (problem["text"])
+    )
+    assert problem["text"] in two.log()
+    assert one.status()["problems"] == []
+    assert two.end() == 0, two.log()
+    assert f'port="{port}"' in (two.home / "onesync-onesync.prom").read_text(), "which was meant"
+    assert one.end() == 0, one.log()
+
+
+def test_an_address_that_comes_free_is_served_without_a_restart(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(exposition, "_AGAIN_SECONDS", 0.02)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        served = Exposition(Metrics().registry, f"127.0.0.1:{port}")
+        assert "Address already in use" in served.trouble
+        assert served.port == port
+    try:
+        deadline = time.monotonic() + SOON
+        while served.trouble:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            assert b"onesync_build_info" in answer.read()
+        assert len(caplog.messages) == 1, "told once, however often it was tried"
+    finally:
+        served.stop()
+
+
+def test_who_waits_for_his_address_is_stopped_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        served = Exposition(Metrics().registry, f"127.0.0.1:{taken.getsockname()[1]}")
+        served.stop()
+    assert not served._thread.is_alive()

@@ -14,7 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from onesync import daemon, generator, instance, mount, prepare, service, settings, systemd
+from onesync import (
+    daemon,
+    directories,
+    generator,
+    instance,
+    mount,
+    prepare,
+    service,
+    settings,
+    systemd,
+)
 from onesync.errors import ConfigurationError
 from onesync.instance import Instance, Oneclient
 from onesync.mounts import Mounted, is_mount_point, mount_of
@@ -74,6 +84,21 @@ def test_nothing_is_made_or_mounted_before_its_disk_is_there(etc: Path) -> None:
     assert generator.oneclient_lines(mounted) == ["[Unit]", source, above, "[Service]", user]
 
 
+def test_what_the_file_names_is_on_its_disk_before_it_starts_and_until_it_has_ended(
+    etc: Path,
+) -> None:
+    """On a nofail or _netdev disk nothing else orders them, at boot and at shutdown."""
+    (etc / "p.toml").write_text(
+        'working_dir = "/srv/p"\nonedata_dir = "/mnt/o/p/p"\nstate_dir = "/data/state"\n'
+        'runtime_dir = "/run/p"\n[metrics]\ntextfile_dir = "/var/prom"\n'
+        '[oneclient]\nhost = "h"\nmount_point = "/mnt/o/p"\n'
+    )
+    lines = generator.onesync_lines(instance.read("p"))
+    needed = [line for line in lines if line.startswith("RequiresMountsFor=")]
+    places = ("/srv/p", "/data/state", "/run/p", "/var/prom")
+    assert needed == [f'RequiresMountsFor="{place}"' for place in places]
+
+
 @pytest.mark.parametrize("path", ["/mnt/onedata", "/.x/.y/a-b c/\u00e4%\\", "/a:b_c.d"])
 def test_a_mount_has_the_name_that_systemd_gives_it(path: str) -> None:
     words = ["systemd-escape", "--path", "--suffix=mount", path]
@@ -118,7 +143,7 @@ def test_a_file_that_others_can_change_is_no_configuration_of_root(
     told: list[str] = []
     for module in (generator, prepare):
         monkeypatch.setattr(module, "tell", lambda _, text: told.append(text))
-    monkeypatch.setattr(prepare, "_make", lambda path, user: pytest.fail(path))
+    monkeypatch.setattr(prepare, "give", lambda path, user: pytest.fail(path))
     file = etc / "p.toml"
     file.write_text('user = "root"\nworking_dir = "/etc/p"\nonedata_dir = "/mnt/p/p"\n')
     file.chmod(0o664)
@@ -560,7 +585,7 @@ def test_a_token_that_is_missing_or_that_others_can_read_is_told_of(
 ) -> None:
     told: list[tuple[str, str]] = []
     monkeypatch.setattr(prepare, "tell", lambda unit, text: told.append((unit, text)))
-    monkeypatch.setattr(prepare, "_make", lambda path, user: None)
+    monkeypatch.setattr(prepare, "give", lambda path, user: None)
     head = 'working_dir = "/srv/p"\nonedata_dir = "/mnt/o/p/p"\n'
     (etc / "p.toml").write_text(
         f'user = "nobody"\n{head}[oneclient]\nhost = "h"\nmount_point = "/mnt/o/p"\n'
@@ -591,23 +616,23 @@ def test_root_makes_directories_only_where_nobody_else_could_put_something(
     home = Path("/var/lib/onesync-test-of-prepare")
     home.mkdir()
     try:
-        prepare._make(str(home / "a" / "b"), user)
+        directories.give(str(home / "a" / "b"), user)
         assert (home / "a").stat().st_uid == 0
         assert (home / "a" / "b").stat().st_uid == user.pw_uid
         (home / "empty").mkdir()
-        prepare._make(str(home / "empty"), user)
+        directories.give(str(home / "empty"), user)
         assert (home / "empty").stat().st_uid == user.pw_uid
         (home / "a" / "full").mkdir()
         (home / "a" / "full" / "file").touch()
-        prepare._make(str(home / "a" / "full"), user)
+        directories.give(str(home / "a" / "full"), user)
         assert (home / "a" / "full").stat().st_uid == 0, "somebody's files"
         (home / "taken").touch()
-        prepare._make(str(home / "taken"), user)
+        directories.give(str(home / "taken"), user)
         assert (home / "taken").is_file(), "onesync says that it is no directory"
-        prepare._make(str(home / "a" / "b" / "c"), user)
+        directories.give(str(home / "a" / "b" / "c"), user)
         assert not (home / "a" / "b" / "c").exists(), "the user could put a link there"
         (home / "a" / "b" / "link").symlink_to("/etc")
-        prepare._make(str(home / "a" / "b" / "link" / "c"), user)
+        directories.give(str(home / "a" / "b" / "link" / "c"), user)
         assert not Path("/etc/c").exists()
     finally:
         subprocess.run(["rm", "-r", str(home)], check=True)

@@ -43,6 +43,7 @@ from onesync.core.model import (
 )
 from onesync.core.ordering import database_of
 from onesync.deploy import ADOPTED, root_values
+from onesync.directories import give
 from onesync.errors import ConfigurationError, DeployedElsewhere, Halted
 from onesync.index import Index, open_index
 from onesync.inspect import opened
@@ -54,7 +55,7 @@ from onesync.replica.children import ChildrenReplica
 from onesync.replica.door import Listed
 from onesync.scanner import Scanner
 from onesync.service import Service, lock_to_look_at, own_state_dir
-from onesync.settings import Settings
+from onesync.settings import Settings, check_directories
 from onesync.verify import listing
 
 LINKLIST = join(STATUS_FOLDER, b"linklist")
@@ -89,6 +90,7 @@ class Compared:
 
 def adopt_folder(
     settings: Settings,
+    user: str,
     disable_cron: bool,
     advanced: Callable[[int, int], None],
     tell: Callable[[str], None],
@@ -96,10 +98,11 @@ def adopt_folder(
     """Adopt the folder. Raises an OnesyncError.
 
     May die anywhere and be done again. ``advanced`` is told files read in OneData and in all;
-    ``tell`` what was done, a sentence each. Main thread; root goes on as the state directory's
-    owner.
+    ``tell`` what was done, a sentence each. Main thread; root goes on as ``user``, or as the state
+    directory's owner where that is "".
     """
-    _act_as_owner(settings.state_dir)
+    _act_as(user, settings.state_dir)
+    check_directories(settings, are_ours_made_later=True)
     owner = own_state_dir(settings.state_dir)
     try:
         compared = _prepare(settings, disable_cron, advanced, tell)
@@ -152,19 +155,42 @@ def _prepare(
 # -- as whom ---------------------------------------------------------------------------------------
 
 
-def _act_as_owner(state_dir: Path) -> None:
-    """Let root be whom the daemon runs as.
+def _act_as(name: str, state_dir: Path) -> None:
+    """Let root be whom the daemon runs as, and the state directory his.
 
     What root makes is not the daemon's to change; and where somebody else may put links and names,
     he could lead root astray.
     """
-    owner = state_dir.stat().st_uid
-    if os.geteuid() != 0 or owner == 0:
-        return
-    user = pwd.getpwuid(owner)
+    is_root = os.geteuid() == 0
+    if is_root and name:
+        give(str(state_dir), pwd.getpwnam(name), 0o700)
+        _be(pwd.getpwnam(name))
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = state_dir.stat().st_uid
+    except OSError as error:
+        raise ConfigurationError(
+            f"state_dir {state_dir} cannot be made ({error.strerror}); nothing was changed. Type:"
+            f" install -d -m 700 -o {name or 'USER'} {state_dir}"
+        ) from error
+    if is_root and not name:
+        _be(pwd.getpwuid(owner))
+    if owner != os.geteuid():
+        raise ConfigurationError(
+            f"state_dir {state_dir} is the user {owner}'s, and onesync runs as"
+            f" {pwd.getpwuid(os.geteuid()).pw_name}, who could not go on with what is there;"
+            ' nothing was changed. Say whose it is, user = "NAME", or type: chown -R NAME:'
+            f" {state_dir}"
+        )
+    if is_root:
+        # At a top of another group systemd gives him all that is beneath, what is root's too.
+        os.chown(state_dir, -1, os.getegid())
+
+
+def _be(user: pwd.struct_passwd) -> None:
     os.initgroups(user.pw_name, user.pw_gid)
     os.setegid(user.pw_gid)
-    os.seteuid(owner)
+    os.seteuid(user.pw_uid)
 
 
 @contextmanager

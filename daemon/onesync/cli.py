@@ -444,10 +444,13 @@ def adopt(
     from onesync.progress import shown
 
     settings = load(config, instance)
+    user = settings.user
+    if instance is not None:
+        user = units.read(instance, for_root=True).user
+    check_user(settings.model_copy(update={"user": user}), is_daemon=False)
     check_directories(settings, are_ours_made_later=instance is not None)
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with shown("adopt") as bar:
-        adopt_folder(settings, disable_cron, bar.advanced, typer.echo)
+        adopt_folder(settings, user, disable_cron, bar.advanced, typer.echo)
 
 
 @app.command()

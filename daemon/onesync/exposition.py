@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_TAKEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+"""Why an address is not to be had now: somebody else has it, or this node does not have it yet."""
+_AGAIN_SECONDS = 60.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _EXHAUSTED_SECONDS = 0.5
 _PATIENCE_SECONDS = 30.0
@@ -72,7 +75,6 @@ class _Server(ThreadingMixIn, WSGIServer):
     """Answers each scrape in a thread of its own, at one address."""
 
     daemon_threads = True
-    is_closed = False
     _is_failing = False
 
     def __init__(self, host: str, port: int, tls: Tls | None) -> None:
@@ -81,9 +83,9 @@ class _Server(ThreadingMixIn, WSGIServer):
         self._tls = tls
         super().__init__((str(address[0]), port), _Scrape)
 
-    def serve_until_closed(self) -> None:
+    def serve_until(self, stopped: Event) -> None:
         """Answer one scrape after the other; between them nothing wakes up."""
-        while not self.is_closed:
+        while not stopped.is_set():
             self.handle_request()
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -124,7 +126,11 @@ class _Scrape(WSGIRequestHandler):
 
 
 class Exposition:
-    """The server that Prometheus scrapes, and where a browser finds the page."""
+    """The server that Prometheus scrapes, and where a browser finds the page.
+
+    Attributes:
+        trouble: a sentence that says why nobody can ask now, or "".
+    """
 
     def __init__(
         self,
@@ -137,40 +143,72 @@ class Exposition:
         """Serve at HOST:PORT; ``refresh`` brings the metrics up to date before each scrape.
 
         Both it and ``page``, which returns an HTML document, are called in the thread of who asks.
-        Raises ConfigurationError when the address is not to be had, or the files for TLS are no
-        good.
+        An address that somebody else has keeps no folder from being deployed: it is tried again
+        until it is free. Raises ConfigurationError when it can never be had, or the files for TLS
+        are no good.
         """
         host, _, port = listen.rpartition(":")
         if tls is not None:
             _refuse_bad_files(tls)
-        try:
-            self._server = _Server(host, int(port), tls)
-        except OSError as error:
-            raise ConfigurationError(
-                f"The metrics address {listen} cannot be used ({error.strerror}); nothing was"
-                " changed. Set metrics.listen to a free one."
-            ) from error
         scraped = make_wsgi_app(registry)
 
         def refreshed(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
             refresh()
             return cast("Iterable[bytes]", scraped(environ, start))
 
-        self._server.set_app(_by_path(refreshed, page))
-        self._thread = Thread(target=self._server.serve_until_closed, name="metrics", daemon=True)
+        self._listen = listen
+        self._make: Callable[[], _Server] = lambda: _Server(host, int(port), tls)
+        self._answer = _by_path(refreshed, page)
+        self._server: _Server | None = None
+        self._is_stopped = Event()
+        self.trouble = ""
+        self._begin()
+        if self.trouble:
+            log.error(self.trouble)
+        self._thread = Thread(target=self._serve, name="metrics", daemon=True)
         self._thread.start()
+
+    def _begin(self) -> None:
+        """Take the address, or note why it is not to be had now."""
+        try:
+            server = self._make()
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise ConfigurationError(
+                    f"The metrics address {self._listen} cannot be used ({error.strerror}); nothing"
+                    " was changed. Set metrics.listen to a free one."
+                ) from error
+            self.trouble = (
+                f"The metrics address {self._listen} cannot be used ({error.strerror}), so nobody"
+                " can ask for the metrics and the page; all else goes on. Set metrics.listen to a"
+                " free one, another one for each onesync of this node: it counts from the next"
+                " start on. Until then this one is tried again every minute."
+            )
+            return
+        server.set_app(self._answer)
+        self._server, self.trouble = server, ""
+
+    def _serve(self) -> None:
+        while self._server is None and not self._is_stopped.wait(_AGAIN_SECONDS):
+            with suppress(ConfigurationError):  # a name that is not found just now
+                self._begin()
+        if self._server is not None:
+            self._server.serve_until(self._is_stopped)
 
     @property
     def port(self) -> int:
-        """The port that is served."""
+        """The port that is served, or is to be."""
+        if self._server is None:
+            return int(self._listen.rpartition(":")[2])
         return self._server.server_port
 
     def stop(self) -> None:
         """End the server."""
-        self._server.is_closed = True
-        with suppress(OSError):
-            self._server.socket.shutdown(socket.SHUT_RDWR)
-        self._server.server_close()
+        self._is_stopped.set()
+        if self._server is not None:
+            with suppress(OSError):
+                self._server.socket.shutdown(socket.SHUT_RDWR)
+            self._server.server_close()
         self._thread.join()
 
 

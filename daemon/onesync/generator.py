@@ -51,7 +51,7 @@ def instances() -> list[str]:
 def onesync_lines(instance: Instance) -> list[str]:
     """Return the drop-in of ``onesync@``."""
     places = writable(instance)
-    unit = [_on_its_disk(instance.working_dir)]
+    unit = [_on_its_disk(place) for place in (instance.working_dir, *instance.paths)]
     # Not Requires=: restarting oneclient would undeploy, and a start that failed stay failed.
     if instance.oneclient is not None:
         unit.append(f"Wants=oneclient@{instance.name}.service")

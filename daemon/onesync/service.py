@@ -114,6 +114,7 @@ class Service:
         self._progress = Progress(self._notifier)
         self._status_file = StatusFile(settings.state_dir)
         self._fatal: Problem | None = None
+        self._exposition: Exposition | None = None
         self._last_checkpoint: dict[str, Any] | None = None
         self._recent = Recent(self._clock)
         self._alive_at = time.monotonic()
@@ -153,7 +154,7 @@ class Service:
         # Descriptors keep new files readable until they are pushed (pins).
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        exposition = self._expose()
+        self._exposition = exposition = self._expose()
         control = ControlServer(
             self._settings.runtime_dir / "control.sock",
             {
@@ -558,7 +559,7 @@ class Service:
         if age == float("inf"):
             state = None  # taken, and no beat of it confirmed yet
         problems = [self._fatal] if self._fatal else []
-        problems += engine.conditions() + engine.problems()
+        problems += engine.conditions() + self._unseen() + engine.problems()
         return {
             "format": FORMAT,
             "phase": engine.phase,
@@ -585,6 +586,10 @@ class Service:
             "paused_until": engine.paused_until(),
             "problems": [{"path": show(p.path), "kind": p.kind, "text": p.text} for p in problems],
         }
+
+    def _unseen(self) -> list[Problem]:
+        trouble = self._exposition.trouble if self._exposition else ""
+        return [Problem(b"", "no_metrics", trouble)] if trouble else []
 
     def _pending_bytes(self) -> int:
         """Return the bytes of the pending files that are known, of the first 10,000."""

@@ -485,7 +485,7 @@ def check_directories(
         is_made_later = are_ours_made_later and key in _UNIT and not path.exists()
         if is_made_later:
             continue
-        if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+        if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
             raise ConfigurationError(f"{key} {path} is not a directory that onesync can write.")
         if path.resolve() == real or real in path.resolve().parents:
             raise ConfigurationError(

@@ -79,7 +79,7 @@ def deploy_by_scripts(node: Node) -> None:
     for name, text in (("onedata-to-working", STAGE_IN), ("working-to-onedata", PUSH)):
         node.run("install", "-D", "-m", "755", "/dev/stdin", f"/opt/onedata/{name}", text=text)
     node.run("useradd", "--create-home", "scipion", check=True)
-    node.run("install", "-d", "-o", "scipion", "/mnt/onedata", "/var/lib/onesync/p", check=True)
+    node.run("install", "-d", "-o", "scipion", "/mnt/onedata", check=True)
     node.run("chown", "-R", "scipion:", "/srv/backing", "/srv/work", check=True)
     node.run("chmod", "666", "/srv/control", check=True)
     node.write("/etc/systemd/system/onedata.service", MOUNT)
@@ -117,13 +117,14 @@ def test_it_is_adopted_and_cron_pushes_no_more(node: Node) -> None:
     assert adopted.returncode == 0, adopted.stderr
     assert "1 files differ and are sent: Runs/1." in adopted.stdout
     assert "1 files and directories are in OneData alone and kept there" in adopted.stdout
-    mine = node.run("find", "/var/lib/onesync/p", "-user", "root", "-printf", "%f\n").stdout
-    assert mine == "crontab-scipion\n"
+    of_root = ("find", "/var/lib/onesync/p", "-user", "root", "-printf", "%f\n")
+    assert node.run(*of_root).stdout == "crontab-scipion\n"
     crontab = node.run("crontab", "-u", "scipion", "-l", check=True).stdout
     assert crontab.count("# put out of action by onesync adopt: ") == 2
     inode = (node.work / "Runs" / "40").stat().st_ino
     started = node.run("systemctl", "start", UNIT)
     assert started.returncode == 0, node.journal()
+    assert node.run(*of_root).stdout == "crontab-scipion\n", "as StateDirectory= found it"
     start_cron(node)
     assert node.run("onesync", "flush", "--instance", "p").returncode == 3, node.journal()
     assert count(node, "/tmp/pushes") == 2
