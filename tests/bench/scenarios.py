@@ -445,7 +445,8 @@ class Bench:
         def act() -> Used:
             began = time.monotonic()
             self._fill(tool.place.work, number, spread)
-            return tool.push().after(time.monotonic() - began)
+            took = time.monotonic() - began  # not within the next line: the push would count twice
+            return tool.push().after(took)
 
         return act
 

@@ -1,0 +1,84 @@
+"""That what is told of a tool is what it did: by tools that are no more than what they tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.bench import scenarios
+from tests.bench.scenarios import QUICK, Bench, Row
+from tests.bench.tools import Place, Tool, Used
+
+
+class _Mount:
+    """A mount that counts nothing."""
+
+    def __init__(self, home: Path) -> None:
+        self.path = self.backing = home
+
+    def __enter__(self) -> _Mount:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is mounted."""
+
+    def counts(self) -> dict[str, int]:
+        return {}
+
+    def reset(self) -> None:
+        """Nothing is counted."""
+
+    def latency(self, seconds: float) -> None:
+        """Nothing takes time."""
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+_PUSH, _FILL = 5.0, 2.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    """A clock that goes on only by what is done."""
+    clock = _Clock()
+
+    def fill(*_: object) -> None:
+        clock.now += _FILL
+
+    def burst(*_: object) -> float:
+        clock.now += _FILL
+        return _FILL
+
+    monkeypatch.setattr(scenarios, "time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr(Bench, "_fill", fill)
+    monkeypatch.setattr(Bench, "_warm_up", lambda _: None)
+    monkeypatch.setattr(scenarios, "_burst", burst)
+    return clock
+
+
+def _tool(tmp_path: Path, clock: _Clock) -> Tool:
+    class Known(Tool):
+        def push(self) -> Used:
+            clock.now += _PUSH
+            return Used(_PUSH, 1.0, 0)
+
+    return Known(Place(tmp_path / "project", _Mount(tmp_path / "mount")))
+
+
+def test_a_push_counts_once_beside_the_writing_of_its_files(tmp_path: Path, clock: _Clock) -> None:
+    bench, tool = Bench(tmp_path, QUICK, lambda _: None), _tool(tmp_path, clock)
+    row: Row = bench._measured("x", tool, 0, 10, bench._filled(tool, 10, 1))
+    assert row.seconds == _FILL + _PUSH
+
+
+def test_so_it_does_after_a_burst(tmp_path: Path, clock: _Clock) -> None:
+    bench, tool = Bench(tmp_path, QUICK, lambda _: None), _tool(tmp_path, clock)
+    assert bench._brought(tool, 10).seconds == _FILL + _PUSH
