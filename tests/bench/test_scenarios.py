@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tests.bench import scenarios
+from tests.bench import __main__ as program
+from tests.bench import report, scenarios
 from tests.bench.scenarios import QUICK, Bench, Row
 from tests.bench.tools import Place, Tool, Used
 
@@ -82,3 +86,41 @@ def test_a_push_counts_once_beside_the_writing_of_its_files(tmp_path: Path, cloc
 def test_so_it_does_after_a_burst(tmp_path: Path, clock: _Clock) -> None:
     bench, tool = Bench(tmp_path, QUICK, lambda _: None), _tool(tmp_path, clock)
     assert bench._brought(tool, 10).seconds == _FILL + _PUSH
+
+
+def _row(scenario: str, tool: str = "onesync", seconds: float = 1.0) -> Row:
+    return Row(scenario, tool, 0.01, 100, seconds, 0, 0, 0, 0, 0)
+
+
+def test_a_scenario_that_fails_is_told_and_the_others_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Bench) -> None:
+        raise AssertionError("unison: it does not end\nand its log")
+
+    def succeed(bench: Bench) -> None:
+        bench._found(_row("directory renamed"))
+
+    written: list[tuple[list[Row], dict[str, str]]] = []
+    readme = tmp_path / "README.md"
+    readme.write_text("as it was")
+    monkeypatch.setattr(Bench, "changed", fail)
+    monkeypatch.setattr(Bench, "renamed", succeed)
+    monkeypatch.setattr(program, "_SCENARIOS", ("changed", "renamed"))
+    monkeypatch.setattr(program, "_NEEDED", ())
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(program, "_write", lambda *found: written.append(found[:2]))
+    (tmp_path / "bench.md").write_text("")
+    words = ["bench", "--out", str(tmp_path), "--readme", str(readme)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    rows, failed = written[-1]
+    assert [row.scenario for row in rows] == ["directory renamed"]
+    assert failed == {"changed": "AssertionError: unison: it does not end"}
+    assert "changed failed" in str(ended.value.code)
+    assert readme.read_text() == "as it was"
+    table = report.table(rows, failed)
+    assert "directory renamed" in table
+    assert "**changed** broke off" in table
+    assert json.loads(report.as_json(rows, failed, ""))["failed"] == failed
