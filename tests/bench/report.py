@@ -113,7 +113,8 @@ def _best(rows: Iterable[Row]) -> str:
     written = f", {row.written / 1e6:,.0f} MB" if row.files == 1 and row.written >= 1e6 else ""
     calls = f"{row.calls_each:,.1f}" if row.calls_each % 1 else f"{row.calls_each:,.0f}"
     slowed = f"writer {100 * row.slowed:+.0f} %" if row.slowed is not None else ""
-    note = "".join(f"; {text}" for text in (slowed, row.note) if text)
+    way = "".join(row.tool.partition(" --")[1:]).strip()
+    note = "".join(f"; {text}" for text in (way, slowed, row.note) if text)
     return f"{_seconds(row.seconds_each)}, {calls} calls{written}{note}"
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from onesync.settings import Settings
 from tests.bench import __main__ as program
 from tests.bench import report, scenarios
 from tests.bench.scenarios import QUICK, Bench, Row
-from tests.bench.tools import Place, Tool, Used
+from tests.bench.targets import NEW, TARGETS
+from tests.bench.tools import Onesync, Place, Rclone, RcloneMany, Tool, Used
 
 
 class _Mount:
@@ -124,3 +127,31 @@ def test_a_scenario_that_fails_is_told_and_the_others_are_measured(
     assert "directory renamed" in table
     assert "**changed** broke off" in table
     assert json.loads(report.as_json(rows, failed, ""))["failed"] == failed
+
+
+def test_targets_are_measured_against_rclone_with_32_transfers() -> None:
+    many = RcloneMany.name
+    rows = [_row(NEW), _row(NEW, Rclone.name, 8.0), _row(NEW, many, 4.0), _row(NEW, "rsync", 90.0)]
+    measured = {target.what: target.measured(rows) for target in TARGETS}
+    assert Rclone.at_once == "32"
+    assert measured["a new small file: times rclone's speed"] == 8.0
+    assert measured["a new small file: times rsync's speed"] == 90.0
+    assert "; --transfers 64" in report.summary(rows)  # whose number it is, where it is told
+
+
+def test_all_of_onesync_that_is_measured_is_as_by_default_but_what_is_said(
+    tmp_path: Path,
+) -> None:
+    tool = Onesync(Place(tmp_path / "project", _Mount(tmp_path / "mount")))
+    told = tomllib.loads(tool.node.config.read_text())
+    places = {name: told[name] for name in ("working_dir", "onedata_dir")}
+    state = {"state_dir": tmp_path, "runtime_dir": tmp_path}
+    default = Settings.model_validate({**places, **state}).model_dump()
+    differ = {
+        f"{section}.{key}"
+        for section, keys in told.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+        if value != default[section][key]
+    }
+    assert differ == {"mount.io_timeout_seconds", "lock.settle_seconds", "metrics.listen"}
