@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import tomllib
@@ -17,6 +18,8 @@ from tests.bench import report, scenarios
 from tests.bench.scenarios import QUICK, Bench, Row
 from tests.bench.targets import NEW, TARGETS
 from tests.bench.tools import Onesync, Place, Rclone, RcloneMany, Tool, Used
+from tests.bench.usage import Watch
+from tests.node import Node
 
 
 class _Mount:
@@ -155,3 +158,35 @@ def test_all_of_onesync_that_is_measured_is_as_by_default_but_what_is_said(
         if value != default[section][key]
     }
     assert differ == {"mount.io_timeout_seconds", "lock.settle_seconds", "metrics.listen"}
+
+
+def test_onesync_is_asked_nothing_while_it_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(_: Node) -> None:
+        raise AssertionError("an answer takes the daemon time that would count")
+
+    place = Place(tmp_path / "project", _Mount(tmp_path / "mount"))
+    (place.store / "file").write_bytes(b"content")
+    tool = Onesync(place, mount__require_fuse=False)
+    monkeypatch.setattr(Node, "status", asked)
+    try:
+        used = tool.pull()
+    finally:
+        tool.stop()
+    assert (place.work / "file").read_bytes() == b"content"
+    assert 0 < float(used.note.split()[0]) <= used.seconds
+
+
+def test_memory_is_looked_at_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    class Over:
+        def wait(self, seconds: float) -> bool:
+            pauses.append(seconds)
+            return len(pauses) > 3
+
+    watch = Watch(os.getpid())
+    monkeypatch.setattr(watch, "_over", Over())
+    watch._sample()
+    assert pauses == [0.05, 0.5, 0.5, 0.5]
