@@ -13,12 +13,14 @@ from types import MappingProxyType
 import pytest
 from blake3 import blake3
 
+from onesync import stagein
 from onesync.core.model import Entry, Kind
 from onesync.core.tree import Tree
 from onesync.errors import LocalError
+from onesync.local import Digested
 from onesync.replica.door import Copied, Listed, Replica
 from onesync.replica.folder import FolderReplica
-from onesync.stagein import Staged, StageIn
+from onesync.stagein import Conflict, Staged, StageIn, _Parent
 from tests.memory import MemoryReplica, Tabled
 
 KNOWN = Entry(Kind.FILE, 3, 10**18, 0o644, blake3(b"abc").hexdigest())
@@ -199,3 +201,77 @@ def test_what_stands_in_the_place_of_a_begun_copy_is_never_written_into(
         assert not place.is_symlink()
         assert place.read_bytes() == content
     assert outside.read_bytes() == b"precious"
+
+
+class Taken(FolderReplica):
+    """Lets somebody make a file of his own where one that was fetched just now is to stand."""
+
+    target: Path
+    content = b"somebody's own"
+
+    def fetch(
+        self,
+        path: bytes,
+        destination: bytes,
+        mode: int,
+        mtime_ns: int | None,
+        goes_on: bool = False,
+    ) -> Copied:
+        copied = super().fetch(path, destination, mode, mtime_ns, goes_on)
+        self.target.write_bytes(self.content)
+        return copied
+
+
+def _folder_with(tmp_path: Path, count: int) -> Tree:
+    """Make a folder of ``count`` files in a directory, and return the tree of it."""
+    tree = Tree({b"d": Entry(Kind.DIRECTORY, mode=0o755)})
+    (tmp_path / "folder" / "d").mkdir(parents=True)
+    for number in range(count):
+        (tmp_path / "folder" / "d" / f"f{number}").write_bytes(b"abc")
+        tree.put(b"d/f%d" % number, KNOWN)
+    return tree
+
+
+def test_a_small_file_in_a_new_directory_is_given_its_name_and_nothing_else_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of an earlier stage-in can lie there, and the kernel tells what somebody puts."""
+    opened: list[bytes] = []
+
+    class Parent(_Parent):
+        def __enter__(self) -> int:
+            opened.append(self._path)
+            return super().__enter__()
+
+    def digested(source: bytes) -> Digested:
+        raise AssertionError(f"{source!r} was read")
+
+    tree = _folder_with(tmp_path, 20)
+    monkeypatch.setattr(stagein, "_Parent", Parent)
+    monkeypatch.setattr(stagein, "digest_local", digested)
+    replica = FolderReplica(os.fsencode(tmp_path / "folder"))
+    staged = staged_in(replica, tmp_path / "work", Tabled(), tree)
+    assert staged.problems == []
+    assert sorted(opened) == sorted(tree)  # once each, the directory to be made
+    assert len(os.listdir(tmp_path / "work" / "d")) == 20
+
+
+@pytest.mark.parametrize("can_refuse", [True, False])
+@pytest.mark.parametrize("content", [b"somebody's own", b"abc"])
+def test_what_somebody_puts_in_the_place_of_a_file_is_never_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, can_refuse: bool
+) -> None:
+    def refused(*_: object) -> None:
+        raise NotImplementedError
+
+    tree = _folder_with(tmp_path, 1)
+    replica = Taken(os.fsencode(tmp_path / "folder"))
+    replica.target, replica.content = tmp_path / "work" / "d" / "f0", content
+    if not can_refuse:
+        monkeypatch.setattr(stagein, "rename_new", refused)
+    if content == b"abc":  # the very file that is to stand there
+        staged_in(replica, tmp_path / "work", Tabled(), tree)
+    else:
+        with pytest.raises(Conflict):
+            staged_in(replica, tmp_path / "work", Tabled(), tree)
+    assert replica.target.read_bytes() == content

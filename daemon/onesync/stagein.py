@@ -24,7 +24,7 @@ from typing import Protocol, TypeVar
 
 from blake3 import blake3
 
-from onesync.beneath import open_beneath
+from onesync.beneath import open_beneath, rename_new
 from onesync.core import legacy
 from onesync.core.blocks import Blocks
 from onesync.core.model import (
@@ -183,6 +183,7 @@ class StageIn:
         self._moves = moves
         self._asked = asked
         self._tied: dict[RelPath, _Row] = {}
+        self._made: set[RelPath] = set()
 
     def run(self, tree: Fold, newcomers: Fold | None = None) -> Staged:
         """Stage in the manifest's ``tree`` and whatever else the replica holds.
@@ -412,11 +413,14 @@ class StageIn:
             with _Parent(self._root, path) as parent:
                 try:
                     os.mkdir(name_of(path), 0o700, dir_fd=parent)
+                    self._made.add(path)
                 except FileExistsError:
                     _open_for_us(parent, path)
 
     def _fetch(self, path: RelPath, entry: Entry, staged: Staged) -> _Fetched:
-        present = self._finished(path, entry)
+        # In a directory that was made just now nothing lies of an earlier, interrupted stage-in.
+        is_new = parent_of(path) in self._made
+        present = None if is_new else self._finished(path, entry)
         if present is not None:
             return (entry, present, None), None
         temporary = join(parent_of(path), RESERVED_PREFIX + _short_digest(path))
@@ -424,7 +428,7 @@ class StageIn:
         try:
             # No descriptor is held meanwhile: there are as many workers as calls.
             with aloft(path, entry.size, is_fetched=True):
-                copied = self._copied(path, entry, temporary)
+                copied = self._copied(path, entry, temporary, is_new=is_new)
         except OSError as error:
             if not entry.digest or isinstance(error, LocalError) or self._is_file(path, error):
                 raise
@@ -432,7 +436,6 @@ class StageIn:
         if path in self._asked:
             staged.fetched.add(path)
         self._restore_xattrs(path, local, entry, staged)
-        self._refuse_conflict(path, entry, copied.digest)
         is_damaged = entry.digest not in ("", copied.digest)
         is_hollow = is_damaged and _begins_with_zeros(local)
         with _Parent(self._root, path) as parent:
@@ -440,7 +443,11 @@ class StageIn:
                 later = entry.mtime_ns + DAMAGED_NS
                 times = (later, later)
                 os.utime(name_of(temporary), ns=times, dir_fd=parent, follow_symlinks=False)
-            os.rename(name_of(temporary), name_of(path), src_dir_fd=parent, dst_dir_fd=parent)
+            try:
+                rename_new(parent, name_of(temporary), parent, name_of(path))
+            except (FileExistsError, NotImplementedError):
+                self._refuse_conflict(path, entry, copied.digest)
+                os.rename(name_of(temporary), name_of(path), src_dir_fd=parent, dst_dir_fd=parent)
             status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
         stamp = stamp_of(status, Kind.FILE)
         if is_damaged:
@@ -454,10 +461,19 @@ class StageIn:
         )
         return (got, stamp, copied.blocks), None
 
-    def _copied(self, path: RelPath, entry: Entry, temporary: RelPath) -> Copied:
-        """Copy a file; a large one goes on where an earlier stage-in died over it."""
+    def _copied(self, path: RelPath, entry: Entry, temporary: RelPath, *, is_new: bool) -> Copied:
+        """Copy a file; a large one goes on where an earlier stage-in died over it.
+
+        Where ``is_new``, nothing of one lies in its directory.
+        """
         local, mode = join(self._root, temporary), _mode_until_named(entry)
         mtime_ns = entry.mtime_ns if entry.digest else None
+        if is_new:
+            try:
+                return self._replica.fetch(path, local, mode, mtime_ns)
+            except (LocalError, FileExistsError) as error:
+                if error.errno not in (*_NO_DIRECTORY, errno.EEXIST):
+                    raise  # else somebody was at the directory: it is as any other one
         may_go_on = bool(entry.digest) and entry.size >= _GOES_ON_FROM
         if may_go_on and self._stands(temporary):
             copied = self._replica.fetch(path, local, mode, mtime_ns, goes_on=True)

@@ -1,4 +1,4 @@
-"""What was measured, for people: a table, plots, and the section of the README."""
+"""What was measured, for people: a table, and the section of the README."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 from tests.bench.scenarios import SPREAD, Row
 from tests.bench.targets import TARGETS
 
-_ENTRIES = "rescan of all entries"
+ENTRIES = "rescan of all entries"
 _OF_SCALE = (
     "manifest folded",
     "idle",
@@ -45,25 +39,32 @@ def machine() -> str:
     )
 
 
-def as_json(rows: Iterable[Row], place: str) -> str:
+def as_json(rows: Iterable[Row], failed: Mapping[str, str], place: str) -> str:
     """Return everything as JSON."""
-    return json.dumps({"machine": place, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+    found = {"machine": place, "failed": failed, "rows": [asdict(row) for row in rows]}
+    return json.dumps(found, indent=1) + "\n"
 
 
-def table(rows: list[Row]) -> str:
-    """Return a table in Markdown for each scenario; ratios are of the time that a file takes."""
+def table(rows: list[Row], failed: Mapping[str, str]) -> str:
+    """Return a table in Markdown for each scenario; ratios are of the time that a file takes.
+
+    ``failed`` are the scenarios that broke off, and why.
+    """
     scenarios = dict.fromkeys(row.scenario for row in rows if _is_told(row))
     parts = [_scenario(name, [row for row in rows if row.scenario == name]) for name in scenarios]
-    entries = [row for row in rows if row.scenario in (_ENTRIES, *_OF_SCALE)]
+    entries = [row for row in rows if row.scenario in (ENTRIES, *_OF_SCALE)]
     if entries:
         parts.append(_entries(entries))
+    parts += [
+        f"**{name}** broke off, what it lacks was not measured: {failed[name]}\n" for name in failed
+    ]
     return "\n".join([*parts, "**Targets**\n", targets(rows), ""])
 
 
 def _is_told(row: Row) -> bool:
     """Whether a row stands beside those of other tools, and is in no plot alone."""
     plotted = row.scenario in ("files", "latency") or row.scenario.startswith(SPREAD)
-    return not plotted and row.scenario not in (_ENTRIES, *_OF_SCALE)
+    return not plotted and row.scenario not in (ENTRIES, *_OF_SCALE)
 
 
 def _scenario(name: str, rows: list[Row]) -> str:
@@ -112,7 +113,8 @@ def _best(rows: Iterable[Row]) -> str:
     written = f", {row.written / 1e6:,.0f} MB" if row.files == 1 and row.written >= 1e6 else ""
     calls = f"{row.calls_each:,.1f}" if row.calls_each % 1 else f"{row.calls_each:,.0f}"
     slowed = f"writer {100 * row.slowed:+.0f} %" if row.slowed is not None else ""
-    note = "".join(f"; {text}" for text in (slowed, row.note) if text)
+    way = "".join(row.tool.partition(" --")[1:]).strip()
+    note = "".join(f"; {text}" for text in (way, slowed, row.note) if text)
     return f"{_seconds(row.seconds_each)}, {calls} calls{written}{note}"
 
 
@@ -148,66 +150,6 @@ def _seconds(seconds: float) -> str:
 
 def _bytes(number: int) -> str:
     return f"{number / 1e6:,.1f} MB"
-
-
-def plots(rows: list[Row], folder: Path) -> list[Path]:
-    """Draw what was measured against files, latency, directories and entries; returns the files."""
-    drawn = []
-    for name, across, label in (
-        ("files", lambda row: row.files, "new files of 4 KB over 20 directories, 10 ms a call"),
-        ("latency", lambda row: row.latency * 1000, "milliseconds a call takes"),
-        (SPREAD, _spread, "directories that 500 new files are spread over, 10 ms a call"),
-    ):
-        found = [row for row in rows if row.scenario.startswith(name)]
-        if found:
-            path = folder / f"{name.partition(':')[0]}.png"
-            drawn.append(_against(found, across, label, path))
-    entries = [row for row in rows if row.scenario == _ENTRIES]
-    if entries:
-        drawn.append(_against_entries(entries, folder / "entries.png"))
-    return drawn
-
-
-def _spread(row: Row) -> float:
-    return float(row.scenario.removeprefix(SPREAD))
-
-
-def _against(rows: list[Row], across: Callable[[Row], float], label: str, path: Path) -> Path:
-    figure, axes = plt.subplots(figsize=(6.4, 4))
-    is_of_files = path.stem == "files"
-    for tool in dict.fromkeys(row.tool for row in rows):
-        mine = [row for row in rows if row.tool == tool]
-        high = [row.seconds if is_of_files else row.seconds_each * 1000 for row in mine]
-        axes.plot([across(row) for row in mine], high, marker="o", label=tool)
-    axes.set_yscale("log")
-    axes.set_xscale("linear" if path.stem == "latency" else "log")
-    axes.set_xlabel(label)
-    axes.set_ylabel("seconds" if is_of_files else "milliseconds a new file")
-    axes.grid(visible=True, which="both", alpha=0.3)
-    axes.legend()
-    return _saved(figure, path)
-
-
-def _against_entries(rows: list[Row], path: Path) -> Path:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
-    number = [row.files for row in rows]
-    left.plot(number, [row.memory / 1e6 for row in rows], marker="o")
-    left.set_ylabel("MB resident, all processes")
-    right.plot(number, [row.seconds for row in rows], marker="o")
-    right.set_ylabel("seconds of a full rescan")
-    for axes in (left, right):
-        axes.set_xlabel("entries")
-        axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
-        axes.grid(visible=True, alpha=0.3)
-    return _saved(figure, path)
-
-
-def _saved(figure: Any, path: Path) -> Path:
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
 
 
 def into_readme(readme: Path, rows: list[Row], place: str, plot: Path) -> None:

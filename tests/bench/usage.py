@@ -8,7 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PAUSE_SECONDS = 0.05
+_PAUSE_SECONDS = 0.5
+"""Looking at memory holds up who uses it, the more the more he has."""
+_FIRST_SECONDS = 0.05
 
 
 def descendants(top: int) -> list[int]:
@@ -74,7 +76,7 @@ class Watch:
         self._look()  # CPU of a short act, and of what a command's end left
 
     def _sample(self) -> None:
-        while not self._over.wait(_PAUSE_SECONDS if self.memory else _PAUSE_SECONDS / 10):
+        while not self._over.wait(_PAUSE_SECONDS if self.memory else _FIRST_SECONDS):
             self._look()
 
     def _look(self) -> None:
