@@ -13,17 +13,17 @@ import resource
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import TypeVar
 
 from onesync.beneath import open_beneath, open_plain, rename_new
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
-from onesync.core.model import Kind, RelPath, is_beneath, name_of, parent_of
+from onesync.core.model import Kind, RelPath, is_beneath, join, name_of, parent_of
 from onesync.local import on_this_machine, open_source, stamp_of
 from onesync.replica import inplace
-from onesync.replica.door import Compared, Copied, Identity, Listed
+from onesync.replica.door import Compared, Copied, Identity, Listed, Ours
 from onesync.replica.pour import CHUNK, Pipe, Pour
 from onesync.replica.statx import Looked, inode_of, look_up, opened
 
@@ -41,6 +41,14 @@ _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 _PROGRESS = "org.onedata.replication_progress"
 _CANNOT_TELL = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS, errno.EPERM)
+
+
+_Paths = list[RelPath]
+_StoredNames = Callable[[Iterable[bytes]], Mapping[bytes, bytes]]
+
+
+def _as_they_are(names: Iterable[bytes]) -> Mapping[bytes, bytes]:
+    return {name: name for name in names}
 
 
 class _HeldDirectory:
@@ -478,6 +486,56 @@ class FolderReplica:
         self.forget(path)
         return True
 
+    def remove_ours(
+        self, path: RelPath, ours: Ours, stored_names: _StoredNames = _as_they_are
+    ) -> Sequence[RelPath]:
+        """See the door; ``stored_names`` returns a listing's names by what they stand for."""
+        try:
+            with self._parent(path) as directory:
+                return self._remove_ours(directory, name_of(path), b"", ours, stored_names)
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError:
+            return [b""]
+        finally:
+            self.forget(path)
+
+    def _remove_ours(
+        self, directory: int, name: bytes, inner: RelPath, ours: Ours, stored_names: _StoredNames
+    ) -> _Paths:
+        if inner not in ours:
+            return [] if _unlink(directory, name) else [inner]
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+        try:
+            left = self._remove_ours_in(fd, inner, ours, stored_names)
+        finally:
+            os.close(fd)
+        return left if left or _remove_empty(directory, name) else [inner]
+
+    def _remove_ours_in(
+        self, fd: int, inner: RelPath, ours: Ours, stored_names: _StoredNames
+    ) -> _Paths:
+        left: _Paths = []
+        listed = set(map(os.fsencode, os.listdir(fd)))
+        stored = stored_names(listed)
+        of_others = listed.difference(stored.values())
+        for own, name in [*stored.items(), *((name, name) for name in of_others)]:
+            path = join(inner, own)
+            is_ours = name not in of_others and (own in ours[inner] or path in ours)
+            try:
+                if is_ours:
+                    left += self._remove_ours(fd, name, path, ours, stored_names)
+                else:
+                    look_up(fd, name)  # a listing that is old tells of what is gone
+                    left.append(path)
+            except NotADirectoryError:
+                left.append(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
+            self._progress(0)
+        return left
+
     def unlink(self, path: RelPath) -> None:
         with suppress(FileNotFoundError, NotADirectoryError), self._parent(path) as directory:
             _unlink(directory, name_of(path))
@@ -666,6 +724,17 @@ def _unlink(directory: int, name: bytes) -> bool:
     try:
         os.unlink(name, dir_fd=directory)
     except IsADirectoryError:
+        return False
+    return True
+
+
+def _remove_empty(directory: int, name: bytes) -> bool:
+    """Remove a directory; returns False where something is in it."""
+    try:
+        os.rmdir(name, dir_fd=directory)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
         return False
     return True
 
