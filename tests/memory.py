@@ -25,7 +25,7 @@ from onesync.core.model import (
 )
 from onesync.intent import INTENTS
 from onesync.local import open_source, stamp_of
-from onesync.replica.door import Compared, Copied, Identity, Listed
+from onesync.replica.door import Compared, Copied, Identity, Listed, Ours
 
 
 class MemoryReplica:
@@ -190,6 +190,22 @@ class MemoryReplica:
             for inner in [p for p in self._tree if p and is_beneath(p, path)]:
                 del self._tree[inner]
         return was_directory
+
+    def remove_ours(self, path: RelPath, ours: Ours, inner: RelPath = b"") -> Sequence[RelPath]:
+        place = path + b"/" + inner if inner else path
+        with self._guard:
+            if place not in self._tree:
+                return []
+            if (self._tree[place] is None) != (inner in ours):
+                return [inner]
+            left: list[RelPath] = []
+            for item in self.list(place) if inner in ours else ():
+                child = inner + b"/" + item.name if inner else item.name
+                is_ours = item.name in ours[inner] or child in ours
+                left += self.remove_ours(path, ours, child) if is_ours else [child]
+            if not left:
+                del self._tree[place]
+        return left
 
     def unlink(self, path: RelPath) -> None:
         with self._guard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -422,3 +423,107 @@ def test_snapshots_go_though_an_earlier_removal_failed(place: Quick) -> None:
     assert not left[0]
     assert life.end is Exit.CLEAN
     assert os.listdir(place.state / "spool") == []
+
+
+# -- what others put into a directory that goes ----------------------------------------------------
+
+
+def removed_directory(place: Place) -> list[Step]:
+    def make(_: Life) -> None:
+        (place.work / "d" / "extra").mkdir(parents=True)
+        write(place.work / "d" / "a", b"a")
+        write(place.work / "d" / "extra" / "b", b"b")
+
+    return [make, idle, lambda _: shutil.rmtree(place.work / "d")]
+
+
+@contextmanager
+def uploading(place: Place, act: Callable[[], None]) -> Iterator[None]:
+    """Call ``act`` after the look at what a batch removes, while its data travel."""
+    real = Push._transfer
+
+    def transferred(self: Push, *arguments: Any) -> Any:
+        found = real(self, *arguments)
+        if self.intent.remove:
+            act()
+        return found
+
+    with mock.patch.object(Push, "_transfer", transferred):
+        yield
+
+
+def test_an_upload_into_a_directory_that_is_about_to_go_is_kept_and_told(place: Quick) -> None:
+    upload = place.store / "d" / "extra" / "theirs"
+    told: list[str] = []
+
+    def look(life: Life) -> None:
+        idle(life)
+        told.extend(problem.text for problem in life.engine.problems())
+
+    life = lives(place, [*removed_directory(place), idle, look])
+    with uploading(place, lambda: write(upload, b"precious")):
+        life.live()
+    assert (life.end, life.error) == (Exit.CLEAN, "")
+    assert upload.read_bytes() == b"precious"
+    assert [path.name for path in (place.store / "d").rglob("*")] == ["extra", "theirs"]
+    assert told == ["d/extra/theirs was put into OneData by somebody else; it is kept there."]
+
+
+def test_an_upload_in_the_place_of_a_file_that_goes_is_kept(place: Quick) -> None:
+    """Somebody made a directory of the name that a file of ours had."""
+    place_of_file = place.store / "d" / "a"
+
+    def upload() -> None:
+        place_of_file.unlink()
+        place_of_file.mkdir()
+        write(place_of_file / "theirs", b"precious")
+
+    with uploading(place, upload):
+        life = lives(place, [*removed_directory(place), idle]).live()
+    assert (life.end, life.error) == (Exit.CLEAN, "")
+    assert (place_of_file / "theirs").read_bytes() == b"precious"
+    assert not (place.store / "d" / "extra").exists()
+
+
+def test_an_upload_is_kept_beside_a_directory_that_was_made_anew(place: Quick) -> None:
+    upload = place.store / "d" / "theirs"
+
+    def again() -> None:
+        write(upload, b"precious")
+        # What the batch makes anew when the old one is aside.
+        (place.work / "d").mkdir()
+        write(place.work / "d" / "a", b"new")
+
+    real = Leftovers._tidy_later
+
+    def tidied(self: Leftovers, *arguments: Any) -> Any:
+        if self._removed:
+            (place.store / "d").mkdir()
+        return real(self, *arguments)
+
+    with (
+        uploading(place, lambda: None if upload.exists() else again()),
+        mock.patch.object(Leftovers, "_tidy_later", tidied),
+    ):
+        life = lives(place, [*removed_directory(place), idle, idle]).live()
+    assert (life.end, life.error) == (Exit.CLEAN, "")
+    assert (place.store / "d~kept~1" / "theirs").read_bytes() == b"precious"
+    assert (place.store / "d" / "a").read_bytes() == b"new"
+
+
+def test_another_node_keeps_an_upload_when_the_batch_died_before_it_tidied(place: Quick) -> None:
+    upload = place.store / "d" / "extra" / "theirs"
+    life = lives(place, removed_directory(place))
+
+    def dies(push: Push) -> None:
+        if push.intent.remove:
+            life.calls.die()
+
+    with uploading(place, lambda: write(upload, b"precious")), pushing(dies):
+        life.live()
+    assert life.died
+    assert not upload.exists(), "it is aside with the directory"
+    again = lives(place, []).live()
+    assert (again.end, again.error) == (Exit.CLEAN, "")
+    assert upload.read_bytes() == b"precious"
+    assert not (place.store / "d" / "a").exists()

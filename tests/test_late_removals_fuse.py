@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,3 +105,23 @@ def test_a_marker_goes_before_its_data(one: Node, mounted: Mounted) -> None:
         time.sleep(0.02)
     mounted.clear()
     assert bad == 0, f"{bad} markers stood without their data"
+
+
+def test_an_upload_that_no_listing_shows_is_kept(one: Node, mounted: Mounted) -> None:
+    """Listings of 18.02 are seconds old: what they lack may be there."""
+    one.deploy()
+    run = one.work / "Runs" / "1"
+    run.mkdir(parents=True)
+    (run / "a").write_bytes(b"a")
+    assert one.flush() == 0, one.log()
+    stored = mounted.backing / "project" / "Runs" / "1"
+    (stored / "theirs").write_bytes(b"precious")
+    mounted.hide("theirs")
+    shutil.rmtree(run)
+    until(lambda: not (stored / "a").exists(), one)
+    assert one.flush() == 3, "somebody is told"
+    mounted.show()
+    assert (stored / "theirs").read_bytes() == b"precious"
+    assert any("Runs/1" in problem["text"] for problem in one.status()["problems"])
+    assert one.end() == 0, one.log()
+    assert (stored / "theirs").read_bytes() == b"precious"

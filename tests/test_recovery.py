@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,7 @@ import pytest
 from blake3 import blake3
 
 from onesync.core.chain import Position
-from onesync.core.model import Entry, Kind, RelPath, join, parent_of
+from onesync.core.model import Entry, Kind, Problem, RelPath, join, parent_of
 from onesync.errors import Halted
 from onesync.intent import FORMAT, INTENTS, Intent
 from onesync.recovery import TORN, remove_torn, settle
@@ -122,6 +123,39 @@ def test_files_of_one_name_are_all_kept(replica: MemoryReplica, pool: ThreadPool
     replica.write_new(b"other/a", b"two")
     settled(replica, pool, None)
     assert sorted(kept(replica)) == [b"one", b"two"]
+
+
+def removed_directory(replica: MemoryReplica) -> Intent:
+    """A directory of ours went aside, with a file that is not."""
+    intent = Intent(PLACE, remove=[(b"extra/d", b"extra/.onesync~1")])
+    intent.ours[b"extra/.onesync~1"] = {b"": [b"a"]}
+    replica.make_directory(b"extra/.onesync~1")
+    replica.write_new(b"extra/.onesync~1/a", WHOLE)
+    replica.write_new(b"extra/.onesync~1/theirs", b"precious")
+    return intent
+
+
+def test_what_others_put_into_a_directory_that_was_removed_comes_back(
+    replica: MemoryReplica, pool: ThreadPoolExecutor
+) -> None:
+    intent = removed_directory(replica)
+    replica.write_new(intent.path, intent.encode())
+    told: list[Problem] = []
+    settle(replica, PLACE, nothing, pool, note=told.append)
+    assert [problem.path for problem in told] == [b"extra/d/theirs"]
+    assert replica.names(b"extra") == {b"d"}
+    assert replica.names(b"extra/d") == {b"theirs"}
+
+
+def test_an_intent_that_does_not_tell_what_was_ours_removes_all(
+    replica: MemoryReplica, pool: ThreadPoolExecutor
+) -> None:
+    fields = json.loads(removed_directory(replica).encode())
+    del fields["ours"]
+    fields["format"] = 3
+    replica.write_new(Intent(PLACE).path, json.dumps(fields).encode())
+    settled(replica, pool, PLACE)
+    assert replica.names(b"extra") == set()
 
 
 def test_a_committed_batch_keeps_all(replica: MemoryReplica, pool: ThreadPoolExecutor) -> None:

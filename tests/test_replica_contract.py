@@ -145,6 +145,30 @@ def test_remove_takes_a_tree_and_nothing_is_success(replica: Replica) -> None:
     assert replica.look(b"a") is None
 
 
+def test_of_a_tree_only_what_is_ours_is_removed(replica: Replica) -> None:
+    for directory in (b"d", b"d/ours", b"d/empty", b"d/theirs", b"d/ours/was a file"):
+        replica.make_directory(directory)
+    for path in (b"d/a", b"d/ours/b@c", b"d/ours/theirs", b"d/was a directory", b"d/theirs/x"):
+        replica.write_new(path, b"content")
+    ours = {
+        b"": [b"a", b"gone"],
+        b"ours": [b"b@c", b"was a file"],
+        b"empty": [],
+        b"was a directory": [],
+    }
+    left = replica.remove_ours(b"d", ours)
+    assert sorted(left) == [b"ours/theirs", b"ours/was a file", b"theirs", b"was a directory"]
+    assert replica.names(b"d") == {b"ours", b"theirs", b"was a directory"}
+    assert replica.names(b"d/ours") == {b"theirs", b"was a file"}
+    assert replica.read(b"d/theirs/x") == b"content"
+    assert replica.remove_ours(b"d/theirs", {b"": [b"x"]}) == []
+    assert replica.look(b"d/theirs") is None
+    assert replica.remove_ours(b"d/theirs", {b"": []}) == []
+    assert replica.remove_ours(b"d/ours", {}) == [b""], "that was to be a file"
+    assert replica.remove_ours(b"d/ours/theirs", {}) == []
+    assert replica.names(b"d/ours") == {b"was a file"}
+
+
 def test_unlink_takes_a_file_and_leaves_a_directory(replica: Replica) -> None:
     replica.make_directory(b"a")
     replica.write_new(b"a/file", b"1")

@@ -247,7 +247,8 @@ class Batches:
 
     def _tidied(self) -> None:
         """Wait until what the last batches put aside is gone; raises what came in its way."""
-        tidying, self._tidying, self._tidying_of = self._tidying, None, None
+        tidying, self._tidying = self._tidying, None
+        tidied_of, self._tidying_of = self._tidying_of, None
         if tidying is None:
             return
         try:
@@ -255,6 +256,11 @@ class Batches:
         except BaseException:
             self._half_done = True  # the intent stands: it is settled as a dead batch's
             raise
+        for problem in tidied_of.problems if tidied_of is not None else ():
+            self._note(problem)
+
+    def _note(self, problem: Problem) -> None:
+        self.problems[problem.path] = problem
 
     def _identify(self) -> None:
         """Look, between cut and push, whether the replica is still the one that the plan is for."""
@@ -292,6 +298,7 @@ class Batches:
             self.pool,
             self._published,
             self.travels.intents(),
+            self._note,
         )
         self.travels.mend()
         for sentence in told:
@@ -488,7 +495,7 @@ class Batches:
         if rest is not None:
             self._tidied()
             self._tidying, self._tidying_of = self._tidier.submit(rest), push.leftovers
-            self._tidying.add_done_callback(self._tell_of_failure)
+            self._tidying.add_done_callback(partial(self._tell, push.leftovers))
         return committed
 
     def _carry_out(self, push: Push, plan: Plan, cut: Cut, pins: Pins) -> Outcome:
@@ -534,9 +541,9 @@ class Batches:
             # What changed beneath it, before or after the rename, is seen under its new name only.
             self.left.add(move.target)
 
-    def _tell_of_failure(self, tidying: Future[None]) -> None:
-        """Wake the engine where something went wrong beside it."""
-        if tidying.exception() is not None:
+    def _tell(self, leftovers: Leftovers, tidying: Future[None]) -> None:
+        """Wake the engine where something went wrong, or was found, beside it."""
+        if tidying.exception() is not None or leftovers.problems:
             self.marks.arrived.set()
 
     def _is_behind_anew(self, outcome: Outcome) -> bool:

@@ -15,9 +15,10 @@ from onesync.core.model import (
     join,
     show,
 )
+from onesync.replica.door import Ours
 
 INTENTS = STATUS_FOLDER + b"/intent"
-FORMAT = 3
+FORMAT = 4
 _NOTE = b"~occupied~"
 
 
@@ -51,6 +52,7 @@ class Intent:
         append: (path, committed length) of files that may be written beyond it.
         patch: (path, undo file) of files whose blocks may be changed in place.
         gone: (path, size, digest) of files that are removed when the checkpoint stands.
+        ours: what went aside with each of ``remove``, by its aside: anything else is others'.
         is_removal: whether it holds ``gone`` alone, and has a name of its own: a copy that travels
             needs the other one for longer.
     """
@@ -66,6 +68,7 @@ class Intent:
     append: list[tuple[RelPath, int]] = field(default_factory=list)
     patch: list[tuple[RelPath, RelPath]] = field(default_factory=list)
     gone: list[tuple[RelPath, int, str]] = field(default_factory=list)
+    ours: dict[RelPath, Ours] = field(default_factory=dict)
     is_removal: bool = False
 
     _PARTS = ("new", "replace", "remove", "rename", "patch")
@@ -92,7 +95,9 @@ class Intent:
             name: [[_text(path), size, digest] for path, size, digest in getattr(self, name)]
             for name in self._WITH_DIGESTS
         }
-        return json.dumps({**head, **place, **parts, **single, **known, **lengths}).encode()
+        ours = {"ours": {_text(aside): _texts(inner) for aside, inner in self.ours.items()}}
+        whole = {**head, **place, **parts, **single, **known, **lengths, **ours}
+        return json.dumps(whole).encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Intent:
@@ -119,6 +124,10 @@ class Intent:
         intent.append.extend(
             (_user_path(path), _number(length)) for path, length in found.get("append", [])
         )
+        for aside, inner in found.get("ours", {}).items():
+            intent.ours[_raw(aside)] = {
+                _raw(directory): frozenset(map(_raw, names)) for directory, names in inner.items()
+            }
         intent._check_places()
         return intent
 
@@ -165,6 +174,10 @@ def _read(content: bytes) -> dict[str, Any]:
 
 def _text(path: RelPath) -> str:
     return path.decode("utf-8", "surrogateescape")
+
+
+def _texts(ours: Ours) -> dict[str, list[str]]:
+    return {_text(directory): list(map(_text, names)) for directory, names in ours.items()}
 
 
 def _raw(text: str) -> bytes:

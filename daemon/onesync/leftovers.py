@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
-from onesync.core.model import RelPath, lies_in, renamed_path
+from onesync.core.model import Problem, RelPath, lies_in, renamed_path
 from onesync.core.ordering import DATA, PublishOrder
 from onesync.core.plan import Plan
 from onesync.intent import Intent
 from onesync.outcome import Outcome
-from onesync.replica.door import Replica
+from onesync.removals import take_out
+from onesync.replica.door import Ours, Replica
 from onesync.workers import each
+
+T = TypeVar("T")
 
 
 class Leftovers:
@@ -35,16 +39,18 @@ class Leftovers:
         self._removal = removal
         self._outcome = outcome
         self._asides: list[RelPath] = []
-        self._trees: list[RelPath] = []
+        self._removed: list[tuple[RelPath, RelPath, Ours]] = []
         self._unlinked: list[RelPath] = []
+        self.problems: list[Problem] = []
+        """What was found of others where something was removed, when all is done."""
 
     def add(self, aside: RelPath) -> None:
         """Leave a file that went aside, a temporary or a note."""
         self._asides.append(aside)
 
-    def add_tree(self, aside: RelPath) -> None:
-        """Leave a directory that went aside with all that is in it."""
-        self._trees.append(aside)
+    def add_removed(self, path: RelPath, aside: RelPath) -> None:
+        """Leave what went aside from ``path`` as the intent says, a directory with all in it."""
+        self._removed.append((path, aside, self._intent.ours[aside]))
 
     def unlink_later(self, paths: list[RelPath]) -> None:
         """Leave ``paths``, which stand under their own names until the checkpoint stands."""
@@ -53,7 +59,10 @@ class Leftovers:
     def follow(self, renamed: Mapping[RelPath, RelPath]) -> None:
         """Tell what lies beneath renamed directories by their new names."""
         self._asides = [renamed_path(path, renamed) for path in self._asides]
-        self._trees = [renamed_path(path, renamed) for path in self._trees]
+        self._removed = [
+            (renamed_path(path, renamed), renamed_path(aside, renamed), ours)
+            for path, aside, ours in self._removed
+        ]
 
     def begins_travel(self) -> bool:
         """Whether the intent stands for a copy that goes on: then it needs its checkpoint."""
@@ -62,7 +71,7 @@ class Leftovers:
 
     def stands_in_the_way(self, plan: Plan) -> bool:
         """Whether what ``plan`` does needs that to be gone first which ``tidy`` left to be done."""
-        leaving = {*self._trees, *self._unlinked}
+        leaving = {*(aside for _, aside, _ in self._removed), *self._unlinked}
         tops = plan.touched_directories()
         return not leaving.isdisjoint(plan.paths()) or any(lies_in(path, tops) for path in leaving)
 
@@ -73,7 +82,7 @@ class Leftovers:
         directories went aside. It may take long; only those wait for it who need the same names.
         """
         each(self._pool, self._replica.remove, self._asides)
-        if self._trees or self._unlinked:
+        if self._removed or self._unlinked:
             return partial(self._tidy_later, pool, lanes)
         self._end_removal()  # all removals were postponed
         self._end_intent()
@@ -83,12 +92,9 @@ class Leftovers:
         promises = [path for path in self._unlinked if not self._is_data(path)]
         promised = [path for path in self._unlinked if self._is_data(path)]
         for paths in (promises, promised):  # no marker stands without what it promises
-            # Few at a time: in one directory they wait for each other.
-            parts = [paths[number::lanes] for number in range(lanes)]
-            each(pool, self._unlink, [part for part in parts if part])
+            each(pool, self._unlink, _parted(paths, lanes))
         self._end_removal()
-        for aside in self._trees:
-            self._replica.remove(aside)
+        each(pool, self._take_out, _parted(self._removed, lanes))
         self._end_intent()
 
     def _is_data(self, path: RelPath) -> bool:
@@ -98,6 +104,10 @@ class Leftovers:
         for path in paths:
             self._replica.unlink(path)
 
+    def _take_out(self, removed: list[tuple[RelPath, RelPath, Ours]]) -> None:
+        for path, aside, ours in removed:
+            self.problems += take_out(self._replica, path, aside, ours)
+
     def _end_removal(self) -> None:
         if self._removal.is_needed():
             self._replica.remove(self._removal.path)
@@ -105,3 +115,8 @@ class Leftovers:
     def _end_intent(self) -> None:
         if self._intent.is_needed() and not self.begins_travel():
             self._replica.remove(self._intent.path)
+
+
+def _parted(items: list[T], lanes: int) -> list[list[T]]:
+    """Share ``items`` out. Few go at a time: in one directory they wait for each other."""
+    return [items[number::lanes] for number in range(lanes) if items[number::lanes]]

@@ -127,9 +127,11 @@ class Preparation:
         self._removal.gone.extend((path, e.size, e.digest) for path, e in late.items())
         early = [difference for difference in plan.removals if difference.path not in late]
         for difference, tops in zip(early, self._removals.tops(early), strict=True):
-            self.removes[difference.path] = tops
-            self._intent.remove.extend((path, self._name_beside(path)) for path in tops)
-        self.removed = dict(self._intent.remove)
+            self.removes[difference.path] = list(tops)
+            for path, ours in tops.items():
+                aside = self.removed[path] = self._name_beside(path)
+                self._intent.remove.append((path, aside))
+                self._intent.ours[aside] = ours
 
     def needed_at(self, difference: Difference) -> RelPath | None:
         """Return where the file stands now whose old version ``difference`` replaces.

@@ -689,13 +689,12 @@ class Push:
         self.outcome.changes.extend(Gone(difference.path) for difference in late)
 
     def _remove(self, difference: Difference) -> None:
-        leave = self.leftovers.add_tree if difference.removes_directory else self.leftovers.add
         for path in self._prepared.removes[difference.path]:
             self._may_write()
             aside = self._prepared.removed[path]
             with suppress(FileNotFoundError):  # somebody removed it in the replica
                 self._replica.rename(path, aside)
-                leave(aside)
+                self.leftovers.add_removed(path, aside)
         self.outcome.changes.append(Gone(difference.path))
 
     def _note(self, problem: Problem) -> None:

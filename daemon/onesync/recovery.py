@@ -16,6 +16,7 @@ import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
 
 from onesync.core.chain import Position
@@ -23,6 +24,7 @@ from onesync.core.model import (
     STATUS_FOLDER,
     Entry,
     Kind,
+    Problem,
     RelPath,
     join,
     lies_in,
@@ -34,6 +36,7 @@ from onesync.core.model import (
 from onesync.core.trouble import judge
 from onesync.errors import Halted
 from onesync.intent import INTENTS, Forged, Intent, NewerFormat, Torn, noted_by
+from onesync.removals import take_out
 from onesync.replica.door import Listed, Replica
 from onesync.workers import each
 
@@ -51,6 +54,7 @@ def settle(
     pool: ThreadPoolExecutor,
     published: Callable[[dict[RelPath, Entry]], None] = lambda _: None,
     travelling: Mapping[RelPath, RelPath] = MappingProxyType({}),
+    note: Callable[[Problem], None] = lambda _: None,
 ) -> list[str]:
     """Settle every intent there is, newest first. May be interrupted and done again.
 
@@ -64,6 +68,7 @@ def settle(
             anybody else meets them as newcomers.
         travelling: temporaries that batches with checkpoints began and that go on, with the intents
             that stand for them. Nobody but their owner knows them; all others remove them.
+        note: told what others had put into directories that were removed, and has its name again.
 
     Returns:
         A sentence for each thing undone or refused. Raises Halted where a newer onesync wrote an
@@ -87,8 +92,10 @@ def settle(
             left = {p: kind for p, kind in done.items() if not lies_in(p, taken.keys())}
             published(_with_digests(left, intent))
         else:
-            asides = {aside for _, aside in intent.replace + intent.remove}
-            each(pool, replica.remove, _old_and_new(asides, intent))
+            each(pool, replica.remove, _old_and_new({aside for _, aside in intent.replace}, intent))
+            for found in each(pool, partial(_finish_removal, replica, intent), intent.remove):
+                told += [problem.text for problem in found]
+                list(map(note, found))
         names = _old_and_new({name for _, name in intent.new + intent.patch}, intent)
         each(pool, replica.remove, names - travelling.keys())
         if intent.path not in travelling.values():
@@ -97,6 +104,20 @@ def settle(
     for intent_name in foreign.keys() - {name_of(intent.path) for intent in intents}:
         list(map(replica.remove, foreign[intent_name]))
     return told
+
+
+def _finish_removal(
+    replica: Replica, intent: Intent, pair: tuple[RelPath, RelPath]
+) -> list[Problem]:
+    """Remove what a committed batch put aside; returns what others had put there."""
+    ours = intent.ours.get(pair[1])
+    found: list[Problem] = []
+    for path, aside in {pair, tuple(renamed_path(end, dict(intent.rename)) for end in pair)}:
+        if ours is None:  # an older onesync's: it did not tell
+            replica.remove(aside)
+        else:
+            found += take_out(replica, path, aside, ours)
+    return found
 
 
 def _finish_removals(

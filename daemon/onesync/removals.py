@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from onesync.core.model import Kind, Known, Problem, RelPath, join, name_of, parent_of, show
 from onesync.core.plan import Difference
 from onesync.outcome import NEWCOMER
-from onesync.replica.door import Replica
+from onesync.patience import comes
+from onesync.replica.door import Ours, Replica
 from onesync.workers import each
+
+_LONGEST = 150
+"""So much of a name is kept in the one that it has beside itself."""
 
 _Kinds = dict[RelPath, dict[bytes, Kind]]
 """The kinds of what lies in directories, by directory and name."""
@@ -34,27 +38,18 @@ class Removals:
         self._known_beneath = known_beneath
         self._note = note
 
-    def tops(self, removals: list[Difference]) -> list[list[RelPath]]:
-        """Return what each removal takes out of the replica: never what somebody put there."""
+    def tops(self, removals: list[Difference]) -> list[dict[RelPath, Ours]]:
+        """Return what each removal takes out of the replica, and what of that is ours.
+
+        What somebody else put there stays, as far as a listing shows it now; ``take_out`` finds the
+        rest.
+        """
         ours = [_kinds_by_parent(self._known_beneath(d.path)) for d in removals]
         tops = each(self._pool, self._to_remove, removals, ours)
-        # The looks of one listing come one by one, these side by side.
-        files = [
-            (number, join(parent, name))
-            for number, difference in enumerate(removals)
-            if difference.removes_directory
-            for parent, kinds in ours[number].items()
-            for name, kind in kinds.items()
-            if kind is Kind.FILE
+        return [
+            {top: _ours_at(top, kinds) for top in found}
+            for found, kinds in zip(tops, ours, strict=True)
         ]
-        found = each(self._pool, self._replica.look, [path for _, path in files])
-        for number in {
-            number
-            for (number, _), item in zip(files, found, strict=True)
-            if item is not None and item.kind is not Kind.FILE
-        }:
-            tops[number] = self._wholly_known(removals[number].path, ours[number], looks=True)
-        return tops
 
     def _to_remove(self, difference: Difference, ours: _Kinds) -> list[RelPath]:
         known = difference.known
@@ -64,10 +59,10 @@ class Removals:
             return [difference.path]
         return self._wholly_known(difference.path, ours)
 
-    def _wholly_known(self, top: RelPath, ours: _Kinds, *, looks: bool = False) -> list[RelPath]:
+    def _wholly_known(self, top: RelPath, ours: _Kinds) -> list[RelPath]:
         """Return the tops of what is ``ours`` at and beneath the directory ``top``.
 
-        Unless it ``looks``, what has the name of a file of ours is taken for that.
+        What has the name of a file of ours is taken for that.
         """
         found: dict[RelPath, list[RelPath]] = {}
         kept: set[RelPath] = set()
@@ -76,7 +71,7 @@ class Removals:
         while waiting:
             directory = waiting.pop()
             known = ours.get(directory, {})
-            files = set() if looks else {n for n, kind in known.items() if kind is Kind.FILE}
+            files = {name for name, kind in known.items() if kind is Kind.FILE}
             try:
                 items = self._replica.list(directory, dict.fromkeys(files, Kind.FILE))
             except (FileNotFoundError, NotADirectoryError):
@@ -84,8 +79,7 @@ class Removals:
                 continue
             strange = [join(directory, item.name) for item in items if item.name not in known]
             for path in strange:
-                text = f"{show(path)} was put into OneData by somebody else; it is kept there."
-                self._note(Problem(path, NEWCOMER, text))
+                self._note(_newcomer(path))
             if strange:
                 kept.add(directory)
             own = [item for item in items if item.name in known]
@@ -100,8 +94,69 @@ class Removals:
         return [path for path in tops if path not in kept and path not in gone]
 
 
+def take_out(replica: Replica, path: RelPath, aside: RelPath, ours: Ours) -> list[Problem]:
+    """Remove of what went ``aside`` from ``path`` what is ``ours``; its checkpoint stands.
+
+    What others put there after the look, or what no listing showed, comes back: under its own name,
+    or beside that where something new stands there. Returns a problem for each.
+    """
+    left: Sequence[RelPath] = ()
+
+    def is_gone() -> bool:
+        nonlocal left
+        left = replica.remove_ours(aside, ours)
+        return not left
+
+    # A file that was closed just now may stand there under another name for a moment.
+    if comes(is_gone):
+        return []
+    place = _bring_back(replica, path, aside)
+    return [
+        _newcomer(join(place, inner) if inner else place, is_seen=bool(inner)) for inner in left
+    ]
+
+
+def _bring_back(replica: Replica, path: RelPath, aside: RelPath) -> RelPath:
+    """Rename ``aside`` to ``path``, or to a free name beside it; returns that."""
+    place, number = path, 0
+    while True:
+        try:
+            replica.rename(aside, place)
+        except FileExistsError:
+            number += 1
+            place = join(parent_of(path), name_of(path)[:_LONGEST] + b"~kept~%d" % number)
+        else:
+            return place
+
+
+def _newcomer(path: RelPath, *, is_seen: bool = True) -> Problem:
+    if is_seen:
+        text = f"{show(path)} was put into OneData by somebody else; it is kept there."
+    else:
+        text = (
+            f"{show(path)} was deleted, but holds something in OneData that onesync did not put"
+            " there; that is kept there."
+        )
+    return Problem(path, NEWCOMER, text)
+
+
+def _ours_at(top: RelPath, kinds: _Kinds) -> Ours:
+    """Return what is ours at ``top`` and beneath."""
+    ours: dict[RelPath, list[bytes]] = {}
+    is_directory = kinds.get(parent_of(top), {}).get(name_of(top)) is Kind.DIRECTORY
+    waiting = [b""] if is_directory else []
+    while waiting:
+        inner = waiting.pop()
+        known = kinds.get(join(top, inner) if inner else top, {})
+        ours[inner] = [name for name, kind in known.items() if kind is Kind.FILE]
+        waiting += [join(inner, n) for n, kind in known.items() if kind is Kind.DIRECTORY]
+    return ours
+
+
 def _kinds_by_parent(rows: Iterable[tuple[RelPath, Known]]) -> _Kinds:
+    """Return the kinds of what OneData holds of ``rows``: no links."""
     kinds: _Kinds = {}
     for path, known in rows:
-        kinds.setdefault(parent_of(path), {})[name_of(path)] = known.entry.kind
+        if known.entry.kind is not Kind.LINK:
+            kinds.setdefault(parent_of(path), {})[name_of(path)] = known.entry.kind
     return kinds

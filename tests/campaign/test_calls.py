@@ -92,6 +92,11 @@ OPERATIONS: list[tuple[str, Act, str]] = [
     ("arrived", lambda n: n.replica.arrived([b"folder/small"]), "open walk attribute"),
     ("rename", lambda n: n.replica.rename(b"folder/small", b"folder/a"), "open walk rename"),
     ("remove", lambda n: n.replica.remove(b"folder"), "open unlink list rmdir"),
+    (
+        "remove_ours",
+        lambda n: n.replica.remove_ours(b"folder", {b"": [b"small", b"large"]}),
+        "open unlink list rmdir",
+    ),
     ("unlink", lambda n: n.replica.unlink(b"folder/small"), "open walk unlink"),
     ("read", lambda n: n.replica.read(b"folder/small"), "open walk read close"),
     ("write_new", lambda n: n.replica.write_new(b"folder/a", b"a"), "open walk write fsync close"),

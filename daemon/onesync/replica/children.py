@@ -28,7 +28,7 @@ from onesync.core.model import Kind, RelPath, parent_of
 from onesync.core.trouble import judge
 from onesync.errors import LocalError, MountHung, MountNotThere, OnesyncError
 from onesync.replica.child import receive, send
-from onesync.replica.door import Compared, Copied, Identity, Listed, NameRefused
+from onesync.replica.door import Compared, Copied, Identity, Listed, NameRefused, Ours
 from onesync.replica.flights import Flight, of_this_thread
 from onesync.replica.pace import shared_place
 from onesync.replica.turns import Turns
@@ -470,6 +470,12 @@ class ChildrenReplica:
             if was_directory:
                 self._forgotten.add(path)
         return was_directory
+
+    def remove_ours(self, path: RelPath, ours: Ours) -> Sequence[RelPath]:
+        try:
+            return cast("Sequence[RelPath]", self._call("remove_ours", path, ours))
+        finally:
+            self._forgotten.add(path)
 
     def unlink(self, path: RelPath) -> None:
         self._call("unlink", path)

@@ -10,7 +10,7 @@ copy has it, whatever it is called in OneData; where one cannot be kept at all, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
@@ -83,6 +83,11 @@ class Compared:
     copied: Copied
     changed: tuple[int, ...]
     coarse: Blocks | None = None
+
+
+Ours = Mapping[RelPath, Collection[bytes]]
+"""What onesync put into a tree: its directories, by their paths relative to its top (``b""``), with
+the names of the files in each. Without any the top is a file."""
 
 
 class NameRefused(OSError):
@@ -215,6 +220,13 @@ class Replica(Protocol):
         """Remove a file, or a directory with all that is in it; nothing there is success.
 
         Returns whether a directory was removed.
+        """
+
+    def remove_ours(self, path: RelPath, ours: Ours) -> Sequence[RelPath]:
+        """Remove what is ``ours`` at ``path`` and beneath, each by what it is: a file, a directory.
+
+        Returns what is left of others, relative to ``path``: a directory that no listing shows
+        anything in, and that is not empty all the same, as itself. Nothing there is success.
         """
 
     def unlink(self, path: RelPath) -> None:

@@ -13,7 +13,7 @@ import resource
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import TypeVar
@@ -23,7 +23,7 @@ from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
 from onesync.core.model import Kind, RelPath, is_beneath, join, name_of, parent_of
 from onesync.local import on_this_machine, open_source, stamp_of
 from onesync.replica import inplace
-from onesync.replica.door import Compared, Copied, Identity, Listed
+from onesync.replica.door import Compared, Copied, Identity, Listed, Ours
 from onesync.replica.pour import CHUNK, Pipe, Pour
 from onesync.replica.statx import Looked, inode_of, look_up, opened
 
@@ -41,6 +41,14 @@ _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 _PROGRESS = "org.onedata.replication_progress"
 _CANNOT_TELL = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS, errno.EPERM)
+
+
+_Paths = list[RelPath]
+_StoredNames = Callable[[Iterable[bytes]], Mapping[bytes, bytes]]
+
+
+def _as_they_are(names: Iterable[bytes]) -> Mapping[bytes, bytes]:
+    return {name: name for name in names}
 
 
 class _HeldDirectory:
@@ -479,6 +487,73 @@ class FolderReplica:
         self.forget(path)
         return True
 
+    def remove_ours(
+        self, path: RelPath, ours: Ours, stored_names: _StoredNames = _as_they_are
+    ) -> Sequence[RelPath]:
+        """See the door; ``stored_names`` returns a listing's names by what they stand for."""
+        self.forget(path)  # what was opened before may be another one
+        try:
+            if ours:
+                return self._remove_tree_of_ours(path, ours, stored_names)
+            with self._parent(path) as directory:
+                return [] if _unlink(directory, name_of(path)) else [b""]
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError:
+            return [b""]
+        finally:
+            self.forget(path)
+
+    def _remove_tree_of_ours(
+        self, top: RelPath, ours: Ours, stored_names: _StoredNames
+    ) -> Sequence[RelPath]:
+        left: _Paths = []
+        found: list[tuple[RelPath, RelPath]] = []
+        waiting = [(b"", top)]
+        while waiting:
+            inner, place = waiting.pop()
+            found.append((inner, place))
+            try:
+                with _unless_gone():
+                    waiting += self._empty_of_ours(inner, place, ours, stored_names, left)
+            except NotADirectoryError:
+                left.append(inner)
+        kept = {directory for path in left for directory in _way_to(path)}
+        for inner, place in reversed(found):
+            if inner in kept:
+                continue
+            with _unless_gone(), self._parent(place) as above:
+                if not _remove_empty(above, name_of(place)):
+                    left.append(inner)
+                    kept.update(_way_to(inner))
+            self._progress(0)
+        return left
+
+    def _empty_of_ours(
+        self, inner: RelPath, place: RelPath, ours: Ours, stored_names: _StoredNames, left: _Paths
+    ) -> Sequence[tuple[RelPath, RelPath]]:
+        """Remove the files of ours in the directory at ``place``; returns the directories of ours.
+
+        ``left`` is told what else is there.
+        """
+        directories = []
+        with self._directory(place) as held:
+            listed = self.names(place)
+            stored = stored_names(listed)
+            of_others = listed - set(stored.values())
+            for own, name in [*stored.items(), *((name, name) for name in of_others)]:
+                path = join(inner, own)
+                with _unless_gone():
+                    if name not in of_others and path in ours:
+                        directories.append((path, join(place, name)))
+                    elif name in of_others or own not in ours[inner]:
+                        look_up(held, name)  # a listing that is old tells of what is gone
+                        left.append(path)
+                    elif not _unlink(held, name):
+                        left.append(path)
+                self._progress(0)
+        return directories
+
     def unlink(self, path: RelPath) -> None:
         with suppress(FileNotFoundError, NotADirectoryError), self._parent(path) as directory:
             _unlink(directory, name_of(path))
@@ -680,6 +755,15 @@ def _unlink(directory: int, name: bytes) -> bool:
     return True
 
 
+def _way_to(path: RelPath) -> _Paths:
+    """Return ``path`` and the directories above it."""
+    way = [path]
+    while path:
+        path = parent_of(path)
+        way.append(path)
+    return way
+
+
 @contextmanager
 def _unless_gone() -> Iterator[None]:
     """Go on where somebody else removes it too: the rest remains, or the next look tells."""
@@ -688,6 +772,17 @@ def _unless_gone() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ESTALE):
             raise
+
+
+def _remove_empty(directory: int, name: bytes) -> bool:
+    """Remove a directory; returns False where something is in it."""
+    try:
+        os.rmdir(name, dir_fd=directory)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _discard(name: bytes, directory: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
@@ -41,7 +41,7 @@ from onesync.core.names import (
     write_note,
 )
 from onesync.errors import LocalError
-from onesync.replica.door import Compared, Copied, Identity, Listed, NameRefused
+from onesync.replica.door import Compared, Copied, Identity, Listed, NameRefused, Ours
 from onesync.replica.folder import FolderReplica
 
 T = TypeVar("T")
@@ -96,14 +96,10 @@ class EscapedNames:
     def list(
         self, path: RelPath, known: Mapping[bytes, Kind] = MappingProxyType({})
     ) -> list[Listed]:
-        found: dict[bytes, Listed] = {}
         plain = {name: kind for name, kind in known.items() if is_plain(name)}
-        for item in self._at(path, lambda place: self._folder.list(place, plain)):
-            own = self._own_name(item.name)
-            # Where both stand, the one that a look finds.
-            if own not in found or (own != item.name) == must_be_escaped(own):
-                found[own] = replace(item, name=own)
-        return list(found.values())
+        items = self._at(path, lambda place: self._folder.list(place, plain))
+        stored = {item.name: item for item in items}
+        return [replace(stored[n], name=own) for own, n in self._stored_names(stored).items()]
 
     def names(self, path: RelPath) -> Set[bytes]:
         return frozenset(map(self._own_name, self._at(path, self._folder.names)))
@@ -198,6 +194,14 @@ class EscapedNames:
         finally:
             self._drop(path, is_file=not was_directory)
         return was_directory
+
+    def remove_ours(self, path: RelPath, ours: Ours) -> Sequence[RelPath]:
+        try:
+            return self._at(
+                path, lambda place: self._folder.remove_ours(place, ours, self._stored_names)
+            )
+        finally:
+            self._drop(path)
 
     def unlink(self, path: RelPath) -> None:
         try:
@@ -387,6 +391,16 @@ class EscapedNames:
         except FileExistsError:
             if self._folder.read(note) != content:
                 self._folder.overwrite(note, content)  # torn when its writer died
+
+    def _stored_names(self, names: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Return the ``names`` of a listing by those that they stand for."""
+        found: dict[bytes, bytes] = {}
+        for stored in names:
+            own = self._own_name(stored)
+            # Where both stand, the one that a look finds.
+            if own not in found or (own != stored) == must_be_escaped(own):
+                found[own] = stored
+        return found
 
     def _own_name(self, stored: bytes) -> bytes:
         """Return the name that ``stored`` stands for; itself where that is nothing else."""
