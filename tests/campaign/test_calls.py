@@ -91,11 +91,11 @@ OPERATIONS: list[tuple[str, Act, str]] = [
     ("digest", lambda n: n.replica.digest(b"folder/large"), "open walk read close"),
     ("arrived", lambda n: n.replica.arrived([b"folder/small"]), "open walk attribute"),
     ("rename", lambda n: n.replica.rename(b"folder/small", b"folder/a"), "open walk rename"),
-    ("remove", lambda n: n.replica.remove(b"folder"), "open unlink list rmdir"),
+    ("remove", lambda n: n.replica.remove(b"folder"), "open walk unlink list rmdir"),
     (
         "remove_ours",
         lambda n: n.replica.remove_ours(b"folder", {b"": [b"small", b"large"]}),
-        "open unlink list rmdir",
+        "open walk unlink list rmdir",
     ),
     ("unlink", lambda n: n.replica.unlink(b"folder/small"), "open walk unlink"),
     ("read", lambda n: n.replica.read(b"folder/small"), "open walk read close"),
