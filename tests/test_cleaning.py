@@ -79,7 +79,7 @@ def cleaned(home: Path, rows: list[tuple[bytes, Known]]) -> object:
     def clean() -> object:
         index = Index(home / "index.sqlite")
         index.replace([(path, row.entry, row.stamp) for path, row in rows])
-        done = working_copy.clean(os.fsencode(home / "work"), index, lambda _: None)
+        done = working_copy.clean(os.fsencode(home / "work"), index, home, lambda _: None)
         return [done.removed, [os.fsdecode(path) for path in done.kept]]
 
     return as_plain_user(clean)

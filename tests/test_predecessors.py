@@ -209,10 +209,10 @@ def test_cleaning_may_die_at_every_entry(
 
         monkeypatch.setattr(working_copy, "_remove", dying)
         with pytest.raises(InterruptedError):
-            working_copy.clean(os.fsencode(copy), copied, lambda _: None)
+            working_copy.clean(os.fsencode(copy), copied, one.home, lambda _: None)
         monkeypatch.setattr(working_copy, "_remove", real)
         assert len(list(copy.rglob("*"))) == len(rows) - number
-        assert working_copy.clean(os.fsencode(copy), copied, lambda _: None).kept == []
+        assert working_copy.clean(os.fsencode(copy), copied, one.home, lambda _: None).kept == []
         assert list(copy.iterdir()) == []
         copied.close()
     whole.close()

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from onesync.core.model import (
     Kind,
     Problem,
     RelPath,
+    Stamp,
     is_unconfirmed,
     lost_stamp,
     show,
@@ -39,6 +40,7 @@ from onesync.rebuild import rebuild
 from onesync.replica.door import Replica
 from onesync.scanner import Scanner
 from onesync.settings import Settings
+from onesync.sidecars import Sidecars
 from onesync.stagein import CHANGED_OUTSIDE, Conflict, Staged, StageIn
 from onesync.stored_tree import stored_trees
 from onesync.workers import each
@@ -246,10 +248,15 @@ class Deploy:
             self._index.commit(changes, stamps)
 
     def _stage_in(self, batches: Batches, head: Head | None, newcomers: Fold) -> None:
+        with closing(Sidecars(self._root, self._spool)) as sidecars:
+            self._take_staged(batches, head, self._staged(head, newcomers, sidecars))
+
+    def _staged(self, head: Head | None, newcomers: Fold, sidecars: Sidecars) -> Staged:
         tree = head.tree if head else Tree()
         name = head.name if head else ""
+        unwritten: dict[RelPath, Stamp] = {}
         if self._index.get("undeployed") is not None:
-            working_copy.reuse(self._root, self._index, self._scanner, tree)
+            unwritten = working_copy.reuse(self._root, self._index, self._scanner, tree, sidecars)
         elif not self._goes_on(name) and os.listdir(self._root):
             raise Halted(
                 "The working directory holds half of an older state of the folder, which went on"
@@ -259,7 +266,7 @@ class Deploy:
         asked = head.problems.keys() if head else set()
         try:
             with self._index.refilled() as rows:
-                staged = StageIn(
+                return StageIn(
                     self._replica,
                     self._root,
                     self._pool,
@@ -267,13 +274,14 @@ class Deploy:
                     rows,
                     self._link_moves(head),
                     asked,
+                    sidecars,
+                    unwritten,
                 ).run(tree, newcomers)
         except Conflict as conflict:
             raise Halted(
                 f"{conflict} stands in the working directory with another content than in OneData;"
                 " nothing was overwritten. Move it away, then start again."
             ) from conflict
-        self._take_staged(batches, head, staged)
 
     def _goes_on(self, head_name: str) -> bool:
         """Whether what was staged in so far is part of the head.

@@ -834,7 +834,10 @@ class Engine:
         self._index.set(cleaning="yes", kept=None)
         self._set_phase("cleaning")
         cleaned = working_copy.clean(
-            self._root, self._index, lambda done: self._observer.advanced(done, done)
+            self._root,
+            self._index,
+            self._spool,
+            lambda done: self._observer.advanced(done, done),
         )
         log.info("working directory cleaned", extra={"removed": cleaned.removed})
         kept = ", ".join(show(path) for path in cleaned.kept[:5])

@@ -28,10 +28,12 @@ from dataclasses import asdict, dataclass
 from urllib.parse import quote
 
 from onesync.beneath import open_plain
+from onesync.core.model import Entry, Kind, RelPath, join
 
 HEADER = b"SQLite format 3\0"
 BUSY_SECONDS = 2.0
 _HEADER_BYTES = 100
+_SMALLEST_PAGE = 512
 _VERSIONS, _ROLLBACK = slice(18, 20), b"\1\1"
 """Where the header tells the file's format, and that of a database without a log."""
 _INDEX_BYTES = 48
@@ -88,6 +90,16 @@ def is_database(path: bytes, *, was_one: bool = False) -> bool:
             return False
         raise
     return header == HEADER or (was_one and HEADER.startswith(header))
+
+
+def may_be_database(root: bytes, path: RelPath, entry: Entry) -> bool:
+    """Return whether a database stands at ``path`` beneath ``root``, of which ``entry`` may be.
+
+    Snapshots are whole pages: most other files are told apart without being opened.
+    """
+    if entry.kind is not Kind.FILE or not entry.size or entry.size % _SMALLEST_PAGE:
+        return False
+    return is_database(join(root, path))
 
 
 def _read_header(path: bytes, size: int) -> bytes:

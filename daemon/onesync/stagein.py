@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, islice
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from blake3 import blake3
@@ -50,6 +51,8 @@ from onesync.errors import LocalError
 from onesync.local import digest_local, on_this_machine, open_source, stamp_of, write_xattrs
 from onesync.replica.door import Copied, Listed, Replica
 from onesync.replica.flights import aloft
+from onesync.sidecars import Sidecars
+from onesync.snapshot import may_be_database
 
 CHANGED_OUTSIDE = "changed_outside"
 ATTRIBUTES = "attributes"
@@ -145,10 +148,13 @@ class _Wanted:
 
 
 class Conflict(Exception):
-    """A local file stands where another one should be staged in; nothing was overwritten."""
+    """A local file stands where another one should be staged in; nothing was overwritten.
 
-    def __init__(self, path: RelPath) -> None:
-        super().__init__(show(path))
+    Or a journal or log ``beside`` where its database would be another one than it is of.
+    """
+
+    def __init__(self, path: RelPath, beside: Iterable[RelPath] = ()) -> None:
+        super().__init__(" with ".join(map(show, (path, *beside))))
 
 
 class StageIn:
@@ -163,6 +169,8 @@ class StageIn:
         rows: Rows,
         moves: Sequence[tuple[bytes, bytes]] = (),
         asked: AbstractSet[RelPath] = frozenset(),
+        sidecars: Sidecars | None = None,
+        unwritten: Mapping[RelPath, Stamp] = MappingProxyType({}),
     ) -> None:
         """Prepare.
 
@@ -174,6 +182,8 @@ class StageIn:
             rows: told what came, in this thread.
             moves: (old, new) working directories: absolute links into the old follow to the new.
             asked: of which it is told whether they were copied.
+            sidecars: what stands beside databases in the working copy; None where it is new.
+            unwritten: databases that stand here, and of which OneData has snapshots all the same.
         """
         self._replica = replica
         self._root = root
@@ -182,6 +192,10 @@ class StageIn:
         self._rows = rows
         self._moves = moves
         self._asked = asked
+        self._sidecars = sidecars
+        self._unwritten = unwritten
+        self._beside: dict[RelPath, list[RelPath]] = {}
+        self._whole: dict[RelPath, Stamp] = {}
         self._tied: dict[RelPath, _Row] = {}
         self._made: set[RelPath] = set()
 
@@ -194,6 +208,7 @@ class StageIn:
         staged = Staged()
         wanted = _Wanted(tree, Tree() if newcomers is None else newcomers)
         self._look_at_all(wanted, staged)
+        self._look_beside_databases(wanted)
         self._make_directories(wanted.directories)
         names = _other_names(wanted.grouped)
         count = wanted.count - len(names)
@@ -296,6 +311,22 @@ class StageIn:
         if not wanted.tree:
             self._add_legacy_links(wanted)
         self._add_directories_above(wanted)
+
+    @on_this_machine()
+    def _look_beside_databases(self, wanted: _Wanted) -> None:
+        """Find out which databases are, with the journal or log beside them, OneData's version."""
+        if self._sidecars is None:
+            return
+        for path, names in self._sidecars.beside.items():
+            both = (wanted.tree, wanted.newcomers)
+            beside = [name for name in names if not any(name in tree for tree in both)]
+            entry = wanted.tree.get(path)
+            if beside:
+                self._beside[path] = beside
+            if beside and entry is not None and self._sidecars.is_as_pushed(path, entry.digest):
+                with _Parent(self._root, path) as parent:
+                    status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
+                self._whole[path] = stamp_of(status, Kind.FILE)
 
     def _leave_out(
         self, path: RelPath, entry: Entry, problem: Problem, wanted: _Wanted, staged: Staged
@@ -420,9 +451,11 @@ class StageIn:
     def _fetch(self, path: RelPath, entry: Entry, staged: Staged) -> _Fetched:
         # In a directory that was made just now nothing lies of an earlier, interrupted stage-in.
         is_new = parent_of(path) in self._made
-        present = None if is_new else self._finished(path, entry)
+        present = None if is_new else self._whole.get(path) or self._finished(path, entry)
         if present is not None:
             return (entry, present, None), None
+        if path in self._beside:
+            raise Conflict(path, self._beside[path])  # it would be rolled back into the new one
         temporary = join(parent_of(path), RESERVED_PREFIX + _short_digest(path))
         local = join(self._root, temporary)
         try:
@@ -514,7 +547,8 @@ class StageIn:
         """Raise Conflict where another file than the one with ``digest`` stands.
 
         An earlier stage-in may have left this very file, or a damaged copy, of which OneData has
-        another version now; nothing else is ours.
+        another version now; an earlier deployment a database that was not rolled back yet, or
+        without its log. Nothing else is ours.
         """
         try:
             present = digest_local(join(self._root, path))
@@ -522,7 +556,9 @@ class StageIn:
             return
         except OSError as error:
             raise Conflict(path) from error
-        if present.digest != digest and not is_damaged_copy(entry, present.before):
+        is_ours = is_damaged_copy(entry, present.before)
+        is_ours |= self._unwritten.get(path) == present.before
+        if present.digest != digest and not is_ours:
             raise Conflict(path)
 
     def _finished(self, path: RelPath, entry: Entry) -> Stamp | None:
@@ -535,7 +571,14 @@ class StageIn:
         except FileNotFoundError:
             return None
         same = (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns)
-        return stamp_of(status, Kind.FILE) if same else None
+        return stamp_of(status, Kind.FILE) if same and self._holds(path, entry) else None
+
+    @on_this_machine()
+    def _holds(self, path: RelPath, entry: Entry) -> bool:
+        """Whether a file that looks finished is; a database may be one that lost its journal."""
+        if not may_be_database(self._root, path, entry):
+            return True
+        return digest_local(join(self._root, path)).digest == entry.digest
 
     def _finish(self, wanted: _Wanted, staged: Staged) -> None:
         for path, entry in chain(wanted.known(Kind.LINK), wanted.links.items()):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from onesync.beneath import open_beneath
@@ -32,6 +33,8 @@ from onesync.errors import Halted
 from onesync.index import Index
 from onesync.local import digest_local
 from onesync.scanner import Scanner
+from onesync.sidecars import Sidecars
+from onesync.snapshot import may_be_database
 
 T = TypeVar("T")
 
@@ -58,54 +61,115 @@ def refuse_foreign(root: bytes) -> None:
         )
 
 
-def reuse(root: bytes, index: Index, scanner: Scanner, tree: Mapping[RelPath, Entry]) -> None:
+def reuse(
+    root: bytes,
+    index: Index,
+    scanner: Scanner,
+    tree: Mapping[RelPath, Entry],
+    sidecars: Sidecars,
+) -> dict[RelPath, Stamp]:
     """Make a cleanly undeployed copy ready for stage-in.
 
     What the manifest's ``tree`` holds differently now is removed, the rest stays and is not copied
-    again. Raises Halted, before anything is removed, when files were edited after the undeploy.
+    again. Returns the stamps of databases that nobody wrote to since: OneData has their snapshots,
+    and their own bytes are not needed. Raises Halted, before anything is removed, when files were
+    edited after the undeploy.
     """
     differences = scanner.scan((), [b""])
-    edited = sorted(path for path, found in differences.items() if path and _is_edit(root, found))
-    if edited:
+    edits = {path for path, found in differences.items() if path and _is_edit(root, found)}
+    left = _beside_databases(root, index, sidecars)
+    for path, (known, beside) in left.items():
+        if sidecars.is_as_pushed(path, known.entry.digest):
+            edits -= {path, *beside}
+        else:
+            edits |= {path, *beside}
+    if edits:
+        edited = sorted(edits)
         named = ", ".join(show(path) for path in edited[:_NAMED])
         raise Halted(
             f"{len(edited)} files in the working directory changed after the last undeploy"
             f" ({named}{', …' if len(edited) > _NAMED else ''}); nothing was overwritten. Move them"
             " away, then start again."
         )
+    unwritten: dict[RelPath, Stamp] = {}
     for path, known in index.upwards():
         entry, now = known.entry, tree.get(path)
         gone = now is None or now.kind is not entry.kind
         if gone or (entry.kind is not Kind.DIRECTORY and now != entry):
+            if path in left:
+                _remove_all(root, left[path][1])
+                del sidecars.beside[path]
             _remove(root, path, entry.kind)
+        elif known.stamp and path not in differences and may_be_database(root, path, entry):
+            unwritten[path] = known.stamp
+    return unwritten
 
 
-def clean(root: bytes, index: Index, told: Callable[[int], None]) -> Cleaned:
+def clean(root: bytes, index: Index, spool: Path, told: Callable[[int], None]) -> Cleaned:
     """Remove what OneData holds, each entry compared with the index just before.
 
-    ``told`` is called with the number removed so far. May be interrupted and done again.
+    ``spool`` is for snapshots of databases that have sidecars. ``told`` is called with the number
+    removed so far. May be interrupted and done again.
     """
     cleaned = Cleaned()
     if not os.path.lexists(root):
         return cleaned  # gone with all that was in it
     scanner = Scanner(root, index, lambda _: False)
+    with closing(Sidecars(root, spool)) as sidecars:
+        _clean(root, index, scanner, sidecars, cleaned, told)
+    cleaned.kept += [os.fsencode(name) for name in os.listdir(root)]
+    cleaned.kept = sorted(set(cleaned.kept))
+    return cleaned
+
+
+def _clean(
+    root: bytes,
+    index: Index,
+    scanner: Scanner,
+    sidecars: Sidecars,
+    cleaned: Cleaned,
+    told: Callable[[int], None],
+) -> None:
+    left = _beside_databases(root, index, sidecars)
     for path, known in index.upwards():
         try:
             seen = _with_room(root, path, partial(scanner.look, path))
             if seen is None:
                 continue
-            if not _is_known(known, seen):
-                cleaned.kept.append(path)
-            elif _remove(root, path, known.entry.kind):
+            beside = left[path][1] if path in left else []
+            if not _is_known(known, seen) or not _is_pushed(path, known, beside, sidecars):
+                cleaned.kept += [path, *beside]
+                continue
+            _remove_all(root, beside)  # before it: alone they would belong to nothing
+            if _remove(root, path, known.entry.kind):
                 cleaned.removed += 1
                 told(cleaned.removed)
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
             cleaned.kept.append(path)  # or the lock would be held for it for ever
-    cleaned.kept += [os.fsencode(name) for name in os.listdir(root)]
-    cleaned.kept = sorted(set(cleaned.kept))
-    return cleaned
+
+
+def _beside_databases(
+    root: bytes, index: Index, sidecars: Sidecars
+) -> dict[RelPath, tuple[Known, list[RelPath]]]:
+    """Return the rows of databases that have sidecars, with those that have no rows."""
+    found = {}
+    for path, names in sidecars.beside.items():
+        known = index.known(path)
+        beside = [name for name in names if index.known(name) is None]
+        if known is not None and beside and may_be_database(root, path, known.entry):
+            found[path] = (known, beside)
+    return found
+
+
+def _is_pushed(path: RelPath, known: Known, beside: list[RelPath], sidecars: Sidecars) -> bool:
+    return not beside or sidecars.is_as_pushed(path, known.entry.digest)
+
+
+def _remove_all(root: bytes, paths: Iterable[RelPath]) -> None:
+    for path in paths:
+        _remove(root, path, Kind.FILE)
 
 
 def _is_known(known: Known, seen: Stamp) -> bool:
@@ -127,9 +191,11 @@ def _same_content(root: bytes, path: RelPath, known: Known, seen: Stamp) -> bool
     same = (seen.kind, seen.target) == (entry.kind, entry.target)
     if not same or entry.kind is Kind.LINK:
         return same
-    if (seen.size, seen.mtime_ns) != (entry.size, entry.mtime_ns):
-        return False
+    # Whoever opens a database may roll it back, to what its snapshot is.
+    is_dated = seen.mtime_ns == entry.mtime_ns
     try:
+        if seen.size != entry.size or not (is_dated or may_be_database(root, path, entry)):
+            return False
         return digest_local(join(root, path)).digest == entry.digest
     except OSError:
         return False
