@@ -417,6 +417,25 @@ def test_what_changed_in_a_directory_that_was_renamed_is_flushed_too(
     undeployed(two)
 
 
+def test_a_stop_ends_the_wait_for_a_folder_that_is_another_nodes_now(
+    nodes: list[Node], store: Path
+) -> None:
+    one, two = nodes
+    one.deploy()
+    one.end(signal.SIGKILL)
+    (one.work / "late").write_bytes(b"not sent")
+    forget_lock(store)
+    two.deploy()
+    one.configure(lock__wait_seconds=3600)
+    one.start()
+    one.wait_for_phase("locking")
+    assert one.end() == 11, one.log()
+    assert "deployed elsewhere" in one.status()["problems"][0]["text"]
+    assert (one.work / "late").read_bytes() == b"not sent"
+    undeployed(two)
+    assert not (store / "late").exists()
+
+
 def test_cleaning_leaves_an_empty_working_directory(nodes: list[Node]) -> None:
     one, two = nodes
     one.configure(undeploy__clean_working_dir=True)

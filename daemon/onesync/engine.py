@@ -437,6 +437,17 @@ class Engine:
         elif self._clock.wait(self._orders.stop, seconds):
             raise StopRequested
 
+    def _gives_up(self, seconds: float) -> bool:
+        """Wait while somebody else holds the folder; returns whether a stop is asked for.
+
+        Raises StopRequested then, where nothing here waits to be flushed.
+        """
+        self._observer.alive()
+        is_stopped = self._clock.wait(self._orders.stop, seconds)
+        if is_stopped and self._index.get("staged") is None:
+            raise StopRequested
+        return is_stopped
+
     # -- deploying ------------------------------------------------------------------------------
 
     def _deploy(self) -> Batches:
@@ -445,7 +456,7 @@ class Engine:
         self._set_phase("locking")
         if (adopting := self._index.get("adopting")) is not None:
             self.lock.adopt(json.loads(adopting))
-        epoch = self.lock.acquire(self._settings.lock.wait_seconds, self._pause)
+        epoch = self.lock.acquire(self._settings.lock.wait_seconds, self._pause, self._gives_up)
         self._index.set(claimed="yes")
         self._heartbeat = Heartbeat(
             self.lock,

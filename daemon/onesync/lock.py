@@ -181,14 +181,21 @@ class Lock:
                 return self.times.beside(*told_times(beat))
         return self.times.beside(UNTOLD.suspend, UNTOLD.dead) if newest else self.times
 
-    def acquire(self, wait_seconds: float = 0, pause: Callable[[float], None] | None = None) -> int:
+    def acquire(
+        self,
+        wait_seconds: float = 0,
+        pause: Callable[[float], None] | None = None,
+        gives_up: Callable[[float], bool] | None = None,
+    ) -> int:
         """Take the lock; returns the epoch.
 
-        ``pause`` waits (default: the clock's sleep) and may raise to give up. Raises
+        ``pause`` waits (default: the clock's sleep) and may raise to give up. ``gives_up`` waits
+        where somebody else holds the folder, and returns whether that is to be all. Raises
         DeployedElsewhere with the whole story when somebody else holds it for longer than
         ``wait_seconds``, Halted when a second provider serves the folder.
         """
         self._pause = pause or self._clock.sleep
+        gives_up = gives_up or self._waits
         self._prepare()
         probed = self._begin(self._probe)
         deadline = self._clock.boottime() + wait_seconds
@@ -196,12 +203,16 @@ class Lock:
             epoch = self._try(probed)
             if isinstance(epoch, int):
                 return epoch
-            if self._clock.boottime() >= deadline:
+            left = deadline - self._clock.boottime()
+            if left <= 0 or gives_up(min(self.times.beat, left)):
                 raise DeployedElsewhere(
                     f"The folder is deployed elsewhere: {epoch.story}. Nothing was changed."
                     f" Undeploy it there, or, if that node is dead for good, {_way_out(epoch)}."
                 )
-            self._pause(min(self.times.beat, deadline - self._clock.boottime()))
+
+    def _waits(self, seconds: float) -> bool:
+        self._pause(seconds)
+        return False
 
     def beat(self, checkpoint: str | None = None) -> None:
         """Create the next beat's name, read it back, look whether the lock is ours; that confirms.
