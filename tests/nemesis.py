@@ -3,9 +3,9 @@
 The nodes run the real lock, manifest and search for the head, as threads of which one runs at a
 time. Their calls on the store take time, fail before or after they took effect, take effect late,
 never leave, come in part, and those of heartbeats ten times as often; their listings are stale;
-they are paused for longer than every time of the lock, die at any call, come back after a reboot or
-as a clone of another's disk, and a person unlocks what looks dead. What is judged is written at
-``History``.
+they are configured with different times of the lock and paused for longer than all of them, die at
+any call, come back after a reboot or as a clone of another's disk, and a person unlocks what looks
+dead. What is judged is written at ``History``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ from onesync.replica.leased import leased
 from tests.memory import MemoryReplica
 
 N = 10.0
-TIMES = LockTimes.from_timeout(N)
+TIMES = tuple(LockTimes.from_timeout(n * N) for n in (1, 2, 3))
+"""Nodes are configured differently; the person who unlocks always has the shortest.
+
+Where locks are deleted by hand all have these: what is judged there, that forks are told of,
+depends on how long an owner may write that does not know of it yet.
+"""
 _BEAT = b"/beat-"
 UNJUDGED = "unjudged to the end"
 """Histories in which a call in flight removed a successor's lock: from then on two may write."""
@@ -354,7 +359,8 @@ class Node:
 
     def _deploy(self) -> None:
         claimant = Claimant(self.name, f"{self.name}-{self.boot}", "m", "u", "/w", "/r", "0")
-        lock = Lock(self.seat, self.clock, TIMES, claimant, self.remembered, self._remember)
+        times = TIMES[0] if self.history.careless else self.world.random.choice(TIMES)
+        lock = Lock(self.seat, self.clock, times, claimant, self.remembered, self._remember)
         epoch = lock.acquire()
         life = self.current = Life(self, lock)
         self.world.counts["claims"] += 1
@@ -404,7 +410,7 @@ class Node:
     def _beat(self, life: Life) -> None:
         """What ``heartbeat.Heartbeat`` does in its thread."""
         while self.current is life:
-            self.clock.sleep(TIMES.beat)
+            self.clock.sleep(life.lock.times.beat)
             if self.current is not life:
                 return
             try:
@@ -537,7 +543,7 @@ class History:
                     self.world.counts["locks deleted"] += 1
                     continue
                 claimant = Claimant("person", "b", "m", "u", "/w", "/r", "0")
-                lock = Lock(person.seat, person.clock, TIMES, claimant, None)
+                lock = Lock(person.seat, person.clock, TIMES[0], claimant, None)
                 open_epochs = [claim.epoch for claim in lock._claims() if claim.ended is None]
                 if open_epochs:
                     lock.unlock(open_epochs[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import os
@@ -124,16 +125,20 @@ def test_another_nodes_lock_is_told_and_left_alone(nodes: list[Node]) -> None:
 
 
 def test_an_owner_who_was_silent_for_long_seems_dead(nodes: list[Node]) -> None:
+    """For long by its own times, where these are longer than those of the node that looks."""
     one, two = nodes
+    one.configure(mount__io_timeout_seconds=300)
     one.deploy()
     assert one.end(signal.SIGKILL) < 0
     lock = one.store / STATUS_FOLDER / "lock"
     text = lock.read_text()
     beat = next(line for line in text.splitlines() if line.startswith("BEAT: "))
-    lock.write_text(text.replace(beat, "BEAT: 3 2020-01-01T00:00:00+00:00"))
-    report = examined(two)
-    assert report.code == 11
-    assert "it seems dead" in report.text("lock")
+    for seconds, seems_dead in ((1000, False), (4000, True)):
+        then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)
+        lock.write_text(text.replace(beat, f"BEAT: 3 {then.isoformat(timespec='seconds')}"))
+        report = examined(two)
+        assert report.code == 11
+        assert ("it seems dead" in report.text("lock")) is seems_dead
 
 
 @pytest.mark.parametrize("place", [f"{STATUS_FOLDER}/lock", "scipion-docker/project.lock"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import json
 import os
 import threading
 from collections.abc import Callable, Set
@@ -62,9 +63,10 @@ def lock_of(
     host: str,
     remembered: Remembered | None = None,
     clock: FakeClock | None = None,
+    times: LockTimes = TIMES,
 ) -> Lock:
     claimant = Claimant(host, f"boot-{host}", f"machine-{host}", "me", "/work", "/data", "0")
-    return Lock(replica, clock or FakeClock(), TIMES, claimant, remembered)
+    return Lock(replica, clock or FakeClock(), times, claimant, remembered)
 
 
 def test_a_free_folder_is_taken_and_released_without_a_trace_of_the_lock(
@@ -799,3 +801,122 @@ def test_epochs_that_somebody_removed_hold_nothing(replica: Replica) -> None:
     put(replica, place(3, b"end.json"), b'{"format": 1, "how": "withdrawn"}')
     replica.remove(place(2))
     assert lock_of(replica, "two").acquire() == 4
+
+
+# -- nodes that are configured with other times ---------------------------------------------------
+
+SLOW = LockTimes.from_timeout(300)
+DEFAULT = LockTimes.from_timeout(120)
+"""What onesync is configured with where nobody says anything, and was when beats told no times."""
+
+
+class Meanwhile(FakeClock):
+    """A clock beside which ``lock`` beats when it is time, where it is not ``mute``."""
+
+    def __init__(self, lock: Lock, mute: bool = False) -> None:
+        super().__init__()
+        self._lock = lock
+        self._mute = mute
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        owners = self._lock._clock
+        assert isinstance(owners, FakeClock)
+        owners.now = self.now
+        if not self._mute and self._lock.age() >= self._lock.times.beat:
+            self._lock.beat()
+
+
+def owner_with(times: LockTimes, replica: Replica, beats: int = 0) -> Lock:
+    owner = lock_of(replica, "one", times=times)
+    owner.acquire(pause=lambda _: None)
+    for _ in range(beats):
+        owner.beat()
+    return owner
+
+
+def without_times(replica: Replica, epoch: int, beat: int) -> None:
+    """Leave of a beat what an earlier onesync would have written."""
+    path = place(epoch, b"beat-%06d" % beat)
+    kept = ("format", "time", "checkpoint", "token")
+    found = json.loads(replica.read(path))
+    put(replica, path, json.dumps({name: found[name] for name in kept}).encode())
+
+
+def test_a_healthy_owner_that_beats_more_slowly_than_we_is_not_unlocked(replica: Replica) -> None:
+    owner = owner_with(SLOW, replica)
+    clock = Meanwhile(owner)
+    with pytest.raises(DeployedElsewhere, match="alive"):
+        lock_of(replica, "two", clock=clock).unlock(1)
+    assert owner.may_write()
+    assert clock.now - 1000 >= SLOW.beat > TIMES.dead
+
+
+@pytest.mark.parametrize("ours", [TIMES, LockTimes.from_timeout(500)], ids=["shorter", "longer"])
+def test_unlock_watches_for_the_longer_of_both_dead_times(
+    replica: Replica, ours: LockTimes
+) -> None:
+    owner = owner_with(SLOW, replica)
+    clock = Meanwhile(owner, mute=True)
+    lock_of(replica, "two", clock=clock, times=ours).unlock(1)
+    assert clock.now - 1000 == max(ours.dead, SLOW.dead)
+    assert not owner.may_write()
+
+
+def test_a_clone_with_shorter_times_waits_for_as_long_as_the_original_may_write(
+    replica: Replica,
+) -> None:
+    """Also the same node after a reboot, whose configuration was changed meanwhile."""
+    owner = owner_with(SLOW, replica)
+    clone = clone_of(owner, replica, Meanwhile(owner, mute=True))
+    assert clone.acquire() == 2
+    assert not owner.may_write()
+    assert owner.age() >= 1.25 * SLOW.suspend, "its clock may be slower than ours"
+
+
+@pytest.mark.parametrize("act", ["unlock", "resume"])
+def test_an_owner_that_tells_no_times_has_the_default_ones_at_least(
+    replica: Replica, act: str
+) -> None:
+    owner = owner_with(DEFAULT, replica, beats=2)
+    for beat in (1, 2, 3):
+        without_times(replica, 1, beat)
+    clock = Meanwhile(owner, mute=True)
+    if act == "unlock":
+        lock_of(replica, "two", clock=clock).unlock(1)
+        assert clock.now - 1000 == DEFAULT.dead
+    else:
+        clone_of(owner, replica, clock).acquire()
+    assert not owner.may_write()
+
+
+def test_times_are_told_by_an_earlier_beat_where_the_newest_is_torn(replica: Replica) -> None:
+    owner = owner_with(SLOW, replica, beats=2)
+    put(replica, place(1, b"beat-000003"), b"\0" * 20)
+    clock = Meanwhile(owner, mute=True)
+    lock_of(replica, "two", clock=clock).unlock(1)
+    assert clock.now - 1000 == SLOW.dead
+
+
+@pytest.mark.parametrize(
+    "told",
+    [float("nan"), float("inf"), 10**400, -1, 0, True, "1", None, []],
+    ids=["nan", "inf", "huge", "negative", "none", "true", "text", "null", "list"],
+)
+@pytest.mark.parametrize("name", ["suspend", "dead"])
+def test_times_that_nobody_can_have_are_none(replica: Replica, name: str, told: object) -> None:
+    owner = owner_with(SLOW, replica)
+    path = place(1, b"beat-000001")
+    put(replica, path, json.dumps({**json.loads(replica.read(path)), name: told}).encode())
+    clock = Meanwhile(owner, mute=True)
+    lock_of(replica, "two", clock=clock).unlock(1)
+    assert clock.now - 1000 == DEFAULT.dead
+
+
+def test_a_claim_that_never_beat_is_watched_by_our_times(replica: Replica) -> None:
+    """Its owner was never permitted to write, and is fenced by the next epoch before it is."""
+    owner_with(SLOW, replica)
+    replica.remove(place(1, b"beat-000001"))
+    clock = FakeClock()
+    lock_of(replica, "two", clock=clock).unlock(1)
+    assert clock.now - 1000 == TIMES.dead

@@ -252,7 +252,7 @@ def test_a_listing_that_hides_what_no_name_leads_to(replica: Mortal, teller: str
     newest = manifest.write([change(2)], "incremental").name
     replica.hidden = (join(MANIFEST, newest.encode()),)
     name, record = (
-        (beat_name(4), Beat("now", newest, "token"))
+        (beat_name(4), Beat("now", newest, "token", 8, 10))
         if teller == "beat"
         else (b"end.json", End("undeployed", "now", newest))
     )
@@ -265,7 +265,7 @@ def test_what_a_beat_told_of_and_is_gone_is_missed_loudly(replica: Mortal) -> No
     place = join(EPOCHS, epoch_name(1))
     replica.make_directory(place)
     manifest_of(replica, 1).write([change(1)], "base")
-    record = Beat("now", "E000001-000009.jsonl.gz", "token")
+    record = Beat("now", "E000001-000009.jsonl.gz", "token", 8, 10)
     replica.write_new(join(place, beat_name(4)), encode_record(record))
     assert found(replica).ignored == [
         "E000001-000009.jsonl.gz: its owner told of it, and it is not there"

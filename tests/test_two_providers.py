@@ -94,6 +94,23 @@ def test_claims_that_cross_within_the_settle_time_stop_both(
     assert {one.is_held(), two.is_held()} == {False}
 
 
+def test_who_settles_for_long_makes_up_for_who_does_not(
+    providers: Providers, one: Lock, two: Lock
+) -> None:
+    """The first one's settle time is over before its claim gets across: it goes on, alone."""
+    others: list[str] = []
+
+    def meanwhile(_: float) -> None:
+        others.append(told(lambda: one.acquire(pause=lambda _: None)))
+        providers.exchange()
+
+    assert TWIN in told(lambda: two.acquire(pause=meanwhile))
+    assert others == [""]
+    assert (one.is_held(), two.is_held()) == (True, False)
+    providers.exchange()
+    assert TWIN in told(one.beat)
+
+
 def test_claims_during_a_partition_are_both_told_when_it_heals(
     providers: Providers, one: Lock, two: Lock, lock_on: Callable[[Mounted], Lock]
 ) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
+from onesync.core.claims import Held
 from onesync.core.diagnosis import (
     Check,
     Daemon,
@@ -323,6 +324,8 @@ class _Visit:
         lock = lock_to_look_at(self._settings, self._replica)
         holder, beat = lock.holder(), lock.last_beat()
         age = None if beat is None else time.time() - beat.timestamp()
+        if isinstance(holder, Held) and holder.epoch is not None:
+            times = lock.times_beside(holder.epoch)
         return judge_lock(holder, age, times)
 
     # -- probes --------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from onesync.core.claims import (
     EPOCHS,
+    UNTOLD,
     WITHDRAWN,
     BadRecord,
     Beat,
@@ -42,6 +43,7 @@ from onesync.core.claims import (
     parse_beat,
     parse_epoch,
     parse_lock,
+    told_times,
 )
 from onesync.core.clock import Clock
 from onesync.core.model import STATUS_FOLDER, join, printable
@@ -166,6 +168,19 @@ class Lock:
         """Whether the folder has a claim of this epoch, open or ended."""
         return self._stands(self._place(epoch))
 
+    def times_beside(self, epoch: int) -> LockTimes:
+        """Return the times by which this node watches the owner of a claim: the longer of both's.
+
+        His newest beat that can be read tells them. Only a beat permits to write, so where none
+        ever came ours will do.
+        """
+        newest = self._newest_beat(epoch)
+        for number in range(newest, max(0, newest - _KEPT_BEATS), -1):
+            with suppress(FileNotFoundError, BadRecord):
+                beat = self._replica.read(join(self._place(epoch), beat_name(number)))
+                return self.times.beside(*told_times(beat))
+        return self.times.beside(UNTOLD.suspend, UNTOLD.dead) if newest else self.times
+
     def acquire(self, wait_seconds: float = 0, pause: Callable[[float], None] | None = None) -> int:
         """Take the lock; returns the epoch.
 
@@ -257,7 +272,7 @@ class Lock:
         if claim is None:
             raise Halted(f"There is no open claim with epoch {epoch}; nothing was changed.")
         newest = self._newest_beat(epoch)
-        if self._lives(epoch, newest, self.times.dead):
+        if self._lives(epoch, newest, self.times_beside(epoch).dead):
             raise DeployedElsewhere(
                 f"Epoch {epoch} is alive: it beat just now. Nothing was changed."
             )
@@ -366,7 +381,7 @@ class Lock:
         if record is not None and record.boot_id == self._claimant.boot_id:
             return newest  # our own flock on the state directory tells that it is dead
         # As long as its last confirmed beat lets it write: or a clone and its original both would.
-        if self._lives(epoch, newest, self.times.watch):
+        if self._lives(epoch, newest, self.times_beside(epoch).watch):
             return Held(f"epoch {epoch} is ours by name but another machine keeps it alive", epoch)
         if self._judge() != ours:
             return Held(f"epoch {epoch} changed while it was watched for life", epoch)
@@ -448,7 +463,8 @@ class Lock:
         sent = self._clock.boottime()
         number = self._beat + 1
         self._remember(Remembered(record.deployment_id, record.epoch, number))
-        content = encode_record(Beat(self._now(), checkpoint, uuid.uuid4().hex))
+        suspend, dead = self.times.suspend, self.times.dead
+        content = encode_record(Beat(self._now(), checkpoint, uuid.uuid4().hex, suspend, dead))
         self._sent = sent, content
         path = join(self._place(record.epoch), beat_name(number))
         with suppress(FileExistsError):  # whose it is shows below

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeGuard
 
 from onesync.core.model import STATUS_FOLDER, printable
 
@@ -81,6 +81,20 @@ class LockTimes:
         """
         return max(self.suspend, 1.25 * self.suspend - self.settle)
 
+    def beside(self, suspend: float, dead: float) -> LockTimes:
+        """Return the times by which an owner is watched who has these, be they longer or shorter.
+
+        Ours settle: who settles for longer sees the claim of one who settled for less.
+        """
+        return replace(self, suspend=max(self.suspend, suspend), dead=max(self.dead, dead))
+
+
+UNTOLD = LockTimes.from_timeout(120)
+"""By which an owner is watched whose beats tell no times: onesync's default before they did."""
+
+_LONGEST = 1e9
+"""Seconds; no time of a lock is longer."""
+
 
 def epoch_name(epoch: int) -> bytes:
     """Return the name of an epoch's directory."""
@@ -138,11 +152,21 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A beat; ``token`` differs in every beat, so that nobody else's is taken for ours."""
+    """A beat: the permission to write for ``suspend`` seconds from before it was sent.
+
+    Attributes:
+        time: by the owner's wall clock, for people.
+        checkpoint: the last one.
+        token: differs in every beat, so that nobody else's is taken for ours.
+        suspend: of the owner's times, in seconds.
+        dead: of the owner's times, in seconds: nobody may take it for dead before.
+    """
 
     time: str
     checkpoint: str | None
     token: str
+    suspend: float
+    dead: float
 
 
 def encode_record(record: Record | End | Beat) -> bytes:
@@ -178,6 +202,24 @@ def told_checkpoint(content: bytes) -> str | None:
     except BadRecord:
         return None
     return name if isinstance(name, str) else None
+
+
+def told_times(content: bytes) -> tuple[float, float]:
+    """Return ``suspend`` and ``dead`` of the owner that sent a beat. Raises BadRecord.
+
+    One that tells none, or such as nobody has, is watched by the default ones.
+    """
+    found = _load(content)
+    suspend, dead = found.get("suspend"), found.get("dead")
+    if _is_time(suspend) and _is_time(dead):
+        return suspend, dead
+    return UNTOLD.suspend, UNTOLD.dead
+
+
+def _is_time(found: object) -> TypeGuard[float]:
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        return False
+    return 0 < found < _LONGEST
 
 
 def _load(content: bytes) -> dict[str, Any]:
