@@ -10,6 +10,7 @@ import gzip
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -24,6 +25,7 @@ from blake3 import blake3
 
 from onesync import working_copy
 from onesync.clock import SystemClock
+from onesync.core.blocks import BlockHasher, Blocks
 from onesync.core.chain import Damaged, Noted, Position, Set, apply, decode
 from onesync.core.claims import Claim, Held, Record, judge
 from onesync.core.model import STATUS_FOLDER, Entry, Kind, Problem, RelPath, show
@@ -35,6 +37,7 @@ from onesync.local import digest_local, stamp_of
 from onesync.manifest import MANIFEST, Manifest
 from onesync.pins import Pins
 from onesync.recovery import REFUSED, TORN, settle
+from onesync.replica.door import Listed, Replica
 from onesync.replica.folder import FolderReplica
 from onesync.snapshot import Snapshots, Taken, is_database
 from onesync.stagein import Conflict, StageIn
@@ -198,12 +201,23 @@ def test_stage_in_reads_through_no_link_of_the_replica(
     assert {path.name for path in work.iterdir()} == {"plain"}
 
 
+PRECIOUS = b"precious"
+SOURCE = b"precious and more"
+
+
+def blocks_of(content: bytes) -> Blocks:
+    hasher = BlockHasher(65_536)
+    hasher.update(content)
+    return hasher.blocks()
+
+
 CALLS: dict[str, Callable[[FolderReplica, bytes, bytes], object]] = {
     "look": lambda r, p, s: r.look(p),
     "list": lambda r, p, s: r.list(p.rpartition(b"/")[0] or p),
     "names": lambda r, p, s: r.names(p.rpartition(b"/")[0] or p),
     "read": lambda r, p, s: r.read(p),
     "digest": lambda r, p, s: r.digest(p),
+    "arrived": lambda r, p, s: r.arrived([p]),
     "fetch": lambda r, p, s: r.fetch(p, s + b".new", 0o644, 1),
     "put": lambda r, p, s: r.put(s, p + b".new"),
     "write_new": lambda r, p, s: r.write_new(p + b".new", b"x"),
@@ -214,25 +228,75 @@ CALLS: dict[str, Callable[[FolderReplica, bytes, bytes], object]] = {
     "rename away": lambda r, p, s: r.rename(p, b"stolen"),
     "rename in": lambda r, p, s: r.rename(b"plain/file", p + b".new"),
     "truncate": lambda r, p, s: r.truncate(p, 0),
-    "append": lambda r, p, s: r.append(s, p, 8, blake3(b"precious").hexdigest()),
-    "undo": lambda r, p, s: r.undo(p, b"plain/file", 1),
+    "append": lambda r, p, s: r.append(s, p, 8, blake3(PRECIOUS).hexdigest()),
+    "write_undo of": lambda r, p, s: r.write_undo(p, b"copied", 8, blocks_of(PRECIOUS), (0,)),
+    "write_undo in": lambda r, p, s: r.write_undo(
+        b"plain/file", p + b".new", 7, blocks_of(b"content"), (0,)
+    ),
+    "patch": lambda r, p, s: r.patch(s, p, blocks_of(SOURCE), (0,), len(SOURCE)),
+    "undo of": lambda r, p, s: r.undo(p, b"undo", 8),
+    "undo by": lambda r, p, s: r.undo(b"plain/eight", p + b".undo", 8),
 }
+NO_PATHS = {"identify", "compare"}
+"""Of the replica's calls those that take no path of it."""
+
+
+@pytest.fixture
+def reached(
+    folder: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, bytes], bool]:
+    """Make a call on a path; returns whether it revealed or changed anything.
+
+    What it may reveal or change stands in ``outside``, and likewise in ``real``, in the folder.
+    """
+    source = folder.parent / "source"
+    source.write_bytes(SOURCE)
+    old = undo_file(b"x" * 8, length=8)
+    (folder / "undo").write_bytes(old)
+    (folder / "plain" / "eight").write_bytes(b"eight...")
+    for file in (outside / "file", outside / "inner" / "file"):
+        file.with_name("file.undo").write_bytes(old)
+        os.setxattr(file, "user.progress", b"100%")
+    (folder / "alias.undo").symlink_to(outside / "file.undo")
+    shutil.copytree(outside, folder / "real")
+    monkeypatch.setattr("onesync.replica.folder._PROGRESS", "user.progress")
+
+    def reached(name: str, path: bytes) -> bool:
+        before = picture(folder.parent)
+        result = None
+        with suppress(OSError):
+            result = CALLS[name](FolderReplica(os.fsencode(folder)), path, os.fsencode(source))
+        is_told = bool(result) and result not in ((False,), Listed(path, Kind.LINK, 0))
+        return is_told or picture(folder.parent) != before
+
+    return reached
+
+
+def test_every_call_on_the_replica_is_attacked() -> None:
+    calls = {name for name in vars(Replica) if not name.startswith("_")}
+    assert {name.split()[0] for name in CALLS} == calls - NO_PATHS
+
+
+@pytest.mark.parametrize("path", [b"real/file", b"real/inner/file"])
+@pytest.mark.parametrize("name", CALLS)
+def test_every_call_on_the_replica_reaches_what_no_link_leads_to(
+    reached: Callable[[str, bytes], bool], name: str, path: bytes
+) -> None:
+    """Or else the next test would prove nothing."""
+    assert reached(name, path)
 
 
 @pytest.mark.parametrize("path", [b"door/file", b"door/inner/file", b"../outside/file", b"alias"])
 @pytest.mark.parametrize("name", CALLS)
 def test_no_call_on_the_replica_goes_through_a_link(
-    folder: Path, outside: Path, tmp_path: Path, name: str, path: bytes
+    reached: Callable[[str, bytes], bool], outside: Path, name: str, path: bytes
 ) -> None:
     before = picture(outside)
-    source = tmp_path / "source"
-    source.write_bytes(b"precious and more")
-    result = None
-    with suppress(OSError):
-        result = CALLS[name](FolderReplica(os.fsencode(folder)), path, os.fsencode(source))
+    was_reached = reached(name, path)
     assert picture(outside) == before
-    if name in ("read", "digest", "fetch", "append"):
-        assert result is None
+    # A link itself may be removed or renamed, and beside it all is the folder's own.
+    beside = ("remove", "unlink", "rename away", "rename in", "put", "write_new", "make_directory")
+    assert not was_reached or (path == b"alias" and name in (*beside, "write_undo in"))
 
 
 def test_cleaning_removes_nothing_behind_a_link(work: Path, outside: Path, tmp_path: Path) -> None:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from onesync import inspect
+from onesync.core.chain import Head, Position
+from onesync.inspect import find_damage, verify_folder
+from onesync.intent import Intent
+from onesync.replica.children import ChildrenReplica
+from onesync.settings import Settings
+from onesync.verify import Finding
 from tests.node import Node, picture
 from tests.test_program import fill
 
@@ -75,3 +84,126 @@ def test_scrub_needs_the_daemon(nodes: list[Node]) -> None:
     done = nodes[0].command("scrub")
     assert done.returncode == 1
     assert "not running" in done.stderr
+
+
+# -- beside a live project ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside(one: Node, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]], None]:
+    """Has something done each time that the manifest was read; it is told how often that was."""
+
+    def begin(act: Callable[[int], None]) -> None:
+        read, times = inspect._head, iter(range(1, 99))
+
+        def then(replica: ChildrenReplica) -> Head:
+            head = read(replica)
+            act(next(times))
+            return head
+
+        monkeypatch.setattr(inspect, "_head", then)
+
+    monkeypatch.setattr(inspect, "_PAUSES", (0.0,) * len(inspect._PAUSES))
+    (one.work / "other").write_bytes(b"other" * 1000)
+    assert one.flush() == 0
+    return begin
+
+
+def settings_of(node: Node) -> Settings:
+    return Settings(**tomllib.loads(node.config.read_text()))
+
+
+def damage(node: Node) -> list[list[tuple[bytes, str]]]:
+    """Return what can be mended, what is lost and what never held still."""
+    found = find_damage(settings_of(node), lambda *_: None, lambda _: None)
+    return [[(finding.path, finding.text) for finding in part] for part in found]
+
+
+def differences(node: Node) -> list[Finding]:
+    return verify_folder(settings_of(node), True, lambda *_: None, lambda _: None)
+
+
+def pushes(node: Node, only_at: int | None = None) -> Callable[[int], None]:
+    """Return what changes, adds, moves and removes files, and waits until OneData has it."""
+
+    def act(number: int) -> None:
+        if only_at in (None, number):
+            (node.work / "other").write_bytes(os.urandom(5000))
+            (node.work / f"new{number}").write_bytes(b"new")
+            (node.work / MIC).unlink(missing_ok=True)
+            (node.work / "Runs/000001_Import/logs").mkdir(exist_ok=True)
+            (node.work / "Runs/000001_Import/logs").rename(node.work / f"logs{number}")
+            assert node.flush() == 0, node.log()
+
+    return act
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_what_is_pushed_or_removed_meanwhile_is_neither_damaged_nor_lost(
+    one: Node, beside: Callable[[Callable[[int], None]], None], at: int
+) -> None:
+    (one.store / "project.sqlite").write_bytes(b"short")
+    beside(pushes(one, at))
+    assert damage(one) == [[(b"project.sqlite", damage_of(one, b"project.sqlite"))], [], []]
+
+
+def damage_of(one: Node, path: bytes) -> str:
+    size = (one.store / os.fsdecode(path)).stat().st_size
+    found = next(f for f in differences(one) if f.path == path and f.where == "replica")
+    assert found.text.startswith(f"has {size} of ")
+    return found.text
+
+
+def test_what_is_pushed_or_removed_meanwhile_is_no_difference(
+    one: Node, beside: Callable[[Callable[[int], None]], None]
+) -> None:
+    beside(pushes(one, 1))
+    assert differences(one) == []
+
+
+def test_what_changes_whenever_it_is_looked_at_is_told_as_such(
+    one: Node, beside: Callable[[Callable[[int], None]], None]
+) -> None:
+    looks: list[int] = []
+    push = pushes(one)
+
+    def act(number: int) -> None:
+        looks.append(number)
+        push(number)
+
+    beside(act)
+    mendable, lost, moving = damage(one)
+    assert (mendable, lost) == ([], [])
+    assert [path for path, _ in moving] == [b"other"]
+    assert "in the middle of a change" in moving[0][1]
+    assert len(looks) == 1 + len(inspect._PAUSES), "it does not look for ever"
+
+
+def test_what_a_batch_under_way_changes_is_not_called_lost(
+    one: Node, beside: Callable[[Callable[[int], None]], None]
+) -> None:
+    """It was replaced, and the checkpoint is yet to come."""
+    other = one.store / "other"
+    whole = other.read_bytes()
+    intent = Intent(Position(99, 1), replace=[(b"other", b".onesync~E000099-000001~1")])
+    note = one.store / os.fsdecode(intent.path)
+
+    def act(number: int) -> None:
+        if number == 1:
+            note.write_bytes(intent.encode())
+            other.unlink()
+        elif number == 3:
+            other.write_bytes(whole)
+            note.unlink()
+
+    beside(act)
+    assert damage(one) == [[], [], []]
+
+
+def test_a_scrub_that_finds_nothing_reads_the_manifest_once(
+    one: Node, beside: Callable[[Callable[[int], None]], None]
+) -> None:
+    looks: list[int] = []
+    beside(looks.append)
+    assert damage(one) == [[], [], []]
+    assert looks == [1]

@@ -288,7 +288,7 @@ def scrub(config: Config = None, instance: Instance = None) -> None:
     settings = _let_in(config, instance)
     _ask(settings, "status")
     with shown("scrub") as bar:
-        mendable, lost = find_damage(settings, bar.advanced, bar.copied)
+        mendable, lost, moving = find_damage(settings, bar.advanced, bar.copied)
     for finding in mendable:
         _ask(settings, "doubt", path=finding.path.decode("utf-8", "surrogateescape"))
         typer.echo(f"{show(finding.path)} {finding.text}: sent anew")
@@ -298,13 +298,19 @@ def scrub(config: Config = None, instance: Instance = None) -> None:
             " from a backup",
             err=True,
         )
+    for finding in moving:
+        typer.echo(
+            f"{show(finding.path)} {finding.text}: whether it is damaged shows when it rests."
+            " Nothing was changed; scrub again then",
+            err=True,
+        )
     if mendable and not (reply := _ask(settings, "flush")).get("ok"):
         typer.echo(
             f"Not sent: {printable(str(reply.get('reason')))}; it is sent with the next flush.",
             err=True,
         )
         raise typer.Exit(1)
-    if not mendable and not lost:
+    if not mendable and not lost and not moving:
         typer.echo("No damage.")
     raise typer.Exit(3 if lost else 0)
 

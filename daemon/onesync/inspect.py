@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from pathspec import PathSpec
 
-from onesync.core.model import Entry, Kind, RelPath, join
+from onesync.core.chain import Head, Position
+from onesync.core.model import Entry, Kind, RelPath, join, lies_in
 from onesync.deletions import fingerprint
 from onesync.errors import Halted, MountNotThere
 from onesync.index import HELD_SINCE, Index, is_lost
+from onesync.intent import INTENTS, Intent, NewerFormat
 from onesync.local import digest_local
 from onesync.manifest import read_head
 from onesync.replica.children import ChildrenReplica
@@ -22,11 +26,14 @@ from onesync.settings import Settings
 from onesync.snapshot import is_database
 from onesync.verify import Finding, Verification
 
+_PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0)
+"""Seconds before the manifest is read again, each time that something was changing."""
+
 
 def read_manifest(settings: Settings) -> Mapping[RelPath, Entry]:
     """Return every entry of the newest checkpoint. Raises MountNotThere, or Halted without one."""
     with opened(settings) as replica:
-        return _tree(replica)
+        return _head(replica).tree
 
 
 def had_copy(settings: Settings) -> bool:
@@ -85,25 +92,27 @@ def verify_folder(
     excluded = PathSpec.from_lines("gitignore", settings.push.exclude)
     workers = settings.push.workers
     with opened(settings) as replica, ThreadPoolExecutor(workers) as pool:
-        verification = Verification(replica, _tree(replica), pool, content, advanced, copied)
+        root = os.fsencode(settings.working_dir.resolve())
+        head = _head(replica)
+        verification = Verification(replica, head.tree, pool, content, advanced, copied)
         findings = list(verification.of_replica())
         if path.exists():
             with closing(Index(path, readonly=True)) as index:
                 if index.get("staged") is not None or index.get("undeployed") is not None:
-                    root = os.fsencode(settings.working_dir.resolve())
                     findings += verification.of_working_copy(
                         root, index, lambda p: excluded.match_file(os.fsdecode(p))
                     )
-        return findings
+        standing, moving = _confirmed(replica, root, pool, content, head.position, findings)
+        return standing + moving
 
 
 def find_damage(
     settings: Settings, advanced: Callable[[int, int], None], copied: Callable[[int], None]
-) -> tuple[list[Finding], list[Finding]]:
+) -> tuple[list[Finding], list[Finding], list[Finding]]:
     """Read everything in OneData and return what is damaged there.
 
-    Returns two lists: what the working copy has as the manifest says, or has changed since, and so
-    can mend; and what is as bad in the working copy.
+    Returns three lists: what the working copy has as the manifest says, or has changed since, and
+    so can mend; what is as bad in the working copy; and what was changing at every look.
     """
     root = os.fsencode(settings.working_dir.resolve())
     with (
@@ -111,11 +120,73 @@ def find_damage(
         ThreadPoolExecutor(settings.push.workers) as pool,
         closing(Index(settings.state_dir / "index.sqlite", readonly=True)) as index,
     ):
-        tree = _tree(replica)
-        verification = Verification(replica, tree, pool, True, advanced, copied)
-        damaged = [finding for finding in verification.of_replica() if finding.is_damage]
-        mendable = [f for f in damaged if _has_good_copy(root, f.path, tree[f.path], index)]
-    return mendable, [finding for finding in damaged if finding not in mendable]
+        head = _head(replica)
+        verification = Verification(replica, head.tree, pool, True, advanced, copied)
+        found = [finding for finding in verification.of_replica() if finding.is_damage]
+        standing, moving = _confirmed(replica, root, pool, True, head.position, found)
+        mendable: list[Finding] = []
+        lost: list[Finding] = []
+        for finding in standing:
+            if finding.is_damage and finding.entry is not None:
+                has_good_copy = _has_good_copy(root, finding.path, finding.entry, index)
+                (mendable if has_good_copy else lost).append(finding)
+    return mendable, lost, moving
+
+
+def _confirmed(
+    replica: ChildrenReplica,
+    root: bytes,
+    pool: ThreadPoolExecutor,
+    content: bool,
+    compared: Position,
+    findings: list[Finding],
+) -> tuple[list[Finding], list[Finding]]:
+    """Return which findings the newest checkpoint confirms, and which never held still for that.
+
+    The manifest was read, up to the checkpoint ``compared``, before everything else was: what was
+    pushed or removed meanwhile differs from it and is looked at again, some seconds if need be.
+    """
+    standing: list[Finding] = []
+    for pause in _PAUSES:
+        if not findings:
+            break
+        time.sleep(pause)
+        # The intents before the head: of a batch whose intent is gone the checkpoint stands.
+        under_way = _under_way(replica, compared)
+        head = _head(replica)
+        moving: list[Finding] = []
+        for finding in findings:
+            (moving if _moves(finding, head.tree, under_way) else standing).append(finding)
+        verification = Verification(replica, head.tree, pool, content)
+        findings = list(verification.of_replica([f.path for f in moving if f.where == "replica"]))
+        local = [f.path for f in moving if f.where != "replica"]
+        findings += verification.of_local_contents(root, local)
+        compared = head.position
+    return standing, [replace(f, text=f"{f.text}, in the middle of a change") for f in findings]
+
+
+def _moves(finding: Finding, tree: Mapping[RelPath, Entry], under_way: Set[RelPath]) -> bool:
+    """Whether a finding may be one only because something was pushed or removed meanwhile."""
+    if finding.where != "replica":
+        return finding.entry is not None and finding.entry != tree.get(finding.path)
+    return finding.entry != tree.get(finding.path) or lies_in(finding.path, under_way)
+
+
+def _under_way(replica: ChildrenReplica, compared: Position) -> Set[RelPath]:
+    """Return the paths that batches after ``compared`` change now, or what died there left so."""
+    found: set[RelPath] = set()
+    with suppress(FileNotFoundError):
+        for name in replica.names(INTENTS):
+            # What is no intent, or is not there to its end, stands for no change.
+            with suppress(FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError):
+                try:
+                    intent = Intent.decode(replica.read(join(INTENTS, name)))
+                except NewerFormat:
+                    found.add(b"")  # for all that we know it changes anything
+                else:
+                    if intent.is_removal or intent.position > compared:
+                        found |= intent.touched()
+    return found
 
 
 def _has_good_copy(root: bytes, path: RelPath, entry: Entry, index: Index) -> bool:
@@ -134,14 +205,14 @@ def _has_good_copy(root: bytes, path: RelPath, entry: Entry, index: Index) -> bo
     return is_newer or found.digest == entry.digest
 
 
-def _tree(replica: ChildrenReplica) -> Mapping[RelPath, Entry]:
+def _head(replica: ChildrenReplica) -> Head:
     try:
         head = read_head(replica)
     except FileNotFoundError:
         head = None
     if head is None:
         raise Halted("The folder has no manifest: onesync never deployed it.")
-    return head.tree
+    return head
 
 
 @contextmanager

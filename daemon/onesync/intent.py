@@ -81,6 +81,13 @@ class Intent:
         """Whether the batch touches more than the manifest, where alone links and modes are."""
         return any(getattr(self, name) for name in (*self._PARTS, *self._SINGLE, "gone"))
 
+    def touched(self) -> set[RelPath]:
+        """Return the users' paths that the batch may change, of directories the topmost."""
+        beside = {target for target, _ in (*self.new, *self.replace, *self.remove, *self.patch)}
+        known = {path for path, _, _ in (*self.create, *self.gone)}
+        grown = {path for path, _ in self.append}
+        return beside.union(known, grown, self.make, self.promise, *self.rename)
+
     def encode(self) -> bytes:
         """Return the intent's file content: JSON, paths without loss."""
         parts = {

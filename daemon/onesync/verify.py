@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,13 +20,15 @@ _SHORT = 12
 class Finding:
     """One difference; ``where`` is ``working copy`` or ``replica``, against the manifest.
 
-    Damage is where the replica does not hold what the manifest says.
+    Damage is where the replica does not hold what the manifest says. ``entry`` is what that was for
+    this path; None where it has none, and where the working copy was compared with the index.
     """
 
     path: RelPath
     where: str
     text: str
     is_damage: bool = False
+    entry: Entry | None = None
 
 
 class Verification:
@@ -52,19 +54,25 @@ class Verification:
         self._pool = pool
         self._content = content
 
-    def of_replica(self) -> Iterator[Finding]:
-        """Yield where the replica differs from the manifest."""
-        listed = dict(listing(self._replica, self._pool))
+    def of_replica(self, only: Collection[RelPath] | None = None) -> Iterator[Finding]:
+        """Yield where the replica differs from the manifest, or where ``only`` these paths do."""
+        if only is None:
+            listed = dict(listing(self._replica, self._pool))
+            wanted = sorted(self._tree.items())
+        else:
+            looks = zip(only, self._pool.map(self._replica.look, only), strict=True)
+            listed = {path: found for path, found in looks if found is not None}
+            wanted = [(path, self._tree[path]) for path in only if path in self._tree]
         files = []
-        for path, entry in sorted(self._tree.items()):
+        for path, entry in wanted:
             if entry.kind is Kind.LINK:
                 continue
             found = listed.get(path) or self._replica.look(path)
             if found is None or found.kind is not entry.kind:
-                yield Finding(path, "replica", "is missing", is_damage=True)
+                yield Finding(path, "replica", "is missing", is_damage=True, entry=entry)
             elif entry.kind is Kind.FILE and found.size != entry.size:
                 text = f"has {found.size} of {entry.size} bytes"
-                yield Finding(path, "replica", text, is_damage=True)
+                yield Finding(path, "replica", text, is_damage=True, entry=entry)
             elif entry.kind is Kind.FILE:
                 files.append(path)
         for path in sorted(listed.keys() - self._tree.keys()):
@@ -90,22 +98,27 @@ class Verification:
         for problem in scanner.problems.values():
             yield Finding(problem.path, "working copy", problem.kind)
         if self._content:
-            files = [p for p, e in sorted(self._tree.items()) if e.kind is Kind.FILE]
-            yield from self._contents(files, "working copy", lambda p: _local(join(root, p)))
+            yield from self.of_local_contents(root, self._tree.keys())
+
+    def of_local_contents(self, root: bytes, only: Collection[RelPath]) -> Iterator[Finding]:
+        """Yield which of ``only`` these paths' files have other contents than the manifest says."""
+        entries = ((path, self._tree.get(path)) for path in sorted(only))
+        files = [path for path, entry in entries if entry and entry.kind is Kind.FILE]
+        yield from self._contents(files, "working copy", lambda p: _local(join(root, p)))
 
     def _contents(
         self, files: list[RelPath], where: str, digest: Callable[[RelPath], tuple[str, int]]
     ) -> Iterator[Finding]:
         def compare(path: RelPath) -> Finding | None:
-            expected = self._tree[path].digest
+            entry = self._tree[path]
             try:
                 found, _ = digest(path)
             except OSError as error:
-                return Finding(path, where, f"cannot be read: {error.strerror}")
-            if found == expected:
+                return Finding(path, where, f"cannot be read: {error.strerror}", entry=entry)
+            if found == entry.digest:
                 return None
-            text = f"has other content ({found[:_SHORT]}…, expected {expected[:_SHORT]}…)"
-            return Finding(path, where, text, is_damage=where == "replica")
+            text = f"has other content ({found[:_SHORT]}…, expected {entry.digest[:_SHORT]}…)"
+            return Finding(path, where, text, is_damage=where == "replica", entry=entry)
 
         for number, found in enumerate(self._pool.map(compare, files), 1):
             self._copied(self._tree[files[number - 1]].size)
