@@ -571,11 +571,17 @@ def test_a_mount_of_somebody_else_is_refused_unless_it_lets_others_in(
     mount.refuse_private(Path("/mnt/o/p"))
 
 
-def test_the_table_of_mounts_tells_what_a_path_lies_on() -> None:
+def test_the_table_of_mounts_tells_what_a_path_lies_on(tmp_path: Path) -> None:
     assert is_mount_point("/")
     assert is_mount_point("/proc")
     assert not is_mount_point("/proc/self")
     assert not is_mount_point("/pro")
+    (tmp_path / "link").symlink_to("/")
+    (tmp_path / "loop").symlink_to("loop")
+    assert is_mount_point(f"{tmp_path}/link/proc")
+    assert is_mount_point(f"{tmp_path}/link")
+    assert not is_mount_point(f"{tmp_path}/loop")
+    assert mount_of(f"{tmp_path}/link/proc/self/status").type == "proc"
     assert mount_of("/proc/self/status").type == "proc"
     assert mount_of("/nowhere/at/all").point == "/"
 
