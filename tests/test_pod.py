@@ -20,6 +20,7 @@ import pytest
 from onesync.mounts import is_mount_point
 from tests.machine import lacks
 from tests.node import SOON
+from tests.standin.client import TOKEN, client, switches
 
 ROOT = Path(__file__).parents[1]
 _PARSED = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))"
@@ -76,30 +77,21 @@ class Pod:
 
     def __init__(self, home: Path, snippet: str) -> None:
         self.backing = home / "backing"
-        self.backing.mkdir()
-        (home / "token").write_text("t")
-        programs = home / "bin"
-        programs.mkdir()
-        client = programs / "oneclient"
-        client.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.standin.oneclient "$@"\n')
-        client.chmod(0o755)
+        environment = client(home)
         self.point = home / f"onedata-{home.name}"
-        self.control = Path("/tmp") / f"onedata-{self.point.name}"
+        self.control = switches(self.point)
         assert POINT in snippet
         self._command = ["sh", "-c", snippet.replace(POINT, str(self.point))]
-        self._environment = os.environ | {
-            "PATH": f"{programs}:{os.environ['PATH']}",
-            "ONEDATA_STANDIN": str(home),
+        self._environment = environment | {
             "ONECLIENT_PROVIDER_HOST": "provider.test",
-            "ONECLIENT_ACCESS_TOKEN": "t",
+            "ONECLIENT_ACCESS_TOKEN": TOKEN,
         }
         self._said = home / "said"
+        self.program = home / "bin" / "oneclient"
 
     def start(self) -> subprocess.Popen[bytes]:
         with self._said.open("ab") as said:
-            return subprocess.Popen(
-                self._command, env=self._environment, stdout=said, stderr=said, cwd=ROOT
-            )
+            return subprocess.Popen(self._command, env=self._environment, stdout=said, stderr=said)
 
     def said(self) -> str:
         return self._said.read_text()
@@ -167,8 +159,7 @@ def test_a_client_that_dies_ends_its_container_and_the_next_one_mounts(pod: Pod)
 
 
 def test_a_client_that_has_not_mounted_yet_just_ends(pod: Pod) -> None:
-    client = Path(pod._environment["PATH"].split(":")[0]) / "oneclient"
-    client.write_text("#!/bin/sh\necho begun\nexec sleep 60\n")
+    pod.program.write_text("#!/bin/sh\necho begun\nexec sleep 60\n")
     process = pod.start()
     try:
         deadline = time.monotonic() + SOON

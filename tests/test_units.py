@@ -127,6 +127,7 @@ def test_one_broken_file_costs_no_other_instance_its_drop_in(
     (etc / "onesync.toml.example").write_text(good)
     generator.generate(str(tmp_path / "out"))
     made = sorted(os.listdir(tmp_path / "out"))
+    assert made.pop(0) == "multi-user.target.wants"
     units = [f"{unit}@good.service.d" for unit in ("oneclient", "onesync", "onesync-prepare")]
     assert made == sorted(units)
     names = ("bad", "endless", "evil", "late", "worse")
@@ -135,6 +136,32 @@ def test_one_broken_file_costs_no_other_instance_its_drop_in(
     text = (tmp_path / "out" / units[1] / "10-instance.conf").read_text()
     assert "User=onesync\n" in text, "the unit's own"
     assert "User=" not in (tmp_path / "out" / units[2] / "10-instance.conf").read_text(), "root's"
+
+
+def test_a_node_with_an_instance_boots_the_target_and_no_instance_starts_the_others(
+    etc: Path, tmp_path: Path
+) -> None:
+    """As a want of the instance the target would start all that a person has stopped."""
+    place = tmp_path / "out"
+    generator.generate(str(place))
+    assert not place.exists()
+    for name in ("p", "q"):
+        (etc / f"{name}.toml").write_text('working_dir = "/srv/p"\nonedata_dir = "/mnt/p/p"\n')
+    generator.generate(str(place))
+    link = place / "multi-user.target.wants" / "onesync.target"
+    assert link.readlink().name == "onesync.target"
+    unit = (ROOT / "systemd" / "onesync@.service").read_text()
+    pulls = [line for line in unit.splitlines() if re.match("Wants|Requires|BindsTo|Upholds", line)]
+    assert [line for line in pulls if "onesync.target" in line] == []
+    if shutil.which("systemd-analyze") is None:
+        return
+    # systemd follows it: a target that says something wrong is found by whoever looks at the boot.
+    (place / "onesync.target").write_text("[Unit]\nNoSuchKey=1\n")
+    (place / "multi-user.target").write_text("[Unit]\nDescription=boot\n")
+    found = os.environ | {"SYSTEMD_UNIT_PATH": f"{place}:"}
+    words = ["systemd-analyze", "verify", "--man=no", "multi-user.target"]
+    told = subprocess.run(words, env=found, capture_output=True, text=True, check=False).stderr
+    assert re.search(r"onesync\.target:2: .*NoSuchKey", told), told
 
 
 def test_a_file_that_others_can_change_is_no_configuration_of_root(
@@ -571,11 +598,17 @@ def test_a_mount_of_somebody_else_is_refused_unless_it_lets_others_in(
     mount.refuse_private(Path("/mnt/o/p"))
 
 
-def test_the_table_of_mounts_tells_what_a_path_lies_on() -> None:
+def test_the_table_of_mounts_tells_what_a_path_lies_on(tmp_path: Path) -> None:
     assert is_mount_point("/")
     assert is_mount_point("/proc")
     assert not is_mount_point("/proc/self")
     assert not is_mount_point("/pro")
+    (tmp_path / "link").symlink_to("/")
+    (tmp_path / "loop").symlink_to("loop")
+    assert is_mount_point(f"{tmp_path}/link/proc")
+    assert is_mount_point(f"{tmp_path}/link")
+    assert not is_mount_point(f"{tmp_path}/loop")
+    assert mount_of(f"{tmp_path}/link/proc/self/status").type == "proc"
     assert mount_of("/proc/self/status").type == "proc"
     assert mount_of("/nowhere/at/all").point == "/"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 
 from onesync.errors import ConfigurationError
 from onesync.instance import CONFIGURATIONS, SHARED, Instance, file_of, is_beneath, read
@@ -23,7 +24,7 @@ _ODD = re.compile(r"\A\.|[^A-Za-z0-9:_./]")
 
 
 def generate(target: str) -> None:
-    """Write the drop-ins of all instances into ``target``; one that is broken gets none."""
+    """Write what all instances need into the directory ``target``; one that is broken gets none."""
     for name in instances():
         try:
             instance = read(name, for_root=True)
@@ -36,6 +37,7 @@ def generate(target: str) -> None:
             ("onesync-prepare", prepare_lines(instance)),
         ):
             _write(target, f"{unit}@{name}.service", lines)
+        _boot_target(target)
 
 
 def instances() -> list[str]:
@@ -141,6 +143,18 @@ def quoted(path: str) -> str:
     """Return a path as one word of a unit file."""
     escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"'
+
+
+def _boot_target(target: str) -> None:
+    """Let the boot bring up onesync.target.
+
+    An instance that wanted it would, with it, start those that a person has stopped; 'systemctl
+    disable' of one would, by Also=, take it from all.
+    """
+    place = f"{target}/multi-user.target.wants"
+    os.makedirs(place, exist_ok=True)
+    with suppress(FileExistsError):
+        os.symlink("/usr/lib/systemd/system/onesync.target", f"{place}/onesync.target")
 
 
 def _write(target: str, unit: str, lines: Iterable[str]) -> None:

@@ -15,10 +15,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 from onesync.errors import ConfigurationError, MountNotThere
 from onesync.instance import Instance, Oneclient, file_of, read
-from onesync.mounts import TABLE, is_mount_point
+from onesync.mounts import TABLE, is_mount_point, without_links
 from onesync.systemd import STOP_SIGNALS, Notifier
 
 _BUSY_SECONDS = 5.0
@@ -42,10 +43,10 @@ def keep_mounted(name: str) -> None:
             f"{file_of(name)} has no host in [oneclient], so there is nothing to mount; nothing was"
             " changed."
         )
-    point = instance.oneclient.mount_point
+    point = without_links(instance.oneclient.mount_point)  # fusermount follows none at its end
     _clear(point)
     waiting = _Waiting()
-    client = _started(instance, instance.oneclient, _token(name))
+    client = _started(instance, replace(instance.oneclient, mount_point=point), _token(name))
     waiting.watch(client)
     while not is_mount_point(point) and client.poll() is None and not waiting.is_asked:
         waiting.wait(None)

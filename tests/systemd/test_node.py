@@ -191,6 +191,7 @@ def test_a_file_and_an_enable_deploy_at_boot_before_the_workload(node: Container
     assert (node.work / "p" / "before").stat().st_uid == node.users["scipion"]
     assert (node.work / "p" / "copied").stat().st_mode & 0o777 == 0o600
     assert node.show("NRestarts") == "0"
+    node.wait_for(lambda: state(node, "onesync.target") == "active", "what stands for all of them")
     program = node.run("cat", f"/proc/{node.show('MainPID')}/cmdline").stdout
     assert program.startswith("/usr/lib/onesync/bin/python3\0-I\0/usr/bin/onesync"), "the package's"
     # Of the broken one beside them the generator told before there was a log, and made none.
@@ -552,7 +553,7 @@ def test_a_stop_gives_another_node_everything(tmp_path: Path, installed: Path) -
             assert first.run("systemctl", "start", "onesync@p.service").returncode != 0
             assert first.show("ExecMainStatus") == "11", "it is the other node's"
             second.systemctl("stop", "onesync.target")
-            for unit in ("onesync@p.service", "oneclient@p.service"):
+            for unit in ("onesync@p.service", "oneclient@p.service", "onesync.target"):
                 second.wait_for(lambda unit=unit: state(second, unit) == "inactive", unit)
             assert not (second.backing / "p" / STATUS / "lock").exists()
             assert second.run("ls", "-A", "/mnt/onedata/p").stdout == "", "unmounted"
