@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import pytest
+from hypothesis import example, given
 from hypothesis import strategies as st
+from pathspec import PathSpec
 
 from onesync.core.model import parent_of
-from onesync.core.ordering import spread
+from onesync.core.ordering import DATA, SCIPION_ORDER, SCIPION_SCRATCH, PublishOrder, spread
 
 PATHS = st.lists(st.sampled_from([b"a/1", b"a/2", b"a/3", b"b/1", b"b/2", b"c", b"d/e/1"]))
 
@@ -20,3 +22,44 @@ def test_spread_keeps_everything_and_takes_turns(paths: list[bytes]) -> None:
     for parent in {parent_of(path) for path in paths}:
         kept = [path for path in ordered if parent_of(path) == parent]
         assert kept == [path for path in paths if parent_of(path) == parent]
+
+
+PIECES = ["*", "**", "?", "/", "!", "#", " ", "[ab]", "[!a]", "\\\\", "a", "b", "DONE", "tmp"]
+PIECES += ["Runs", ".sqlite", "steps.sqlite", "run.db", "project", "\n", "\u00e4", "."]
+PATTERNS = st.lists(st.lists(st.sampled_from(PIECES), max_size=6).map("".join), max_size=4)
+NAMES = st.lists(
+    st.sampled_from([b"a", b"b", b"DONE", b"tmp", b"Runs", b".sqlite", b"\xff", b"\n", b" ", b"."]),
+    min_size=1,
+    max_size=3,
+).map(b"".join)
+PLACES = st.lists(NAMES.filter(lambda name: name not in (b".", b"..")), min_size=1, max_size=4)
+
+
+@given(PATTERNS, PATTERNS, PLACES.map(b"/".join))
+@example([*SCIPION_ORDER], [*SCIPION_SCRATCH], b"Runs/000012_X/tmp/a/DONE/steps.sqlite")
+@example([], ["*", "!a", "a/b"], b"a/b")
+def test_a_path_is_in_the_group_that_its_patterns_say(
+    order: list[str], scratch: list[str], path: bytes
+) -> None:
+    try:
+        judged = [PathSpec.from_lines("gitignore", [line]) for line in order]
+        worked_on = PathSpec.from_lines("gitignore", scratch)
+    except ValueError:
+        return
+    text = path.decode("utf-8", "surrogateescape")
+    groups = [number for number, spec in enumerate(judged, 1) if spec.match_file(text)]
+    found = PublishOrder(order, scratch)
+    assert found.group_of(path, is_database=False) == max(groups, default=DATA)
+    assert found.is_scratch(path) == worked_on.match_file(text)
+
+
+def test_no_path_is_spelled_anew_for_each_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked with every new name, by who must not fall behind the kernel."""
+
+    def matched(*_: object) -> bool:
+        raise AssertionError("that takes ten times as long")
+
+    found = PublishOrder(SCIPION_ORDER, SCIPION_SCRATCH)
+    monkeypatch.setattr(PathSpec, "match_file", matched)
+    assert found.group_of(b"Runs/000012_X/extra/mic.mrc", is_database=False) == DATA
+    assert found.is_scratch(b"Runs/000012_X/tmp/mic.mrc")

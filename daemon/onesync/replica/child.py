@@ -67,7 +67,7 @@ class _Servant:
         self._connection = connection
         self._sending = threading.Lock()
         self._current = threading.local()
-        self._replica = EscapedNames(FolderReplica(root, self._progress, self._sent))
+        self._replica = EscapedNames(FolderReplica(root, self._progress, self._sent, self._fetched))
         self._pace = pace
         self._asked: SimpleQueue[tuple[int, str, tuple[Any, ...]]] = SimpleQueue()
         self._idle = threading.Semaphore(0)
@@ -92,7 +92,7 @@ class _Servant:
             self._idle.release()
 
     def _answer(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
-        self._current.number = number
+        self._current.number, self._current.moved = number, 0
         try:
             outcome: tuple[bool, Any] = (True, getattr(self._replica, method)(*arguments))
         except LocalError as error:
@@ -103,11 +103,15 @@ class _Servant:
             outcome = (False, OSError(error.errno, error.strerror, error.filename))
         except Exception as error:  # noqa: BLE001 - reported to the parent, which raises it
             outcome = (False, RuntimeError(f"{type(error).__name__}: {error}"))
-        self._send((number, *outcome))
+        self._send((number, *outcome, self._current.moved))
 
     def _progress(self, size: int) -> None:
         # A long copy is alive as long as its chunks advance: the parent's patience starts anew.
-        self._send((self._current.number, None, size))
+        self._send((self._current.number, None, None, size))
+
+    def _fetched(self, size: int) -> None:
+        # A message of its own costs as much as the answer, which comes at once.
+        self._current.moved += size
 
     def _sent(self, size: int) -> None:
         self._progress(size)

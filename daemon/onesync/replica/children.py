@@ -200,16 +200,16 @@ class _Child:
         self.abandon(MountNotThere(_ENDED))
         self._connection.close()
 
-    def _take(self, number: int, good: bool | None, result: Any) -> None:
+    def _take(self, number: int, good: bool | None, result: Any, moved: int) -> None:
         with self._guard:
             call = self._calls.get(number) if good is None else self._calls.pop(number, None)
         if call is None:
             return
-        self._advanced(result if good is None else 0)
+        self._advanced(moved)
+        if call.flight is not None:
+            call.flight.moved += moved
         if good is None:
             call.advanced = time.monotonic()
-            if call.flight is not None:
-                call.flight.moved += result
         elif good:
             call.future.set_result(result)
         else:

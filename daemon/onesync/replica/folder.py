@@ -24,7 +24,7 @@ from onesync.core.model import Kind, RelPath, is_beneath, join, name_of, parent_
 from onesync.local import on_this_machine, open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed, Ours
-from onesync.replica.pour import CHUNK, Pipe, Pour
+from onesync.replica.pour import CHUNK, ONE_PIECE, Pipe, Pour
 from onesync.replica.statx import Looked, inode_of, look_up, opened
 
 T = TypeVar("T")
@@ -73,14 +73,17 @@ class FolderReplica:
         root: bytes,
         progress: Callable[[int], None] | None = None,
         sent: Callable[[int], None] | None = None,
+        fetched: Callable[[int], None] | None = None,
     ) -> None:
         """Stand at ``root`` without touching it.
 
-        ``progress`` is told the bytes of each chunk, or ``sent`` where they went to the replica.
+        ``progress`` is told the bytes of each chunk, ``sent`` where they went to the replica, and
+        ``fetched`` where they were all of a file that was fetched: its end follows at once.
         """
         self._root = root
         self._progress = progress or (lambda _: None)
         self._sent = sent or self._progress
+        self._fetched = fetched or self._progress
         self._held: OrderedDict[RelPath, _HeldDirectory] = OrderedDict()
         self._guard = threading.Lock()
         self._turns = [threading.RLock() for _ in range(_TURNS)]
@@ -268,7 +271,8 @@ class FolderReplica:
         self, origin: int, size: int, target: int, begun: int, mode: int, mtime_ns: int | None
     ) -> Copied:
         try:
-            pour = Pour(_block_hasher(size), self._progress, outward=False)
+            progress = self._progress if size > ONE_PIECE else self._fetched
+            pour = Pour(_block_hasher(size), progress, outward=False)
             if begun:
                 with on_this_machine():
                     pour.run(target, None, min(begun, size))

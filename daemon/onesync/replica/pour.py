@@ -34,7 +34,8 @@ _FLUSHED = 32 * CHUNK
 """After so many bytes a long file is flushed while it is written: its last flush is short."""
 _PIECE_OF_ZEROS = bytes(32 << 10)
 """What is left out of a sparse copy; no smaller, or holes would cost more than they save."""
-_PIPE_HOLDS = 64 << 10
+ONE_PIECE = 64 << 10
+"""What a pipe holds: a file of no more comes in one piece."""
 
 _read_ahead = threading.BoundedSemaphore(_FILES_AHEAD)
 
@@ -60,7 +61,7 @@ class Pipe:
     def read(self, origin: int, size: int, offset: int) -> bytes:
         """Read up to ``size`` bytes; none is the end."""
         try:
-            size = os.splice(origin, self._in, min(size, _PIPE_HOLDS), offset_src=offset)
+            size = os.splice(origin, self._in, min(size, ONE_PIECE), offset_src=offset)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
