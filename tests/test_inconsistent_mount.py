@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,39 @@ def test_a_listing_of_before_the_deployment_deceives_nobody(
     assert picture(two.work) == expected
     assert two.end() == 0, two.log()
     assert contents(mounted.backing / "project").keys() == expected.keys()
+
+
+@pytest.mark.parametrize("between", ["nothing", "a deployment", "a lost index"])
+def test_nothing_is_cleaned_that_the_client_lost_without_a_word(
+    one: Node, mounted: Mounted, between: str
+) -> None:
+    """The mount cannot tell, the size is right, and no call has failed."""
+    one.configure(mount__require_fuse=True, undeploy__clean_working_dir=between != "a deployment")
+    one.deploy()
+    mounted.drop_at("write", pattern=OF_USERS, times=1)
+    (one.work / "large").write_bytes(os.urandom(3 * LARGE))
+    flushed(one)
+    (one.work / "small").write_bytes(os.urandom(SIZE))
+    flushed(one)
+    expected = contents(one.work)
+    assert contents(mounted.backing / "project") != expected, "nobody noticed yet"
+    if between == "a deployment":  # whose working copy is used again
+        assert one.end() == 0, one.log()
+        one.configure(mount__require_fuse=True, undeploy__clean_working_dir=True)
+        one.deploy()
+    elif between == "a lost index":
+        one.end(signal.SIGKILL)
+        for left in (one.home / "state").glob("index.sqlite*"):
+            left.unlink()
+        one.deploy()
+    assert contents(mounted.backing / "project") != expected, "nobody noticed yet"
+    assert one.end() == 0, one.log()
+    assert contents(mounted.backing / "project") == expected
+    assert list(one.work.iterdir()) == []
+    assert "is read back" in one.log()
+    # Where nothing was pushed nothing is read once more.
+    told = len(one.log())
+    one.deploy()
+    assert one.end() == 0, one.log()
+    assert list(one.work.iterdir()) == []
+    assert "is read back" not in one.log()[told:]

@@ -7,12 +7,14 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Callable, Set
+import time
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
 import pytest
+from blake3 import blake3
 
 from onesync.core.claims import (
     EPOCHS,
@@ -25,10 +27,12 @@ from onesync.core.claims import (
     parse_lock,
 )
 from onesync.core.clock import Happening
-from onesync.errors import DeployedElsewhere, Halted, LockLost
+from onesync.errors import DeployedElsewhere, Halted, LockLost, OnesyncError, Suspended
 from onesync.lock import LOCK, Claimant, Lock
+from onesync.replica.children import ChildrenReplica
 from onesync.replica.door import Replica
 from onesync.replica.folder import FolderReplica
+from onesync.replica.leased import leased
 from tests.memory import MemoryReplica
 
 TIMES = LockTimes.from_timeout(10, 0)
@@ -920,3 +924,60 @@ def test_a_claim_that_never_beat_is_watched_by_our_times(replica: Replica) -> No
     clock = FakeClock()
     lock_of(replica, "two", clock=clock).unlock(1)
     assert clock.now - 1000 == TIMES.dead
+
+
+# -- calls that are under way, or wait, when the lock is lost --------------------------------------
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[ChildrenReplica]:
+    """A replica that makes one call at once, and sends slowly."""
+    (tmp_path / "store").mkdir()
+    replica = ChildrenReplica(
+        os.fsencode(tmp_path / "store"), 1, 1, patience=60, bytes_per_second=1 << 20
+    )
+    yield replica
+    replica.close()
+
+
+@pytest.mark.parametrize("reason", [LockLost, Suspended])
+def test_nothing_is_written_any_more_when_the_lock_is_lost(
+    slow: ChildrenReplica, tmp_path: Path, reason: type[OnesyncError]
+) -> None:
+    """Neither does a copy go on that takes long, nor begins a call that waited for its turn."""
+    whole = 64 << 20
+    source, final = tmp_path / "source", tmp_path / "store" / "final"
+    with source.open("wb") as file:
+        file.truncate(whole)
+        file.write(os.urandom(1 << 20) * 64)
+    final.touch()
+    lost: list[type[OnesyncError]] = []
+    asked: list[str] = []
+
+    def may_write() -> None:
+        asked.append(threading.current_thread().name)
+        if lost:
+            raise lost[0]("nothing may be written")
+
+    door = leased(slow, may_write)
+    empty = blake3(b"").hexdigest()
+    with (
+        ThreadPoolExecutor(1, "copies") as copies,
+        ThreadPoolExecutor(1, "waits") as waits,
+    ):
+        copy = copies.submit(door.append, os.fsencode(source), b"final", 0, empty)
+        while not final.stat().st_size:
+            assert not copy.done()
+            time.sleep(0.01)
+        waiting = waits.submit(door.write_new, b"new", b"x")
+        while "waits_0" not in asked:
+            time.sleep(0.01)
+        lost.append(reason)
+        for future in (copy, waiting):
+            with pytest.raises(reason):
+                future.result(30)
+    assert not (tmp_path / "store" / "new").exists()
+    assert final.stat().st_size < whole / 2
+    lost.clear()
+    door.write_new(b"later", b"x")  # a suspended owner goes on
+    assert (tmp_path / "store" / "later").read_bytes() == b"x"

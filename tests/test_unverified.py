@@ -137,6 +137,40 @@ def test_a_mount_that_cannot_tell_is_asked_once_and_then_believed_after_a_look(
     assert (asked, bench.replica.asked) == (1, 1)
 
 
+def test_what_was_only_believed_is_read_back_once_when_it_must_be_certain(bench: Bench) -> None:
+    """Before the working copy goes: the client may have lost its bytes without a word."""
+    bench.replica.tells = False
+    bench.push(b"good", b"gone", b"renamed", b"anew")
+    bench.push(b"lost", stored=bytes(7))
+    bench.now += 3
+    assert bench.unverified.look() == set()
+    assert bench.replica.read_back == []
+    bench.index.commit([Gone(b"gone"), Renamed(b"renamed", b"moved")], {})
+    bench.replica.rename(b"renamed", b"moved")
+    bench.replica.remove(b"anew")
+    bench.push(b"anew", is_read=True)
+    bench.now += ROUND
+    assert bench.unverified.look() == set(), "what is pushed anew is believed no more"
+    bench.replica.read_back.clear()
+    unverified = bench.again()
+    assert unverified.next_due() is None, "another life has nothing to suspect"
+    told: list[tuple[int, int]] = []
+    assert unverified.read_believed(lambda *count: told.append(count)) == {b"lost"}
+    assert sorted(bench.replica.read_back) == [b"good", b"lost", b"moved"]
+    assert bench.is_doubted(b"lost")
+    assert told == [(3, 3)]
+    assert unverified.read_believed(lambda *count: told.append(count)) == set()
+    assert len(bench.replica.read_back) == 3, "once is enough"
+
+
+def test_what_onedata_has_told_of_is_not_read_back(bench: Bench) -> None:
+    bench.push(b"a")
+    bench.now += 3
+    assert bench.unverified.look() == set()
+    assert bench.unverified.read_believed(lambda *_: None) == set()
+    assert bench.replica.read_back == []
+
+
 def test_databases_are_read_back(bench: Bench) -> None:
     bench.push(b"good", is_read=True)
     bench.push(b"bad", is_read=True, stored=b"zeros..")

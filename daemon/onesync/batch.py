@@ -92,6 +92,9 @@ class Events(Protocol):
     def synced(self, seconds: float, waited: Sequence[float]) -> None:
         """A batch that took so long was committed; each path had ``waited`` so many seconds."""
 
+    def advanced(self, done: int, total: int) -> None:
+        """Of ``total`` files that were only believed so many were read back."""
+
     def differed(self, files: int) -> None:
         """So many files in OneData were not what had been pushed; they are sent anew."""
 
@@ -211,10 +214,15 @@ class Batches:
         """Whether the last batch left data to the next one."""
         return self._is_behind
 
-    def finish(self) -> None:
-        """Verify all that was pushed. Raises NotArrived where some of it is to be sent anew."""
+    def finish(self, *, is_only_copy: bool = False) -> None:
+        """Verify all that was pushed. Raises NotArrived where some of it is to be sent anew.
+
+        Where OneData's will be the only copy (``is_only_copy``) nothing is merely believed.
+        """
         self._prepare()
         differing = self.unverified.finish(self.pause)
+        if is_only_copy:
+            differing |= self.unverified.read_believed(self.events.advanced)
         self._send_anew(differing)
         if differing:
             raise NotArrived(

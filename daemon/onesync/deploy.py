@@ -187,6 +187,8 @@ class Deploy:
             head_name=head.name,
             **root_values(self._root),
         )
+        # Nobody knows any more what of it was staged in, and what pushed and only believed.
+        self._index.believe(p for p, entry, _ in rebuilt.rows if entry.kind is Kind.FILE)
         self._index.remember_blocks(rebuilt.blocks)
         log.info("index made anew", extra={"paths": len(rebuilt.rows)})
         if rebuilt.absent:

@@ -335,6 +335,11 @@ class Engine:
         """Pass it on."""
         self._observer.synced(seconds, waited)
 
+    def advanced(self, done: int, total: int) -> None:
+        """Pass it on."""
+        self._observer.advanced(done, total)
+        self._observer.alive()
+
     def differed(self, files: int) -> None:
         """Pass it on."""
         self._observer.differed(files)
@@ -789,7 +794,8 @@ class Engine:
                 break
             if not verified:
                 return
-            batches.finish()  # which takes a while, in which others may write
+            cleans = self._settings.undeploy.clean_working_dir
+            batches.finish(is_only_copy=cleans)  # which takes a while, in which others may write
             if not self._brings_more(batches):
                 return
         restless = show(min(batches.left)) if batches.left else "The working directory"

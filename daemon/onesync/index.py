@@ -60,6 +60,8 @@ _LARGEST_LOG = 64 << 20
 """Bytes of the write-ahead log that stay: a stage-in makes one as large as the index."""
 _HAS_ENTRY = 10
 """So many of the columns tell of the entry, the others of its stamp."""
+_BELIEVED = -1
+"""``unverified.is_read`` of a file of which a mount could not tell: less than of any other one."""
 _MOST_INTEGER = (1 << 63) - 1
 _COLUMNS = (
     "parent, name, kind, size, mtime_ns, mode, digest, target, link_group, xattrs,"
@@ -395,7 +397,7 @@ class Index:
 
         With each, whether it is to be read back.
         """
-        query = "SELECT path, is_read FROM unverified ORDER BY path LIMIT ?"
+        query = "SELECT path, is_read FROM unverified WHERE is_read >= 0 ORDER BY path LIMIT ?"
         return [(path, bool(is_read)) for path, is_read in self._rows(query, (limit,))]
 
     def verified(self, paths: Iterable[RelPath]) -> None:
@@ -408,7 +410,23 @@ class Index:
     def suspect(self) -> bool:
         """Let all that is unverified be read back; returns whether there is any."""
         with self._transaction():
-            return self._db.execute("UPDATE unverified SET is_read = 1").rowcount > 0
+            query = "UPDATE unverified SET is_read = 1 WHERE is_read >= 0"
+            return self._db.execute(query).rowcount > 0
+
+    def believe(self, paths: Iterable[RelPath]) -> None:
+        """Remember that nobody could tell of the files at ``paths`` whether they arrived.
+
+        They are not ``unverified`` any more; an older onesync reads them back.
+        """
+        rows = [(path, _BELIEVED) for path in paths]
+        if rows:
+            with self._transaction():
+                self._db.executemany("INSERT OR REPLACE INTO unverified VALUES (?, ?)", rows)
+
+    def believed(self) -> list[RelPath]:
+        """Return what was believed and not read back since, by path."""
+        query = "SELECT path FROM unverified WHERE is_read < 0 ORDER BY path"
+        return [path for (path,) in self._rows(query)]
 
     def _put_unverified(self, pushed: Mapping[RelPath, bool]) -> None:
         # What was suspected before and only grew since stays so.
@@ -492,22 +510,27 @@ class Index:
     ) -> None:
         """Replace all rows, as after stage-in."""
         with self._transaction():
-            self._agreed.clear()
-            self._db.execute("DELETE FROM entry")
+            self._empty()
             self._db.execute("DELETE FROM unverified")
-            self._db.execute("DELETE FROM held")
-            self._db.execute("DELETE FROM explained")
             for path, entry, stamp in tree:
                 self._put(path, entry, stamp)
             self._set(dict(meta))
+
+    def _empty(self) -> None:
+        self._agreed.clear()
+        for table in ("entry", "held", "explained"):
+            self._db.execute(f"DELETE FROM {table}")
 
     @contextmanager
     def refilled(self) -> Iterator[Filling]:
         """Replace all rows by those that are put while this lasts, as stage-in does.
 
-        They are written in portions: what an interrupted one left is replaced by the next.
+        They are written in portions: what an interrupted one left is replaced by the next. What was
+        believed stays so: a copy that is used again tells nothing of what OneData holds.
         """
-        self.replace(())
+        with self._transaction():
+            self._empty()
+            self._db.execute("DELETE FROM unverified WHERE is_read >= 0")
         filling = Filling(self._put_rows)
         yield filling
         filling.write()

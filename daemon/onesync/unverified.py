@@ -28,6 +28,8 @@ _REST_SECONDS = 3.0
 _ROUND_SECONDS = 30.0
 _SLICE = 500
 _ASKED_AT_ONCE = 25
+_READ_SLICE = 100
+"""So many are read back before that is remembered: what comes in their way costs no more."""
 _LATE_SECONDS = 60.0
 """A file of which OneData does not say in time that it has it all is read back."""
 _ASK_AGAIN_SECONDS = 1.0
@@ -90,11 +92,11 @@ class Unverified:
         read = {path for path, is_read in rows.items() if is_read or self._is_overdue(path, late)}
         entries = {path: entry for path in read if (entry := self._entry(path)) is not None}
         differing = self._differing(entries)
-        for path in differing:
-            log.warning("OneData does not hold what was pushed", extra={"path": show(path)})
-            self.index.doubt(path)
+        self._doubt(differing)
         verified = rows.keys() - (late - read)
-        self.index.verified(verified)
+        believed = verified - read if self._tells is False else set()
+        self.index.believe(believed)
+        self.index.verified(verified - believed)
         for known in (self._closed, self._late, self._failures):
             for path in verified:
                 known.pop(path, None)
@@ -143,6 +145,31 @@ class Unverified:
                 pause(_ASK_AGAIN_SECONDS)
             differing |= self.look()
         return differing
+
+    def read_believed(self, told: Callable[[int, int], None]) -> set[RelPath]:
+        """Read back what a mount that cannot tell was believed; returns as ``look`` does.
+
+        Nothing else says that OneData has it, and nobody may be able to send it again. ``told`` is
+        called with the number read so far and that of all.
+        """
+        paths = self.index.believed()
+        if paths:
+            log.info("what no mount told of is read back", extra={"files": len(paths)})
+        differing: set[RelPath] = set()
+        for number in range(0, len(paths), _READ_SLICE):
+            some = paths[number : number + _READ_SLICE]
+            entries = {p: entry for p in some if (entry := self._entry(p)) and entry.size}
+            lost = self._differing(entries)
+            self._doubt(lost)
+            self.index.verified(some)
+            differing |= lost
+            told(number + len(some), len(paths))
+        return differing
+
+    def _doubt(self, differing: set[RelPath]) -> None:
+        for path in differing:
+            log.warning("OneData does not hold what was pushed", extra={"path": show(path)})
+            self.index.doubt(path)
 
     def _can_tell(self, path: RelPath) -> bool:
         if self._tells is None:

@@ -30,6 +30,7 @@ from onesync.errors import LocalError, MountHung, MountNotThere, OnesyncError
 from onesync.replica.child import receive, send
 from onesync.replica.door import Compared, Copied, Identity, Listed, NameRefused, Ours
 from onesync.replica.flights import Flight, of_this_thread
+from onesync.replica.leased import lease_of_this_thread
 from onesync.replica.pace import shared_place
 from onesync.replica.turns import Turns
 
@@ -39,6 +40,8 @@ _ENDED = "The process that talks to the mount ended; nothing is lost, the call i
 _REMEMBERED = 1000
 _END_SECONDS = 5.0
 _HELD_SECONDS = 30.0
+_LEASE_SECONDS = 1.0
+"""So often a call that changes something, and lasts, is asked for whether it still may."""
 _DESCRIPTORS = 12
 """So many a child may have for each call at once, which holds up to six; a quarter of all holds
 directories."""
@@ -132,12 +135,15 @@ class _Child:
                 send(self._connection, (number, expected, forgotten, method, arguments))
         except OSError as error:
             self.abandon(MountNotThere(f"{_ENDED} ({error})"))
+        lease = lease_of_this_thread()
         while True:
+            left = max(0.01, call.advanced + patience - time.monotonic())
             try:
-                return call.future.result(max(0.01, call.advanced + patience - time.monotonic()))
+                return call.future.result(left if lease is None else min(left, _LEASE_SECONDS))
             except TimeoutError:
                 if call.future.done():
                     return call.future.result()  # its own error, perhaps: ETIMEDOUT is one too
+                self._end_unless_leased(lease)
                 if time.monotonic() - call.advanced >= patience:
                     self.abandon(
                         MountHung(
@@ -145,6 +151,14 @@ class _Child:
                             " lost, the call is tried again when the mount answers."
                         )
                     )
+
+    def _end_unless_leased(self, lease: Callable[[], None] | None) -> None:
+        """End the process where nothing may be written any more: no call ends sooner than that."""
+        try:
+            if lease is not None:
+                lease()
+        except OnesyncError as error:
+            self.abandon(error)
 
     def abandon(self, reason: Exception) -> None:
         """Fail every open call with ``reason`` and let the process go without waiting for it."""
@@ -336,6 +350,8 @@ class ChildrenReplica:
         try:
             while True:
                 with suppress(_Retired), self._turn(method, arguments):
+                    if (lease := lease_of_this_thread()) is not None:
+                        lease()  # it may have waited for its turn
                     return self._timed(self._child(home), expected, method, arguments)
         except LocalError:
             raise

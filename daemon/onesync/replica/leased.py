@@ -1,13 +1,19 @@
-"""The door for as long as the lock lets us write: asked before every single call that changes."""
+"""The door for as long as the lock lets us write: asked before every single call that changes.
+
+A call may wait for its turn, and a copy may last for hours: who carries it out asks again.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
 from onesync.replica.door import Replica
 
 _READING = ("identify", "look", "list", "names", "fetch", "compare", "digest", "read", "arrived")
+
+_mine = threading.local()
 
 
 class _Leased:
@@ -22,7 +28,11 @@ class _Leased:
 
         def asked(*arguments: Any, **named: Any) -> Any:
             self._may_write()
-            return call(*arguments, **named)
+            _mine.may_write = self._may_write
+            try:
+                return call(*arguments, **named)
+            finally:
+                _mine.may_write = None
 
         return asked
 
@@ -34,3 +44,9 @@ def leased(replica: Replica, may_write: Callable[[], None]) -> Replica:
     was about to do then raises what ``may_write`` raises, and touches nothing.
     """
     return cast(Replica, _Leased(replica, may_write))
+
+
+def lease_of_this_thread() -> Callable[[], None] | None:
+    """Return what to ask whether this thread's call may go on; None of a call that only reads."""
+    lease: Callable[[], None] | None = getattr(_mine, "may_write", None)
+    return lease
