@@ -12,6 +12,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -267,9 +268,10 @@ class Engine:
 
     def glance(self) -> None:
         """Notice that the mount is gone; asks the kernel's table, never the mount."""
-        if self.mount.up and not self.mount.is_mounted():
-            self.mount.up = False
-            self.marks.arrived.set()
+        with suppress(OSError):  # no descriptor: the next look tells
+            if self.mount.up and not self.mount.is_mounted():
+                self.mount.up = False
+                self.marks.arrived.set()
 
     def conditions(self) -> list[Problem]:
         """Return what is wrong with this node as a whole, while everything else goes on."""
