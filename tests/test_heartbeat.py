@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -15,6 +17,7 @@ from onesync.control import ask
 from onesync.heartbeat import Heartbeat
 from onesync.lock import Lock
 from tests.node import SOON, Node
+from tests.standin.mounted import Mounted
 
 
 class _Times:
@@ -101,4 +104,26 @@ def test_nobody_who_asks_can_end_the_daemon(nodes: list[Node]) -> None:
             connection.connect(str(place))
             connection.sendall(b'{"command": "status"}\n')
         assert one.status()["phase"] == "syncing"
+    assert one.end() == 0, one.log()
+
+
+# -- what is told where no beat is confirmed -------------------------------------------------------
+
+
+@pytest.mark.fuse
+def test_a_full_space_is_told_with_its_remedy_also_when_no_beat_fits(
+    tmp_path: Path, mounted: Mounted
+) -> None:
+    one = Node(tmp_path / "node", mounted.path / "project", mount__io_timeout_seconds=1)
+    one.deploy()
+    for call in ("create", "write"):
+        mounted.fail(call, errno.ENOSPC, times=-1)
+    (one.work / "a").write_bytes(b"1")
+    one.wait_for_phase("suspended")
+    (problem,) = one.status()["problems"]
+    assert problem["kind"] == "Suspended"
+    assert "Raise the quota" in problem["text"]
+    mounted.clear()
+    one.wait_for_phase("syncing")
+    assert one.flush() == 0, one.log()
     assert one.end() == 0, one.log()
