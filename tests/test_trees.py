@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,15 @@ def make_deep(top: Path, depth: int) -> None:
     os.close(current)
 
 
+@pytest.fixture
+def deep_ones_go(nodes: list[Node]) -> Iterator[None]:
+    """Remove what pytest, which calls itself for each level, could not remove later."""
+    yield
+    tops = [*(node.work / "d" for node in nodes), nodes[0].store / "d"]
+    subprocess.run(["rm", "-rf", *map(str, tops)], check=True)
+
+
+@pytest.mark.usefixtures("deep_ones_go")
 def test_a_tree_of_any_depth_comes_and_goes(nodes: list[Node], work: Path) -> None:
     one, two = nodes
     make_deep(work, DEEP)
@@ -179,6 +189,7 @@ def test_a_tree_of_any_depth_comes_and_goes(nodes: list[Node], work: Path) -> No
     assert {path.name for path in two.store.iterdir()} == {STATUS_FOLDER.decode()}
 
 
+@pytest.mark.usefixtures("deep_ones_go")
 def test_what_somebody_put_deep_into_a_tree_stays_when_that_goes(
     nodes: list[Node], work: Path
 ) -> None:
