@@ -16,12 +16,13 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import pyinotify
 import pytest
 
 from onesync.core.model import STATUS_FOLDER
 from onesync.errors import IndexDamaged, StateDirFailed
 from onesync.index import Index, open_index
-from onesync.watcher import InotifyWatcher
+from onesync.watcher import InotifyWatcher, _Event
 from tests.machine import lacks
 from tests.node import SOON, Node, picture
 from tests.standin.mounted import Mounted
@@ -142,6 +143,28 @@ def test_what_can_be_watched_again_is_polled_no_more(few: tuple[Path, Told, FewW
     (root / "d" / "later" / "on" / "new").write_bytes(b"1")
     assert watcher.drain(SOON)
     assert (told.paths, told.trees) == ({b"d/later/on/new"}, set())
+
+
+def test_events_that_are_lost_while_no_descriptor_is_left_are_made_up_for(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    told = Told()
+    watcher = InotifyWatcher(os.fsencode(root), os.fsencode(tmp_path / "cookie"), told)
+    watcher._watch_tree(b"")
+    (root / "a" / "new").mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        watcher._take(_Event(-1, pyinotify.IN_Q_OVERFLOW, 0, b""))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert watcher.polled() > 0
+    watcher._poll()
+    assert set(watcher._paths.values()) == {b"", b"a", b"a/new"}
+    assert watcher.polled() == 0
+    watcher.stop()
 
 
 def test_what_is_gone_is_polled_no_more(few: tuple[Path, Told, FewWatches]) -> None:

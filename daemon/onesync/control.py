@@ -65,7 +65,12 @@ class ControlServer:
                     return
                 time.sleep(_EXHAUSTED_SECONDS)  # whoever asks waits until there is one
                 continue
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # there is no thread to be had: who asks is told by the silence
+                connection.close()
+                time.sleep(_EXHAUSTED_SECONDS)
 
     def _serve(self, connection: socket.socket) -> None:
         with self._answered:
@@ -78,7 +83,8 @@ class ControlServer:
                 self._answered.notify_all()
 
     def _answer_one(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rwb") as stream, suppress(OSError):
+        # Outermost: closing the stream writes what is left, to who may be gone.
+        with suppress(OSError), connection, connection.makefile("rwb") as stream:
             reply = self._answer(connection, stream.readline(_MOST_BYTES))
             stream.write(json.dumps(reply).encode() + b"\n")
             stream.flush()
@@ -91,7 +97,11 @@ class ControlServer:
             handler = self._handlers[request["command"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             return {"ok": False, "reason": "unknown command"}
-        return handler(request)
+        try:
+            return handler(request)
+        except Exception as error:
+            log.exception("unexpected")
+            return {"ok": False, "reason": f"an unexpected failure: {error!r}"}
 
 
 def ask(socket_path: Path, command: str, timeout: float | None, **arguments: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -267,9 +268,10 @@ class Engine:
 
     def glance(self) -> None:
         """Notice that the mount is gone; asks the kernel's table, never the mount."""
-        if self.mount.up and not self.mount.is_mounted():
-            self.mount.up = False
-            self.marks.arrived.set()
+        with suppress(OSError):  # no descriptor: the next look tells
+            if self.mount.up and not self.mount.is_mounted():
+                self.mount.up = False
+                self.marks.arrived.set()
 
     def conditions(self) -> list[Problem]:
         """Return what is wrong with this node as a whole, while everything else goes on."""
@@ -577,8 +579,16 @@ class Engine:
         if not self.lock.may_write():
             raise Suspended(
                 "The lock's heartbeat could not be confirmed for too long, so nothing is written;"
-                " local data are safe, writing goes on when the mount answers again."
+                f" local data are safe, {self._until_when()}"
             )
+
+    def _until_when(self) -> str:
+        """Say until when nothing is written: with the remedy where only a person can help."""
+        failed = self._heartbeat.failed if self._heartbeat is not None else None
+        trouble = judge(failed) if failed is not None else None
+        if trouble is None or trouble.reaction is not Reaction.PERSON:
+            return "writing goes on when the mount answers again."
+        return f"writing goes on when a beat is confirmed again. {trouble.text}"
 
     def _on_staged(self, done: int, total: int) -> None:
         self._observer.advanced(done, total)

@@ -38,6 +38,7 @@ class Heartbeat:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="beat", daemon=True)
         self.lost: LockLost | None = None
+        self.failed: Exception | None = None
 
     def start(self) -> None:
         """Begin to beat."""
@@ -66,4 +67,8 @@ class Heartbeat:
                     "heartbeat not confirmed",
                     extra={"reason": str(error), "seconds": round(self._lock.age())},
                 )
+            except Exception as error:
+                failed = error  # such as no thread to be had: the next beat may find one
+                log.exception("unexpected")
+            self.failed = failed
             self._told(failed)

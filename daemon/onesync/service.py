@@ -154,6 +154,7 @@ class Service:
         # Descriptors keep new files readable until they are pushed (pins).
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        threading.excepthook = self._thread_died
         self._exposition = exposition = self._expose()
         control = ControlServer(
             self._settings.runtime_dir / "control.sock",
@@ -336,6 +337,21 @@ class Service:
         if not self._outcome.done():
             self._outcome.set_result(code)
         self._wake()
+
+    def _thread_died(self, died: threading.ExceptHookArgs) -> None:
+        """End the daemon where any of its threads ended by a failure: nothing works by half."""
+        name = died.thread.name if died.thread is not None else "unknown"
+        if self._outcome.done():
+            return
+        error = died.exc_value
+        log.critical("unexpected", exc_info=error, extra={"dead": name})
+        self._fatal = Problem(
+            b"",
+            "unexpected",
+            f"An unexpected failure in the thread {name}: {error!r}. Nothing is lost, the lock and"
+            " all local data are kept; systemd starts onesync again, and it goes on.",
+        )
+        self._end(Exit.UNEXPECTED)
 
     # -- engine's thread ------------------------------------------------------------------------
 

@@ -51,6 +51,9 @@ _BUFFER_BYTES = 1 << 18
 _POLL_SECONDS = 10.0
 _REST_SECONDS = 0.05
 _CROWDED_BYTES = _BUFFER_BYTES // 2
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_DEEPEST = 500
+"""Watchdog calls itself for each level that it lists: what lies deeper, the scan tells."""
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # ELOOP: a link stands there now
 _REMOTE = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "glusterfs", "beegfs", "9p", "fuse")
 
@@ -346,7 +349,12 @@ class InotifyWatcher:
             return error.errno in _GONE
 
     def _watches_alive(self) -> set[int]:
-        lines = Path(f"/proc/self/fdinfo/{self._manager.get_fd()}").read_text().splitlines()
+        """Return the kernel's watches; none where it cannot be asked, as without a descriptor."""
+        try:
+            lines = Path(f"/proc/self/fdinfo/{self._manager.get_fd()}").read_text().splitlines()
+        except OSError as error:
+            log.warning("deletions may go unexplained", extra={"reason": str(error)})
+            return set()
         words = [line.split() for line in lines if line.startswith("inotify wd:")]
         return {int(line[1].removeprefix("wd:"), 16) for line in words}
 
@@ -408,7 +416,9 @@ class InotifyWatcher:
         try:
             with _opened(local, os.O_RDONLY) as fd, os.scandir(fd) as items:
                 names = [i.name for i in items if i.is_dir(follow_symlinks=False)]
-        except OSError:
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                self._unwatched.add(path)  # nobody knows what is in it: it is looked at again
             return []  # gone or unreadable: the scan tells
         return [p for p in (join(path, os.fsencode(name)) for name in names) if not is_reserved(p)]
 
@@ -502,6 +512,8 @@ def _lstat(path: str) -> os.stat_result:
 def _listed(path: str | None) -> Iterator[os.DirEntry[str]]:
     """List a directory, following no link on the way; what cannot be listed, the scan tells."""
     assert path is not None
+    if path.count("/") > _DEEPEST:
+        return iter(())
     try:
         with _opened(os.fsencode(path), os.O_RDONLY) as fd, os.scandir(fd) as items:
             return iter(list(items))
