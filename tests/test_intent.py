@@ -23,6 +23,7 @@ def full() -> Intent:
         gone=[(b"z/\xff", 4, "cd")],
         append=[(b"stack", 5)],
         patch=[(b"stack", b".onesync~4")],
+        ours={b".onesync~3": {b"": frozenset([b"a\xff"]), b"in": frozenset()}},
     )
 
 
@@ -47,7 +48,7 @@ def test_an_intent_of_format_1_is_read() -> None:
 
 def test_an_intent_without_the_later_parts_is_read() -> None:
     fields = json.loads(full().encode())
-    for name in ("make", "promise", "create", "append", "patch", "gone"):
+    for name in ("make", "promise", "create", "append", "patch", "gone", "ours"):
         del fields[name]
     found = Intent.decode(json.dumps(fields).encode())
     assert (found.new, found.patch, found.append) == (full().new, [], [])
@@ -66,4 +67,13 @@ def test_a_path_that_leaves_the_folder_is_refused(path: str) -> None:
     fields = json.loads(full().encode())
     fields["patch"] = [[path, "undo"]]
     with pytest.raises(ValueError, match="leaves"):
+        Intent.decode(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize("ours", [5, {"aside": []}, {"aside": {"": [5]}}, {"aside": {"": 5}}])
+def test_an_intent_whose_directories_are_none_is_refused(ours: object) -> None:
+    """What it raises is met by whoever settles it, who keeps it for a person."""
+    fields = json.loads(full().encode())
+    fields["ours"] = ours
+    with pytest.raises((ValueError, TypeError)):
         Intent.decode(json.dumps(fields).encode())

@@ -122,6 +122,8 @@ def test_an_upload_that_no_listing_shows_is_kept(one: Node, mounted: Mounted) ->
     assert one.flush() == 3, "somebody is told"
     mounted.show()
     assert (stored / "theirs").read_bytes() == b"precious"
-    assert any("Runs/1" in problem["text"] for problem in one.status()["problems"])
+    assert any(
+        "Runs/1 was deleted, but holds" in problem["text"] for problem in one.status()["problems"]
+    )
     assert one.end() == 0, one.log()
     assert (stored / "theirs").read_bytes() == b"precious"

@@ -245,3 +245,30 @@ def test_large_files_are_few_at_once_and_hold_back_no_small_one(
             call.result(20)
     assert [begun.get(timeout=20) for _ in range(2)] == ["fetch"] * 2
     replica.close()
+
+
+@pytest.mark.fuse
+def test_a_source_that_became_a_link_into_a_hung_mount_holds_up_nobody(
+    mounted: Mounted, tmp_path: Path
+) -> None:
+    """The parent never touches the mount, through no link either."""
+    replica = ChildrenReplica(os.fsencode(mounted.path / "project"), 1, 2, patience=20)
+    link = tmp_path / "source"
+    link.symlink_to(mounted.path / "project" / "file")
+    told: SimpleQueue[Exception] = SimpleQueue()
+
+    def put() -> None:
+        try:
+            replica.put(os.fsencode(link), b"new", 5.0)
+        except OSError as error:
+            told.put(error)
+
+    mounted.hang()
+    try:
+        threading.Thread(target=put, daemon=True).start()
+        error = told.get(timeout=15)
+    finally:
+        mounted.release()
+        replica.close()
+    assert isinstance(error, LocalError)
+    assert error.errno == errno.ELOOP

@@ -264,8 +264,9 @@ class Batches:
         except BaseException:
             self._half_done = True  # the intent stands: it is settled as a dead batch's
             raise
-        for problem in tidied_of.problems if tidied_of is not None else ():
-            self._note(problem)
+        finally:
+            for problem in tidied_of.problems if tidied_of is not None else ():
+                self._note(problem)
 
     def _note(self, problem: Problem) -> None:
         self.problems[problem.path] = problem

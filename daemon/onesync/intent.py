@@ -131,9 +131,10 @@ class Intent:
         intent.append.extend(
             (_user_path(path), _number(length)) for path, length in found.get("append", [])
         )
-        for aside, inner in found.get("ours", {}).items():
+        for aside, inner in _mapping(found.get("ours", {})).items():
             intent.ours[_raw(aside)] = {
-                _raw(directory): frozenset(map(_raw, names)) for directory, names in inner.items()
+                _raw(directory): frozenset(map(_name, names))
+                for directory, names in _mapping(inner).items()
             }
         intent._check_places()
         return intent
@@ -189,6 +190,18 @@ def _texts(ours: Ours) -> dict[str, list[str]]:
 
 def _raw(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
+
+
+def _name(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise Forged(f"{text!r:.50} is no name")
+    return _raw(text)
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Forged(f"{value!r:.50} tells of no directories")
+    return value
 
 
 def _user_path(text: str) -> RelPath:

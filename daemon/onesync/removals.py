@@ -112,7 +112,8 @@ def take_out(replica: Replica, path: RelPath, aside: RelPath, ours: Ours) -> lis
         return []
     place = _bring_back(replica, path, aside)
     return [
-        _newcomer(join(place, inner) if inner else place, is_seen=bool(inner)) for inner in left
+        _newcomer(join(place, inner) if inner else place, is_seen=inner not in ours)
+        for inner in left
     ]
 
 

@@ -27,6 +27,7 @@ from onesync.core.blocks import Blocks
 from onesync.core.model import Kind, RelPath, parent_of
 from onesync.core.trouble import judge
 from onesync.errors import LocalError, MountHung, MountNotThere, OnesyncError
+from onesync.local import open_source
 from onesync.replica.child import receive, send
 from onesync.replica.door import Compared, Copied, Identity, Listed, NameRefused, Ours
 from onesync.replica.flights import Flight, of_this_thread
@@ -331,9 +332,11 @@ class ChildrenReplica:
         It is only faster there: any child can begin anew.
         """
         try:
-            status = os.stat(source)
+            origin = open_source(source)  # follows no link: one may lead into a mount that hangs
         except OSError:
             return self._call(method, source, *arguments)  # it says what is wrong
+        status = os.fstat(origin)
+        os.close(origin)
         key = (status.st_dev, status.st_ino)
         with self._guard:
             home = self._homes.pop(key, None)
