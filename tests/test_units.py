@@ -488,6 +488,30 @@ def scriptlet(name: str, root: Path) -> Path:
     return root / name
 
 
+@pytest.mark.parametrize(
+    ("machine", "debian", "is_built"),
+    [
+        ("x86_64", "amd64", True),
+        ("aarch64", "arm64", True),
+        ("riscv64", "riscv64", False),
+    ],
+)
+def test_a_package_is_built_where_all_that_it_bundles_is_made_for(
+    tmp_path: Path, machine: str, debian: str, is_built: bool
+) -> None:
+    control = (ROOT / "packaging" / "debian" / "control").read_text()
+    spec = (ROOT / "packaging" / "rpm" / "onesync.spec").read_text()
+    (debians,) = re.findall(r"^Architecture: (.*)$", control, re.MULTILINE)
+    (rpms,) = re.findall(r"^ExclusiveArch: (.*)$", spec, re.MULTILINE)
+    assert (debian in debians.split()) is (machine in rpms.split()) is is_built
+    (tmp_path / "lock").touch()
+    script = f"uname() {{ echo {machine}; }}; pip() {{ :; }}; PIP=pip; mv() {{ :; }}; set -e"
+    script += f"; . {ROOT}/packaging/build-common; cd {tmp_path}; fetch_wheels lock 3.11"
+    done = subprocess.run(["sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode == 0) is is_built, done.stderr
+    assert ("nothing was built" in done.stderr) is not is_built
+
+
 def test_an_instance_is_disabled_without_the_others(tmp_path: Path) -> None:
     units = tmp_path / "etc" / "systemd" / "system"
     shutil.copytree(ROOT / "systemd", units)

@@ -546,7 +546,13 @@ def test_a_stop_gives_another_node_everything(tmp_path: Path, installed: Path) -
         with second:
             second.wait_for(lambda: state(second) == "active", "the other node's deployment")
             work = second.work / "p"
-            assert sorted(os.listdir(work)) == ["before", "copied", "late", "link", "precious"]
+            assert {path.name: path.read_text() for path in work.iterdir()} == {
+                "before": "0",
+                "copied": "0",
+                "link": "0",
+                "late": "late\n",
+                "precious": "1\n",
+            }
             assert os.readlink(work / "link") == "before"
             copied = (work / "copied").stat()
             assert (copied.st_mode & 0o777, copied.st_uid) == (0o600, second.users["scipion"])

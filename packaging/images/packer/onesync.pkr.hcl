@@ -1,7 +1,18 @@
 # A Debian 12 image whose nodes deploy the folder "project" by themselves, as soon as user-data or a
-# secret put /etc/onesync/project.token (mode 0600) there: packer build -var package=onesync_….deb -var … .
-# Any other source (amazon-ebs, openstack, …) does as well: what matters is the build block.
-# Tried: 'packer validate' with packer 1.6, and the lines of the shell on a booted node. Not tried: a build.
+# secret put /etc/onesync/project.token (mode 0600) there. For Packer 1.7 and later, which keep what makes
+# an image in plugins: packer init . && packer build -var package=onesync_….deb -var … .
+# Any other source (amazon-ebs, openstack, …) does as well, with its own plugin: what matters is the build
+# block. Tried: the lines of the shell, on a booted node; the file without its first block, by 'packer
+# validate' of 1.6, which knows no plugins yet. Not tried: a later Packer, the plugin, a build.
+packer {
+  required_plugins {
+    qemu = {
+      source  = "github.com/hashicorp/qemu"
+      version = "~> 1"
+    }
+  }
+}
+
 variable "package" {
   type        = string
   description = "The .deb file that 'make deb' made."
