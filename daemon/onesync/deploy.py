@@ -299,6 +299,7 @@ class Deploy:
             log.warning(problem.text)
         if staged.relocated:
             log.info("links follow the working directory", extra={"links": staged.relocated})
+        self._index.remember_damaged(staged.damaged)
         self._index.remember_blocks({})  # forgets those of what is no more
         healed = (head.problems.keys() if head else set()) & staged.fetched
         healed -= self._problems.keys()
