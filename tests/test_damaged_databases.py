@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -139,4 +140,18 @@ def test_a_commit_that_is_still_in_the_log_is_one(two: Node) -> None:
         assert two.flush() == 0, two.log()
         assert kinds(two) == []
     assert two.command("scrub").returncode == 0
+    assert two.end() == 0, two.log()
+
+
+@MODES
+def test_a_lost_index_makes_it_no_better(two: Node) -> None:
+    stored = (two.store / "set.sqlite").stat()
+    two.end(signal.SIGKILL)
+    for part in (two.home / "state").glob("index.sqlite*"):
+        part.unlink()
+    two.deploy()
+    assert two.flush() == 3
+    assert kinds(two) == DAMAGED
+    now = (two.store / "set.sqlite").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (stored.st_ino, stored.st_mtime_ns), "nothing was sent"
     assert two.end() == 0, two.log()

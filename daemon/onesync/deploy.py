@@ -180,7 +180,8 @@ class Deploy:
             working_copy.refuse_foreign(self._root)
             return
         log.error("index lost, the working copy is compared with the manifest")
-        rebuilt = rebuild(self._root, self._scanner, head.tree, self._pool, self._advanced)
+        damaged = {p for p, it in head.problems.items() if it.kind == CHANGED_OUTSIDE}
+        rebuilt = rebuild(self._root, self._scanner, head.tree, self._pool, self._advanced, damaged)
         self._index.replace(
             rebuilt.rows,
             staged=self._lock.state().deployment_id,
