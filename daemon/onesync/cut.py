@@ -13,10 +13,22 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 from onesync import snapshot
 from onesync.core.dirty import Due
-from onesync.core.model import Kind, Problem, RelPath, Stamp, join, lies_in, parent_of, show
+from onesync.core.model import (
+    Kind,
+    Known,
+    Problem,
+    RelPath,
+    Stamp,
+    is_damaged_copy,
+    join,
+    lies_in,
+    parent_of,
+    show,
+)
 from onesync.core.ordering import DATA, SIDECARS, PublishOrder, database_of
 from onesync.core.plan import Difference
 from onesync.index import Index
@@ -271,6 +283,8 @@ class Cuts:
             known = self.index.known(path)
             if known is not None and (known.entry.digest, known.stamp) == (item.digest, item.stamp):
                 found.pop(path, None)
+            elif _is_damaged(known) and self.index.came_damaged(item.digest):
+                found.pop(path, None)  # nothing that was written to it was committed
             elif path not in found or found[path].seen is not None:
                 found[path] = Difference(path, known, item.stamp)
 
@@ -347,9 +361,12 @@ class Cuts:
         """
         known = self.index.known(path)
         digest, state = self._taken.get(path, ("", None))
+        source = join(self.root, path)
+        if _is_damaged(known):
+            return self.scanner.look(path) == known.stamp and not snapshot.has_journal(source)
         if known is None or state is None or known.entry.digest != digest:
             return False
-        now = snapshot.state_of(join(self.root, path))
+        now = snapshot.state_of(source)
         return now == state and self.scanner.look(path) == known.stamp
 
     def _keeps_last_good(self, path: RelPath, *, is_good: bool) -> bool:
@@ -441,6 +458,13 @@ class Cuts:
     def _defer(self, path: RelPath) -> None:
         self._deferred.add(path)
         self.marks.again([path])
+
+
+def _is_damaged(known: Known | None) -> TypeGuard[Known]:
+    """Whether a row is of what came damaged from OneData, and nothing of it was pushed since."""
+    if known is None or known.stamp is None:
+        return False
+    return is_damaged_copy(known.entry, known.stamp)
 
 
 def _all_paths(due: Iterable[Due]) -> set[RelPath]:

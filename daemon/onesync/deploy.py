@@ -180,7 +180,8 @@ class Deploy:
             working_copy.refuse_foreign(self._root)
             return
         log.error("index lost, the working copy is compared with the manifest")
-        rebuilt = rebuild(self._root, self._scanner, head.tree, self._pool, self._advanced)
+        damaged = {p for p, it in head.problems.items() if it.kind == CHANGED_OUTSIDE}
+        rebuilt = rebuild(self._root, self._scanner, head.tree, self._pool, self._advanced, damaged)
         self._index.replace(
             rebuilt.rows,
             staged=self._lock.state().deployment_id,
@@ -301,6 +302,7 @@ class Deploy:
             log.warning(problem.text)
         if staged.relocated:
             log.info("links follow the working directory", extra={"links": staged.relocated})
+        self._index.remember_damaged(staged.damaged)
         self._index.remember_blocks({})  # forgets those of what is no more
         healed = (head.problems.keys() if head else set()) & staged.fetched
         healed -= self._problems.keys()

@@ -90,6 +90,7 @@ CREATE TABLE IF NOT EXISTS unverified (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS held (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS explained (path BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS damaged (digest TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
 _OLD = ("1", "2", "3", "4")
@@ -447,6 +448,16 @@ class Index:
                 self._db.execute(f"DELETE FROM entry WHERE {_IS}", _place(path))
             else:
                 self._put(path, known.entry, doubted_stamp(Kind.FILE))
+
+    def remember_damaged(self, digests: Iterable[str]) -> None:
+        """Remember what came damaged with this stage-in, in the place of what came before."""
+        with self._transaction():
+            self._db.execute("DELETE FROM damaged")
+            self._db.executemany("INSERT INTO damaged VALUES (?)", [(d,) for d in digests])
+
+    def came_damaged(self, digest: str) -> bool:
+        """Return whether content with this digest came damaged from OneData."""
+        return self._row("SELECT 1 FROM damaged WHERE digest = ?", (digest,)) is not None
 
     def lose_stamps(self, paths: Collection[RelPath]) -> None:
         """Let the next scan tell of the files at ``paths``, whatever it sees there."""

@@ -1,7 +1,8 @@
 """Makes a lost index anew, by comparing the working copy with the manifest.
 
-What is equal is known again and never sent; what differs was not pushed yet and is dirty; what only
-the manifest has stays in OneData, for that it is not here is no evidence that anybody deleted it.
+What is equal, or came damaged, is known again and never sent; what differs was not pushed yet and
+is dirty; what only the manifest has stays in OneData, for that it is not here is no evidence that
+anybody deleted it.
 Engine's thread, working with the pool's.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -17,7 +19,7 @@ from blake3 import blake3
 
 from onesync.beneath import open_beneath
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
-from onesync.core.model import Entry, Kind, RelPath, Stamp, lost_stamp
+from onesync.core.model import Entry, Kind, RelPath, Stamp, is_damaged_copy, lost_stamp
 from onesync.local import read_xattrs, stamp_of
 from onesync.scanner import Scanner
 
@@ -45,11 +47,12 @@ def rebuild(
     tree: Mapping[RelPath, Entry],
     pool: ThreadPoolExecutor,
     advanced: Callable[[int, int], None],
+    damaged: AbstractSet[RelPath] = frozenset(),
 ) -> Rebuilt:
     """Compare what stands at ``root`` with the manifest's ``tree``; reads every equal file once.
 
     ``scanner`` is that of an empty index; ``advanced`` is told entries done and in all, and may
-    raise to give up.
+    raise to give up. ``damaged`` are files that may have come with other bytes than the manifest's.
     """
     rebuilt = Rebuilt()
     found = {path: difference.seen for path, difference in scanner.scan((), [b""]).items()}
@@ -57,7 +60,10 @@ def rebuild(
     top = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
         compared = pool.map(
-            lambda item: _compare(top, item[0], item[1], found.get(item[0])), tree.items()
+            lambda item: _compare(
+                top, item[0], item[1], found.get(item[0]), is_damaged=item[0] in damaged
+            ),
+            tree.items(),
         )
         for number, ((path, entry), (stamp, blocks)) in enumerate(
             zip(tree.items(), compared, strict=True), 1
@@ -74,14 +80,14 @@ def rebuild(
 
 
 def _compare(
-    top: int, path: RelPath, entry: Entry, seen: Stamp | None
+    top: int, path: RelPath, entry: Entry, seen: Stamp | None, *, is_damaged: bool
 ) -> tuple[Stamp | None, Blocks | None]:
     """Return the stamp that the row of ``path`` gets, and the blocks of an equal large file."""
     if seen is None:
         return None, None
     if (seen.kind, seen.target) != (entry.kind, entry.target):
         return lost_stamp(entry.kind), None
-    if entry.kind is Kind.LINK:
+    if entry.kind is Kind.LINK or (is_damaged and is_damaged_copy(entry, seen)):
         return seen, None
     if (seen.mtime_ns, seen.mode, seen.size) == (entry.mtime_ns, entry.mode, entry.size):
         try:

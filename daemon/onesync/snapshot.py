@@ -169,6 +169,11 @@ def _head_of(path: bytes) -> bytes:
         return b""
 
 
+def has_journal(path: bytes) -> bool:
+    """Return whether a journal or log with anything in it stands beside a database."""
+    return any(_holds_bytes(path + suffix) for suffix in _JOURNALS)
+
+
 def _holds_bytes(path: bytes) -> bool:
     try:
         return os.lstat(path).st_size > 0

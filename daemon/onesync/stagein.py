@@ -97,11 +97,13 @@ class Staged:
         problems: what was missing, damaged or changed outside.
         fetched: those of the files that were asked about which were copied now; the others were
             here already.
+        damaged: digests of what came with other bytes than the manifest says.
         relocated: how many links followed the working directory to its new place.
     """
 
     problems: list[Problem] = field(default_factory=list)
     fetched: set[RelPath] = field(default_factory=set)
+    damaged: set[str] = field(default_factory=set)
     relocated: int = 0
 
 
@@ -484,6 +486,7 @@ class StageIn:
             status = os.stat(name_of(path), dir_fd=parent, follow_symlinks=False)
         stamp = stamp_of(status, Kind.FILE)
         if is_damaged:
+            staged.damaged.add(copied.digest)
             return (entry, stamp, None), _damaged(path, entry, copied.size, is_hollow=is_hollow)
         got = replace(
             entry,
