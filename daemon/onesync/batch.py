@@ -35,7 +35,7 @@ from onesync.core.model import (
     renamed_path,
 )
 from onesync.core.ordering import DATA, PublishOrder, is_in_scope, scope_of, scopes_of
-from onesync.core.plan import Difference, Move, Plan, make_plan, portioned, restricted
+from onesync.core.plan import Difference, Move, Plan, Promises, make_plan, portioned, restricted
 from onesync.core.trouble import is_full
 from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
@@ -497,7 +497,8 @@ class Batches:
         self.may_write()
         if self._tidying_of is not None and self._tidying_of.begins_travel():
             self._tidied()  # its intent may go with a travel that ends
-        for top in [d.path for d in plan.removals] + [move.source for move in plan.moves]:
+        gone = [d.path for d in plan.removals + plan.revoked]
+        for top in gone + [move.source for move in plan.moves]:
             self.travels.end_beneath(top)
         arrive = partial(self.unverified.arrive, pause=self.pause)
         return push.carry_out(plan, snapshots, pinned, arrive)
@@ -556,7 +557,7 @@ class Batches:
             "changes": len(outcome.changes),
             "files": outcome.files,
             "bytes": outcome.size,
-            "removals": len(plan.removals),
+            "removals": len(plan.removals) + len(plan.revoked),
             "renames": len(plan.moves),
             "retried": len(outcome.retry),
             "deferred": len(outcome.deferred),
@@ -593,7 +594,8 @@ class Batches:
         self.events.committed(written.name, written.wall_seconds)
 
     def _take_problems(self, plan: Plan, outcome: Outcome) -> None:
-        for difference in plan.files + plan.directories + plan.links + plan.removals:
+        parts = (plan.files, plan.directories, plan.links, plan.removals, plan.revoked)
+        for difference in chain(*parts):
             if difference.path not in outcome.deferred | outcome.retry | outcome.held:
                 self.problems.pop(difference.path, None)
         self.problems.update({p.path: p for p in outcome.problems})
@@ -647,7 +649,9 @@ class Batches:
         else:
             plan = self._without_named(plan, cut)
         plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys())
-        plan = plan if everything else portioned(plan, _REMOVED_AT_ONCE)
+        promises = Promises(cut.found, self.index.beneath, self.cuts.is_promise)
+        plan = promises.first(plan)
+        plan = promises.revoked(plan if everything else portioned(plan, _REMOVED_AT_ONCE))
         return replace(plan, removals=plan.removals + self._stale(plan.moves))
 
     def _no_longer_behind(self, cut: Cut) -> dict[RelPath, Difference]:

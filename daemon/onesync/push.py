@@ -181,6 +181,7 @@ class Push:
         for intent in (self.intent, self.removal):
             if intent.is_needed():
                 self._replica.write_new(intent.path, intent.encode())
+        each(self._pool, self._remove, plan.revoked)
         # What changed its kind clears its name before the new thing takes it.
         for difference in plan.removals:
             if difference.seen is not None:
