@@ -47,7 +47,7 @@ from onesync.local import on_this_machine
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
 from onesync.only_copies import OnlyCopies
-from onesync.outcome import BEHIND, NAME_REFUSED, Outcome
+from onesync.outcome import BEHIND, LASTING, NAME_REFUSED, Outcome
 from onesync.pins import Pins
 from onesync.push import Push
 from onesync.replica.door import Replica
@@ -162,6 +162,7 @@ class Batches:
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     _sent: dict[RelPath, bool] = field(default_factory=dict)
     _renaming: set[RelPath] = field(default_factory=set)
+    _kept: set[RelPath] = field(default_factory=set)
 
     def batch(self, *, everything: bool = False) -> bool:
         """Do one batch; returns whether anything was committed.
@@ -186,7 +187,7 @@ class Batches:
         if committed:
             self.events.synced(time.monotonic() - began, self.marks.waited(self.left))
         self.marks.done()
-        released = self.only_copies.released()
+        released = self.only_copies.released() | self._released()
         self.left |= released
         self.marks.again(released)
         return committed
@@ -451,6 +452,7 @@ class Batches:
             self.travels.get,
             self.only_copies.lacking(),
             self._project_wait,
+            self._failing(),
             None if everything else self.round_seconds,
             named=self._waiting.named(plan) if self._waiting is not None else None,
             promised=self._waiting.promised(plan) if self._waiting is not None else set(),
@@ -472,6 +474,7 @@ class Batches:
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self._take_problems(plan, outcome)
         self.only_copies.left_out(outcome.left_out)
+        self._kept |= outcome.kept
         self.events.pushed(outcome.files, outcome.size)
         self._mark_what_is_left(plan, cut, outcome)
         self.travels.end({d.path for d in plan.files} - outcome.deferred - outcome.travels.keys())
@@ -653,6 +656,24 @@ class Batches:
         plan = promises.first(plan)
         plan = promises.revoked(plan if everything else portioned(plan, _REMOVED_AT_ONCE))
         return replace(plan, removals=plan.removals + self._stale(plan.moves))
+
+    def _failing(self) -> set[RelPath]:
+        """Return the runs with data that cannot come, though they are still there."""
+        told = {p.path for p in self.problems.values() if p.kind in LASTING}
+        promised = filter(self.order.is_promised, told)
+        with on_this_machine():
+            return {scope_of(path) for path in promised if self._differs(path)}
+
+    def _differs(self, path: RelPath) -> bool:
+        known, seen = self.index.known(path), self.cuts.scanner.look(path)
+        return seen is not None and (known is None or known.stamp != seen)
+
+    def _released(self) -> set[RelPath]:
+        """Return, once, the markers that need to wait no longer: they are to be looked at again."""
+        failing = self._failing() if self._kept else set()
+        free = {path for path in self._kept if scope_of(path) not in failing}
+        self._kept -= free
+        return free
 
     def _no_longer_behind(self, cut: Cut) -> dict[RelPath, Difference]:
         """Return what was behind, and is here now as OneData has it: that is to be told.
