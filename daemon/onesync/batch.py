@@ -35,7 +35,7 @@ from onesync.core.model import (
     renamed_path,
 )
 from onesync.core.ordering import DATA, PublishOrder, is_in_scope, scope_of, scopes_of
-from onesync.core.plan import Difference, Move, Plan, make_plan, portioned, restricted
+from onesync.core.plan import Difference, Move, Plan, Promises, make_plan, portioned, restricted
 from onesync.core.trouble import is_full
 from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
@@ -47,7 +47,7 @@ from onesync.local import on_this_machine
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
 from onesync.only_copies import OnlyCopies
-from onesync.outcome import BEHIND, NAME_REFUSED, Outcome
+from onesync.outcome import BEHIND, LASTING, NAME_REFUSED, Outcome
 from onesync.pins import Pins
 from onesync.push import Push
 from onesync.replica.door import Replica
@@ -167,6 +167,7 @@ class Batches:
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     _sent: dict[RelPath, bool] = field(default_factory=dict)
     _renaming: set[RelPath] = field(default_factory=set)
+    _kept: set[RelPath] = field(default_factory=set)
 
     def batch(self, *, everything: bool = False) -> bool:
         """Do one batch; returns whether anything was committed.
@@ -191,7 +192,7 @@ class Batches:
         if committed:
             self.events.synced(time.monotonic() - began, self.marks.waited(self.left))
         self.marks.done()
-        released = self.only_copies.released()
+        released = self.only_copies.released() | self._released()
         self.left |= released
         self.marks.again(released)
         return committed
@@ -469,6 +470,7 @@ class Batches:
             self.travels.get,
             self.only_copies.lacking(),
             self._project_wait,
+            self._failing(),
             None if everything else self.round_seconds,
             named=self._waiting.named(plan) if self._waiting is not None else None,
             promised=self._waiting.promised(plan) if self._waiting is not None else set(),
@@ -490,6 +492,7 @@ class Batches:
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self._take_problems(plan, outcome)
         self.only_copies.left_out(outcome.left_out)
+        self._kept |= outcome.kept
         self.events.pushed(outcome.files, outcome.size)
         self._mark_what_is_left(plan, cut, outcome)
         self.travels.end({d.path for d in plan.files} - outcome.deferred - outcome.travels.keys())
@@ -515,7 +518,8 @@ class Batches:
         self.may_write()
         if self._tidying_of is not None and self._tidying_of.begins_travel():
             self._tidied()  # its intent may go with a travel that ends
-        for top in [d.path for d in plan.removals] + [move.source for move in plan.moves]:
+        gone = [d.path for d in plan.removals + plan.revoked]
+        for top in gone + [move.source for move in plan.moves]:
             self.travels.end_beneath(top)
         arrive = partial(self.unverified.arrive, pause=self.pause)
         return push.carry_out(plan, snapshots, pinned, arrive)
@@ -576,7 +580,7 @@ class Batches:
             "changes": len(outcome.changes),
             "files": outcome.files,
             "bytes": outcome.size,
-            "removals": len(plan.removals),
+            "removals": len(plan.removals) + len(plan.revoked),
             "renames": len(plan.moves),
             "retried": len(outcome.retry),
             "deferred": len(outcome.deferred),
@@ -614,7 +618,8 @@ class Batches:
 
     def _take_problems(self, plan: Plan, outcome: Outcome) -> None:
         left = outcome.deferred | outcome.retry | outcome.held
-        for difference in plan.files + plan.directories + plan.links + plan.removals:
+        parts = (plan.files, plan.directories, plan.links, plan.removals, plan.revoked)
+        for difference in chain(*parts):
             if difference.path not in left:
                 self.problems.pop(difference.path, None)
         self.problems.update({p.path: p for p in outcome.problems})
@@ -668,8 +673,28 @@ class Batches:
         else:
             plan = self._without_named(plan, cut)
         plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys())
-        plan = plan if everything else portioned(plan, _REMOVED_AT_ONCE)
+        promises = Promises(cut.found, self.index.beneath, self.cuts.is_promise)
+        plan = promises.first(plan)
+        plan = promises.revoked(plan if everything else portioned(plan, _REMOVED_AT_ONCE))
         return replace(plan, removals=plan.removals + self._stale(plan.moves))
+
+    def _failing(self) -> set[RelPath]:
+        """Return the runs with data that cannot come, though they are still there."""
+        told = {p.path for p in self.problems.values() if p.kind in LASTING}
+        promised = filter(self.order.is_promised, told)
+        with on_this_machine():
+            return {scope_of(path) for path in promised if self._differs(path)}
+
+    def _differs(self, path: RelPath) -> bool:
+        known, seen = self.index.known(path), self.cuts.scanner.look(path)
+        return seen is not None and (known is None or known.stamp != seen)
+
+    def _released(self) -> set[RelPath]:
+        """Return, once, the markers that need to wait no longer: they are to be looked at again."""
+        failing = self._failing() if self._kept else set()
+        free = {path for path in self._kept if scope_of(path) not in failing}
+        self._kept -= free
+        return free
 
     def _no_longer_behind(self, cut: Cut) -> dict[RelPath, Difference]:
         """Return what was behind, and is here now as OneData has it: that is to be told.

@@ -452,6 +452,10 @@ class Cuts:
                 taken_back |= gone.keys()
         return taken_back
 
+    def is_promise(self, path: RelPath) -> bool:
+        """Whether ``path`` is that of a marker or a database, or was while this process runs."""
+        return self._is_marker(path) or path in self._taken
+
     def _is_marker(self, path: RelPath) -> bool:
         return self.order.group_of(path, is_database=False) != DATA
 

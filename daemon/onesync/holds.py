@@ -51,6 +51,7 @@ class Holds:
         named: AbstractSet[RelPath] | None,
         promised: AbstractSet[RelPath],
         wait: ProjectWait,
+        failing: AbstractSet[RelPath],
     ) -> None:
         """Hold nothing back yet.
 
@@ -59,10 +60,12 @@ class Holds:
             named: what of the data the databases may name that are pushed; None is all.
             promised: the markers that wait for ``named`` alone.
             wait: how long the project's databases have waited.
+            failing: runs with data that cannot come.
         """
         self._outcome = outcome
         self._named = named
         self._promised = promised
+        self._failing = set(failing)
         self._markers: set[RelPath] = set()
         self._promised_markers: set[RelPath] = set()
         self._databases: set[RelPath] = set()
@@ -94,6 +97,18 @@ class Holds:
         """
         self._lack(path)
         self._leave(path, is_missing=is_missing)
+
+    def fail(self, path: RelPath) -> None:
+        """Hold back the markers of the run of what cannot come, for as long as it cannot.
+
+        Nobody knows how long that is, so the databases do not wait: theirs are the rows of all else
+        in the run, and the checkpoint tells what is missing.
+        """
+        self._failing.add(scope_of(path))
+
+    def is_kept(self, path: RelPath) -> bool:
+        """Whether the marker ``path`` waits for data that cannot come."""
+        return scope_of(path) in self._failing
 
     def let_wait(self, path: RelPath) -> None:
         """Hold back the databases alone: what did not come waits for a marker."""

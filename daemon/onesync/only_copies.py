@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from onesync.core.model import Problem, RelPath, lies_in, parent_of
 from onesync.core.plan import Plan, restricted, without_removals
 from onesync.index import Index
-from onesync.outcome import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE
+from onesync.outcome import BEHIND, LASTING
 from onesync.scanner import Scanner
 
-_LACKING = frozenset({BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE})
+_LACKING = LASTING | {BEHIND}
 
 
 @dataclass(slots=True)

@@ -16,6 +16,9 @@ REFUSED = "refused"
 UNREADABLE = "unreadable"
 NEWCOMER = "newcomer"
 
+LASTING = frozenset({NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE})
+"""What keeps a file out of OneData until somebody does something about it."""
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -29,6 +32,7 @@ class Outcome:
         is_late: whether databases were held back because such data were not there in time.
         deferred: data that the next batch brings, for this one has lasted long enough.
         held: markers and databases that wait for data.
+        kept: markers that wait for data which cannot come before somebody does something.
         left_out: what lies in directories whose names OneData refused.
         growing: paths that are not done and stay dirty, with the seconds that they took in vain or
             to be published as far as they had come: the dearer, the longer they rest.
@@ -51,6 +55,7 @@ class Outcome:
     is_late: bool = False
     deferred: set[RelPath] = field(default_factory=set)
     held: set[RelPath] = field(default_factory=set)
+    kept: set[RelPath] = field(default_factory=set)
     left_out: set[RelPath] = field(default_factory=set)
     growing: dict[RelPath, float] = field(default_factory=dict)
     travels: dict[RelPath, Travel] = field(default_factory=dict)

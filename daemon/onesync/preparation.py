@@ -126,6 +126,7 @@ class Preparation:
         late = {d.path: d.known.entry for d in plan.removals if d.known and _goes_late(d, moved)}
         self._removal.gone.extend((path, e.size, e.digest) for path, e in late.items())
         early = [difference for difference in plan.removals if difference.path not in late]
+        early += plan.revoked
         for difference, tops in zip(early, self._removals.tops(early), strict=True):
             self.removes[difference.path] = list(tops)
             for path, ours in tops.items():

@@ -98,6 +98,7 @@ class Push:
         travel_to: Callable[[RelPath], Travel | None],
         lacking: Mapping[int, RelPath],
         project_wait: ProjectWait,
+        failing: AbstractSet[RelPath],
         seconds: float | None,
         *,
         named: AbstractSet[RelPath] | None = None,
@@ -120,6 +121,7 @@ class Push:
             travel_to: the copy that earlier batches began, by its target.
             lacking: what the replica does not have whole, by inode.
             project_wait: how long the project's databases have waited for what those of runs do.
+            failing: runs with data that cannot come; their markers wait.
             seconds: so long a large file travels before it goes on in the next batch; None brings
                 all to their end, however long that takes.
             named: what of the data the databases may name that are pushed; None is all.
@@ -147,7 +149,7 @@ class Push:
             travel_to,
             lacking,
         )
-        self._holds = Holds(self.outcome, named, promised, project_wait)
+        self._holds = Holds(self.outcome, named, promised, project_wait, failing)
         self._is_waited_for = is_waited_for
         self._travel_to = travel_to
         self._seconds = seconds
@@ -181,6 +183,7 @@ class Push:
         for intent in (self.intent, self.removal):
             if intent.is_needed():
                 self._replica.write_new(intent.path, intent.encode())
+        each(self._pool, self._remove, plan.revoked)
         # What changed its kind clears its name before the new thing takes it.
         for difference in plan.removals:
             if difference.seen is not None:
@@ -461,8 +464,7 @@ class Push:
             self.outcome.retry.add(path)
         elif trouble.reaction is Reaction.PATH and (is_local or source.undo is None):
             kind = UNREADABLE if is_local else REFUSED
-            text = f"{show(path)}: {trouble.text}"
-            self.outcome.problems.append(Problem(path, kind, text))
+            self._fail(path, kind, f"{show(path)}: {trouble.text}")
         else:
             raise error
 
@@ -549,8 +551,7 @@ class Push:
             self._confirm_written()
 
     def _create_late(self, difference: Difference) -> None:
-        if self._holds.is_held(difference.path, is_database=False):
-            self.outcome.held.add(difference.path)
+        if self._waits(difference.path, is_database=False):
             return
         ready = self._bring(difference)
         if ready is not None:
@@ -559,8 +560,7 @@ class Push:
     def _publish(self, item: _Ready) -> None:
         path, brought = item.difference.path, item.brought
         copied = brought.copied
-        if item.group != DATA and self._holds.is_held(path, is_database=item.is_database):
-            self.outcome.held.add(path)
+        if item.group != DATA and self._waits(path, is_database=item.is_database):
             if brought.temporary is not None:
                 self._replica.remove(brought.temporary)
             return
@@ -584,6 +584,16 @@ class Push:
                 self.outcome.overwritten[path] = entry
             if (blocks := brought.coarse or copied.blocks) is not None:
                 self.outcome.blocks[copied.digest] = blocks
+
+    def _waits(self, path: RelPath, *, is_database: bool) -> bool:
+        """Whether a marker or database waits for data; says so in the outcome."""
+        if not is_database and self._holds.is_kept(path):
+            self.outcome.kept.add(path)
+            return True
+        if self._holds.is_held(path, is_database=is_database):
+            self.outcome.held.add(path)
+            return True
+        return False
 
     def _put_in_place(self, item: _Ready) -> bool:
         """Give what was transferred its name, or patch what has it; returns False if occupied."""
@@ -732,14 +742,21 @@ class Push:
         )
         with self._guard:
             self._refused.add(path)
-            self.outcome.problems.append(Problem(path, NAME_REFUSED, text))
+            self._fail(path, NAME_REFUSED, text)
 
     def _occupied(self, path: RelPath) -> None:
         text = (
             f"Something that onesync did not put there stands at {show(path)} in OneData; it is"
             " kept, and so is the working copy's. Rename one of them."
         )
-        self.outcome.problems.append(Problem(path, OCCUPIED, text))
+        self._fail(path, OCCUPIED, text)
+
+    def _fail(self, path: RelPath, kind: str, text: str) -> None:
+        """Tell of what cannot come before somebody does something about it."""
+        if self._order.is_promised(path):
+            self._holds.fail(path)
+            text += " New markers of its run wait for it."
+        self.outcome.problems.append(Problem(path, kind, text))
 
 
 def _became_database(difference: Difference, source: Source) -> bool:

@@ -61,6 +61,10 @@ class PublishOrder:
         group = self._matched(path)
         return len(self._specs) if is_database and group == DATA else group
 
+    def is_promised(self, path: RelPath) -> bool:
+        """Return whether markers may promise ``path``: data, and not what is only worked on."""
+        return self._matched(path) == DATA and not self.is_scratch(path)
+
     def _is_scratch(self, path: RelPath) -> bool:
         return _matches(self._scratch, path.decode("utf-8", "surrogateescape"))
 

@@ -6,9 +6,10 @@ databases are newer; until then it is *awaited*. The caller passes what was awai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from onesync.core.blocks import PATCH_FROM
 from onesync.core.model import (
@@ -21,6 +22,7 @@ from onesync.core.model import (
     parent_of,
     renamed_path,
 )
+from onesync.core.ordering import scope_of, scopes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Plan:
         files: to be pushed whole; ``replaces`` tells whether the replica holds something there.
         links: to be recorded; the replica holds none.
         metadata: entries whose content is known to be the same (mode or time of directories).
+        revoked: markers and databases that are gone, before anything that they promise is replaced.
         removals: tops of what is gone, nothing beneath another one; with the kind known.
         moves: renames to carry out; no source or target beneath another one.
         awaited_removals: gone, but seen for the first time: the next batch's.
@@ -74,6 +77,7 @@ class Plan:
     files: list[Difference] = field(default_factory=list)
     links: list[Difference] = field(default_factory=list)
     metadata: list[Difference] = field(default_factory=list)
+    revoked: list[Difference] = field(default_factory=list)
     removals: list[Difference] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     awaited_removals: frozenset[RelPath] = frozenset()
@@ -82,7 +86,8 @@ class Plan:
 
     def paths(self) -> set[RelPath]:
         """Return every path that is touched."""
-        parts = (self.directories, self.files, self.links, self.metadata, self.removals)
+        gone = (self.removals, self.revoked)
+        parts = (self.directories, self.files, self.links, self.metadata, *gone)
         moved = {end for move in self.moves for end in (move.source, move.target)}
         return moved.union(difference.path for part in parts for difference in part)
 
@@ -95,7 +100,7 @@ class Plan:
     def empty(self) -> bool:
         """Whether there is nothing to do now."""
         parts = (self.directories, self.files, self.links, self.metadata, self.removals, self.moves)
-        return not any(parts)
+        return not (any(parts) or self.revoked)
 
 
 def make_plan(
@@ -200,6 +205,73 @@ def restricted(
     gone = {difference.path for difference in plan.removals if difference.seen is None}
     renamed = frozenset((move.source, move.target) for move in plan.moves)
     return _without(plan, gone - removals, renamed - moves)
+
+
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """Markers and databases that are gone, among what a plan removes or leaves to the next batch.
+
+    A removal waits for the next batch because older databases may name what goes. With a promise
+    it is the other way round: it must not outlive what it promises.
+
+    Attributes:
+        found: what the scan found, by path.
+        beneath: the index's rows at and beneath a path.
+        is_promise: whether a path is that of a marker or a database.
+    """
+
+    found: Mapping[RelPath, Difference]
+    beneath: Callable[[RelPath], Iterable[tuple[RelPath, Known]]]
+    is_promise: Callable[[RelPath], bool]
+
+    def first(self, plan: Plan) -> Plan:
+        """Let those go with the plan whose data it removes or renames, and before any other."""
+        going = {scope_of(d.path) for d in plan.removals if not self.is_promise(d.path)}
+        going |= scopes_of((move.source, move.target) for move in plan.moves)
+        more = dict(self._gone(plan.awaited_removals, going))
+        removals = sorted(plan.removals, key=lambda d: not self._holds_any(d))
+        return replace(
+            plan,
+            removals=[*more.values(), *removals],
+            awaited_removals=plan.awaited_removals - more.keys(),
+        )
+
+    def revoked(self, plan: Plan) -> Plan:
+        """Let those go before all else whose data the plan replaces."""
+        replacing = [d for d in chain(plan.files, plan.links) if d.known is not None]
+        replacing += [d for d in plan.removals if d.seen is not None]
+        scopes = {scope_of(d.path) for d in replacing if not self.is_promise(d.path)}
+        tops = plan.awaited_removals.union(d.path for d in plan.removals if d.seen is None)
+        gone = dict(self._gone(tops, scopes))
+        return replace(
+            plan,
+            revoked=list(gone.values()),
+            removals=[d for d in plan.removals if d.path not in gone],
+            awaited_removals=plan.awaited_removals - gone.keys(),
+        )
+
+    def _gone(
+        self, tops: AbstractSet[RelPath], scopes: AbstractSet[RelPath]
+    ) -> Iterator[tuple[RelPath, Difference]]:
+        """Yield the promises at and beneath ``tops`` that promise something of ``scopes``."""
+        for top in sorted(tops) if scopes else ():
+            if self._is_other_file(top):
+                continue
+            for path, known in self.beneath(top):
+                is_file = known.entry.kind is Kind.FILE and known.stamp is not None
+                if is_file and self.is_promise(path) and scope_of(path) in {*scopes, b""}:
+                    yield path, Difference(path, known, None)
+
+    def _is_other_file(self, top: RelPath) -> bool:
+        # Nearly all are: not worth a look into the index.
+        difference = self.found.get(top)
+        is_directory = difference is None or difference.removes_directory
+        return not is_directory and not self.is_promise(top)
+
+    def _holds_any(self, removal: Difference) -> bool:
+        if not removal.removes_directory:
+            return self.is_promise(removal.path)
+        return any(self.is_promise(path) for path, _ in self.beneath(removal.path))
 
 
 def without_removals(plan: Plan, kept: AbstractSet[RelPath]) -> Plan:
