@@ -371,9 +371,11 @@ def test_a_run_that_is_moved_and_then_deleted_is_never_asked_about(one: Node, st
 def test_a_run_that_is_deleted_in_and_then_moved_is_never_asked_about(
     one: Node, store: Path
 ) -> None:
+    one.pause()  # so that one batch sees all of it
     for path in sorted((one.work / "Runs").rglob("*.mrc"))[:-1]:
         path.unlink()
     (one.work / "Runs").rename(one.work / "Moved")
+    one.go_on()
     assert one.flush() == 0, one.log()
     assert files_in(store) == {"Moved/two/extra/mic_59.mrc"}
     assert "are missing" not in one.log()
