@@ -75,7 +75,8 @@ def is_up(node: Node) -> bool:
 def unverified(node: Node) -> int:
     """How many files are not known to have arrived."""
     with closing(sqlite3.connect(node.home / "state" / "index.sqlite")) as index:
-        return int(index.execute("SELECT count(*) FROM unverified").fetchone()[0])
+        query = "SELECT count(*) FROM unverified WHERE is_read >= 0"
+        return int(index.execute(query).fetchone()[0])
 
 
 def lose(mounted: Mounted, node: Node, name: str, content: bytes, place: str = "") -> None:
