@@ -62,7 +62,7 @@ class Marking(RuleBasedStateMachine):
             assert not (everything or ripe) or path in gone, "due, and not taken"
         for path in gone:
             del self.expected[path]
-        self.left -= gone.keys()
+        self.left -= gone.keys() | due.paths
         assert set(due.moves) <= self.moves
         self.moves -= set(due.moves)
         self.taken.append((due, gone))
