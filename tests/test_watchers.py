@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Told:
         self.moves: set[tuple[RelPath, RelPath]] = set()
         self.refused: dict[RelPath, str] = {}
         self.overflows = 0
+        self.batches: list[object] = []
         self.gate = threading.Event()
         self.gate.set()
         self.waits = threading.Event()
@@ -41,16 +42,20 @@ class Told:
         self.gate.wait()
         self.paths.add(path)
 
-    def written(self, path: RelPath) -> None:
-        self.changed(path)
+    def touched(self, paths: Mapping[RelPath, bool]) -> None:
+        self.batches.append(dict(paths))
+        for path in paths:
+            self.changed(path)
 
     def deleted(self, path: RelPath) -> None:
         self.changed(path)
         self.gone.add(path)
+        self.batches.append(path)
 
     def moved(self, source: RelPath, target: RelPath) -> None:
         self.paths |= {source, target}
         self.moves.add((source, target))
+        self.batches.append((source, target))
 
     def tree_changed(self, path: RelPath) -> None:
         self.trees.add(path)
@@ -502,3 +507,53 @@ def test_an_unmounted_directory_is_not_a_deleted_one(
     finally:
         told.gate.set()
         watcher.stop()
+
+
+@contextmanager
+def held_up(inotify: InotifyWatcher, root: Path, told: Told) -> Iterator[None]:
+    """Let all that is done in a block lie in the kernel's queue before the watcher reads it."""
+    assert inotify.drain(SOON)
+    told.gate.clear()
+    (root / "file").touch()
+    assert told.waits.wait(SOON)
+    told.batches.clear()
+    yield
+    told.gate.set()
+    assert inotify.drain(SOON)
+
+
+def test_what_the_kernel_tells_of_a_name_at_once_is_told_once(
+    root: Path, told: Told, inotify: InotifyWatcher
+) -> None:
+    with held_up(inotify, root, told):
+        for number in range(50):
+            with (root / "dir" / f"f{number}").open("wb", buffering=0) as file:
+                file.write(b"1")
+                file.write(b"2")
+        (root / "dir" / "inner").chmod(0o600)
+        (root / ".onesync~ours").touch()
+    written = {b"dir/f%d" % number: True for number in range(50)}
+    assert told.batches == [{**written, b"dir/inner": False}]
+
+
+def test_what_is_told_at_once_keeps_its_place_among_renames_and_deletions(
+    root: Path, told: Told, inotify: InotifyWatcher
+) -> None:
+    with held_up(inotify, root, told):
+        (root / "a").write_bytes(b"1")
+        (root / "a").rename(root / "b")
+        (root / "a").write_bytes(b"2")
+        (root / "a").unlink()
+        (root / "dir" / "inner").write_bytes(b"2")
+        (root / "dir").rename(root / "there")
+        (root / "there" / "inner").write_bytes(b"3")
+        (root / "a").write_bytes(b"3")
+    assert told.batches == [
+        {b"a": True},
+        (b"a", b"b"),
+        {b"a": True},
+        b"a",
+        {b"dir/inner": True},
+        (b"dir", b"there"),
+        {b"there/inner": True, b"a": True},
+    ]

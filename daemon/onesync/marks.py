@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
 from onesync.core.clock import Clock
@@ -52,22 +52,36 @@ class Marks:
         """Mark one path, and the database that it is a sidecar of (watcher)."""
         self._mark(path, is_gone=False)
 
-    def written(self, path: RelPath) -> None:
-        """Mark a file that somebody wrote, or closed what he could write to (watcher)."""
-        self._mark(path, is_gone=False, is_written=True)
-
-    def _mark(self, path: RelPath, *, is_gone: bool, is_written: bool = False) -> None:
-        base = database_of(path)
+    def touched(self, paths: Mapping[RelPath, bool]) -> None:
+        """Mark many at once, and databases as ``changed`` does; True: somebody wrote (watcher)."""
+        # Names are judged first: whoever takes what is due would wait for that.
+        judged = [(path, *self._judged(path), written) for path, written in paths.items()]
         with self._guard:
             now = self._clock.boottime()
-            if base is not None and base in self.databases:
-                self._dirty.mark(base, now, restless=True)
-            restless = path in self.databases or self._is_restless(path)
-            scratch = not restless and not is_gone and self._is_scratch(path)
-            self._dirty.mark(path, now, restless, scratch)
-            if is_written:
-                self._dirty.written(path)
+            for path, restless, scratch, is_written in judged:
+                self._put(path, now, restless, scratch)
+                if is_written:
+                    self._dirty.written(path)
         self.arrived.set()
+
+    def _mark(self, path: RelPath, *, is_gone: bool) -> None:
+        restless, scratch = self._judged(path)
+        with self._guard:
+            now = self._clock.boottime()
+            self._put(path, now, restless, scratch and not is_gone)
+        self.arrived.set()
+
+    def _judged(self, path: RelPath) -> tuple[bool, bool]:
+        """Return whether a path never settles, and whether it is scratch, as far as names tell."""
+        restless = self._is_restless(path)
+        return restless, not restless and self._is_scratch(path)
+
+    def _put(self, path: RelPath, now: float, restless: bool, scratch: bool) -> None:
+        base = database_of(path)
+        if base is not None and base in self.databases:
+            self._dirty.mark(base, now, restless=True)
+        is_database = path in self.databases
+        self._dirty.mark(path, now, restless or is_database, scratch and not is_database)
 
     def deleted(self, path: RelPath) -> None:
         """Mark one path whose absence, with all that was beneath, is explained (watcher)."""

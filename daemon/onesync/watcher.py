@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ from onesync.core.model import RelPath, is_beneath, is_reserved, join, lies_in, 
 log = logging.getLogger(__name__)
 
 _WRITTEN = pyinotify.IN_MODIFY | pyinotify.IN_CLOSE_WRITE
+_PLAIN = pyinotify.IN_CREATE | pyinotify.IN_ATTRIB | _WRITTEN
+"""What may happen to a file of one name in any order, as far as a sink is concerned."""
 MASK = (
     pyinotify.IN_CREATE
     | pyinotify.IN_MODIFY
@@ -64,8 +66,8 @@ class Sink(Protocol):
     def changed(self, path: RelPath) -> None:
         """``path`` may have changed."""
 
-    def written(self, path: RelPath) -> None:
-        """Somebody wrote into the file at ``path``, or closed what he could write to."""
+    def touched(self, paths: Mapping[RelPath, bool]) -> None:
+        """All of these files may have changed; True: somebody wrote into one, or closed it."""
 
     def deleted(self, path: RelPath) -> None:
         """The kernel deleted ``path``, or moved it away, with all that was beneath."""
@@ -253,15 +255,35 @@ class InotifyWatcher:
         # Taken apart here: pyinotify gives up on a name that is not UTF-8, and its own map of paths
         # goes stale when a directory is renamed.
         offset = 0
+        plain: dict[tuple[int, bytes], int] = {}
         while offset < len(events):
             watch, mask, cookie, length = _HEAD.unpack_from(events, offset)
             offset += _HEAD.size
-            name = events[offset : offset + length].rstrip(b"\0")
+            name = events[offset : offset + length]
             offset += length
-            self._take(_Event(watch, mask, cookie, name))
+            if mask & ~_PLAIN or not length or watch == self._cookie_watch:
+                # Such as a rename or a deletion: what came before it is told before it.
+                self._tell_of_plain(plain)
+                plain.clear()
+                self._take(_Event(watch, mask, cookie, name.rstrip(b"\0")))
+            else:
+                plain[watch, name] = plain.get((watch, name), 0) | mask
+        self._tell_of_plain(plain)
         for cookie in list(self._leaving):
             path, is_directory = self._leaving.pop(cookie)
             self._left(path, is_directory)
+
+    def _tell_of_plain(self, events: Mapping[tuple[int, bytes], int]) -> None:
+        """Tell of files of which nothing else was told meanwhile, each once."""
+        touched: dict[RelPath, bool] = {}
+        for (watch, name), mask in events.items():
+            directory = self._paths.get(watch)
+            if directory is not None:
+                path = join(directory, name.rstrip(b"\0"))
+                if not is_reserved(path):
+                    touched[path] = bool(mask & _WRITTEN)
+        if touched:
+            self._sink.touched(touched)
 
     def _take(self, event: _Event) -> None:
         if event.mask & pyinotify.IN_Q_OVERFLOW:
@@ -302,8 +324,6 @@ class InotifyWatcher:
             self._sink.tree_changed(path)
         elif event.mask & pyinotify.IN_DELETE:
             self._sink.deleted(path)
-        elif event.mask & _WRITTEN:
-            self._sink.written(path)
         else:
             self._sink.changed(path)
 
