@@ -110,11 +110,16 @@ class MemoryReplica:
         return Copied(whole, len(content), stamp, True, blocks=_blocks(content))
 
     def compare(
-        self, source: bytes, length: int, blocks: Blocks, seconds: float | None = None
+        self,
+        source: bytes,
+        length: int,
+        blocks: Blocks,
+        seconds: float | None = None,
+        most: int | None = None,
     ) -> Compared:
         with open(source, "rb") as file:
             stamp = stamp_of(os.fstat(file.fileno()), Kind.FILE)
-            content = file.read()
+            content = file.read(most)
         starts = range(0, length, blocks.size)
         changed = [
             number
@@ -143,13 +148,19 @@ class MemoryReplica:
         return True
 
     def patch(
-        self, source: bytes, path: RelPath, blocks: Blocks, numbers: tuple[int, ...], end: int
+        self,
+        source: bytes,
+        path: RelPath,
+        blocks: Blocks,
+        numbers: tuple[int, ...],
+        end: int,
+        kept: Mapping[int, bytes] = MappingProxyType({}),
     ) -> bool:
         content = Path(os.fsdecode(source)).read_bytes()[:end]
         with self._guard:
             for number in numbers:
                 start = number * blocks.size
-                piece = content[start : start + blocks.size]
+                piece = kept.get(number, content[start : start + blocks.size])
                 if _digest_of(piece) != blocks.digest(number):
                     return False
                 old = self.read(path).ljust(start, b"\0")

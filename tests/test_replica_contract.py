@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import resource
 import shutil
 import signal
@@ -18,9 +19,10 @@ import pytest
 from blake3 import blake3
 
 from onesync.beneath import open_beneath
-from onesync.core.blocks import DIGEST_BYTES, BlockHasher
+from onesync.core.blocks import DIGEST_BYTES, BlockHasher, Blocks
 from onesync.core.model import Kind
 from onesync.errors import OnesyncError
+from onesync.replica import moment, pour
 from onesync.replica.children import ChildrenReplica
 from onesync.replica.door import Compared, Copied, Listed, Replica
 from onesync.replica.folder import FolderReplica
@@ -547,7 +549,7 @@ def test_a_file_that_always_grows_is_compared_to_its_end(on_disk: Replica, stack
     assert part.copied.digest == blake3(stack.read_bytes()[: part.copied.size]).hexdigest()
 
 
-def test_what_grew_and_changed_is_no_prefix(on_disk: Replica, stack: Path) -> None:
+def test_what_grew_and_changed_is_compared_as_it_is_now(on_disk: Replica, stack: Path) -> None:
     replica, source = on_disk, os.fsencode(stack)
     old, _ = changed_inside(stack, replica)
     assert old.blocks is not None
@@ -555,7 +557,105 @@ def test_what_grew_and_changed_is_no_prefix(on_disk: Replica, stack: Path) -> No
     grow(stack)
     rewrite(stack)
     whole = replica.compare(source, old.size, old.blocks)
-    assert not whole.copied.prefix
+    assert (whole.copied.steady, whole.copied.prefix) == (False, True)
+    assert whole.copied.digest == blake3(stack.read_bytes()[: whole.copied.size]).hexdigest()
+    assert whole.changed[0] == 0
+    rewrite(stack, b"z")
+    numbers, blocks = patched_numbers(old, whole), whole.copied.blocks
+    assert blocks is not None
+    assert replica.patch(source, b"stack", blocks, numbers, whole.copied.size, whole.kept)
+    assert replica.digest(b"stack") == (whole.copied.digest, whole.copied.size)
+
+
+class Scribbler:
+    """Writes into a file while it is read, and remembers all that it ever was."""
+
+    def __init__(self, path: Path, seed: int, *, places: list[int]) -> None:
+        self.path, self.places = path, places
+        self.chance = random.Random(seed)
+        self.written = 0
+        self.states = [path.read_bytes()]
+
+    def write(self, _: int = 0) -> None:
+        content = bytearray(self.states[-1])
+        for _ in range(self.chance.randrange(3)):
+            self.written += 1
+            place = self.chance.choice(self.places)
+            content[place : place + 8] = b"%8d" % self.written
+            with self.path.open("r+b") as file:
+                file.seek(place)
+                file.write(content[place : place + 8])
+            self.states.append(bytes(content))
+
+    def was(self, copied: Copied) -> bool:
+        """Whether the file was, or began with, what was copied."""
+        return copied.digest in {blake3(s[: copied.size]).hexdigest() for s in self.states}
+
+
+@pytest.fixture
+def small_stack(tmp_path: Path) -> Path:
+    path = tmp_path / "small_stack"
+    path.write_bytes(os.urandom(1_200_000))
+    return path
+
+
+@pytest.fixture
+def _reads_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a file be read in many pieces, between which somebody may write."""
+    monkeypatch.setattr(moment, "_CHUNK", 64 << 10)
+    monkeypatch.setattr(pour, "CHUNK", 64 << 10)
+
+
+@pytest.mark.usefixtures("_reads_slowly")
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("places", [[0], [0, 8], [0, 1_000_000], [7, 500_000, 1_190_000]])
+def test_a_file_that_is_written_in_a_few_places_is_copied_as_it_was_once(
+    tmp_path: Path, small_stack: Path, seed: int, places: list[int]
+) -> None:
+    scribbler = Scribbler(small_stack, seed, places=places)
+    replica = FolderReplica(os.fsencode(tmp_path), scribbler.write, scribbler.write)
+    copied = replica.put(os.fsencode(small_stack), b"new", seconds=100)
+    assert copied.prefix
+    assert scribbler.written > 10
+    assert copied.size == len(scribbler.states[0])
+    assert scribbler.was(copied)
+    assert replica.digest(b"new") == (copied.digest, copied.size)
+
+
+@pytest.mark.usefixtures("_reads_slowly")
+@pytest.mark.parametrize("seed", range(3))
+def test_a_file_that_is_written_everywhere_is_copied_as_far_as_it_is_certain(
+    tmp_path: Path, small_stack: Path, seed: int
+) -> None:
+    scribbler = Scribbler(small_stack, seed, places=list(range(300_000, 1_190_000, 5_000)))
+    replica = FolderReplica(os.fsencode(tmp_path), scribbler.write, scribbler.write)
+    copied = replica.put(os.fsencode(small_stack), b"new", seconds=100)
+    assert copied.prefix
+    assert 280_000 < copied.size < len(scribbler.states[0])
+    assert scribbler.was(copied)
+    assert replica.digest(b"new") == (copied.digest, copied.size)
+    assert not replica.put(os.fsencode(small_stack), b"whole").prefix, "all of it was asked for"
+    none = Blocks(16 << 10, b"")
+    assert not replica.compare(os.fsencode(small_stack), 0, none).copied.prefix
+
+
+@pytest.mark.usefixtures("_reads_slowly")
+@pytest.mark.parametrize("when", [10, 25])
+def test_a_file_that_is_cut_off_while_it_is_copied_is_no_whole_one(
+    tmp_path: Path, small_stack: Path, when: int
+) -> None:
+    calls = [0]
+
+    def shorten(_: int) -> None:
+        calls[0] += 1
+        if calls[0] == 5:
+            rewrite(small_stack)
+        if calls[0] == when:
+            os.truncate(small_stack, 500_000)
+
+    replica = FolderReplica(os.fsencode(tmp_path), shorten, shorten)
+    assert not replica.put(os.fsencode(small_stack), b"new").prefix
+    assert calls[0] > when
 
 
 def test_a_file_that_always_grows_is_appended_to_in_rounds(on_disk: Replica, stack: Path) -> None:
@@ -635,19 +735,18 @@ def put_until_it_grew_meanwhile(replica: Replica, path: Path) -> list[Copied]:
     return seen
 
 
-def test_a_file_rewritten_while_it_is_copied_is_neither_steady_nor_a_prefix(
-    tmp_path: Path,
-) -> None:
+def test_a_file_rewritten_while_it_is_copied_is_not_steady(tmp_path: Path) -> None:
     path = tmp_path / "rewritten"
     path.write_bytes(b"x" * 3_000_000)
     replica = FolderReplica(os.fsencode(tmp_path), lambda _: rewrite(path))
     copied = replica.put(os.fsencode(path), b"new")
-    assert (copied.steady, copied.prefix) == (False, False)
+    assert (copied.steady, copied.prefix) == (False, True)
+    assert replica.digest(b"new") == replica.digest(b"rewritten") == (copied.digest, copied.size)
 
 
-def rewrite(path: Path) -> None:
+def rewrite(path: Path, content: bytes = b"y") -> None:
     with path.open("r+b") as file:
-        file.write(b"y")
+        file.write(content)
 
 
 def test_what_appears_while_a_tree_is_removed_goes_too(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -317,39 +318,69 @@ def test_what_becomes_of_a_travel_whose_target_goes(
 
 
 @contextmanager
-def rewritten_all_the_time(path: Path) -> Iterator[None]:
+def written_all_the_time(path: Path, places: Callable[[], int]) -> Iterator[set[bytes]]:
+    """Write in one place after the other; yields what was ever written, and the first head."""
     ended = threading.Event()
+    pieces = {path.read_bytes()[:1000]}
 
-    def rewrite_its_head() -> None:
+    def write() -> None:
         with path.open("r+b", buffering=0) as file:
-            while not ended.wait(0.01):
-                os.pwrite(file.fileno(), os.urandom(1000), 0)
+            while not ended.wait(0.001):
+                piece = os.urandom(1000)
+                pieces.add(piece)
+                os.pwrite(file.fileno(), piece, places())
 
-    thread = threading.Thread(target=rewrite_its_head)
+    thread = threading.Thread(target=write)
     thread.start()
     try:
-        yield
+        yield pieces
     finally:
         ended.set()
         thread.join()
 
 
-def test_a_new_file_that_changes_whenever_it_is_copied_holds_back_its_database(
+def names_it(node: Node, name: str) -> None:
+    with closing(sqlite3.connect(node.work / "Runs/000001_ProtMock/particles.sqlite")) as rows:
+        rows.execute(f"CREATE TABLE Objects AS SELECT '{name}' AS name")
+
+
+def test_a_new_file_whose_head_changes_all_the_time_comes_as_it_was_once(
     one: Node, mounted: Mounted, replica: Path, new: bytes
 ) -> None:
-    """However long its copies take: OneData has no version of it at all."""
-    path = (one.work / STACK).with_name("new.mrcs")
+    """With the database that names it; none of it is sent in vain."""
+    path, there = (one.work / STACK).with_name("new.mrcs"), replica.with_name("new.mrcs")
     database = mounted.backing / "project" / "Runs/000001_ProtMock/particles.sqlite"
-    mounted.latency(0.05)
     path.write_bytes(new)
-    with rewritten_all_the_time(path):
-        with closing(sqlite3.connect(one.work / "Runs/000001_ProtMock/particles.sqlite")) as rows:
-            rows.execute("CREATE TABLE Objects AS SELECT 'new.mrcs' AS name")
-        until(one, lambda: database.exists() or one.log().count("retried=1") > 2)
-        assert not database.exists()
-    mounted.latency(0)
-    until(one, database.exists)
-    assert replica.with_name("new.mrcs").read_bytes() == path.read_bytes()
+    mounted.reset()
+    with written_all_the_time(path, lambda: 0) as heads:
+        names_it(one, "new.mrcs")
+        until(one, lambda: database.exists() and there.stat().st_size == SIZE)
+        until(one, lambda: content(there)[:1000] not in ({new[:1000]} | {b""}))
+        found = content(there)
+        assert found[:1000] in heads
+        assert found[1000:] == new[1000:]
+    until(one, lambda: content(there) == path.read_bytes())
+    assert mounted.counts()["bytes_written"] < 1.5 * SIZE
+
+
+def test_a_new_file_that_changes_everywhere_is_told_of_and_sent_when_it_rests(
+    one: Node, mounted: Mounted, replica: Path, new: bytes
+) -> None:
+    """OneData has the beginning of it meanwhile, so rows that name it need not wait for ever."""
+    path, there = (one.work / STACK).with_name("new.mrcs"), replica.with_name("new.mrcs")
+    database = mounted.backing / "project" / "Runs/000001_ProtMock/particles.sqlite"
+    path.write_bytes(new)
+    mounted.reset()
+    chance = random.Random(0)
+    with written_all_the_time(path, lambda: chance.randrange(SIZE - 1000)):
+        names_it(one, "new.mrcs")
+        until(one, lambda: database.exists() and any("new.mrcs" in text for text in behind(one)))
+        for number in range(5):
+            (one.work / f"other_{number}").write_bytes(b"other")
+            until(one, (mounted.backing / "project" / f"other_{number}").exists)
+        assert mounted.counts()["bytes_written"] < 2 * SIZE
+    until(one, lambda: content(there) == path.read_bytes())
+    until(one, lambda: behind(one) == [])
 
 
 def test_what_a_lost_connection_took_out_of_a_travel_is_sent_again(

@@ -539,7 +539,9 @@ class Batches:
         self._await(plan, outcome.postponed, outcome.postponed_moves, project_held=project_held)
         now = time.monotonic()
         self._project_wait.was(project_held or self._lacks_project(cut), now)
-        self._unsteady = {path: self._unsteady.get(path, now) for path in outcome.retry}
+        # What rests goes on changing.
+        resting = {p for p in self._unsteady if p in outcome.growing or self.marks.rests(p)}
+        self._unsteady = {p: self._unsteady.get(p, now) for p in outcome.retry | resting}
         # What waited may have changed since its snapshot was taken.
         waited = set(cut.frozen) if self._waiting is not None else set()
         later = outcome.deferred | outcome.held | waited

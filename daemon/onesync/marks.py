@@ -194,6 +194,11 @@ class Marks:
             taken = any(path in due.paths or lies_in(path, due.trees) for due in self._taken)
             return taken or self._dirty.holds(path)
 
+    def rests(self, path: RelPath) -> bool:
+        """Return whether ``path`` is to rest before it is pushed again."""
+        with self._guard:
+            return self._dirty.rests(path)
+
     def is_worked_on(self, path: RelPath) -> bool:
         """Return whether ``path`` is scratch that changed and has not settled since."""
         with self._guard:

@@ -501,11 +501,15 @@ class Push:
     def _note_changed(self, difference: Difference, seconds: float) -> None:
         """Keep a file dirty that changed while it was copied; dear copies are begun less often.
 
-        Not those of which OneData has nothing: while one rested its row would come without it.
+        So are those of a large file that has changed for long enough. Not of one of which OneData
+        has nothing: while it rested its row would come without it.
         """
         path, travel = difference.path, self._travel_to(difference.path)
         round_ = self._seconds
-        if round_ is None or not replaces(difference.known) or (not travel and seconds < round_):
+        may_rest = round_ is not None and replaces(difference.known)
+        is_large = _seen(difference).size >= PATCH_FROM
+        is_dear = bool(travel) or (round_ is not None and seconds >= round_)
+        if not may_rest or not (is_dear or (is_large and not self._is_waited_for(path))):
             self.outcome.retry.add(path)
             return
         self.outcome.growing[path] = seconds + (travel.seconds if travel is not None else 0.0)
@@ -518,7 +522,7 @@ class Push:
     def _note_growing(self, path: RelPath, brought: Brought, stamp: Stamp, seconds: float) -> Stamp:
         """Keep a file dirty that is published as far as it came; returns the stamp to remember."""
         # Only a dear one rests: rows that name the rest of it may come with the next batch.
-        is_cheap = brought.copied.steady or brought.copied.size <= CREATED_AT_MOST
+        is_cheap = brought.copied.steady or stamp.size <= CREATED_AT_MOST
         self.outcome.growing[path] = 0.0 if is_cheap else seconds
         if not brought.is_behind:
             return stamp

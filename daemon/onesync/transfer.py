@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from onesync.core.blocks import DIGEST_BYTES, PATCH_FROM, Blocks
+from onesync.core.blocks import DIGEST_BYTES, PATCH_FROM, Blocks, block_size
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, is_doubted
 from onesync.core.plan import Difference
 from onesync.local import digest_local, local_size, on_this_machine
@@ -17,7 +17,8 @@ from onesync.replica.door import Compared, Copied, Replica
 from onesync.replica.flights import aloft
 
 _TAIL = 256 << 20
-"""A longer growth travels in rounds, as a new file does."""
+"""A longer growth travels in rounds, as a new file does; a round of what also changed inside ends
+there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +140,10 @@ def _changed(
             replica.truncate(difference.path, entry.size)
             return None
     if source.undo is None or source.blocks is None:
-        return _same(source, known) or _whole(replica, source, known, seconds)
-    compared = replica.compare(source.local, known.entry.size, source.blocks, seconds)
-    if seconds is not None and _is_part(compared.copied):
+        return _same(source, known) or _replaced(replica, difference.seen, source, known, seconds)
+    most = None if seconds is None else known.entry.size + _TAIL
+    compared = replica.compare(source.local, known.entry.size, source.blocks, seconds, most)
+    if most is not None and _is_part(compared.copied) and compared.copied.size < most:
         return Travelling(None, compared.copied.steady)
     if compared.copied.digest == known.entry.digest and compared.copied.steady:
         return Brought(compared.copied, 0)
@@ -191,6 +193,20 @@ def _same(source: Source, known: Known) -> Brought | None:
     return Brought(Copied(found.digest, found.size, found.before, True), 0)
 
 
+def _replaced(
+    replica: Replica, seen: Stamp, source: Source, known: Known, seconds: float | None
+) -> Brought | Travelling | None:
+    """Bring a whole new version; nothing is sent of what changes faster than it can be read."""
+    if seen.size >= PATCH_FROM and not source.frozen:
+        none = Blocks(block_size(seen.size), b"")
+        found = replica.compare(source.local, 0, none, seconds).copied
+        if seconds is not None and _is_part(found):
+            return Travelling(None, found.steady)
+        if not found.prefix:
+            return None
+    return _whole(replica, source, known, seconds)
+
+
 def _whole(
     replica: Replica, source: Source, known: Known | None, seconds: float | None
 ) -> Brought | Travelling | None:
@@ -228,8 +244,8 @@ def _judged(
     replica: Replica, source: Source, known: Known | None, copied: Copied
 ) -> Brought | None:
     """Return what a whole copy brought; None, with the copy removed, of what changed meanwhile."""
-    grown = known is None or copied.size > known.entry.size
-    if copied.steady or source.frozen or (copied.prefix and grown):
+    is_no_less = known is None or copied.size >= known.entry.size
+    if copied.steady or source.frozen or (copied.prefix and is_no_less):
         return Brought(copied, copied.size, in_place=False, temporary=source.temporary)
     replica.remove(source.temporary)
     return None
@@ -272,7 +288,8 @@ def _patched(
     brought = Brought(compared.copied, sent, numbers=numbers, undo=undo, coarse=compared.coarse)
     if source.frozen:
         return replace(brought, in_place=False)
-    if replica.patch(source.local, path, blocks, numbers, compared.copied.size):
+    end = compared.copied.size
+    if replica.patch(source.local, path, blocks, numbers, end, compared.kept):
         return brought
     if undo is None:
         replica.truncate(path, length)

@@ -183,6 +183,10 @@ class DirtySet:
         """Return whether ``path``, or a tree that it lies in, is marked."""
         return path in self._paths or lies_in(path, self._trees.keys())
 
+    def rests(self, path: RelPath) -> bool:
+        """Return whether ``path`` was let rest, and was not taken since."""
+        return path in self._resting
+
     def oldest(self) -> float | None:
         """Return when the oldest was first marked, or None."""
         firsts = [m.first for m in self._paths.values()] + list(self._trees.values())

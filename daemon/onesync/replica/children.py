@@ -446,9 +446,14 @@ class ChildrenReplica:
         return cast("Copied | None", found)
 
     def compare(
-        self, source: bytes, length: int, blocks: Blocks, seconds: float | None = None
+        self,
+        source: bytes,
+        length: int,
+        blocks: Blocks,
+        seconds: float | None = None,
+        most: int | None = None,
     ) -> Compared:
-        return cast(Compared, self._call_at_home(source, "compare", length, blocks, seconds))
+        return cast(Compared, self._call_at_home(source, "compare", length, blocks, seconds, most))
 
     def write_undo(
         self, path: RelPath, undo: RelPath, length: int, blocks: Blocks, numbers: tuple[int, ...]
@@ -456,9 +461,15 @@ class ChildrenReplica:
         return cast(bool, self._call("write_undo", path, undo, length, blocks, numbers))
 
     def patch(
-        self, source: bytes, path: RelPath, blocks: Blocks, numbers: tuple[int, ...], end: int
+        self,
+        source: bytes,
+        path: RelPath,
+        blocks: Blocks,
+        numbers: tuple[int, ...],
+        end: int,
+        kept: Mapping[int, bytes] = MappingProxyType({}),
     ) -> bool:
-        return cast(bool, self._call("patch", source, path, blocks, numbers, end))
+        return cast(bool, self._call("patch", source, path, blocks, numbers, end, dict(kept)))
 
     def undo(self, path: RelPath, undo: RelPath, length: int) -> bool:
         return cast(bool, self._call("undo", path, undo, length))

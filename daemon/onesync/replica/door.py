@@ -55,10 +55,12 @@ class Copied:
 
     Attributes:
         digest: blake3 of the bytes written, hex.
-        size: how many they were; fewer than ``before`` says where the time was up.
+        size: how many they were; fewer than ``before`` says where the time was up, or what came
+            next changed faster than it could be read.
         before: the source's stamp when it was opened (None when the source is the replica).
         steady: whether the source had still the same content after the copy.
-        prefix: whether the copy is what the source begins with, also when it grew meanwhile.
+        prefix: whether the copy is what the source began with at one moment, also when it grew or
+            changed meanwhile.
         blocks: digests of the copy's blocks, of a large file.
     """
 
@@ -78,11 +80,13 @@ class Compared:
         copied: what a whole copy would give.
         changed: the blocks of the known version whose bytes changed.
         coarse: the blocks that are to be remembered, where the file has outgrown the known ones.
+        kept: blocks as they were at the moment of ``copied``: the file has other ones by now.
     """
 
     copied: Copied
     changed: tuple[int, ...]
     coarse: Blocks | None = None
+    kept: Mapping[int, bytes] = field(default_factory=dict)
 
 
 Ours = Mapping[RelPath, Collection[bytes]]
@@ -125,8 +129,9 @@ class Replica(Protocol):
     def put(self, source: bytes, temporary: RelPath, seconds: float | None = None) -> Copied:
         """Copy the local file at absolute path ``source`` to the new file ``temporary``, and fsync.
 
-        After ``seconds`` it ends with as much as was copied. ``source`` may be ``/proc/PID/fd/N``,
-        a descriptor that the caller holds open.
+        After ``seconds`` it ends with as much as was copied, and also where the source changed
+        faster than it could be read: without them such a copy is no prefix. ``source`` may be
+        ``/proc/PID/fd/N``, a descriptor that the caller holds open.
 
         Raises FileExistsError when ``temporary`` exists. After any error the temporary is gone or
         worthless. Raises InterruptedError when the source is not a regular file any more.
@@ -161,9 +166,16 @@ class Replica(Protocol):
         """
 
     def compare(
-        self, source: bytes, length: int, blocks: Blocks, seconds: float | None = None
+        self,
+        source: bytes,
+        length: int,
+        blocks: Blocks,
+        seconds: float | None = None,
+        most: int | None = None,
     ) -> Compared:
         """Compare ``source`` (as in ``put``) with a version of ``length`` bytes. Reads only it.
+
+        It ends with the first ``most`` bytes.
 
         After ``seconds`` it ends with ``copied`` as far as it was read and ``changed`` empty. The
         next call for it goes on from there, unless the source changed: then it begins anew, and a
@@ -180,12 +192,19 @@ class Replica(Protocol):
         """
 
     def patch(
-        self, source: bytes, path: RelPath, blocks: Blocks, numbers: tuple[int, ...], end: int
+        self,
+        source: bytes,
+        path: RelPath,
+        blocks: Blocks,
+        numbers: tuple[int, ...],
+        end: int,
+        kept: Mapping[int, bytes] = MappingProxyType({}),
     ) -> bool:
         """Write the blocks ``numbers`` of ``source``, a file of ``end`` bytes, into ``path``.
 
-        Returns False where ``source`` is not what ``blocks`` says any more. After that, and after
-        any error, ``path`` needs ``undo``.
+        Those that were ``kept`` when it was compared are not read again. Returns False where
+        ``source`` is not what ``blocks`` says any more. After that, and after any error, ``path``
+        needs ``undo``.
         """
 
     def undo(self, path: RelPath, undo: RelPath, length: int) -> bool:

@@ -24,6 +24,7 @@ from onesync.core.model import Kind, RelPath, is_beneath, join, name_of, parent_
 from onesync.local import on_this_machine, open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed, Ours
+from onesync.replica.moment import Moment, moment_of
 from onesync.replica.pour import CHUNK, ONE_PIECE, Pipe, Pour
 from onesync.replica.statx import Looked, inode_of, look_up, opened
 
@@ -43,6 +44,8 @@ _PROGRESS = "org.onedata.replication_progress"
 _CANNOT_TELL = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS, errno.EPERM)
 
 
+_NOTHING = Moment("", -1, None)
+_NO_BLOCKS: Mapping[int, bytes] = MappingProxyType({})
 _Paths = list[RelPath]
 _StoredNames = Callable[[Iterable[bytes]], Mapping[bytes, bytes]]
 
@@ -178,7 +181,7 @@ class FolderReplica:
             pour = Pour(_block_hasher(before.st_size), self._sent, before)
             pour.begin(seconds)
             self._write_copy(origin, before, temporary, pour)
-            return self._poured(origin, before, pour)
+            return self._mended(origin, before, temporary, pour, is_whole=seconds is None)
         finally:
             os.close(origin)
 
@@ -204,29 +207,65 @@ class FolderReplica:
 
     def _poured(self, origin: int, before: os.stat_result, pour: Pour) -> Copied:
         """Return the result of a copy from ``origin``, after another look at it."""
-        steady, prefix = self._look_again(origin, pour)
+        read = _read_by(pour)
+        steady, found = self._look_again(origin, pour, read, is_mended=False)
+        prefix = found == read
         if prefix and pour.offset < before.st_size:
             self._interrupt(_COPY, pour)
-        stamp, digest = stamp_of(before, Kind.FILE), pour.hasher.hexdigest()
-        return Copied(digest, pour.offset, stamp, steady, prefix, pour.blocks())
+        return Copied(
+            read.digest, read.size, stamp_of(before, Kind.FILE), steady, prefix, read.blocks
+        )
 
-    def _look_again(self, origin: int, pour: Pour) -> tuple[bool, bool]:
-        """Return whether a file that was read is still the same, and whether it begins the same.
+    def _mended(
+        self, origin: int, before: os.stat_result, path: RelPath, pour: Pour, *, is_whole: bool
+    ) -> Copied:
+        """Let the copy at ``path`` be what the file was at one moment, and return its result.
 
-        That is since the pour began, in however many rounds.
+        Unless it must be ``is_whole``, it ends where the file changes faster than it is read.
+        """
+        read = _read_by(pour)
+        steady, found = self._look_again(origin, pour, read, is_mended=True)
+        if found == read and pour.offset < before.st_size:
+            self._interrupt(_COPY, pour)
+        prefix = found.size == read.size or (not is_whole and found.blocks is not None)
+        if not prefix:
+            found = read
+        elif found != read:
+            assert found.blocks is not None
+            target = self._open(path, os.O_RDWR)
+            try:
+                for number, content in found.kept.items():
+                    self._sent(inplace.write_at(target, content, number * found.blocks.size))
+                os.ftruncate(target, found.size)
+                os.fsync(target)
+            finally:
+                os.close(target)
+        stamp = stamp_of(before, Kind.FILE)
+        return Copied(found.digest, found.size, stamp, steady, prefix, found.blocks)
+
+    def _look_again(
+        self, origin: int, pour: Pour, read: Moment, *, is_mended: bool
+    ) -> tuple[bool, Moment]:
+        """Return whether a file that was read is still the same, and what it was at one moment.
+
+        That is since the pour began, in however many rounds. It may be another moment than what was
+        ``read`` only where that ``is_mended``; of no moment as long as that nothing is certain.
         """
         before, after = pour.seen, os.fstat(origin)
         assert before is not None
         if stamp_of(after, Kind.FILE) == stamp_of(before, Kind.FILE):
-            return True, True
+            return True, read
         # Read once more, nothing changed in what was copied: it is a state that the file had.
         with on_this_machine():
-            again = _digest(origin, pour.offset, self._progress)
-        prefix = again == (pour.hasher.hexdigest(), pour.offset)
+            if is_mended and read.blocks is not None:
+                found = moment_of(origin, read, self._progress)
+            else:
+                again = _digest(origin, read.size, self._progress)
+                found = read if again == (read.digest, read.size) else _NOTHING
         pour.seen = after
         # Removed, linked or given another mode meanwhile, it has the same content all the same.
         unwritten = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-        return prefix and unwritten, prefix
+        return found == read and unwritten, found
 
     def _write_copy(self, origin: int, status: os.stat_result, path: RelPath, pour: Pour) -> None:
         # Created writable whatever the mode: some storages refuse to make a read-only file.
@@ -349,11 +388,17 @@ class FolderReplica:
         return None, True
 
     def compare(
-        self, source: bytes, length: int, blocks: Blocks, seconds: float | None = None
+        self,
+        source: bytes,
+        length: int,
+        blocks: Blocks,
+        seconds: float | None = None,
+        most: int | None = None,
     ) -> Compared:
         origin = _open_source(source)
         try:
             before = os.fstat(origin)
+            end = before.st_size if most is None else min(before.st_size, most)
             pour, changed_meanwhile = self._resumed(blocks.size, before)
             pour = pour or Pour(
                 BlockHasher(blocks.size),
@@ -362,20 +407,24 @@ class FolderReplica:
                 coarse=_coarse_hasher(before.st_size, blocks.size),
             )
             pour.begin(seconds)
-            pour.run(origin, None, before.st_size)
-            digest, size, new = pour.hasher.hexdigest(), pour.offset, pour.blocks()
-            assert new is not None
-            stamp = stamp_of(before, Kind.FILE)
-            if pour.is_late and size < before.st_size:
+            pour.run(origin, None, end)
+            read, stamp = _read_by(pour), stamp_of(before, Kind.FILE)
+            if pour.is_late and read.size < end:
                 self._interrupt(blocks.size, pour)
-                return Compared(Copied(digest, size, stamp, not changed_meanwhile, True, new), ())
+                steady = not changed_meanwhile
+                return Compared(
+                    Copied(read.digest, read.size, stamp, steady, True, read.blocks), ()
+                )
+            steady, found = self._look_again(origin, pour, read, is_mended=True)
+            prefix = found.size == read.size
+            found = found if prefix else read
+            assert found.blocks is not None
             with on_this_machine():
-                changed = inplace.changed_blocks(origin, length, blocks, new)
-            steady, prefix = self._look_again(origin, pour)
+                changed = inplace.changed_blocks(origin, length, blocks, found.blocks, found.kept)
         finally:
             os.close(origin)
-        copied = Copied(digest, size, stamp, steady, prefix, new)
-        return Compared(copied, tuple(changed), pour.coarse())
+        copied = Copied(found.digest, found.size, stamp, steady, prefix, found.blocks)
+        return Compared(copied, tuple(changed), found.coarse, found.kept)
 
     def write_undo(
         self, path: RelPath, undo: RelPath, length: int, blocks: Blocks, numbers: tuple[int, ...]
@@ -396,13 +445,19 @@ class FolderReplica:
         return saved
 
     def patch(
-        self, source: bytes, path: RelPath, blocks: Blocks, numbers: tuple[int, ...], end: int
+        self,
+        source: bytes,
+        path: RelPath,
+        blocks: Blocks,
+        numbers: tuple[int, ...],
+        end: int,
+        kept: Mapping[int, bytes] = _NO_BLOCKS,
     ) -> bool:
         origin = _open_source(source)
         try:
             target = self._open(path, os.O_WRONLY)
             try:
-                return inplace.write_blocks(origin, target, blocks, numbers, end, self._sent)
+                return inplace.write_blocks(origin, target, blocks, numbers, end, self._sent, kept)
             finally:
                 os.close(target)
         finally:
@@ -806,6 +861,11 @@ def _identity(status: os.stat_result, purpose: int) -> tuple[int, int, int]:
 def _block_hasher(length: int) -> BlockHasher | None:
     """Return a hasher for the blocks of a file of about ``length`` bytes; None of a small one."""
     return BlockHasher(block_size(length)) if length >= PATCH_FROM else None
+
+
+def _read_by(pour: Pour) -> Moment:
+    """Return what ``pour`` has read so far."""
+    return Moment(pour.hasher.hexdigest(), pour.offset, pour.blocks(), pour.coarse())
 
 
 def _read_whole(fd: int, path: RelPath) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,19 +45,20 @@ def hash_file(
     return hasher.hexdigest(), offset
 
 
-def changed_blocks(fd: int, length: int, old: Blocks, new: Blocks) -> list[int]:
+def changed_blocks(
+    fd: int, length: int, old: Blocks, new: Blocks, kept: Mapping[int, bytes]
+) -> list[int]:
     """Return the blocks of the first ``length`` bytes in which the file differs from ``old``.
 
-    A last block that only grew has not changed.
+    A last block that only grew has not changed. Those that are ``kept`` are not read.
     """
     count = -(-length // old.size)
     rest = length % old.size
     changed = [n for n in range(count) if old.digest(n) != new.digest(n)]
     if changed and changed[-1] == count - 1 and rest:
-        begins_alike = block_digest(os.pread(fd, rest, (count - 1) * old.size)) == old.digest(
-            count - 1
-        )
-        if begins_alike:
+        last = count - 1
+        begin = kept[last][:rest] if last in kept else os.pread(fd, rest, last * old.size)
+        if block_digest(begin) == old.digest(last):
             changed.pop()
     return changed
 
@@ -172,15 +173,22 @@ def _contents(undo: int, blocks: Iterable[tuple[int, int]]) -> Iterator[bytes]:
 
 
 def write_blocks(
-    source: int, target: int, new: Blocks, numbers: Iterable[int], end: int, progress: Progress
+    source: int,
+    target: int,
+    new: Blocks,
+    numbers: Iterable[int],
+    end: int,
+    progress: Progress,
+    kept: Mapping[int, bytes],
 ) -> bool:
     """Copy the blocks ``numbers`` of a file of ``end`` bytes in place, and flush.
 
-    Returns False where the source is not what ``new`` says any more; the target is then a mix.
+    Those that are ``kept`` are not read from the source, which has other ones by now. Returns False
+    where it is not what ``new`` says any more; the target is then a mix.
     """
     for run in runs(numbers, _CHUNK // new.size):
         with on_this_machine():
-            content = _read_run(source, run, new.size, end)
+            content = _read_or_kept(source, run, new.size, end, kept)
         if not _is_as(new, run, content):
             return False
         write_at(target, content, run.start * new.size)
@@ -202,6 +210,13 @@ def write_at(fd: int, content: bytes, offset: int) -> int:
 def _read_run(fd: int, run: range, size: int, end: int) -> bytes:
     start = run.start * size
     return os.pread(fd, max(0, min(len(run) * size, end - start)), start)
+
+
+def _read_or_kept(fd: int, run: range, size: int, end: int, kept: Mapping[int, bytes]) -> bytes:
+    if kept.keys().isdisjoint(run):
+        return _read_run(fd, run, size, end)
+    single = (range(number, number + 1) for number in run)
+    return b"".join(kept.get(one.start) or _read_run(fd, one, size, end) for one in single)
 
 
 def _is_as(blocks: Blocks, run: range, content: bytes) -> bool:

@@ -130,9 +130,14 @@ class EscapedNames:
         )
 
     def compare(
-        self, source: bytes, length: int, blocks: Blocks, seconds: float | None = None
+        self,
+        source: bytes,
+        length: int,
+        blocks: Blocks,
+        seconds: float | None = None,
+        most: int | None = None,
     ) -> Compared:
-        return self._folder.compare(source, length, blocks, seconds)
+        return self._folder.compare(source, length, blocks, seconds, most)
 
     def write_undo(
         self, path: RelPath, undo: RelPath, length: int, blocks: Blocks, numbers: tuple[int, ...]
@@ -145,9 +150,17 @@ class EscapedNames:
         return self._at(path, write)
 
     def patch(
-        self, source: bytes, path: RelPath, blocks: Blocks, numbers: tuple[int, ...], end: int
+        self,
+        source: bytes,
+        path: RelPath,
+        blocks: Blocks,
+        numbers: tuple[int, ...],
+        end: int,
+        kept: Mapping[int, bytes] = MappingProxyType({}),
     ) -> bool:
-        return self._at(path, lambda place: self._folder.patch(source, place, blocks, numbers, end))
+        return self._at(
+            path, lambda place: self._folder.patch(source, place, blocks, numbers, end, kept)
+        )
 
     def undo(self, path: RelPath, undo: RelPath, length: int) -> bool:
         return self._at(

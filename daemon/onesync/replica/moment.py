@@ -1,0 +1,119 @@
+"""Finds what a file was at one moment, though somebody writes it all the time.
+
+What changed while the file was read is read again, twice: where both agree, and nothing else
+changed from the first reading to one more after that, all of it stood there between the two. So a
+stack whose head counts its images, and is rewritten with each, has a state that it really had.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from onesync.core.blocks import DIGEST_BYTES, BlockHasher, Blocks, block_digest
+
+_CHUNK = 1 << 20
+_KEPT_AT_MOST = 8 << 20
+"""No more bytes that change are kept in memory. Of more hardly ever two readings agree."""
+_READINGS = 4
+_TRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a file, or its beginning, was at one moment.
+
+    Attributes:
+        digest: blake3 of it, hex.
+        size: its length.
+        blocks: digests of its blocks; None of a small file.
+        coarse: of its larger blocks, where it has outgrown the known ones.
+        kept: the blocks that are not what was read first, by their numbers.
+    """
+
+    digest: str
+    size: int
+    blocks: Blocks | None
+    coarse: Blocks | None = None
+    kept: Mapping[int, bytes] = field(default_factory=dict)
+
+
+def moment_of(fd: int, read: Moment, progress: Callable[[int], None]) -> Moment:
+    """Return a moment of the open file ``fd`` of which ``read`` is what was read so far.
+
+    Where there is none to be found, the result is what comes before the first change: that much is
+    certain.
+    """
+    assert read.blocks is not None
+    kept: dict[int, bytes] = {}
+    beginning: Moment | None = None
+    for _ in range(_READINGS):
+        changed, moment = _look(fd, read, kept, progress)
+        if not changed:
+            return moment
+        beginning = beginning or moment
+        numbers = sorted(kept.keys() | changed)
+        if len(numbers) * read.blocks.size > _KEPT_AT_MOST:
+            break
+        kept = _at_once(fd, numbers, read.blocks.size, read.size)
+        if not kept:
+            break
+    assert beginning is not None
+    return beginning
+
+
+def _look(
+    fd: int, read: Moment, kept: Mapping[int, bytes], progress: Callable[[int], None]
+) -> tuple[set[int], Moment]:
+    """Return the blocks that changed since they were read, but those that are ``kept``.
+
+    And what the file was, if there are none; what comes before the first of them, if there are.
+    """
+    known = read.blocks
+    assert known is not None
+    hasher, blocks = blake3(), BlockHasher(known.size)
+    coarse = None if read.coarse is None else BlockHasher(read.coarse.size)
+    changed: set[int] = set()
+    beginning: Moment | None = None
+    for number, content in _blocks(fd, read.size, known.size, kept, progress):
+        if number not in kept and block_digest(content) != known.digest(number):
+            changed.add(number)
+            sure = Blocks(known.size, known.digests[: number * DIGEST_BYTES])
+            beginning = beginning or Moment(hasher.hexdigest(), number * known.size, sure)
+        if not changed:
+            for one in (hasher, blocks, coarse):
+                if one is not None:
+                    one.update(content)
+    if beginning is not None:
+        return changed, beginning
+    larger = None if coarse is None else coarse.blocks()
+    return changed, Moment(hasher.hexdigest(), read.size, blocks.blocks(), larger, kept)
+
+
+def _blocks(
+    fd: int, end: int, size: int, kept: Mapping[int, bytes], progress: Callable[[int], None]
+) -> Iterable[tuple[int, bytes]]:
+    """Yield the blocks of the first ``end`` bytes as they are now, or are ``kept``."""
+    step = max(size, _CHUNK // size * size)
+    for start in range(0, end, step):
+        stop = min(start + step, end)
+        content = os.pread(fd, stop - start, start)
+        for at in range(start, stop, size):
+            number, block = at // size, content[at - start : min(at + size, stop) - start]
+            yield number, kept.get(number, block)
+        progress(0)
+
+
+def _at_once(fd: int, numbers: list[int], size: int, end: int) -> dict[int, bytes]:
+    """Return these blocks as they were at one moment; empty where they change too fast."""
+    once: dict[int, bytes] = {}
+    for _ in range(_TRIES):
+        again = {n: os.pread(fd, min(size, end - n * size), n * size) for n in numbers}
+        if again == once:
+            is_whole = all(len(again[n]) == min(size, end - n * size) for n in numbers)
+            return again if is_whole else {}
+        once = again
+    return {}
