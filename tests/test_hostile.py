@@ -37,7 +37,7 @@ from onesync.local import digest_local, stamp_of
 from onesync.manifest import MANIFEST, Manifest
 from onesync.pins import Pins
 from onesync.recovery import REFUSED, TORN, settle
-from onesync.replica.door import Listed, Replica
+from onesync.replica.door import Listed, Ours, Replica
 from onesync.replica.folder import FolderReplica
 from onesync.snapshot import Snapshots, Taken, is_database
 from onesync.stagein import Conflict, StageIn
@@ -211,6 +211,16 @@ def blocks_of(content: bytes) -> Blocks:
     return hasher.blocks()
 
 
+def _as_ours(path: RelPath) -> tuple[RelPath, Ours]:
+    """Return what lets the directory of ``path`` go, and that of its content alone."""
+    directory, _, name = path.rpartition(b"/")
+    return directory, {b"": [name]}
+
+
+def _nothing(_: object) -> None:
+    """Leave out that something stays, which tells nothing of what a link leads to."""
+
+
 CALLS: dict[str, Callable[[FolderReplica, bytes, bytes], object]] = {
     "look": lambda r, p, s: r.look(p),
     "list": lambda r, p, s: r.list(p.rpartition(b"/")[0] or p),
@@ -224,6 +234,8 @@ CALLS: dict[str, Callable[[FolderReplica, bytes, bytes], object]] = {
     "overwrite": lambda r, p, s: r.overwrite(p, b"x"),
     "make_directory": lambda r, p, s: r.make_directory(p + b".new"),
     "remove": lambda r, p, s: r.remove(p),
+    "remove_ours": lambda r, p, s: _nothing(r.remove_ours(p, {})),
+    "remove_ours of": lambda r, p, s: _nothing(r.remove_ours(*_as_ours(p))),
     "unlink": lambda r, p, s: r.unlink(p),
     "rename away": lambda r, p, s: r.rename(p, b"stolen"),
     "rename in": lambda r, p, s: r.rename(b"plain/file", p + b".new"),
@@ -295,8 +307,9 @@ def test_no_call_on_the_replica_goes_through_a_link(
     was_reached = reached(name, path)
     assert picture(outside) == before
     # A link itself may be removed or renamed, and beside it all is the folder's own.
-    beside = ("remove", "unlink", "rename away", "rename in", "put", "write_new", "make_directory")
-    assert not was_reached or (path == b"alias" and name in (*beside, "write_undo in"))
+    own = ("remove", "remove_ours", "remove_ours of", "unlink", "rename away")
+    beside = ("rename in", "put", "write_new", "make_directory", "write_undo in")
+    assert not was_reached or (path == b"alias" and name in (*own, *beside))
 
 
 def test_cleaning_removes_nothing_behind_a_link(work: Path, outside: Path, tmp_path: Path) -> None:
