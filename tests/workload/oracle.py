@@ -308,6 +308,8 @@ def _check_markers(work: Path, whole: _Whole, seen: Seen) -> list[str]:
     wrong = []
     seen.markers = 0
     for marker in work.glob("Runs/*/extra/DONE/*"):
+        if os.fsencode(marker.name).startswith(RESERVED_PREFIX):
+            continue  # what is about to go has no name of the project's any more
         name = os.path.relpath(marker.parents[1] / f"{marker.stem}.mrc", work)
         seen.markers += 1
         if text := whole.lacks(name, 1):
