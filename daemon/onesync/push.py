@@ -330,10 +330,12 @@ class Push:
         path, brought = item.difference.path, item.brought
         needed = self._prepared.needed_at(item.difference) or path
         if item.is_database or brought.copied.size < PATCH_FROM:
-            if needed in late:
-                self._holds.let_wait(path)
-            else:
+            if needed not in late:
                 self._holds.leave_behind(path, is_missing=True)
+            elif item.group == DATA:
+                # A marker is named by no row, and what waits for databases would hold back the
+                # other one, for which this one waits.
+                self._holds.let_wait(path)
             if brought.temporary is not None:
                 self.leftovers.add(brought.temporary)
         elif brought.temporary is not None:

@@ -260,6 +260,10 @@ def _disturbed(storm: Storm, step: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+RENAMED_MARKERS = 1391
+"""Markers change their names in turn beside a directory that is renamed: none may wait for another."""
+
+
 def weather(place: Place, monkeypatch: pytest.MonkeyPatch, seed: int, mode: str) -> None:
     """Live through one storm."""
     storm = Storm(place, seed, mode)
@@ -284,7 +288,7 @@ def weather(place: Place, monkeypatch: pytest.MonkeyPatch, seed: int, mode: str)
 
 
 @pytest.mark.parametrize("mode", ["DELETE", "WAL"])
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", [*range(20), RENAMED_MARKERS])
 def test_after_some_storms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, mode: str
 ) -> None:
