@@ -261,7 +261,7 @@ def _disturbed(storm: Storm, step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 RENAMED_MARKERS = 1391
-"""Markers change their names in turn beside a directory that is renamed: none may wait for another."""
+"""Markers change their names in turn beside a directory that is renamed: none may wait for ever."""
 
 
 def weather(place: Place, monkeypatch: pytest.MonkeyPatch, seed: int, mode: str) -> None:
