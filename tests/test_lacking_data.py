@@ -42,6 +42,11 @@ def put(life: Life) -> None:
         database.execute("INSERT INTO item VALUES (?)", (ITEM,))
 
 
+def stands(place: Place) -> bool:
+    """Whether the marker of the item is in OneData."""
+    return (place.store / RUN / MARKER).exists()
+
+
 def live(place: Place, *steps: Callable[[Life], None]) -> Life:
     life = Life(place, [begin, put, *steps]).live()
     assert life.end is Exit.CLEAN, life.error
@@ -91,20 +96,26 @@ def test_the_markers_come_when_the_data_have_come(place: Place) -> None:
         (life.place.work / RUN / ITEM).write_bytes(b"2" * 3000)
 
     seen: list[bool] = []
+    at_rest: list[bool] = []
 
     def look() -> None:
         came = (place.store / RUN / ITEM).exists()
         came = came and (place.store / RUN / ITEM).read_bytes() == b"2" * 3000
         seen.append(came or not (place.store / RUN / MARKER).exists())
 
-    life = Life(place, [begin, put, clear])
+    life = Life(place, [begin, put, clear, lambda _: at_rest.append(stands(place))])
     life.told_commit = look
     life.live()
     assert life.end is Exit.CLEAN, life.error
     assert all(seen)
-    assert (place.store / RUN / MARKER).exists()
+    assert at_rest == [True], "not with a flush or a rescan alone"
 
 
 def test_the_markers_come_when_the_data_are_given_up(place: Place) -> None:
-    live(place, lambda life: (life.place.work / RUN / ITEM).unlink())
-    assert (place.store / RUN / MARKER).exists()
+    at_rest: list[bool] = []
+
+    def give_up(life: Life) -> None:
+        (life.place.work / RUN / ITEM).unlink()
+
+    live(place, give_up, lambda _: at_rest.append(stands(place)))
+    assert at_rest == [True], "not with a flush or a rescan alone"
