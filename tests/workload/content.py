@@ -38,11 +38,19 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What was found in a file; ``generations`` has one number per block, -1 for a hole."""
+    """What was found in a file.
+
+    Attributes:
+        verdict: what it is.
+        generations: one number per block, -1 for a hole.
+        where: what is wrong.
+        key: of the path that its blocks name; empty where none does.
+    """
 
     verdict: Verdict
     generations: tuple[int, ...] = ()
     where: str = ""
+    key: bytes = b""
 
 
 class Broken(AssertionError):
@@ -158,12 +166,14 @@ def _verdict(
     found = tuple(generations)
     if len({key for _, key, _ in keys}) > 1:
         return Content(Verdict.TORN, found, "blocks of two files")
+    key = max((key for _, key, _ in keys), default=b"")
     if len(known) > 1:
-        return Content(Verdict.MIXED, found, f"generations {min(known)} to {max(known)}")
+        return Content(Verdict.MIXED, found, f"generations {min(known)} to {max(known)}", key)
     if not keys or (holes and any(magic == _FULL for magic, _, _ in keys)):
-        return Content(Verdict.ZERO, found, f"{holes} of {len(generations)} blocks")
+        return Content(Verdict.ZERO, found, f"{holes} of {len(generations)} blocks", key)
     total = max(total for _, _, total in keys)
     if total and size > total:
         return Content(Verdict.TORN, found, f"{size} bytes of {total}")
     whole = size == total if total else size % BLOCK == 0
-    return Content(Verdict.WHOLE if whole else Verdict.PREFIX, found, f"{size} bytes of {total}")
+    verdict = Verdict.WHOLE if whole else Verdict.PREFIX
+    return Content(verdict, found, f"{size} bytes of {total}", key)

@@ -20,12 +20,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from blake3 import blake3
 
-from onesync.core.model import RESERVED_PREFIX, STATUS_FOLDER
+from onesync.core.model import RESERVED_PREFIX, STATUS_FOLDER, is_user_path
 from onesync.core.ordering import SIDECARS, database_of
+from onesync.intent import Intent, Torn
 from tests.campaign.process import wait_for_children_of
 from tests.node import Node
 from tests.workload import content, databases
@@ -37,7 +38,11 @@ _RESTORED_BESIDE = 2
 """What one waits for, the other one works in."""
 _RESTORED_WITH = 2
 """Nobody waits for memory: more workers only wait for each other (a third of the time)."""
+_LINKS = "Runs/000001_Import/extra"
+"""What is there is links alone."""
+_OF_NO_BLOCKS = ("Logs/", "Runs/000027_Odd/")
 _MAGIC = b"SQLite format 3\0"
+_MISSING = "it is not there"
 _GROWING_KINDS = {"missing", "changed_outside", "manifest_damaged"}
 
 
@@ -191,7 +196,7 @@ def _problems_of(node: Node) -> list[dict[str, str]]:
 
 def check_tree(work: Path, seen: Seen) -> list[str]:
     """Return a sentence for each invariant that a restored project breaks."""
-    judged = {name: judge(work / name) for name in _files(work)}
+    judged = {name: judge(work / name, name) for name in _files(work)}
     wrong = [f"{name}: {text}" for name, text in judged.items() if text]
     whole = _Whole(work, seen)
     wrong += _check_markers(work, whole, seen)
@@ -202,27 +207,45 @@ def check_tree(work: Path, seen: Seen) -> list[str]:
 
 
 def check_as_browsed(folder: Path) -> list[str]:
-    """Return a sentence for each marker in the folder itself that stands without its data.
+    """Return a sentence for each marker and row in the folder itself that has no data there.
 
-    In the moment of a rename they may, which an intent tells of.
+    In the moment of a rename they may, which an intent tells of; a database whose blocks are being
+    changed is none at that moment, and links are in the manifest alone.
     """
-    intents = (folder / os.fsdecode(STATUS_FOLDER) / "intent").glob("*.json")
-    told = "".join(path.read_text(errors="replace") for path in intents)
-    wrong = _check_markers(folder, _Whole(folder, Seen()), Seen())
-    return [f"as browsed: {text}" for text in wrong if not _names_any(told, text)]
+    intents = _intents(folder)
+    patched = {target for intent in intents for target, _ in intent.patch}
+    moving = [target for intent in intents for target, _ in intent.replace]
+    moving += [path for intent in intents for pair in intent.rename for path in pair]
+    whole = _Whole(folder, Seen(), (*map(os.fsdecode, moving), _LINKS))
+    names = [
+        name
+        for name in _files(folder)
+        if is_user_path(os.fsencode(name)) and os.fsencode(name) not in patched
+    ]
+    wrong = _check_markers(folder, whole, Seen()) + _check_databases(folder, names, whole, Seen())
+    return [f"as browsed: {text}" for text in wrong]
 
 
-def _names_any(intents: str, sentence: str) -> bool:
-    found = re.search(r"stands, but (.*\.mrc): ", sentence)
-    return found is not None and f'"{found[1]}"' in intents
+def _intents(folder: Path) -> list[Intent]:
+    found = []
+    for path in (folder / os.fsdecode(STATUS_FOLDER) / "intent").glob("*.json"):
+        try:
+            found.append(Intent.decode(path.read_bytes()))
+        except Torn:
+            continue  # it is being written: nothing that it names was begun
+    return found
 
 
-def judge(path: Path) -> str:
-    """Return what is wrong with one file by itself; nothing where all is well."""
+def judge(path: Path, name: str) -> str:
+    """Return what is wrong with the file ``name`` of the project by itself; "" if nothing is."""
     if path.name == "run.stdout":
         return _judge_lines(path)
+    if name.startswith(_OF_NO_BLOCKS) or _is_database(path):
+        return ""
     found = content.content_of(path)
-    if found.verdict in (Verdict.FOREIGN, Verdict.WHOLE, Verdict.PREFIX):
+    if found.key and found.key not in map(content.key_of, _written_as(name)):
+        return "its blocks are those of another file"
+    if found.verdict in (Verdict.WHOLE, Verdict.PREFIX):
         return ""
     if path.name == "particles.mrcs":
         return _judge_stack(found)
@@ -233,6 +256,26 @@ def judge(path: Path) -> str:
     if path.name.startswith("sparse_") and found.verdict is Verdict.ZERO:
         return ""  # is being filled
     return f"{found.verdict} {found.where}"
+
+
+def _written_as(name: str) -> list[str]:
+    """Return the paths that the blocks of a file may name; the actors tell why."""
+    path = PurePath(name)
+    run = PurePath(*path.parts[:2])
+    if path.name.startswith("temp_"):
+        return [path.name]
+    if path.parts[2:3] == ("tmp",):
+        item = path.parent.name.removeprefix("movie_")
+        return [str(run / "extra" / f"item_{item}.mrc")]
+    if run.name == "000021_Renamed":
+        return [f"A{path.stem}"]
+    if run.name == "000028_Many":
+        return [f"{path.parent.name}{path.stem}"]
+    if path.name.endswith(".swp"):
+        return [str(path.with_name(path.stem.removeprefix(".")))]
+    if path.name == "linked.json~":
+        return [str(path.with_name(n)) for n in ("linked.json", "settings.json")]
+    return [name.removesuffix("~").removesuffix(".tmp")]
 
 
 def _judge_stack(found: content.Content) -> str:
@@ -273,9 +316,11 @@ def _judge_lines(path: Path) -> str:
 class _Whole:
     """Tells whether a file is there, whole and new enough; reads each file once."""
 
-    def __init__(self, work: Path, seen: Seen) -> None:
+    def __init__(self, work: Path, seen: Seen, excused: tuple[str, ...] = ()) -> None:
+        """``excused`` and what lies beneath may be missing."""
         self._work = work
         self._seen = seen
+        self._excused = excused
         self._known: dict[str, tuple[str, int]] = {}
 
     def lacks(self, name: str, generation: int) -> str:
@@ -285,18 +330,23 @@ class _Whole:
         if name not in self._known:
             self._known[name] = self._look(name)
         text, found = self._known[name]
+        if text == _MISSING and self._may_be_missing(name):
+            return ""
         if not text and found < generation:
             return f"it is of generation {found}, {generation} was promised"
         if not text and found > generation:
             self._seen.notes.append(f"a promise of {name} is behind: {generation} of {found}")
         return text
 
+    def _may_be_missing(self, name: str) -> bool:
+        return any(f"{name}/".startswith(f"{path}/") for path in self._excused)
+
     def _look(self, name: str) -> tuple[str, int]:
         path = self._work / name
         if path.is_symlink():
             return "", 1
         if not path.is_file():
-            return "it is not there", 0
+            return _MISSING, 0
         found = content.content_of(path)
         generation = max(found.generations, default=0)
         return (
