@@ -219,8 +219,12 @@ class Deletions:
         """
         sources = {source for source, _ in coming}
         targets = {target for _, target in coming}
+        moved = dict(renamed)
+        # A removal that waits for this batch is explained no more; a rename above takes it along.
+        above = sources | moved.keys()
+        self._believed |= {path for path in self._settled if above and lies_in(path, above)}
         self._settled = removals | sources
-        if moved := dict(renamed):
+        if moved:
             self._believed |= carried(self._believed, moved)
         told = self._believed - removals
         with on_this_machine():

@@ -1,0 +1,93 @@
+"""What is deleted just before its directory gets another name was seen to go, and is not held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onesync.deletions import Deletions
+from onesync.errors import Exit
+from onesync.settings import GuardSettings, Settings
+from tests.campaign.life import Life, Place
+
+FILES = 20
+
+
+class Strict(Place):
+    """A node that believes no absence which nobody saw."""
+
+    def settings(self) -> Settings:
+        guards = GuardSettings(unexplained_deletions=0)
+        return super().settings().model_copy(update={"guards": guards})
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Strict:
+    store = tmp_path / "store"
+    store.mkdir()
+    return Strict(tmp_path / "node", store)
+
+
+def fill(life: Life) -> None:
+    for run in ("one", "two"):
+        folder = life.place.work / "Runs" / run / "extra"
+        folder.mkdir(parents=True)
+        for number in range(FILES):
+            (folder / f"mic_{number}.mrc").write_bytes(b"%d" % number)
+
+
+def delete_most(life: Life) -> None:
+    for path in sorted((life.place.work / "Runs" / "one").rglob("*.mrc"))[1:]:
+        path.unlink()
+
+
+def rename(source: str, target: str) -> Callable[[Path], None]:
+    return lambda work: (work / source).rename(work / target).touch()
+
+
+def to_and_fro(work: Path) -> None:
+    (work / "Runs/one").rename(work / "Runs/other")
+    (work / "Runs/other").rename(work / "Runs/one")
+
+
+@pytest.mark.parametrize(
+    ("act", "run"),
+    [
+        (rename("Runs/one", "Runs/other"), "Runs/other"),
+        (rename("Runs", "Old"), "Old/one"),
+        (rename("Runs/one/extra", "Runs/one/before"), None),
+        (to_and_fro, "Runs/one"),
+    ],
+    ids=["the run", "all runs", "inside", "to and fro"],
+)
+@pytest.mark.parametrize("again", [False, True], ids=["once", "and once more"])
+def test_a_deletion_that_waits_keeps_its_explanation(
+    place: Strict,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[Path], None],
+    run: str | None,
+    again: bool,
+) -> None:
+    """The directory is renamed after the cut that found the deletions, before the one after it."""
+    real = Deletions.done
+    acts = [act, rename("Runs/two", "Runs/zwei")] if again and run != "Old/one" else [act]
+
+    def done(self: Deletions, removals: set[bytes], *more: Any) -> None:
+        real(self, removals, *more)
+        if acts and len(removals) >= FILES - 1:
+            acts.pop(0)(place.work)
+
+    monkeypatch.setattr(Deletions, "done", done)
+    life = Life(place, [fill, delete_most]).live()
+    assert life.end is Exit.CLEAN, life.error
+    assert life.engine.problems() == []
+    here, there = (
+        {path.relative_to(top) for path in top.rglob("*.mrc")} for top in (place.work, place.store)
+    )
+    assert here == there
+    assert len(here) == FILES + 1
+    if run:
+        assert (place.store / run).is_dir()
