@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
+from typing import Any
 
 import pytest
 
@@ -191,6 +192,30 @@ def test_a_mount_that_refuses_for_a_while_gets_fewer_for_a_while(
         files.send(MOST)
     files.send(MOST * MOST // 2)
     assert files.replica.allowed == MOST
+
+
+@pytest.mark.fuse
+def test_who_waits_for_a_turn_on_a_hung_mount_is_sent_away(
+    mounted: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each of them would hang in turn: a batch would end after as many times the patience."""
+    replica = ChildrenReplica(os.fsencode(mounted.path / "project"), 1, 2, patience=1)
+    begun: list[object] = []
+    real = ChildrenReplica._begun
+
+    def count_begun(self: ChildrenReplica) -> Any:
+        begun.append(None)
+        return real(self)
+
+    monkeypatch.setattr(ChildrenReplica, "_begun", count_begun)
+    mounted.hang_at("getattr", pattern="file")
+    with ThreadPoolExecutor(20) as pool:
+        calls = [pool.submit(replica.look, b"file%d" % number) for number in range(20)]
+        assert all(isinstance(call.exception(), MountHung) for call in calls)
+    assert len(begun) <= 2, "a child hangs for all of them, or one more that just missed it"
+    mounted.release()
+    assert replica.look(b"file1") is None
+    replica.close()
 
 
 @pytest.mark.fuse
