@@ -203,9 +203,7 @@ def test_a_mebibyte_that_changed_is_all_that_is_written(
 
 def test_a_directory_that_is_renamed_is_renamed(node: Node, mounted: Mounted) -> None:
     project = mounted.backing / "project"
-    (project / "Runs" / "000001_X").mkdir(parents=True)
-    for number in range(500):
-        (project / "Runs" / "000001_X" / f"mic_{number}").write_bytes(b"x" * 100)
+    _put(project / "Runs" / "000001_X", 5000)
     node.deploy()
     _flushed(node)
 
@@ -217,7 +215,43 @@ def test_a_directory_that_is_renamed_is_renamed(node: Node, mounted: Mounted) ->
     beside = _beside_checkpoints(calls)
     assert beside.total() <= 20, beside
     assert beside["rename"] == 1
-    assert len(list((project / "Runs" / "000001_Y").iterdir())) == 500
+    assert len(list((project / "Runs" / "000001_Y").iterdir())) == 5000
+
+
+def _put(folder: Path, number: int) -> None:
+    folder.mkdir(parents=True)
+    for index in range(number):
+        (folder / f"mic_{index}").write_bytes(b"x" * 100)
+
+
+def test_what_a_batch_writes_grows_with_it_and_not_with_the_project(
+    nodes: list[Node], mounted: Mounted
+) -> None:
+    written: list[dict[int, int]] = []
+    for node, known in zip(nodes, (10, 3000), strict=True):
+        project = mounted.backing / "project"
+        _put(project / f"{known} files", known)
+        node.configure(mount__io_timeout_seconds=120)
+        node.deploy()
+        _flushed(node)
+        written.append({new: _written_for(node, mounted, new) for new in (1, 100)})
+        assert node.end() == 0, node.log()
+    small, large = written
+    assert large[1] <= small[1] * 1.1, written
+    assert large[100] <= small[100] * 1.1, written
+
+
+def _written_for(node: Node, mounted: Mounted, new: int) -> int:
+    """Return the bytes that a batch of so many new, empty files writes: intent and checkpoint."""
+    (node.work / node.home.name).mkdir(exist_ok=True)
+    _flushed(node)
+    mounted.reset()
+    node.pause()
+    for index in range(new):
+        (node.work / node.home.name / f"new_{new:03}_{index:03}").touch()
+    node.go_on()
+    _flushed(node)
+    return mounted.counts()["bytes_written"]
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "newcomers"])

@@ -19,7 +19,10 @@ SEED = 20_260_104
 CHUNKS = 4
 NEVER = 1_000_000
 """No life makes so many calls."""
-_ERRNOS = ("EIO", "ENOSPC", "EDQUOT", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "EACCES", "EROFS")
+_ERRNOS = (
+    *("EIO", "ENOSPC", "EDQUOT", "ETIMEDOUT", "EAGAIN"),
+    *("ENOTCONN", "ECONNABORTED", "EACCES", "EROFS"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ LOOPS = [
     Loop(Fault(0, "ETIMEDOUT", applied=True), 48, returns=True),
     Loop(Fault(0, "hang"), 70),
     Loop(Fault(0, "hang", applied=True), 70),
+    Loop(Fault(0, "hang", lasting=True), 140),
     *(Loop(Fault(0, what), 28 if what == "EIO" else 140) for what in _ERRNOS),
     *(Loop(Fault(0, what, lasting=True), 140) for what in _ERRNOS),
     *(Loop(Fault(0, what), 140, returns=True) for what in _ERRNOS),

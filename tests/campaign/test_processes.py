@@ -27,7 +27,10 @@ STRIDE = int(os.environ.get("ONESYNC_STRIDE", "5"))
 MANY = int(os.environ.get("ONESYNC_DEATHS", "500"))
 FROM = int(os.environ.get("ONESYNC_DEATHS_FROM", "0"))
 CHUNKS = 20
-ERRNOS = ("EIO", "ENOSPC", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "EDQUOT", "EACCES", "EROFS")
+ERRNOS = (
+    *("EIO", "ENOSPC", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "EDQUOT", "EACCES", "EROFS"),
+    "ECONNABORTED",
+)
 CALLS = 840
 """About so many calls a life makes that nothing befalls."""
 CERTAIN = 500
