@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from onesync.core.dirty import Due
 from onesync.core.guard import LIMIT, Bound, absences, arrived, carried, outstanding, rule, tops
-from onesync.core.model import Kind, Problem, RelPath, lies_in, show
+from onesync.core.model import Kind, Problem, RelPath, lies_in, parent_of, show
 from onesync.core.plan import Difference
 from onesync.errors import StateDirFailed
 from onesync.index import Index
@@ -222,7 +222,7 @@ class Deletions:
         moved = dict(renamed)
         # A removal that waits for this batch is explained no more; a rename above takes it along.
         above = sources | moved.keys()
-        self._believed |= {path for path in self._settled if above and lies_in(path, above)}
+        self._believed |= {p for p in self._settled if above and lies_in(parent_of(p), above)}
         self._settled = removals | sources
         if moved:
             self._believed |= carried(self._believed, moved)
