@@ -48,6 +48,16 @@ def die_writing(path: Path, mode: str, *, grows: bool) -> None:
     assert any(side.stat().st_size for side in sidecars(path)), "its journal or log is left"
 
 
+def left_by_a_killed_writer(node: Node, mode: str) -> Path:
+    """Deploy, push a database, and let its next writer be killed; returns where it is."""
+    node.deploy()
+    path = node.work / "project.sqlite"
+    make(path, mode)
+    assert node.flush() == 0
+    die_writing(path, mode, grows=False)
+    return path
+
+
 def sidecars(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.name}-*"))
 
@@ -109,11 +119,7 @@ def test_cleaning_takes_what_a_dead_writer_left(nodes: list[Node], mode: str) ->
 @pytest.mark.parametrize("how", ["handover", "killed"])
 def test_a_resumed_deployment_goes_on_with_it_too(nodes: list[Node], mode: str, how: str) -> None:
     one, _ = nodes
-    one.deploy()
-    path = one.work / "project.sqlite"
-    make(path, mode)
-    assert one.flush() == 0
-    die_writing(path, mode, grows=False)
+    path = left_by_a_killed_writer(one, mode)
     if how == "handover":
         assert one.command("handover").returncode == 0, one.log()
         assert one.wait() == 0
@@ -131,11 +137,7 @@ def test_another_nodes_version_is_never_beside_the_journal_of_ours(
     nodes: list[Node], mode: str
 ) -> None:
     one, two = nodes
-    one.deploy()
-    path = one.work / "project.sqlite"
-    make(path, mode)
-    assert one.flush() == 0
-    die_writing(path, mode, grows=False)
+    path = left_by_a_killed_writer(one, mode)
     assert one.end() == 0, one.log()
     two.deploy()
     with closing(sqlite3.connect(two.work / path.name, isolation_level=None)) as db:
@@ -152,11 +154,7 @@ def test_without_its_journal_a_database_is_not_taken_for_the_one_in_onedata(
     nodes: list[Node], mode: str
 ) -> None:
     one, _ = nodes
-    one.deploy()
-    path = one.work / "project.sqlite"
-    make(path, mode)
-    assert one.flush() == 0
-    die_writing(path, mode, grows=False)
+    path = left_by_a_killed_writer(one, mode)
     assert one.end() == 0, one.log()
     for side in sidecars(path):
         side.rename(one.home / side.name)

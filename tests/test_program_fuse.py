@@ -42,17 +42,28 @@ def _strict(nodes: list[Node]) -> None:
         node.configure(mount__require_fuse=True, mount__io_timeout_seconds=2)
 
 
-def test_a_second_node_gets_the_identical_tree(nodes: list[Node], mounted: Mounted) -> None:
-    one, two = nodes
-    one.deploy()
-    fill(one.work)
-    assert one.flush() == 0, one.log()
+def flush_at_last(node: Node) -> None:
+    """Flush again and again until all is there."""
+    deadline = time.monotonic() + SOON
+    while node.flush() != 0:
+        assert time.monotonic() < deadline, node.log()
+
+
+def another_node_gets_it(one: Node, two: Node, mounted: Mounted) -> None:
     expected = picture(one.work)
     assert one.end() == 0, one.log()
     assert names_of_ours(mounted.backing) == []
     two.deploy()
     assert picture(two.work) == expected
     assert two.end() == 0, two.log()
+
+
+def test_a_second_node_gets_the_identical_tree(nodes: list[Node], mounted: Mounted) -> None:
+    one, two = nodes
+    one.deploy()
+    fill(one.work)
+    assert one.flush() == 0, one.log()
+    another_node_gets_it(one, two, mounted)
 
 
 def test_a_failing_mount_loses_nothing_and_is_recovered_from(
@@ -63,15 +74,8 @@ def test_a_failing_mount_loses_nothing_and_is_recovered_from(
     mounted.fail("write", errno.EIO, times=3)
     mounted.fail("rename", errno.EIO, nth=2, times=2)
     fill(one.work)
-    deadline = time.monotonic() + SOON
-    while one.flush() != 0:
-        assert time.monotonic() < deadline, one.log()
-    expected = picture(one.work)
-    assert one.end() == 0, one.log()
-    assert names_of_ours(mounted.backing) == []
-    two.deploy()
-    assert picture(two.work) == expected
-    assert two.end() == 0, two.log()
+    flush_at_last(one)
+    another_node_gets_it(one, two, mounted)
 
 
 def test_status_answers_while_the_mount_hangs_and_work_goes_on_after(
@@ -84,9 +88,7 @@ def test_status_answers_while_the_mount_hangs_and_work_goes_on_after(
     one.wait_for_phase("backing_off")
     assert one.status()["pending_paths"] > 0
     mounted.release()
-    deadline = time.monotonic() + SOON
-    while one.flush() != 0:
-        assert time.monotonic() < deadline, one.log()
+    flush_at_last(one)
     assert (mounted.backing / "project" / "file").read_bytes() == b"precious"
     assert one.end() == 0, one.log()
 

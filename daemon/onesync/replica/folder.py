@@ -227,7 +227,7 @@ class FolderReplica:
         steady, found = self._look_again(origin, pour, read, is_mended=True)
         if found == read and pour.offset < before.st_size:
             self._interrupt(_COPY, pour)
-        prefix = found.size == read.size or (not is_whole and found.blocks is not None)
+        prefix = found.size >= read.size or (not is_whole and found.blocks is not None)
         if not prefix:
             found = read
         elif found != read:
@@ -416,7 +416,7 @@ class FolderReplica:
                     Copied(read.digest, read.size, stamp, steady, True, read.blocks), ()
                 )
             steady, found = self._look_again(origin, pour, read, is_mended=True)
-            prefix = found.size == read.size
+            prefix = found.size >= read.size
             found = found if prefix else read
             assert found.blocks is not None
             with on_this_machine():

@@ -1,14 +1,16 @@
 """Finds what a file was at one moment, though somebody writes it all the time.
 
-What changed while the file was read is read again, twice: where both agree, and nothing else
-changed from the first reading to one more after that, all of it stood there between the two. So a
-stack whose head counts its images, and is rewritten with each, has a state that it really had.
+What changed while the file was read is read again, twice, with all that it grew by: where both
+agree, and nothing else changed from the first reading to one more after that, all of it stood there
+between the two. So a stack whose head counts its images, and is rewritten with each, has a state
+that it really had. What grew by more than can be kept ends where it ended when it was read first:
+that is the beginning of such a state.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -48,17 +50,15 @@ def moment_of(fd: int, read: Moment, progress: Callable[[int], None]) -> Moment:
     certain.
     """
     assert read.blocks is not None
-    kept: dict[int, bytes] = {}
+    # Its head may tell of what came since somebody looked how long it is.
+    end, kept = _at_once(fd, set(), read.blocks.size, read.size)
     beginning: Moment | None = None
     for _ in range(_READINGS):
-        changed, moment = _look(fd, read, kept, progress)
+        changed, moment = _look(fd, read, end, kept, progress)
         if not changed:
             return moment
         beginning = beginning or moment
-        numbers = sorted(kept.keys() | changed)
-        if len(numbers) * read.blocks.size > _KEPT_AT_MOST:
-            break
-        kept = _at_once(fd, numbers, read.blocks.size, read.size)
+        end, kept = _at_once(fd, kept.keys() | changed, read.blocks.size, read.size)
         if not kept:
             break
     assert beginning is not None
@@ -66,9 +66,9 @@ def moment_of(fd: int, read: Moment, progress: Callable[[int], None]) -> Moment:
 
 
 def _look(
-    fd: int, read: Moment, kept: Mapping[int, bytes], progress: Callable[[int], None]
+    fd: int, read: Moment, end: int, kept: Mapping[int, bytes], progress: Callable[[int], None]
 ) -> tuple[set[int], Moment]:
-    """Return the blocks that changed since they were read, but those that are ``kept``.
+    """Return the blocks before ``end`` that changed since they were read, but those ``kept``.
 
     And what the file was, if there are none; what comes before the first of them, if there are.
     """
@@ -78,7 +78,7 @@ def _look(
     coarse = None if read.coarse is None else BlockHasher(read.coarse.size)
     changed: set[int] = set()
     beginning: Moment | None = None
-    for number, content in _blocks(fd, read.size, known.size, kept, progress):
+    for number, content in _blocks(fd, end, known.size, kept, progress):
         if number not in kept and block_digest(content) != known.digest(number):
             changed.add(number)
             sure = Blocks(known.size, known.digests[: number * DIGEST_BYTES])
@@ -90,7 +90,7 @@ def _look(
     if beginning is not None:
         return changed, beginning
     larger = None if coarse is None else coarse.blocks()
-    return changed, Moment(hasher.hexdigest(), read.size, blocks.blocks(), larger, kept)
+    return changed, Moment(hasher.hexdigest(), end, blocks.blocks(), larger, kept)
 
 
 def _blocks(
@@ -107,13 +107,24 @@ def _blocks(
         progress(0)
 
 
-def _at_once(fd: int, numbers: list[int], size: int, end: int) -> dict[int, bytes]:
-    """Return these blocks as they were at one moment; empty where they change too fast."""
-    once: dict[int, bytes] = {}
-    for _ in range(_TRIES):
-        again = {n: os.pread(fd, min(size, end - n * size), n * size) for n in numbers}
-        if again == once:
-            is_whole = all(len(again[n]) == min(size, end - n * size) for n in numbers)
-            return again if is_whole else {}
-        once = again
-    return {}
+def _at_once(fd: int, numbers: Set[int], size: int, read: int) -> tuple[int, dict[int, bytes]]:
+    """Return where the file ended at one moment, and its blocks ``numbers`` and those beyond.
+
+    It ends where it was ``read`` to if it grew by too much since, or grows too fast. There are no
+    blocks where they are too many, or change too fast.
+    """
+    for is_grown in (True, False):
+        once: tuple[int, dict[int, bytes]] = read, {}
+        for _ in range(_TRIES):
+            end = max(read, os.fstat(fd).st_size) if is_grown else read
+            beyond = range(read // size, -(-end // size)) if end > read else ()
+            wanted = sorted({*numbers, *beyond})
+            if len(wanted) * size > _KEPT_AT_MOST:
+                break
+            again = end, {n: os.pread(fd, min(size, end - n * size), n * size) for n in wanted}
+            if again == once:
+                if all(len(block) == min(size, end - n * size) for n, block in again[1].items()):
+                    return again
+                break  # it was cut
+            once = again
+    return read, {}
