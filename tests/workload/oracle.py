@@ -112,9 +112,10 @@ class Instants:
     def judge(self, home: Path, seen: Seen) -> list[str]:
         """Return a sentence for all that is wrong with any instant, in their order.
 
-        The copies go; what was restored stays below ``home`` where something is wrong.
+        The copies go; the first that is wrong stays restored, below ``home``: more would not find
+        room.
         """
-        wrong = []
+        wrong: list[str] = []
         left = iter(self.copies)
         with ThreadPoolExecutor(_RESTORED_BESIDE) as beside:
             # Two are restored, or one is while another one is judged: more would take more room.
@@ -122,10 +123,10 @@ class Instants:
             for copy in self.copies:
                 restored = coming.popleft().result()
                 found = restored.check(seen) + check_as_browsed(copy)
-                wrong += [f"{copy.name}: {sentence}" for sentence in found]
                 restored.leave()
-                if not found:
+                if wrong or not found:
                     shutil.rmtree(restored.place)
+                wrong += [f"{copy.name}: {sentence}" for sentence in found]
                 shutil.rmtree(copy)
                 coming += [beside.submit(_restore, home, c) for c in islice(left, 1)]
         return wrong

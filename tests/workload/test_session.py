@@ -173,10 +173,10 @@ def test_a_live_session(tmp_path: Path, mounted: Passthrough, one: Node, two: No
     report.calls = counts
     fill(report, staleness.records)
     fill_staleness(report, staleness.ages, times.holds, times.outages)
+    tell(report)
     two.start()  # beside the judging: it waits for the slow mount most of the time
     wrong = instants.judge(mounted.backing.parent, seen)
-    report.files_judged = seen.files
-    tell(report)
+    sys.stdout.write(f"{seen.files:,} files of {len(instants.copies)} instants were judged\n")
     wait_patiently(two)
     last = check_tree(two.work, seen) + check_end(one.work, two.work)
     wrong += [f"at the end: {sentence}" for sentence in last]
