@@ -320,7 +320,7 @@ def test_what_becomes_of_a_travel_whose_target_goes(
 @contextmanager
 def written_all_the_time(path: Path, places: Callable[[], int]) -> Iterator[set[bytes]]:
     """Write in one place after the other; yields what was ever written, and the first head."""
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
     pieces = {path.read_bytes()[:1000]}
 
     def write() -> None:
@@ -329,9 +329,11 @@ def written_all_the_time(path: Path, places: Callable[[], int]) -> Iterator[set[
                 piece = os.urandom(1000)
                 pieces.add(piece)
                 os.pwrite(file.fileno(), piece, places())
+                begun.set()
 
     thread = threading.Thread(target=write)
     thread.start()
+    assert begun.wait(SOON)
     try:
         yield pieces
     finally:

@@ -237,8 +237,8 @@ def test_what_a_batch_writes_grows_with_it_and_not_with_the_project(
         written.append({new: _written_for(node, mounted, new) for new in (1, 100)})
         assert node.end() == 0, node.log()
     small, large = written
-    assert large[1] <= small[1] * 1.1, written
-    assert large[100] <= small[100] * 1.1, written
+    for new in (1, 100):  # where they come in two batches it is some hundred bytes more
+        assert large[new] <= small[new] + 2000, written
 
 
 def _written_for(node: Node, mounted: Mounted, new: int) -> int:
