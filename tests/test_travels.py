@@ -428,6 +428,7 @@ def test_a_base_after_a_restart_says_what_is_behind(
     other = restored(mounted, tmp_path)
     assert (other.work / STACK).read_bytes() == old
     assert len(behind(other)) == 1
+    assert other.end() == 0, other.log()
 
 
 # -- names that change in turn ---------------------------------------------------------------------
