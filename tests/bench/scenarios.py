@@ -607,7 +607,8 @@ def _of_scale(name: str, entries: int, told: dict[str, Any]) -> list[Row]:
     idle = (
         f"{told['idle_cpu_percent']} % of a core, {told['idle_wakes_per_second']} wake-ups a second"
     )
-    rows = [row("idle", 0, told["idle_cpu_percent"], told["idle_rss_mb"], idle)]
+    # What two processes share counts once.
+    rows = [row("idle", 0, told["idle_cpu_percent"], told["idle_pss_mb"], idle)]
     if name == "daemon":
         flushed = row("final flush, nothing dirty", told["stop_seconds"], 0, told["flush_peak_mb"])
         rows.append(flushed)
