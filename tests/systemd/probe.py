@@ -11,7 +11,10 @@ import errno
 import json
 import mmap
 import os
+import signal
 import socket
+import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,6 +46,26 @@ def _see(path: str) -> None:
         raise PermissionError(errno.EACCES, "inaccessible", path)
 
 
+def _run_for_32_bits(path: str) -> None:
+    """Run the smallest program of another architecture: it does nothing but exit."""
+    code = b"\xb8\x01\x00\x00\x00\x31\xdb\xcd\x80"  # mov eax, 1; xor ebx, ebx; int 0x80
+    place, heads = 0x08048000, 52 + 32
+    size = heads + len(code)
+    begin = b"\x7fELF\x01\x01\x01".ljust(16, b"\0")
+    head = struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, place + heads, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+    part = struct.pack("<IIIIIIII", 1, 0, place, place, size, size, 5, 0x1000)
+    with open(path, "wb") as file:
+        file.write(begin + head + part + code)
+    os.chmod(path, 0o700)
+    if subprocess.run([path], check=False).returncode == -signal.SIGSYS:
+        raise PermissionError(errno.EPERM, "killed by the filter", path)
+
+
+def _is_writable(path: str) -> None:
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, "read-only", path)
+
+
 def _make_directory(path: str) -> None:
     os.mkdir(path)
     os.rmdir(path)
@@ -71,6 +94,7 @@ def attempts(place: str, group: str) -> dict[str, Callable[[], object]]:
         "ProtectControlGroups": lambda: _make_directory(f"{group}/probe"),
         "ProtectKernelLogs": lambda: _see("/proc/kmsg"),
         "ProtectKernelModules": lambda: _see("/usr/lib/modules"),
+        "ProtectKernelTunables": lambda: _is_writable("/proc/sys/net"),
         "RestrictAddressFamilies": lambda: socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW
         ).close(),
@@ -81,6 +105,7 @@ def attempts(place: str, group: str) -> dict[str, Callable[[], object]]:
         "SystemCallFilter @system-service": _trace_nobody,
         "SystemCallFilter @privileged": lambda: changed(lambda path: os.chown(path, -1, -1)),
         "SystemCallFilter @resources": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
+        "SystemCallArchitectures": lambda: changed(_run_for_32_bits),
         "the working directory": lambda: _write(own),
         # The last: in a namespace of its own root is somebody else.
         "RestrictNamespaces": lambda: _checked(_libc.unshare(_CLONE_NEWUSER)),

@@ -33,6 +33,7 @@ FORBIDDEN = {
     "ProtectControlGroups": "EROFS",
     "ProtectKernelLogs": "EACCES",
     "ProtectKernelModules": "EACCES",
+    "ProtectKernelTunables": "EROFS",
     "RestrictAddressFamilies": "EAFNOSUPPORT",
     "MemoryDenyWriteExecute": "EPERM",
     "RestrictRealtime": "EPERM",
@@ -41,14 +42,13 @@ FORBIDDEN = {
     "SystemCallFilter @system-service": "EPERM",
     "SystemCallFilter @privileged": "EPERM",
     "SystemCallFilter @resources": "EPERM",
+    "SystemCallArchitectures": "EPERM",
     "RestrictNamespaces": "EPERM",
 }
 # A node in a container cannot try these itself: systemd must at least have taken them.
 TAKEN = {
     "DevicePolicy": "closed",
     "ProtectClock": "yes",
-    "ProtectKernelTunables": "yes",
-    "SystemCallArchitectures": "native",
 }
 # By tests of their own, or beside those above: what is no attempt that fails.
 ELSEWHERE = {
