@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ def place(tmp_path: Path) -> Quick:
 def idle(life: Life) -> None:
     """A step in which nothing happens, but that what is tidied beside has ended."""
     batches = life.engine._batches
-    if batches is not None and batches._tidying is not None:
-        batches._tidying.exception(10)
+    if batches is not None:
+        wait(batches.tidying.going, 10)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -113,9 +113,9 @@ def pushing(seen: Callable[[Push], None]) -> Iterator[None]:
         pushes[self.leftovers] = self
         return carry_out(self, *arguments)
 
-    def tidied(self: Leftovers, pool: ThreadPoolExecutor, lanes: int) -> object:
+    def tidied(self: Leftovers) -> bool:
         seen(pushes[self])
-        return tidy(self, pool, lanes)
+        return tidy(self)
 
     with (
         mock.patch.object(Push, "carry_out", carried_out),
@@ -174,7 +174,7 @@ def _begin_travel(place: Quick, x: Path) -> list[Step]:
     return [lambda _: None, make, idle, remove]
 
 
-def test_a_file_that_came_back_while_a_copy_travels_survives_a_failed_batch(  # noqa: C901
+def test_a_file_that_came_back_while_a_copy_travels_survives_a_failed_batch(
     place: Quick,
 ) -> None:
     x = place.work / "x"
@@ -210,8 +210,7 @@ def test_a_file_that_came_back_while_a_copy_travels_survives_a_failed_batch(  # 
         if began and not x.exists() and "back" not in state:
             batches = life.engine._batches
             assert batches is not None
-            if batches._tidying is not None:
-                batches._tidying.exception(10)
+            wait(batches.tidying.going, 10)
             assert not (place.store / "x").exists()
             state.add("back")
             x.write_bytes(b"same")
@@ -383,7 +382,7 @@ def test_a_deleted_file_that_cannot_be_read_does_not_hold_up_every_node(
 
 
 def test_snapshots_go_though_an_earlier_removal_failed(place: Quick) -> None:
-    """``_tidied`` raises at the end of a batch that succeeded: the rest of that is left out."""
+    """A batch that succeeded raises at its end what came in the way of an earlier removal."""
     x, y, database = place.work / "x", place.work / "y", place.work / "run.db"
 
     def insert() -> None:
@@ -494,7 +493,7 @@ def test_an_upload_is_kept_beside_a_directory_that_was_made_anew(place: Quick) -
         (place.work / "d").mkdir()
         write(place.work / "d" / "a", b"new")
 
-    real = Leftovers._tidy_later
+    real = Leftovers.take_out
 
     def tidied(self: Leftovers, *arguments: Any) -> Any:
         if self._removed:
@@ -503,7 +502,7 @@ def test_an_upload_is_kept_beside_a_directory_that_was_made_anew(place: Quick) -
 
     with (
         uploading(place, lambda: None if upload.exists() else again()),
-        mock.patch.object(Leftovers, "_tidy_later", tidied),
+        mock.patch.object(Leftovers, "take_out", tidied),
     ):
         life = lives(place, [*removed_directory(place), idle, idle]).live()
     assert (life.end, life.error) == (Exit.CLEAN, "")

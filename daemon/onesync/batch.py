@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -42,7 +43,6 @@ from onesync.deletions import Deletions
 from onesync.errors import MountNotThere, NotArrived
 from onesync.holds import ProjectWait
 from onesync.index import Index
-from onesync.leftovers import Leftovers
 from onesync.local import on_this_machine
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
@@ -51,6 +51,7 @@ from onesync.outcome import BEHIND, LASTING, NAME_REFUSED, Outcome
 from onesync.pins import Pins
 from onesync.push import Push
 from onesync.replica.door import Replica
+from onesync.tidying import Tidying
 from onesync.travels import Travels
 from onesync.unverified import Unverified
 from onesync.waiting import Waiting, what_waits
@@ -128,6 +129,7 @@ class Batches:
         lanes: so many files are removed at once beside the batches.
         pause: waits for so many seconds.
         left: what the last batch took and could not commit.
+        tidying: what the last batches left behind goes.
     """
 
     replica: Replica
@@ -151,6 +153,7 @@ class Batches:
     lanes: int
     pause: Callable[[float], None]
     left: set[RelPath] = field(default_factory=set)
+    tidying: Tidying = field(init=False)
     _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
     _is_full: bool = False
@@ -159,15 +162,16 @@ class Batches:
     _project_wait: ProjectWait = field(default_factory=ProjectWait)
     _is_behind: bool = False
     _behind: set[RelPath] = field(default_factory=set)
-    _tidying: Future[None] | None = None
-    _tidying_of: Leftovers | None = None
-    _tidier: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(5, "tidy"))
     _waiting: Waiting | None = None
     _in_vain: int = 0
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     _sent: dict[RelPath, bool] = field(default_factory=dict)
     _renaming: set[RelPath] = field(default_factory=set)
     _kept: set[RelPath] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Begin with nothing to be tidied."""
+        self.tidying = Tidying(self.lanes, self._note, self.marks.arrived.set)
 
     def batch(self, *, everything: bool = False) -> bool:
         """Do one batch; returns whether anything was committed.
@@ -177,8 +181,8 @@ class Batches:
         """
         self.left = set()
         try:
-            if self._tidying is not None and self._tidying.done():
-                self._tidied()
+            with self._unless_it_fails():
+                self.tidying.collect()
             if self.unverified.next_due() == 0:
                 self._verify()
             began = time.monotonic()
@@ -254,20 +258,19 @@ class Batches:
         while self.unverified.suspected:
             self._send_anew(self.unverified.look())
 
+    @contextmanager
+    def _unless_it_fails(self) -> Iterator[None]:
+        """Let the replica be settled where something came in the way of what is tidied beside."""
+        try:
+            yield
+        except BaseException:
+            self._half_done = True  # the intents stand: they are settled as a dead batch's
+            raise
+
     def _tidied(self) -> None:
         """Wait until what the last batches put aside is gone; raises what came in its way."""
-        tidying, self._tidying = self._tidying, None
-        tidied_of, self._tidying_of = self._tidying_of, None
-        if tidying is None:
-            return
-        try:
-            tidying.result()
-        except BaseException:
-            self._half_done = True  # the intent stands: it is settled as a dead batch's
-            raise
-        finally:
-            for problem in tidied_of.problems if tidied_of is not None else ():
-                self._note(problem)
+        with self._unless_it_fails():
+            self.tidying.end()
 
     def _note(self, problem: Problem) -> None:
         self.problems[problem.path] = problem
@@ -476,8 +479,8 @@ class Batches:
             promised=self._waiting.promised(plan) if self._waiting is not None else set(),
             portion_seconds=None if everything else self._portion_seconds(cut),
         )
-        if self._tidying_of is not None and self._tidying_of.stands_in_the_way(plan):
-            self._tidied()
+        with self._unless_it_fails():
+            self.tidying.make_way(plan)
         self._half_done = True
         return self._push_and_commit(push, plan, cut, pins)
 
@@ -499,15 +502,14 @@ class Batches:
         self.travels.advance(outcome.travels)
         renamed = [(c.source, c.target) for c in outcome.changes if isinstance(c, Renamed)]
         self.deletions.done(self._awaited.removals, self._awaited.moves, renamed)
-        rest = push.leftovers.tidy(self._tidier, self.lanes)
+        leaves_more = push.leftovers.tidy()
         self._half_done = False
         self._keep(cut, plan, outcome)
         self._is_behind = bool(outcome.deferred) or self._waiting is not None
         self._log(plan, outcome, cut.seconds, time.monotonic() - began)
-        if rest is not None:
-            self._tidied()
-            self._tidying, self._tidying_of = self._tidier.submit(rest), push.leftovers
-            self._tidying.add_done_callback(partial(self._tell, push.leftovers))
+        if leaves_more:
+            with self._unless_it_fails():
+                self.tidying.begin(push.leftovers)
         return committed
 
     def _carry_out(self, push: Push, plan: Plan, cut: Cut, pins: Pins) -> Outcome:
@@ -516,8 +518,8 @@ class Batches:
         places = {place: join(self.root, place) for place in names} | pins.sources()
         pinned = {names.get(path, path): place for path, place in places.items()}
         self.may_write()
-        if self._tidying_of is not None and self._tidying_of.begins_travel():
-            self._tidied()  # its intent may go with a travel that ends
+        with self._unless_it_fails():
+            self.tidying.end_travels()
         gone = [d.path for d in plan.removals + plan.revoked]
         for top in gone + [move.source for move in plan.moves]:
             self.travels.end_beneath(top)
@@ -555,11 +557,6 @@ class Batches:
             self.marks.tree_changed(move.target)
             # What changed beneath it, before or after the rename, is seen under its new name only.
             self.left.add(move.target)
-
-    def _tell(self, leftovers: Leftovers, tidying: Future[None]) -> None:
-        """Wake the engine where something went wrong, or was found, beside it."""
-        if tidying.exception() is not None or leftovers.problems:
-            self.marks.arrived.set()
 
     def _is_behind_anew(self, outcome: Outcome) -> bool:
         """Whether a file is behind of which the last checkpoints do not say so."""

@@ -46,7 +46,8 @@ class Intent:
         rename: (source, target).
         make: directories.
         promise: those of ``new`` and ``make`` that must not stand without a checkpoint: markers and
-            databases, which promise other entries, and what takes a link's name.
+            databases, which promise other entries, and what takes a link's name; of ``gone`` those
+            that go before the others.
         create: (target, size, digest) of those of ``new`` that are small and are created under
             their own names; their temporaries are for the case that they change meanwhile.
         append: (path, committed length) of files that may be written beyond it.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TypeVar
 
 from onesync.core.model import Problem, RelPath, lies_in, renamed_path
@@ -70,30 +69,35 @@ class Leftovers:
         return any(travel.intent == self._intent.path for travel in travels)
 
     def stands_in_the_way(self, plan: Plan) -> bool:
-        """Whether what ``plan`` does needs that to be gone first which ``tidy`` left to be done."""
+        """Whether what ``plan`` does needs that to be gone first which ``tidy`` left."""
         leaving = {*(aside for _, aside, _ in self._removed), *self._unlinked}
         tops = plan.touched_directories()
         return not leaving.isdisjoint(plan.paths()) or any(lies_in(path, tops) for path in leaving)
 
-    def tidy(self, pool: ThreadPoolExecutor, lanes: int) -> Callable[[], None] | None:
-        """Remove the asides and the intent: the checkpoint stands, they are not needed.
+    def tidy(self) -> bool:
+        """Remove the asides, and the intent if it is needed for nothing else.
 
-        Returns what is still to be done, by ``lanes`` of ``pool``, where files go or whole
-        directories went aside. It may take long; only those wait for it who need the same names.
+        The checkpoint stands. Returns whether files or whole directories are still to go, by
+        ``unlink`` and then ``take_out``. That may take long; only those wait for it who need the
+        same names.
         """
         each(self._pool, self._replica.remove, self._asides)
         if self._removed or self._unlinked:
-            return partial(self._tidy_later, pool, lanes)
+            return True
         self._end_removal()  # all removals were postponed
         self._end_intent()
-        return None
+        return False
 
-    def _tidy_later(self, pool: ThreadPoolExecutor, lanes: int) -> None:
+    def unlink(self, pool: ThreadPoolExecutor, lanes: int) -> None:
+        """Remove, by ``lanes`` of ``pool``, the files that stand under their own names."""
         promises = [path for path in self._unlinked if not self._is_data(path)]
         promised = [path for path in self._unlinked if self._is_data(path)]
         for paths in (promises, promised):  # no marker stands without what it promises
             each(pool, self._unlink, _parted(paths, lanes))
         self._end_removal()
+
+    def take_out(self, pool: ThreadPoolExecutor, lanes: int) -> None:
+        """Remove what went aside, and the intent: it is needed for nothing else then."""
         each(pool, self._take_out, _parted(self._removed, lanes))
         self._end_intent()
 

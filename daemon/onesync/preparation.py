@@ -125,6 +125,9 @@ class Preparation:
         moved = {move.source for move in plan.moves}
         late = {d.path: d.known.entry for d in plan.removals if d.known and _goes_late(d, moved)}
         self._removal.gone.extend((path, e.size, e.digest) for path, e in late.items())
+        self._removal.promise.extend(
+            path for path in late if self._order.group_of(path, is_database=False) != DATA
+        )
         early = [difference for difference in plan.removals if difference.path not in late]
         early += plan.revoked
         for difference, tops in zip(early, self._removals.tops(early), strict=True):

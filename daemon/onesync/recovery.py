@@ -129,10 +129,11 @@ def _finish_removals(
 ) -> list[str]:
     """Remove what committed batches were to remove; returns a sentence for what stays.
 
-    Before anything else is settled: what later batches may have put there is theirs.
+    Before anything else is settled: what later batches may have put there is theirs. Markers and
+    databases go first, and with the oldest: they may promise what goes after them.
     """
     told: list[str] = []
-    for intent in intents:
+    for intent in sorted(intents, key=lambda i: i.position):
         if head is None or intent.position > head:
             continue
         newer: set[RelPath] = set()
@@ -142,7 +143,11 @@ def _finish_removals(
                 newer.update(target for _, target in other.rename)
         gone = [item for item in intent.gone if committed(item[0]) is None]
         gone = [item for item in gone if item[0] not in newer]
-        told += filter(None, each(pool, lambda item: _let_go(replica, *item), gone))
+        promising = set(intent.promise)
+        promises = [item for item in gone if item[0] in promising]
+        promised = [item for item in gone if item[0] not in promising]
+        for items in (promises, promised):
+            told += filter(None, each(pool, lambda item: _let_go(replica, *item), items))
     return told
 
 

@@ -292,7 +292,7 @@ class Life:
         """Let the call that is on its way beside the batches land before anybody looks."""
         batches = self.engine._batches if hasattr(self, "engine") else None
         if batches is not None:
-            batches._tidier.shutdown(wait=True)
+            batches.tidying.shut_down()
 
     @property
     def died(self) -> bool:

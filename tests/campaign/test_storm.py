@@ -200,9 +200,9 @@ class Storm:
         life.watcher.tell()
         if len(life.engine.marks):
             return
-        beside = life.engine._batches._tidying if life.engine._batches is not None else None
-        if beside is not None:
-            beside.result()
+        batches = life.engine._batches
+        for task in batches.tidying.going if batches is not None else ():
+            task.result()
         self.differences = differ(self.place)
         if self.differences:
             life.engine.stop()

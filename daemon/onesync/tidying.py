@@ -1,0 +1,106 @@
+"""What committed batches left behind goes beside the next ones, while their intents stand.
+
+A directory of thousands of files takes long on a slow mount. Only those wait for it who need the
+same names, and who would be one too many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from onesync.core.model import Problem
+from onesync.core.plan import Plan
+from onesync.leftovers import Leftovers
+
+_MOST = 8
+"""What so many batches left behind goes at the same time; whoever settles has as many intents."""
+
+
+class Tidying:
+    """Used by the engine's thread; works with several of its own."""
+
+    def __init__(
+        self, lanes: int, note: Callable[[Problem], None], tell: Callable[[], None]
+    ) -> None:
+        """Begin with nothing.
+
+        Args:
+            lanes: of one batch so many files are removed at once.
+            note: told, by the engine's thread, what was found of others where something went.
+            tell: called, by any thread, when there is something to be collected.
+        """
+        self._lanes = lanes
+        self._note = note
+        self._tell = tell
+        self._going: dict[Future[None], Leftovers] = {}
+        self._unlinked: Future[None] | None = None
+        self._batches = ThreadPoolExecutor(_MOST, "tidy")
+        self._pool = ThreadPoolExecutor(2 * lanes, "remove")
+
+    @property
+    def going(self) -> Collection[Future[None]]:
+        """What was begun and not collected, the oldest first."""
+        return self._going.keys()
+
+    def begin(self, leftovers: Leftovers) -> None:
+        """Let ``leftovers`` go. Waits where they are too many, and raises then as ``collect``."""
+        if len(self._going) >= _MOST:
+            wait(self._going, return_when=FIRST_COMPLETED)
+            self.collect()
+        before, self._unlinked = self._unlinked, Future()
+        task = self._batches.submit(self._tidy, leftovers, before, self._unlinked)
+        self._going[task] = leftovers
+        task.add_done_callback(lambda done: self._ended(leftovers, done))
+
+    def collect(self) -> None:
+        """Take note of what has ended; raises what came in the way of any, when all have ended."""
+        self._end([task for task in self._going if task.done()])
+
+    def make_way(self, plan: Plan) -> None:
+        """Wait for those whose names ``plan`` needs; raises as ``collect`` does."""
+        self._end([task for task, left in self._going.items() if left.stands_in_the_way(plan)])
+
+    def end_travels(self) -> None:
+        """Wait for those whose intents go with the end of a travel; raises as ``collect`` does."""
+        self._end([task for task, left in self._going.items() if left.begins_travel()])
+
+    def end(self) -> None:
+        """Wait for all; raises as ``collect`` does."""
+        self._end(list(self._going))
+
+    def shut_down(self) -> None:
+        """Wait for all, without a word."""
+        self._batches.shutdown()
+        self._pool.shutdown()
+
+    def _end(self, tasks: list[Future[None]]) -> None:
+        wait(tasks)
+        if any(task.exception() is not None for task in tasks):
+            tasks = list(self._going)  # all are settled together
+            wait(tasks)
+            self._unlinked = None
+        errors = [task.exception() for task in tasks]
+        for task in tasks:
+            for problem in self._going.pop(task).problems:
+                self._note(problem)
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def _tidy(
+        self, leftovers: Leftovers, before: Future[None] | None, unlinked: Future[None]
+    ) -> None:
+        try:
+            if before is not None:
+                before.result()  # its markers may promise what is unlinked here
+            leftovers.unlink(self._pool, self._lanes)
+        except BaseException as error:
+            unlinked.set_exception(error)
+            raise
+        unlinked.set_result(None)
+        leftovers.take_out(self._pool, self._lanes)
+
+    def _ended(self, leftovers: Leftovers, task: Future[None]) -> None:
+        if task.exception() is not None or leftovers.problems:
+            self._tell()
