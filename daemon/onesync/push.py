@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -31,6 +30,7 @@ from onesync.core.model import (
     is_beneath,
     join,
     lies_in,
+    parent_of,
     renamed_path,
     show,
 )
@@ -40,6 +40,7 @@ from onesync.core.trouble import Reaction, judge
 from onesync.errors import LocalError, NotArrived, OnesyncError
 from onesync.holds import Holds, ProjectWait
 from onesync.intent import Intent
+from onesync.lanes import Lanes
 from onesync.leftovers import Leftovers
 from onesync.local import is_another, open_source, read_xattrs
 from onesync.outcome import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE, Outcome
@@ -62,6 +63,12 @@ from onesync.workers import each
 _LANES = 4
 """So many workers go on with data while the others publish. Most of it lies in one directory,
 where the kernel makes one name after the other."""
+
+_IN_ONE_DIRECTORY = 4
+"""So many workers bring small files into one directory: more would wait there for each other."""
+
+_AT_ONCE = 256
+"""There are no more workers than that."""
 
 _PORTION_FILES = 1000
 _PORTIONS = 8
@@ -288,14 +295,23 @@ class Push:
         self, files: list[Difference], snapshots: Mapping[RelPath, bytes]
     ) -> list[_Ready]:
         now = [d for d in files if not self._is_created_late(d, snapshots)]
-        data = self._in_turns([d for d in now if d.path not in snapshots])
+        data = [d for d in now if d.path not in snapshots]
         databases = spread((d for d in now if d.path in snapshots), _path_of)
         if self._portion_seconds is not None:
             self._enough = time.monotonic() + self._portion_seconds
-        found = each(self._pool, self._bring_in_time, data)
+        found: list[_Ready | None] = []
+        lanes = self._lanes_of(data)
+        work = partial(lanes.work, lambda difference: found.append(self._bring_in_time(difference)))
+        each(self._pool, lambda _: work(), range(min(len(data), _AT_ONCE)))
         self._holds.begin_databases(d.path for d in databases)
         found += each(self._pool, self._bring_database, databases)
         return [ready for ready in found if ready is not None]
+
+    def _lanes_of(self, data: list[Difference]) -> Lanes[Difference]:
+        """Return ``data`` for several workers; what is waited for takes turns with the rest."""
+        named = [d for d in data if self._holds.is_named(d.path)]
+        rest = [d for d in data if not self._holds.is_named(d.path)]
+        return Lanes((named, rest), _lane_of, _IN_ONE_DIRECTORY)
 
     def _without_only_copies(self, ready: list[_Ready], late: AbstractSet[RelPath]) -> list[_Ready]:
         """Leave to a later batch what would replace the only whole copy of another file.
@@ -367,31 +383,23 @@ class Push:
     def _going_on(self, plan: Plan) -> Iterator[None]:
         """Go on with small new data meanwhile; the databases that wait for them wait on."""
         moved = {move.source for move in plan.moves}
-        left = deque(
-            d
-            for d in self._in_turns([d for d in plan.files if d.path in self.outcome.deferred])
-            if self._prepared.sources[d.path].digest is not None and not lies_in(d.path, moved)
-        )
-        ended = threading.Event()
-        lanes = [self._pool.submit(self._go_on, left, ended) for _ in range(_LANES if left else 0)]
+        deferred = [d for d in plan.files if d.path in self.outcome.deferred]
+        small = [d for d in deferred if self._prepared.sources[d.path].digest is not None]
+        left = self._lanes_of([d for d in small if not lies_in(d.path, moved)])
+        workers = [self._pool.submit(left.work, self._go_on) for _ in range(_LANES if small else 0)]
         try:
             yield
         finally:
-            ended.set()
-            wait(lanes)
-        for lane in lanes:
-            lane.result()
+            left.end()
+            wait(workers)
+        for worker in workers:
+            worker.result()
 
-    def _go_on(self, left: deque[Difference], ended: threading.Event) -> None:
-        while not ended.is_set():
-            try:
-                difference = left.popleft()
-            except IndexError:
-                return
-            self._holds.take_up(difference.path)
-            ready = self._bring(difference)
-            if ready is not None:
-                self._publish(ready)
+    def _go_on(self, difference: Difference) -> None:
+        self._holds.take_up(difference.path)
+        ready = self._bring(difference)
+        if ready is not None:
+            self._publish(ready)
 
     def _is_created_late(self, difference: Difference, snapshots: Mapping[RelPath, bytes]) -> bool:
         """Whether a file is created under its own name, but after the data that it promises."""
@@ -788,6 +796,12 @@ def _parted(
     for item in items:
         parts[not is_first(item)].append(item)
     return parts
+
+
+def _lane_of(difference: Difference) -> RelPath:
+    """Return the directory of a small file; a large one stands for itself, for it travels long."""
+    is_small = _seen(difference).size <= CREATED_AT_MOST
+    return parent_of(difference.path) if is_small else difference.path
 
 
 def _path_of(difference: Difference) -> RelPath:
