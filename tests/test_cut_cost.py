@@ -1,7 +1,8 @@
-"""What a cut costs: looks in proportion to what changed, whatever comes and goes meanwhile."""
+"""What a cut costs, and what it takes along, whatever comes and goes meanwhile."""
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,7 +14,7 @@ from onesync.clock import SystemClock
 from onesync.core.dirty import DirtySet, Due
 from onesync.core.model import RelPath, Stamp
 from onesync.core.ordering import SCIPION_ORDER, PublishOrder
-from onesync.cut import Cuts
+from onesync.cut import Cuts, Frozen
 from onesync.index import Index
 from onesync.marks import Marks
 from onesync.pins import Pins
@@ -156,3 +157,82 @@ def test_more_scratch_than_can_be_marked_goes_at_once(copy: Copy) -> None:
     names = {b"many/%d" % number for number in range(FILES)}
     assert len(found & names) >= FILES - 4
     assert all(name in found or copy.marks.is_pending(name) for name in names)
+
+
+# -- what comes and goes, and markers -------------------------------------------------------------
+
+MARKER = "Runs/000001_X/extra/DONE/1"
+
+
+def marked(copy: Copy) -> Copy:
+    (copy.root / MARKER).parent.mkdir(parents=True)
+    copy.write(MARKER)
+    return copy
+
+
+def passing_by(copy: Copy, folder: str) -> Callable[[], None]:
+    """With each look the file that was there at the last one is gone, and another one there."""
+    numbers = itertools.count(1)
+    copy.write(f"{folder}/passing_0")
+
+    def pass_by() -> None:
+        number = next(numbers)
+        copy.remove(f"{folder}/passing_{number - 1}")
+        copy.write(f"{folder}/passing_{number}")
+
+    return pass_by
+
+
+def test_what_comes_and_goes_elsewhere_needs_no_second_look(copy: Copy) -> None:
+    """No snapshot is taken, for others wait: only markers might promise what went."""
+    marked(copy).comings = [f"many/brief_{number}" for number in range(9)]
+    with Pins(bytes(copy.root)) as pins:
+        cut = copy.cuts.take(NOTHING, set(), pins, as_is=False, waiting={})
+    assert MARKER.encode() in cut.found
+    assert len(copy.comings) == 8
+
+
+@pytest.mark.parametrize("waiting", [None, {}])
+@pytest.mark.parametrize(("folder", "waits"), [("many", False), ("Runs/000001_X/extra", True)])
+def test_a_marker_waits_only_where_its_run_is_restless(
+    copy: Copy,
+    monkeypatch: pytest.MonkeyPatch,
+    waiting: dict[RelPath, Frozen] | None,
+    folder: str,
+    waits: bool,
+) -> None:
+    """There is no descriptor that would hold what goes."""
+    copy.meanwhile = passing_by(marked(copy), folder)
+    with Pins(bytes(copy.root)) as pins:
+        monkeypatch.setattr(pins, "_room", 0)
+        cut = copy.cuts.take(NOTHING, set(), pins, as_is=False, waiting=waiting)
+    assert cut.frozen == {}, "any row may name what went"
+    assert (MARKER.encode() in cut.found) is not waits
+    assert (MARKER.encode() in cut.deferred) is waits
+
+
+def test_a_marker_that_was_seen_does_not_wait_for_a_directory_that_comes(copy: Copy) -> None:
+    def come() -> None:
+        (copy.root / "Runs/000001_X/new").mkdir(exist_ok=True)
+        copy.marks.tree_changed(b"Runs/000001_X")
+
+    marked(copy).meanwhile = come
+    with Pins(bytes(copy.root)) as pins:
+        cut = copy.cuts.take(NOTHING, set(), pins, as_is=False)
+    assert MARKER.encode() in cut.found
+    assert cut.deferred == set()
+
+
+def test_a_marker_that_only_a_late_walk_came_upon_waits(copy: Copy) -> None:
+    """Nobody told of it yet: nor of its data, perhaps, which the walk was past already."""
+
+    def come() -> None:
+        (copy.root / MARKER).parent.mkdir(parents=True, exist_ok=True)
+        (copy.root / MARKER).touch()
+        copy.marks.tree_changed(b"Runs/000001_X")
+
+    copy.meanwhile = come
+    with Pins(bytes(copy.root)) as pins:
+        cut = copy.cuts.take(NOTHING, set(), pins, as_is=False)
+    assert MARKER.encode() not in cut.found
+    assert cut.deferred == {MARKER.encode()}

@@ -29,7 +29,7 @@ from onesync.core.model import (
     parent_of,
     show,
 )
-from onesync.core.ordering import DATA, SIDECARS, PublishOrder, database_of
+from onesync.core.ordering import DATA, SIDECARS, PublishOrder, database_of, scope_of
 from onesync.core.plan import Difference
 from onesync.index import Index
 from onesync.local import digest_local
@@ -149,7 +149,7 @@ class Cuts:
         databases = self._databases(_all_paths(due) | found.keys())
         self._pin(pins, found, _files(found) - databases)
         frozen: dict[RelPath, Frozen] = {}
-        late = due[-1]
+        went, young = set[RelPath](), set[RelPath]()
         for number in range(_ROUNDS):
             earlier = _all_paths(due)
             frozen = self._freeze(databases, as_is) if waiting is None else dict(waiting)
@@ -159,6 +159,7 @@ class Cuts:
             late_found = self._look(late, self._known_parents(late.paths))
             # What was gone already before the snapshot is told of late, no more.
             came = late.paths - (earlier - found.keys())
+            young = self._come_upon(found, late, late_found)
             _renew(found, late, late_found)
             told = late.paths | late_found.keys()
             databases = (databases - told) | self._databases(told)
@@ -166,18 +167,22 @@ class Cuts:
             # What came only after the first look, and went, lived for milliseconds: after a few
             # tries it is taken for what it nearly always is, a temporary that no row names.
             strict = number < _STRICT_ROUNDS
-            if not self._came_and_went(came if strict else came & earlier, pins):
+            went = self._came_and_went(came if strict else came & earlier, pins)
+            if waiting is not None:  # those snapshots are older than anything that came since
+                went &= set(map(scope_of, self._markers(found, databases)))
+            if not went:
                 break
             self._let_go_of_gone(found, pins, late)
         else:
             # Too much comes and goes: data are pushed, what promises them waits.
             frozen, self._unchanged = {} if waiting is None else frozen, set()
-            for path in [path for path in _files(found) if self._is_marker(path)]:
-                del found[path]
-                self._defer(path)
+            for path in self._markers(found, databases):
+                if scope_of(path) in went:
+                    del found[path]
+                    self._defer(path)
         self._keep_what_went(found, pins, _joined(due[2:]))
         databases = databases - self._impostors
-        self._sort_out(found, frozen, databases, late.paths if late.trees else None)
+        self._sort_out(found, frozen, databases, young)
         self._add_frozen(found, frozen)
         self._look_again(frozen)
         for path in databases - frozen.keys() - self._unchanged:
@@ -240,8 +245,8 @@ class Cuts:
         parents = {(path, self.index.known(path)) for path in map(parent_of, paths)}
         return {path for path, row in parents if row and row.entry.kind is Kind.DIRECTORY}
 
-    def _came_and_went(self, paths: Iterable[RelPath], pins: Pins) -> bool:
-        """Whether a snapshot may name one of ``paths`` and nobody holds what it was."""
+    def _came_and_went(self, paths: Iterable[RelPath], pins: Pins) -> set[RelPath]:
+        """Return the runs of those of ``paths`` that a snapshot may name and nobody holds."""
         nameable = {
             path
             for path in paths
@@ -249,7 +254,30 @@ class Cuts:
             and not self.order.is_scratch(path)
             and database_of(path) not in self.marks.databases
         }
-        return any(self.index.known(path) is None for path in self.scanner.gone(nameable))
+        gone = self.scanner.gone(nameable)
+        return {scope_of(path) for path in gone if self.index.known(path) is None}
+
+    def _come_upon(
+        self,
+        found: Mapping[RelPath, Difference],
+        late: Due,
+        late_found: Mapping[RelPath, Difference],
+    ) -> set[RelPath]:
+        """Return the markers that nobody told of and that the walk of the last look came upon.
+
+        They may be younger than the look at their data, which nobody told of either.
+        """
+        return {
+            path
+            for path, difference in (late_found.items() if late.trees else ())
+            if path not in late.paths and found.get(path) != difference and self._is_marker(path)
+        }
+
+    def _markers(
+        self, found: dict[RelPath, Difference], databases: AbstractSet[RelPath]
+    ) -> list[RelPath]:
+        """Return the files of ``found`` that promise data of their run, but for ``databases``."""
+        return [path for path in _files(found) - databases if self._is_marker(path)]
 
     def _let_go_of_gone(self, found: dict[RelPath, Difference], pins: Pins, late: Due) -> None:
         """Begin a new cut: what is gone before it is not part of it."""
@@ -417,14 +445,9 @@ class Cuts:
         found: dict[RelPath, Difference],
         frozen: dict[RelPath, Frozen],
         databases: AbstractSet[RelPath],
-        told: Iterable[RelPath] | None,
+        young: AbstractSet[RelPath],
     ) -> None:
-        """Leave sidecars out, and what is too late for this batch's cut, in place.
-
-        ``told`` are the paths of the second look where it walked trees: a marker that only this
-        walk came upon may be younger than the walk of its data.
-        """
-        told = None if told is None else set(told)
+        """Leave sidecars out, and what is too ``young`` for this batch's cut, in place."""
         for path, difference in list(found.items()):
             if difference.seen is None or difference.seen.kind is not Kind.FILE:
                 continue
@@ -434,8 +457,7 @@ class Cuts:
                 if self._sidecars.get(path) != difference.seen and base not in frozen:
                     self._defer(base)
                 continue
-            young = told is not None and path not in told and self._is_marker(path)
-            if young or (path not in frozen and path in databases):
+            if path in young or (path not in frozen and path in databases):
                 del found[path]
                 self._defer(path)
 
