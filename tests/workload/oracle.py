@@ -24,6 +24,7 @@ from pathlib import Path, PurePath
 
 from blake3 import blake3
 
+from onesync.core.chain import Position, parse_name
 from onesync.core.model import RESERVED_PREFIX, STATUS_FOLDER, is_user_path
 from onesync.core.ordering import SIDECARS, database_of
 from onesync.intent import Intent, Torn
@@ -210,7 +211,8 @@ def check_tree(work: Path, seen: Seen) -> list[str]:
 def check_as_browsed(folder: Path) -> list[str]:
     """Return a sentence for each marker and row in the folder itself that has no data there.
 
-    In the moment of a rename they may, which an intent tells of; a database whose blocks are being
+    In the moment of a rename they may, which the intent of a batch without a checkpoint tells of; a
+    database whose blocks are being
     changed is none at that moment, and links are in the manifest alone.
     """
     intents = _intents(folder)
@@ -228,12 +230,18 @@ def check_as_browsed(folder: Path) -> list[str]:
 
 
 def _intents(folder: Path) -> list[Intent]:
+    """Return those of the batch that has no checkpoint yet: others only have something to tidy."""
+    status = folder / os.fsdecode(STATUS_FOLDER)
+    named = [parse_name(path.name) for path in (status / "manifest").glob("*")]
+    newest = max((place[0] for place in named if place is not None), default=Position(0, 0))
     found = []
-    for path in (folder / os.fsdecode(STATUS_FOLDER) / "intent").glob("*.json"):
+    for path in (status / "intent").glob("*.json"):
         try:
-            found.append(Intent.decode(path.read_bytes()))
+            intent = Intent.decode(path.read_bytes())
         except Torn:
             continue  # it is being written: nothing that it names was begun
+        if intent.position > newest:
+            found.append(intent)
     return found
 
 

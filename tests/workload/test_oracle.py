@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from onesync.core.chain import Position
+from onesync.core.chain import Position, checkpoint_name
+from onesync.core.model import STATUS_FOLDER
 from onesync.intent import Intent
 from tests.workload import content, databases
 from tests.workload.oracle import Seen, check_as_browsed, check_tree
@@ -76,4 +78,9 @@ def test_as_browsed_what_is_being_renamed_may_be_missing(tmp_path: Path) -> None
     (tmp_path / DATA).unlink()
     assert len(check_as_browsed(tmp_path)) == 2
     intend(tmp_path, Intent(Position(1, 2), rename=[(RUN.encode(), b"Runs/000004_Ctf")]))
+    manifest = tmp_path / os.fsdecode(STATUS_FOLDER) / "manifest"
+    manifest.mkdir()
+    (manifest / checkpoint_name(Position(1, 1))).touch()
     assert check_as_browsed(tmp_path) == []
+    (manifest / checkpoint_name(Position(1, 2))).touch()
+    assert len(check_as_browsed(tmp_path)) == 2, "the batch is over"
