@@ -492,3 +492,133 @@ def test_a_batch_compares_no_file_with_all_the_others(
     life = Life(place, [fill])
     assert life.live().end is Exit.CLEAN, life.error
     assert all((place.store / name).read_bytes() == b"1" for name in names)
+
+
+# -- who waits for whose data ---------------------------------------------------------------------
+
+THREE = "Runs/000003_Extract"
+MANY = [f"{EXTRA}/many_{n}" for n in range(12)]
+
+
+def seen_while_it_comes(place: Place, begin: Act) -> list[tuple[set[str], set[str], set[str], int]]:
+    """Return, of each checkpoint, the rows of the runs and how many of MANY are there."""
+    seen: list[tuple[set[str], set[str], set[str], int]] = []
+
+    def look() -> None:
+        come = sum((place.store / name).exists() for name in MANY)
+        of = [rows(place.store, run) for run in (ONE, TWO, THREE)]
+        seen.append((of[0], of[1], of[2], come))
+
+    act_and_look(place, [begin, nothing], look)
+    return seen
+
+
+def test_a_database_does_not_wait_for_a_run_that_it_does_not_mention(place: Place) -> None:
+    own = f"{TWO}/extra/own"
+
+    def begin(work: Path) -> None:
+        write(work, ONE, *MANY)
+        write(work, TWO, own)
+
+    seen = seen_while_it_comes(place, begin)
+    assert any(two and not one and come < len(MANY) for one, two, _, come in seen)
+    assert all(come == len(MANY) for one, _, _, come in seen if one)
+    assert seen[-1][0] == set(MANY)
+
+
+def test_a_database_waits_for_the_run_that_it_mentions(place: Place) -> None:
+    def begin(work: Path) -> None:
+        put(work, *MANY)
+        execute(work, TWO, "INSERT INTO item VALUES (?)", MANY[-1])
+
+    seen = seen_while_it_comes(place, begin)
+    assert any(come < len(MANY) for _, _, _, come in seen)
+    assert all(come == len(MANY) for _, two, _, come in seen if two)
+    assert seen[-1][1] == {MANY[-1]}
+
+
+def test_a_database_waits_with_the_one_that_it_mentions(place: Place) -> None:
+    """Rows of the third run say what rows of the second one are; these name data that are late."""
+
+    def begin(work: Path) -> None:
+        put(work, *MANY)
+        execute(work, TWO, "INSERT INTO item VALUES (?)", MANY[-1])
+        execute(work, THREE, "INSERT INTO item VALUES (?)", f"{TWO}/set.sqlite")
+
+    seen = seen_while_it_comes(place, begin)
+    assert any(come < len(MANY) for _, _, _, come in seen)
+    assert all(two for _, two, three, _ in seen if three)
+    assert seen[-1][2] == {f"{TWO}/set.sqlite"}
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_database_waits_for_what_its_links_lead_to(place: Place, is_older: bool) -> None:
+    link = f"{TWO}/extra/link"
+
+    def make_link(work: Path) -> None:
+        (work / link).parent.mkdir(parents=True)
+        (work / link).symlink_to(f"../../../{MANY[-1]}")
+
+    def begin(work: Path) -> None:
+        put(work, *MANY)
+        if not is_older:
+            make_link(work)
+        execute(work, TWO, "INSERT INTO item VALUES (?)", link)
+
+    seen: list[tuple[set[str], int]] = []
+
+    def look() -> None:
+        seen.append((rows(place.store, TWO), sum((place.store / name).exists() for name in MANY)))
+
+    acts: list[Act] = [make_link, nothing] if is_older else []
+    act_and_look(place, [*acts, begin, nothing], look)
+    assert any(0 < come < len(MANY) for _, come in seen)
+    assert all(come == len(MANY) for two, come in seen if two)
+    assert seen[-1][0] == {link}
+
+
+def test_outside_of_runs_any_row_may_name_what_is_late(place: Place) -> None:
+    outside = [f"Movies/{n}" for n in range(12)]
+    seen: list[tuple[bool, int]] = []
+
+    def begin(work: Path) -> None:
+        put(work, *outside)
+        write(work, TWO, f"{TWO}/extra/own")
+
+    def look() -> None:
+        come = sum((place.store / name).exists() for name in outside)
+        seen.append((bool(rows(place.store, TWO)), come))
+
+    act_and_look(place, [begin, nothing], look)
+    assert any(0 < come < len(outside) for _, come in seen)
+    assert all(come == len(outside) for two, come in seen if two)
+
+
+def test_a_directory_is_renamed_when_what_it_carries_along_has_come(place: Place) -> None:
+    """No database waits for it here; what is late comes under its old name all the same."""
+    renamed: list[set[str]] = []
+
+    def renames(work: Path) -> None:
+        put(work, *MANY)
+        (work / EXTRA).rename(work / ONE / "renamed")
+
+    def look() -> None:
+        if (place.store / ONE / "renamed").exists():
+            renamed.append(set(os.listdir(place.store / ONE / "renamed")))
+
+    begin: list[Act] = [lambda work: put(work, MANY[0]), nothing, nothing]
+    act_and_look(place, [*begin, renames, nothing, nothing], look)
+    assert renamed[0] == {name.rpartition("/")[2] for name in MANY}
+
+
+def test_steady_data_starve_no_marker_where_no_database_waits(place: Place) -> None:
+    marker = f"{EXTRA}/DONE/first"
+    there: list[bool] = []
+
+    def load(work: Path) -> None:
+        put(work, *(f"{EXTRA}/item_{len(there)}_{n}" for n in range(PORTION + 1)))
+        there.append((place.store / marker).exists())
+
+    begin: list[Act] = [lambda work: put(work, *FIRST), lambda work: put(work, marker)]
+    assert live(place, [*begin, *[load] * LOAD]) == set()
+    assert there[-1]

@@ -275,6 +275,11 @@ class Batches:
     def _note(self, problem: Problem) -> None:
         self.problems[problem.path] = problem
 
+    def _links(self, plan: Plan) -> Iterator[tuple[RelPath, bytes]]:
+        """Yield path and target of every link that a batch of ``plan`` leaves or makes."""
+        yield from ((d.path, d.seen.target) for d in plan.links if d.seen is not None)
+        yield from self.index.links()
+
     def _identify(self) -> None:
         """Look, between cut and push, whether the replica is still the one that the plan is for."""
         if self.check_mount():
@@ -474,6 +479,7 @@ class Batches:
             self.only_copies.lacking(),
             self._project_wait,
             self._failing(),
+            partial(self._links, plan),
             None if everything else self.round_seconds,
             named=self._waiting.named(plan) if self._waiting is not None else None,
             promised=self._waiting.promised(plan) if self._waiting is not None else set(),

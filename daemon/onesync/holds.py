@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from onesync.core.model import RelPath, is_beneath, lies_in
 from onesync.core.ordering import is_in_scope, scope_of, scopes_of
 from onesync.core.plan import Move, Plan
+from onesync.mentions import linked, mentioned
 from onesync.outcome import Outcome
 
 _PATIENCE_SECONDS = 10.0
@@ -52,6 +53,7 @@ class Holds:
         promised: AbstractSet[RelPath],
         wait: ProjectWait,
         failing: AbstractSet[RelPath],
+        links: Callable[[], Iterable[tuple[RelPath, bytes]]],
     ) -> None:
         """Hold nothing back yet.
 
@@ -61,11 +63,14 @@ class Holds:
             promised: the markers that wait for ``named`` alone.
             wait: how long the project's databases have waited.
             failing: runs with data that cannot come.
+            links: returns path and target of every link that rows may name.
         """
         self._outcome = outcome
         self._named = named
         self._promised = promised
         self._failing = set(failing)
+        self._links = links
+        self._late: set[RelPath] = set()
         self._markers: set[RelPath] = set()
         self._promised_markers: set[RelPath] = set()
         self._databases: set[RelPath] = set()
@@ -125,10 +130,46 @@ class Holds:
             self._promised_markers.add(scope_of(path))
             self._outcome.lacking.add(path)
 
-    def begin_databases(self, databases: Iterable[RelPath]) -> None:
-        """Hold all ``databases`` back where data are late that any row of any of them may name."""
-        self._has_project = any(not scope_of(path) for path in databases)
-        self._outcome.is_late = not self._outcome.lacking.isdisjoint(self._outcome.deferred)
+    def begin_databases(
+        self,
+        snapshots: Mapping[RelPath, bytes],
+        markers: Iterable[RelPath],
+        stands_at: Mapping[RelPath, RelPath],
+    ) -> None:
+        """Hold back those ``snapshots`` (places, by their databases) whose rows may name late data.
+
+        They wait for no other data, and neither do the ``markers``, which wait for those of their
+        run. ``stands_at`` as in the plan.
+        """
+        self._has_project = any(not scope_of(path) for path in snapshots)
+        late = {
+            path: {scope_of(path), scope_of(stands_at.get(path, path))}
+            for path in self._outcome.lacking & self._outcome.deferred
+        }
+        runs = {run for of in late.values() for run in of}
+        needed = {run for run in map(scope_of, markers) if run in runs}
+        if runs and snapshots:
+            needed |= self._find_late(snapshots, runs)
+        self._outcome.lacking -= {path for path, of in late.items() if of.isdisjoint(needed)}
+        self._outcome.is_late = bool(needed)
+
+    def _find_late(self, snapshots: Mapping[RelPath, bytes], runs: set[RelPath]) -> set[RelPath]:
+        """Find the databases that wait for data of ``runs``; returns the runs they wait for.
+
+        Who promises what a database that waits will promise waits with it: those of its run, and
+        those that mention that. What lies outside of the runs counts as mentioned by all.
+        """
+        through_links = {scope_of(path) for path in linked(self._links(), runs)} - runs
+        waited_for: set[RelPath] = set()
+        new = seen = runs | through_links
+        while new:
+            for path in snapshots.keys() - self._late:
+                if of := mentioned(snapshots[path], new) | ({scope_of(path)} & new):
+                    self._late.add(path)
+                    waited_for |= of
+            new = {scope_of(path) for path in self._late} - seen - {b""}
+            seen = seen | new
+        return runs if waited_for & through_links else waited_for & runs
 
     def await_renames(self, moves: Iterable[tuple[RelPath, RelPath]]) -> None:
         """Hold back what may name the targets of renames that the next batch does."""
@@ -152,12 +193,14 @@ class Holds:
             self._databases |= more
             self._is_missing = True
 
-    def databases_wait(self) -> bool:
-        """Whether data were left to the next batch that any row of any database may name."""
-        return self._outcome.is_late
+    def is_late(self, database: RelPath) -> bool:
+        """Whether data were left to the next batch that rows of ``database`` may name."""
+        return database in self._late
 
     def is_held(self, path: RelPath, *, is_database: bool) -> bool:
         """Whether data that ``path`` promises did not come."""
+        if path in self._late:
+            return True
         if is_database and not scope_of(path):
             return self._holds_project()
         if is_database:
@@ -167,13 +210,17 @@ class Holds:
 
     def removal_waits(self, path: RelPath) -> bool:
         """Whether the databases that do not name ``path`` any more were held back."""
-        waits = self.databases_wait() or self.is_held(path, is_database=True)
+        waits = self._outcome.is_late or self.is_held(path, is_database=True)
         return waits or (self._has_project and self._holds_project())
 
     def move_waits(self, move: Move) -> bool:
-        """Whether databases of the runs that ``move`` leaves, or carries along, were held back."""
+        """Whether databases of the runs that ``move`` leaves, or carries along, were held back.
+
+        Or data that it would carry along, which are to come under their old names first.
+        """
         carried = (is_beneath(scope, move.source) for scope in self._databases)
-        return self.removal_waits(move.source) or any(carried)
+        left = (is_beneath(path, move.source) for path in self._outcome.deferred)
+        return self.removal_waits(move.source) or any(carried) or any(left)
 
     def _holds_project(self) -> bool:
         """Whether the databases of the project wait for what they may name in any run."""

@@ -354,6 +354,11 @@ class Index:
             except (ValueError, TypeError) as error:  # such as an unknown kind
                 raise self._lost(error) from error
 
+    def links(self) -> Iterator[tuple[RelPath, bytes]]:
+        """Yield every link with its target."""
+        rows = self._rows("SELECT parent, name, target FROM entry WHERE kind = ?", ("link",))
+        return ((join(parent, name), target) for parent, name, target in rows)
+
     def by_inode(self, inode: int) -> list[tuple[RelPath, Known]]:
         """Return the rows whose source had this inode."""
         rows = self._rows(f"SELECT {_COLUMNS} FROM entry WHERE inode = ?", (inode,))

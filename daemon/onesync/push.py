@@ -42,7 +42,7 @@ from onesync.holds import Holds, ProjectWait
 from onesync.intent import Intent
 from onesync.lanes import Lanes
 from onesync.leftovers import Leftovers
-from onesync.local import is_another, open_source, read_xattrs
+from onesync.local import is_another, on_this_machine, open_source, read_xattrs
 from onesync.outcome import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE, Outcome
 from onesync.patience import comes
 from onesync.preparation import CREATED_AT_MOST, Preparation
@@ -106,6 +106,7 @@ class Push:
         lacking: Mapping[int, RelPath],
         project_wait: ProjectWait,
         failing: AbstractSet[RelPath],
+        links: Callable[[], Iterable[tuple[RelPath, bytes]]],
         seconds: float | None,
         *,
         named: AbstractSet[RelPath] | None = None,
@@ -129,6 +130,7 @@ class Push:
             lacking: what the replica does not have whole, by inode.
             project_wait: how long the project's databases have waited for what those of runs do.
             failing: runs with data that cannot come; their markers wait.
+            links: returns path and target of every link that rows may name.
             seconds: so long a large file travels before it goes on in the next batch; None brings
                 all to their end, however long that takes.
             named: what of the data the databases may name that are pushed; None is all.
@@ -156,7 +158,7 @@ class Push:
             travel_to,
             lacking,
         )
-        self._holds = Holds(self.outcome, named, promised, project_wait, failing)
+        self._holds = Holds(self.outcome, named, promised, project_wait, failing, links)
         self._is_waited_for = is_waited_for
         self._travel_to = travel_to
         self._seconds = seconds
@@ -198,7 +200,7 @@ class Push:
         self._make_directories(plan.directories)
         plan = self._without_refused(plan)
         late = {d.path for d in plan.files if self._is_created_late(d, snapshots)}
-        ready = self._without_only_copies(self._transfer(plan.files, snapshots), late)
+        ready = self._without_only_copies(self._transfer(plan, snapshots), late)
         with self._going_on(plan):
             self._publish_all(ready, plan, snapshots)
             for difference in plan.links + plan.metadata:
@@ -291,10 +293,8 @@ class Push:
             )
         return replace(plan, files=good(plan.files), links=good(plan.links))
 
-    def _transfer(
-        self, files: list[Difference], snapshots: Mapping[RelPath, bytes]
-    ) -> list[_Ready]:
-        now = [d for d in files if not self._is_created_late(d, snapshots)]
+    def _transfer(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> list[_Ready]:
+        now = [d for d in plan.files if not self._is_created_late(d, snapshots)]
         data = [d for d in now if d.path not in snapshots]
         databases = spread((d for d in now if d.path in snapshots), _path_of)
         if self._portion_seconds is not None:
@@ -303,9 +303,16 @@ class Push:
         lanes = self._lanes_of(data)
         work = partial(lanes.work, lambda difference: found.append(self._bring_in_time(difference)))
         each(self._pool, lambda _: work(), range(min(len(data), _AT_ONCE)))
-        self._holds.begin_databases(d.path for d in databases)
+        self._begin_databases(plan, snapshots)
         found += each(self._pool, self._bring_database, databases)
         return [ready for ready in found if ready is not None]
+
+    def _begin_databases(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> None:
+        """Find out which databases, and markers, wait for the data that did not come in time."""
+        copies = {d.path: snapshots[d.path] for d in plan.files if d.path in snapshots}
+        markers = [d.path for d in plan.files if not self._is_data(d.path, d.path in snapshots)]
+        with on_this_machine():
+            self._holds.begin_databases(copies, set(markers) - copies.keys(), plan.stands_at)
 
     def _lanes_of(self, data: list[Difference]) -> Lanes[Difference]:
         """Return ``data`` for several workers; what is waited for takes turns with the rest."""
@@ -374,7 +381,7 @@ class Push:
         return None
 
     def _bring_database(self, difference: Difference) -> _Ready | None:
-        if self._holds.databases_wait():
+        if self._holds.is_late(difference.path):
             self.outcome.held.add(difference.path)
             return None
         return self._bring(difference)

@@ -1,0 +1,95 @@
+"""Which runs a database may name files of: never too few."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from onesync.mentions import linked, mentioned
+
+RUN, OTHER = b"Runs/000028_ProtMany", b"Runs/000003_ProtCtf"
+BOTH = {RUN, OTHER}
+NAME = f"{RUN.decode()}/extra/item_1.mrc"
+
+
+def made(path: Path, *statements: tuple[str, tuple[object, ...]], before: str = "") -> bytes:
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.executescript(before)
+        for statement, values in statements:
+            database.execute(statement, values)
+    return os.fsencode(path)
+
+
+def holding(path: Path, value: object, before: str = "") -> bytes:
+    create = ("CREATE TABLE item (id INTEGER PRIMARY KEY, value)", ())
+    insert = ("INSERT INTO item (value) VALUES (?)", (value,))
+    return made(path, create, insert, before=before)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        NAME,
+        NAME.encode(),
+        f"1@{NAME}",
+        f"../{RUN.decode().removeprefix('Runs/')}/extra",
+        NAME.replace("/", "\\/"),
+        b"\0\xff" + NAME.encode() + b"\0",
+    ],
+)
+def test_a_value_that_names_a_file(tmp_path: Path, value: object) -> None:
+    assert mentioned(holding(tmp_path / "db", value), BOTH) == {RUN}
+
+
+@pytest.mark.parametrize("value", ["", "Runs/000002_ProtImport/extra/1.mrc", 28, None, b"000028"])
+def test_a_value_that_names_nothing_of_it(tmp_path: Path, value: object) -> None:
+    assert mentioned(holding(tmp_path / "db", value), BOTH) == set()
+
+
+def test_a_name_that_the_end_of_a_page_splits(tmp_path: Path) -> None:
+    """Wherever in a long value the name begins, it is found, or taken to be there."""
+    split = 0
+    for before in range(520):
+        path = tmp_path / f"{before}"
+        value = "." * before + NAME + "." * 1500
+        place = holding(path, value, before="PRAGMA page_size = 512; PRAGMA synchronous = OFF")
+        assert mentioned(place, BOTH) == {RUN}, before
+        split += os.path.basename(RUN) not in path.read_bytes()
+        path.unlink()
+    assert split >= len(os.path.basename(RUN)) - 1, "it was never split"
+
+
+def test_long_values_that_mention_nothing(tmp_path: Path) -> None:
+    assert mentioned(holding(tmp_path / "db", "." * 5000, "PRAGMA page_size = 512"), BOTH) == set()
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16le", "UTF-16be"])
+def test_another_encoding_may_mention_all(tmp_path: Path, encoding: str) -> None:
+    place = holding(tmp_path / "db", NAME, before=f"PRAGMA encoding = '{encoding}'")
+    assert mentioned(place, BOTH) == BOTH
+
+
+def test_names_that_may_be_written_differently_are_mentioned_by_all(tmp_path: Path) -> None:
+    odd = {"Runs/000004_Prot\u00e9".encode(), b"Runs/000005 with space", b"Runs/7", b""}
+    assert mentioned(holding(tmp_path / "db", ""), odd | {RUN}) == odd
+
+
+@pytest.mark.parametrize("content", [b"", b"SQLite format 3\0", bytes(512)])
+def test_what_is_no_whole_database_may_mention_all(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "db").write_bytes(content)
+    assert mentioned(os.fsencode(tmp_path / "db"), BOTH) == BOTH
+
+
+def test_links_that_lead_into_a_run() -> None:
+    links = [
+        (b"Runs/000009_X/extra/1", b"../../000028_ProtMany/extra/1"),
+        (b"Runs/000009_X/extra/2", b"2.mrc"),
+        (b"Runs/000009_X/extra/3", b"/scratch/work/Runs/000028_ProtMany"),
+        (b"latest", b"Runs/000003_ProtCtf/extra"),
+    ]
+    assert linked(links, {RUN}) == {links[0][0], links[2][0]}
+    assert linked(links, {OTHER}) == {b"latest"}
