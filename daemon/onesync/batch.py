@@ -35,7 +35,7 @@ from onesync.core.model import (
     parent_of,
     renamed_path,
 )
-from onesync.core.ordering import DATA, PublishOrder, is_in_scope, scope_of, scopes_of
+from onesync.core.ordering import DATA, RUNS, PublishOrder, is_in_scope, scope_of, scopes_of
 from onesync.core.plan import Difference, Move, Plan, Promises, make_plan, portioned, restricted
 from onesync.core.trouble import is_full
 from onesync.cut import Cut, Cuts
@@ -46,6 +46,7 @@ from onesync.index import Index
 from onesync.local import on_this_machine
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
+from onesync.mentions import Published
 from onesync.only_copies import OnlyCopies
 from onesync.outcome import BEHIND, LASTING, NAME_REFUSED, Outcome
 from onesync.pins import Pins
@@ -167,6 +168,7 @@ class Batches:
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     _sent: dict[RelPath, bool] = field(default_factory=dict)
     _renaming: set[RelPath] = field(default_factory=set)
+    _published_now: Published = field(default_factory=Published)
     _kept: set[RelPath] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -279,6 +281,22 @@ class Batches:
         """Yield path and target of every link that a batch of ``plan`` leaves or makes."""
         yield from ((d.path, d.seen.target) for d in plan.links if d.seen is not None)
         yield from self.index.links()
+
+    def _may_name(self, database: RelPath, run: RelPath) -> bool:
+        """Whether rows of ``database`` in OneData may name what lies in ``run``."""
+        return self._committed(database) is not None and self._published_now.may_name(database, run)
+
+    def _see_published(self, plan: Plan, cut: Cut, outcome: Outcome) -> None:
+        """Remember what the databases mention that were published, before their copies go."""
+        for change in outcome.changes:
+            for path in (change.source, change.target) if isinstance(change, Renamed) else ():
+                self._published_now.forget(path)
+        places = {change.path for change in outcome.changes if isinstance(change, Set)}
+        published = {plan.stands_at.get(path, path) for path in places} & cut.frozen.keys()
+        runs = {join(RUNS, name) for name in self.index.stamps(RUNS)} if published else set()
+        with on_this_machine():
+            for path in published:
+                self._published_now.see(path, cut.frozen[path].path, runs)
 
     def _identify(self) -> None:
         """Look, between cut and push, whether the replica is still the one that the plan is for."""
@@ -401,10 +419,19 @@ class Batches:
             return self.cuts.take(due, awaited, pins, as_is=everything)
         return self.cuts.plain(due)
 
-    def _keep(self, cut: Cut, plan: Plan, outcome: Outcome) -> None:
+    def _keep(self, cut: Cut, plan: Plan, push: Push) -> None:
         """Let snapshots of ``cut`` wait; count the cuts whose databases did not come with them."""
+        outcome = push.outcome
         waits = not self._project_wait.is_over(time.monotonic())
-        waiting = what_waits(self._waiting, cut, plan, outcome, project_waits=waits)
+        waiting = what_waits(
+            self._waiting,
+            cut,
+            plan,
+            outcome,
+            project_waits=waits,
+            who_names=push.who_names,
+            may_name=self._may_name,
+        )
         if not outcome.is_late:
             self._in_vain = 0
         elif self._waiting is None:
@@ -480,6 +507,7 @@ class Batches:
             self._project_wait,
             self._failing(),
             partial(self._links, plan),
+            self._may_name,
             None if everything else self.round_seconds,
             named=self._waiting.named(plan) if self._waiting is not None else None,
             promised=self._waiting.promised(plan) if self._waiting is not None else set(),
@@ -510,7 +538,8 @@ class Batches:
         self.deletions.done(self._awaited.removals, self._awaited.moves, renamed)
         leaves_more = push.leftovers.tidy()
         self._half_done = False
-        self._keep(cut, plan, outcome)
+        self._see_published(plan, cut, outcome)
+        self._keep(cut, plan, push)
         self._is_behind = bool(outcome.deferred) or self._waiting is not None
         self._log(plan, outcome, cut.seconds, time.monotonic() - began)
         if leaves_more:
@@ -755,12 +784,17 @@ class Batches:
         scopes = {scope_of(path) for path in chain(left.keys(), left.values())}
         if b"" in scopes and not self._project_wait.is_over(time.monotonic()):
             return restricted(plan, set(), set())
-        removals = {d.path for d in plan.removals if scope_of(d.path) not in scopes}
+
+        def waits(path: RelPath) -> bool:
+            run = scope_of(path)
+            named = (self._may_name(database, run) for database in left if scope_of(database))
+            return run in scopes or any(named)
+
+        removals = {d.path for d in plan.removals if not waits(d.path)}
         moves = {
             (m.source, m.target)
             for m in plan.moves
-            if scope_of(m.source) not in scopes
-            and not any(is_beneath(path, m.source) for path in left)
+            if not waits(m.source) and not any(is_beneath(path, m.source) for path in left)
         }
         return restricted(plan, removals, moves)
 

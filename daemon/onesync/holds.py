@@ -54,6 +54,7 @@ class Holds:
         wait: ProjectWait,
         failing: AbstractSet[RelPath],
         links: Callable[[], Iterable[tuple[RelPath, bytes]]],
+        may_name: Callable[[RelPath, RelPath], bool],
     ) -> None:
         """Hold nothing back yet.
 
@@ -64,18 +65,22 @@ class Holds:
             wait: how long the project's databases have waited.
             failing: runs with data that cannot come.
             links: returns path and target of every link that rows may name.
+            may_name: whether rows of a database in OneData may name what lies in a run.
         """
         self._outcome = outcome
         self._named = named
         self._promised = promised
         self._failing = set(failing)
         self._links = links
+        self._may_name = may_name
+        self._snapshots: Mapping[RelPath, bytes] = {}
         self._late: set[RelPath] = set()
+        self._missing: set[RelPath] = set()
+        self._mentioning: tuple[frozenset[RelPath], frozenset[RelPath]] = frozenset(), frozenset()
         self._markers: set[RelPath] = set()
         self._promised_markers: set[RelPath] = set()
         self._databases: set[RelPath] = set()
         self._renaming: set[RelPath] = set()
-        self._is_missing = False
         self._project_waits = not wait.is_over(time.monotonic())
         self._has_project = False
 
@@ -96,9 +101,9 @@ class Holds:
     def leave_behind(self, path: RelPath, *, is_missing: bool) -> None:
         """Hold back the markers and databases of the run of what did not come.
 
-        Those of the project, too, where it ``is_missing``: OneData has no version of that file. For
-        older versions they do not wait: of many runs one has nearly always a file that changes
-        while it is copied.
+        Where it ``is_missing``, for OneData has no version of that file, also those of the project
+        and all that mention the run. For older versions they do not wait: of many runs one has
+        nearly always a file that changes while it is copied.
         """
         self._lack(path)
         self._leave(path, is_missing=is_missing)
@@ -122,7 +127,8 @@ class Holds:
     def _leave(self, path: RelPath, *, is_missing: bool) -> None:
         if self.is_named(path):
             self._databases.add(scope_of(path))
-            self._is_missing |= is_missing
+            if is_missing:
+                self._missing.add(scope_of(path))
 
     def _lack(self, path: RelPath) -> None:
         self._markers.add(scope_of(path))
@@ -141,6 +147,7 @@ class Holds:
         They wait for no other data, and neither do the ``markers``, which wait for those of their
         run. ``stands_at`` as in the plan.
         """
+        self._snapshots = snapshots
         self._has_project = any(not scope_of(path) for path in snapshots)
         late = {
             path: {scope_of(path), scope_of(stands_at.get(path, path))}
@@ -154,22 +161,47 @@ class Holds:
         self._outcome.is_late = bool(needed)
 
     def _find_late(self, snapshots: Mapping[RelPath, bytes], runs: set[RelPath]) -> set[RelPath]:
-        """Find the databases that wait for data of ``runs``; returns the runs they wait for.
-
-        Who promises what a database that waits will promise waits with it: those of its run, and
-        those that mention that. What lies outside of the runs counts as mentioned by all.
-        """
+        """Find the databases that wait for data of ``runs``; returns those of ``runs`` they do."""
         through_links = {scope_of(path) for path in linked(self._links(), runs)} - runs
-        waited_for: set[RelPath] = set()
-        new = seen = runs | through_links
-        while new:
-            for path in snapshots.keys() - self._late:
-                if of := mentioned(snapshots[path], new) | ({scope_of(path)} & new):
-                    self._late.add(path)
-                    waited_for |= of
-            new = {scope_of(path) for path in self._late} - seen - {b""}
-            seen = seen | new
+        named = self._who_names(snapshots, runs | through_links)
+        self._late = set(named)
+        waited_for = {run for of in named.values() for run in of}
         return runs if waited_for & through_links else waited_for & runs
+
+    def _who_names(
+        self, snapshots: Mapping[RelPath, bytes], runs: AbstractSet[RelPath]
+    ) -> dict[RelPath, set[RelPath]]:
+        """Return the databases that may name what lies in ``runs``, each with the runs it may.
+
+        With one that waits those wait that may promise what it will promise: the others of its run,
+        and who mentions that. What lies outside of the runs counts as mentioned by all.
+        """
+        found: dict[RelPath, set[RelPath]] = {}
+        new = seen = set(runs)
+        while new:
+            for path in snapshots.keys() - found.keys():
+                if of := mentioned(snapshots[path], new) | ({scope_of(path)} & new):
+                    found[path] = of
+            new = {scope_of(path) for path in found} - seen - {b""}
+            seen = seen | new
+        return found
+
+    def who_names(self, runs: AbstractSet[RelPath]) -> set[RelPath]:
+        """Return those of the databases that may name what lies in ``runs``."""
+        return set(self._who_names(self._snapshots, runs))
+
+    def _wait_for_names(self) -> frozenset[RelPath]:
+        """Return the databases of runs that may name what is missing, or is to be renamed."""
+        runs = frozenset(self._missing | self._renaming)
+        if not runs or not self._snapshots:
+            return frozenset()
+        known, found = self._mentioning
+        if known != runs:
+            through_links = {scope_of(path) for path in linked(self._links(), runs)}
+            of_runs = {path: at for path, at in self._snapshots.items() if scope_of(path)}
+            found = frozenset(self._who_names(of_runs, runs | through_links))
+            self._mentioning = runs, found
+        return found
 
     def await_renames(self, moves: Iterable[tuple[RelPath, RelPath]]) -> None:
         """Hold back what may name the targets of renames that the next batch does."""
@@ -191,7 +223,7 @@ class Holds:
             self._markers |= more
             self._promised_markers |= more
             self._databases |= more
-            self._is_missing = True
+            self._missing |= more
 
     def is_late(self, database: RelPath) -> bool:
         """Whether data were left to the next batch that rows of ``database`` may name."""
@@ -204,14 +236,21 @@ class Holds:
         if is_database and not scope_of(path):
             return self._holds_project()
         if is_database:
-            return is_in_scope(path, self._renaming) or scope_of(path) in self._databases
+            waits = is_in_scope(path, self._renaming) or scope_of(path) in self._databases
+            return waits or path in self._wait_for_names()
         markers = self._promised_markers if path in self._promised else self._markers
         return scope_of(path) in markers
 
     def removal_waits(self, path: RelPath) -> bool:
-        """Whether the databases that do not name ``path`` any more were held back."""
+        """Whether databases were held back that do not name ``path`` any more."""
         waits = self._outcome.is_late or self.is_held(path, is_database=True)
-        return waits or (self._has_project and self._holds_project())
+        if waits or (self._has_project and self._holds_project()):
+            return True
+        return any(self._may_name(held, scope_of(path)) for held in self._held())
+
+    def _held(self) -> list[RelPath]:
+        """Return the databases of runs that are held back, as far as it is known now."""
+        return [p for p in self._snapshots if scope_of(p) and self.is_held(p, is_database=True)]
 
     def move_waits(self, move: Move) -> bool:
         """Whether databases of the runs that ``move`` leaves, or carries along, were held back.
@@ -226,4 +265,4 @@ class Holds:
         """Whether the databases of the project wait for what they may name in any run."""
         if b"" in self._databases or b"" in self._renaming:
             return True
-        return self._project_waits and (self._is_missing or bool(self._renaming))
+        return self._project_waits and bool(self._missing | self._renaming)

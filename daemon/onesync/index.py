@@ -78,6 +78,7 @@ CREATE TABLE IF NOT EXISTS entry (
     s_linked INTEGER, PRIMARY KEY (parent, name)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS entry_by_inode ON entry (inode);
+CREATE INDEX IF NOT EXISTS links ON entry (parent, name, target) WHERE kind = 'link';
 """
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -356,7 +357,7 @@ class Index:
 
     def links(self) -> Iterator[tuple[RelPath, bytes]]:
         """Yield every link with its target."""
-        rows = self._rows("SELECT parent, name, target FROM entry WHERE kind = ?", ("link",))
+        rows = self._rows("SELECT parent, name, target FROM entry WHERE kind = 'link'")
         return ((join(parent, name), target) for parent, name, target in rows)
 
     def by_inode(self, inode: int) -> list[tuple[RelPath, Known]]:

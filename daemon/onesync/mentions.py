@@ -1,4 +1,4 @@
-"""Which runs a database may name files of: those whose directory its bytes mention.
+"""Which runs a database may name files of: those whose directories its bytes mention.
 
 Whatever the rows of a database name in another run, they name with that run's directory. So where
 its name is nowhere in the file, no row can mean anything in it.
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
-from onesync.core.model import RelPath, name_of
+from onesync.core.model import RelPath, lies_in, name_of
 
 _HEADER_BYTES = 100
 _PAGE_SIZE, _ENCODING = slice(16, 18), slice(56, 60)
@@ -25,6 +25,36 @@ which no page of a tree begins with."""
 _NEXT_PAGE_BYTES = 4
 _PLAIN = re.compile(rb"[\w.-]{4,}", re.ASCII)
 """A name that is written the same everywhere, and is not short enough to mean nothing."""
+
+
+_LARGE = 64 << 20
+
+
+class Published:
+    """Which runs the databases in OneData mention, as far as this process saw them. One thread."""
+
+    def __init__(self) -> None:
+        """Know of none yet."""
+        self._mentioned: dict[RelPath, set[RelPath]] = {}
+
+    def see(self, database: RelPath, snapshot: bytes, runs: AbstractSet[RelPath]) -> None:
+        """Remember which of ``runs``, all that there are, the copy mentions that was published.
+
+        Of a large one nothing is remembered: to look through it costs more than what waits for it.
+        """
+        self._mentioned.pop(database, None)
+        if os.stat(snapshot).st_size <= _LARGE:
+            self._mentioned[database] = mentioned(snapshot, runs)
+
+    def forget(self, path: RelPath) -> None:
+        """Know nothing any more of what was at ``path`` and beneath."""
+        for database in [known for known in self._mentioned if lies_in(known, {path})]:
+            del self._mentioned[database]
+
+    def may_name(self, database: RelPath, run: RelPath) -> bool:
+        """Whether rows of ``database`` in OneData may name what lies in ``run``."""
+        known = self._mentioned.get(database)
+        return known is None or not run or run in known
 
 
 def mentioned(snapshot: bytes, runs: AbstractSet[RelPath]) -> set[RelPath]:

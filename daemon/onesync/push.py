@@ -107,6 +107,7 @@ class Push:
         project_wait: ProjectWait,
         failing: AbstractSet[RelPath],
         links: Callable[[], Iterable[tuple[RelPath, bytes]]],
+        may_name: Callable[[RelPath, RelPath], bool],
         seconds: float | None,
         *,
         named: AbstractSet[RelPath] | None = None,
@@ -131,6 +132,7 @@ class Push:
             project_wait: how long the project's databases have waited for what those of runs do.
             failing: runs with data that cannot come; their markers wait.
             links: returns path and target of every link that rows may name.
+            may_name: whether rows of a database in OneData may name what lies in a run.
             seconds: so long a large file travels before it goes on in the next batch; None brings
                 all to their end, however long that takes.
             named: what of the data the databases may name that are pushed; None is all.
@@ -158,7 +160,7 @@ class Push:
             travel_to,
             lacking,
         )
-        self._holds = Holds(self.outcome, named, promised, project_wait, failing, links)
+        self._holds = Holds(self.outcome, named, promised, project_wait, failing, links, may_name)
         self._is_waited_for = is_waited_for
         self._travel_to = travel_to
         self._seconds = seconds
@@ -210,6 +212,10 @@ class Push:
         self._confirm_written()
         self._follow_renames()
         return self.outcome
+
+    def who_names(self, runs: AbstractSet[RelPath]) -> set[RelPath]:
+        """Return those of the databases of the plan that may name what lies in ``runs``."""
+        return self._holds.who_names(runs)
 
     def _await_arrival(self, arrive: Callable[[Mapping[RelPath, Entry]], bool]) -> None:
         """Wait for what took the place of older bytes: with the checkpoint those go."""

@@ -8,7 +8,7 @@ published as soon as the data of their own cut are there.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,35 +60,50 @@ class Waiting:
 
 
 def what_waits(
-    earlier: Waiting | None, cut: Cut, plan: Plan, outcome: Outcome, *, project_waits: bool
+    earlier: Waiting | None,
+    cut: Cut,
+    plan: Plan,
+    outcome: Outcome,
+    *,
+    project_waits: bool,
+    who_names: Callable[[AbstractSet[RelPath]], AbstractSet[RelPath]],
+    may_name: Callable[[RelPath, RelPath], bool],
 ) -> Waiting | None:
     """Return what waits after a push of ``plan`` had this ``outcome``.
 
     What is held back for a file that changes all the time does not, nor what may name what a rename
     of its cut has not brought yet: it is taken anew, and removals wait for that. Rows of the
-    project may name any of it, if it ``project_waits`` for runs.
+    project may name any of it, if it ``project_waits`` for runs. ``who_names`` returns which of the
+    databases that were to be pushed may name what lies in some runs, ``may_name`` says whether one
+    that OneData has may.
     """
     if not outcome.is_late:
         return None
     anew = _anew(plan, outcome) if earlier is None else set()
+    taken_anew = (who_names(anew) if anew else set()) & outcome.held
     left = frozenset(outcome.postponed_moves)
     is_project_anew = project_waits and bool(anew) and any(not scope_of(p) for p in cut.frozen)
     if is_project_anew:
         anew |= scopes_of(left)
 
     def is_anew(path: RelPath) -> bool:
-        return is_in_scope(path, anew) or (is_project_anew and not scope_of(path))
+        is_named = path in taken_anew and bool(scope_of(path))
+        return is_named or is_in_scope(path, anew) or (is_project_anew and not scope_of(path))
+
+    def is_named_anew(path: RelPath) -> bool:
+        named = (may_name(one, scope_of(path)) for one in taken_anew if scope_of(one))
+        return is_anew(path) or any(named)
 
     now = {_place(plan, d.path): d.seen for d in plan.files}
     seen = now if earlier is None else earlier.markers
     held = {_place(plan, path) for path in outcome.held if not is_anew(path)}
-    moves = frozenset(pair for pair in left if not is_anew(pair[0]))
+    moves = frozenset(pair for pair in left if not is_named_anew(pair[0]))
     removals = frozenset() if is_project_anew else frozenset(outcome.postponed)
     waiting = Waiting(
         {path: item for path, item in cut.frozen.items() if path in held},
         {path: seen[path] for path in held - cut.frozen.keys() if path in seen},
         {_place(plan, path) for path in outcome.lacking}.union(target for _, target in moves),
-        frozenset(path for path in removals if not is_anew(path)),
+        frozenset(path for path in removals if not is_named_anew(path)),
         moves,
     )
     second_halves = waiting.removals or waiting.moves

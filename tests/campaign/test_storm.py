@@ -239,7 +239,8 @@ def _contents(top: Path, how: str) -> Iterator[tuple[str, object]]:
     sidecars = tuple(map(os.fsdecode, SIDECARS))
     for path in top.rglob("*"):
         name = str(path.relative_to(top))
-        if name.startswith(os.fsdecode(STATUS_FOLDER)) or name.endswith(sidecars):
+        is_ours = name.startswith(os.fsdecode(STATUS_FOLDER))
+        if is_ours or name.endswith(sidecars) or path.is_symlink():
             continue
         if path.is_dir():
             yield name, "a directory"

@@ -24,6 +24,9 @@ _Rule = tuple[Callable[[str], object], bool]
 _REMEMBERED = 4096
 
 SIDECARS = (b"-journal", b"-wal", b"-shm")
+RUNS = b"Runs"
+"""What each directory in here holds is a run."""
+
 DATA = 0
 """The group of everything that no pattern of the publish order names: it is published first."""
 
@@ -96,7 +99,7 @@ def _matches(rules: Iterable[_Rule], text: str) -> bool:
 def scope_of(path: RelPath) -> RelPath:
     """Return the run that ``path`` belongs to (``Runs/000123_X``), or ``b""`` for the project."""
     parts = path.split(b"/")
-    return b"/".join(parts[:2]) if parts[0] == b"Runs" and len(parts) > 2 else b""
+    return b"/".join(parts[:2]) if parts[0] == RUNS and len(parts) > 2 else b""
 
 
 def scopes_of(moves: Iterable[tuple[RelPath, RelPath]]) -> set[RelPath]:
