@@ -441,7 +441,7 @@ def test_a_burst_delays_nobody_and_rows_wait_for_it(nodes: list[Node], mounted: 
     for number in range(200):
         (many / f"item_{number}").write_bytes(b"x" * 100)
     with closing(sqlite3.connect(one.work / "project.sqlite")) as rows:
-        rows.execute("CREATE TABLE items AS SELECT 200 AS number")
+        rows.execute("CREATE TABLE items AS SELECT 'Runs/000001_Many/extra/item_199' AS path")
         rows.commit()
     (few / "file").write_bytes(b"y")
     replica = mounted.backing / "project"

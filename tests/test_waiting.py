@@ -58,7 +58,13 @@ def rows(folder: Path) -> dict[str, int]:
     if not (folder / DATABASE).exists():
         return {}
     with closing(sqlite3.connect(f"file:{folder / DATABASE}?immutable=1", uri=True)) as database:
-        return dict(database.execute("SELECT path, version FROM item"))
+        found = database.execute("SELECT path, version FROM item").fetchall()
+        return {path.removeprefix(f"{EXTRA}/"): version for path, version in found}
+
+
+def path_of(name: str) -> str:
+    """Return how a row names a file: from the project on, with its run's directory."""
+    return f"{EXTRA}/{name}"
 
 
 def write(work: Path, *names: str, version: int = 1) -> None:
@@ -66,12 +72,14 @@ def write(work: Path, *names: str, version: int = 1) -> None:
     (work / EXTRA).mkdir(parents=True, exist_ok=True)
     for name in names:
         (work / EXTRA / name).write_bytes(b"%d " % version + b"x" * (version * 700 % 3000))
-    execute(work, "INSERT OR REPLACE INTO item VALUES (?, ?)", *((n, version) for n in names))
+    execute(
+        work, "INSERT OR REPLACE INTO item VALUES (?, ?)", *((path_of(n), version) for n in names)
+    )
 
 
 def remove(work: Path, *names: str) -> None:
     """Remove rows, then the files that they named."""
-    execute(work, "DELETE FROM item WHERE path = ?", *((name,) for name in names))
+    execute(work, "DELETE FROM item WHERE path = ?", *((path_of(name),) for name in names))
     for name in names:
         (work / EXTRA / name).unlink()
 
@@ -160,7 +168,7 @@ def test_a_removal_waits_for_the_database_that_does_not_name_it(place: Place) ->
 
 def test_a_database_that_changes_while_it_waits_comes_as_it_is_at_last(place: Place) -> None:
     def again(work: Path) -> None:
-        execute(work, "INSERT OR REPLACE INTO item VALUES (?, ?)", ("item_0", 0))
+        execute(work, "INSERT OR REPLACE INTO item VALUES (?, ?)", (path_of("item_0"), 0))
 
     names = [f"item_{n}" for n in range(6)]
     assert live(place, [lambda work: write(work, *names), again, again]) == []
@@ -202,7 +210,7 @@ class Happenings:
 
     def _rename(self, work: Path) -> None:
         old, new = self._some(work), self._new_name()
-        execute(work, "UPDATE item SET path = ? WHERE path = ?", (new, old))
+        execute(work, "UPDATE item SET path = ? WHERE path = ?", (path_of(new), path_of(old)))
         (work / EXTRA / old).rename(work / EXTRA / new)
 
     def _turn(self, work: Path) -> None:

@@ -280,11 +280,24 @@ class Batches:
     def _links(self, plan: Plan) -> Iterator[tuple[RelPath, bytes]]:
         """Yield path and target of every link that a batch of ``plan`` leaves or makes."""
         yield from ((d.path, d.seen.target) for d in plan.links if d.seen is not None)
-        yield from self.index.links()
+        moved = {move.source: move.target for move in plan.moves}
+        for path, target in self.index.links():
+            yield path, target
+            if lies_in(path, moved.keys()):
+                yield renamed_path(path, moved), target
 
     def _may_name(self, database: RelPath, run: RelPath) -> bool:
         """Whether rows of ``database`` in OneData may name what lies in ``run``."""
         return self._committed(database) is not None and self._published_now.may_name(database, run)
+
+    def _late_copies(self, plan: Plan, outcome: Outcome) -> set[RelPath]:
+        """Return where that stands which came late and may be in OneData under an older name."""
+        late = [d for d in plan.files if d.path in outcome.deferred and d.seen is not None]
+        return {
+            plan.stands_at.get(d.path, d.path)
+            for d in late
+            if d.seen is not None and self.index.by_inode(d.seen.inode)
+        }
 
     def _see_published(self, plan: Plan, cut: Cut, outcome: Outcome) -> None:
         """Remember what the databases mention that were published, before their copies go."""
@@ -528,7 +541,7 @@ class Batches:
             self._commit(outcome)
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self._take_problems(plan, outcome)
-        self.only_copies.left_out(outcome.left_out)
+        self.only_copies.left_out(outcome.left_out | self._late_copies(plan, outcome))
         self._kept |= outcome.kept
         self.events.pushed(outcome.files, outcome.size)
         self._mark_what_is_left(plan, cut, outcome)

@@ -140,21 +140,23 @@ class Holds:
         self,
         snapshots: Mapping[RelPath, bytes],
         markers: Iterable[RelPath],
-        stands_at: Mapping[RelPath, RelPath],
+        plan: Plan,
     ) -> None:
         """Hold back those ``snapshots`` (places, by their databases) whose rows may name late data.
 
         They wait for no other data, and neither do the ``markers``, which wait for those of their
-        run. ``stands_at`` as in the plan.
+        run, and the renames of ``plan``, which wait for what they are to carry along.
         """
         self._snapshots = snapshots
         self._has_project = any(not scope_of(path) for path in snapshots)
         late = {
-            path: {scope_of(path), scope_of(stands_at.get(path, path))}
+            path: {scope_of(path), scope_of(plan.stands_at.get(path, path))}
             for path in self._outcome.lacking & self._outcome.deferred
         }
         runs = {run for of in late.values() for run in of}
+        sources = {move.source for move in plan.moves}
         needed = {run for run in map(scope_of, markers) if run in runs}
+        needed |= {run for path, of in late.items() if lies_in(path, sources) for run in of}
         if runs and snapshots:
             needed |= self._find_late(snapshots, runs)
         self._outcome.lacking -= {path for path, of in late.items() if of.isdisjoint(needed)}
@@ -162,11 +164,21 @@ class Holds:
 
     def _find_late(self, snapshots: Mapping[RelPath, bytes], runs: set[RelPath]) -> set[RelPath]:
         """Find the databases that wait for data of ``runs``; returns those of ``runs`` they do."""
-        through_links = {scope_of(path) for path in linked(self._links(), runs)} - runs
+        through_links = self._through_links(runs) - runs
         named = self._who_names(snapshots, runs | through_links)
         self._late = set(named)
         waited_for = {run for of in named.values() for run in of}
         return runs if waited_for & through_links else waited_for & runs
+
+    def _through_links(self, runs: AbstractSet[RelPath]) -> set[RelPath]:
+        """Return the runs whose links lead into ``runs``, at once or through others."""
+        links = list(self._links())
+        found: set[RelPath] = set()
+        new: AbstractSet[RelPath] = runs
+        while new and b"" not in new:  # what lies outside of the runs counts as named by all
+            new = {scope_of(path) for path in linked(links, new)} - runs - found
+            found |= new
+        return found
 
     def _who_names(
         self, snapshots: Mapping[RelPath, bytes], runs: AbstractSet[RelPath]
@@ -197,7 +209,7 @@ class Holds:
             return frozenset()
         known, found = self._mentioning
         if known != runs:
-            through_links = {scope_of(path) for path in linked(self._links(), runs)}
+            through_links = self._through_links(runs)
             of_runs = {path: at for path, at in self._snapshots.items() if scope_of(path)}
             found = frozenset(self._who_names(of_runs, runs | through_links))
             self._mentioning = runs, found
@@ -253,13 +265,9 @@ class Holds:
         return [p for p in self._snapshots if scope_of(p) and self.is_held(p, is_database=True)]
 
     def move_waits(self, move: Move) -> bool:
-        """Whether databases of the runs that ``move`` leaves, or carries along, were held back.
-
-        Or data that it would carry along, which are to come under their old names first.
-        """
-        carried = (is_beneath(scope, move.source) for scope in self._databases)
-        left = (is_beneath(path, move.source) for path in self._outcome.deferred)
-        return self.removal_waits(move.source) or any(carried) or any(left)
+        """Whether databases of the runs that ``move`` leaves, or carries along, were held back."""
+        carried = (is_beneath(scope, move.source) for scope in list(self._databases))
+        return self.removal_waits(move.source) or any(carried)
 
     def _holds_project(self) -> bool:
         """Whether the databases of the project wait for what they may name in any run."""

@@ -2,8 +2,8 @@
 
 A file that was renamed, and touched or renamed after events were lost, is sent anew under its new
 name and removed under the old one, or replaced there by what was renamed to that. Where the new one
-cannot come (somebody took it in OneData, the name is refused, it cannot be read) or takes long, the
-old one stays until it has. Engine's thread only.
+cannot come (somebody took it in OneData, the name is refused, it cannot be read), takes long, or is
+left to the next batch, the old one stays until it has. Engine's thread only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class OnlyCopies:
     _left_out: AbstractSet[RelPath] = frozenset()
 
     def left_out(self, paths: AbstractSet[RelPath]) -> None:
-        """Remember what the last push left out, in directories that OneData refused."""
+        """Remember what the last push left out: in refused directories, or to the next batch."""
         self._left_out = paths
 
     def stay(self, plan: Plan, closed: Iterable[RelPath]) -> Plan:

@@ -318,7 +318,7 @@ class Push:
         copies = {d.path: snapshots[d.path] for d in plan.files if d.path in snapshots}
         markers = [d.path for d in plan.files if not self._is_data(d.path, d.path in snapshots)]
         with on_this_machine():
-            self._holds.begin_databases(copies, set(markers) - copies.keys(), plan.stands_at)
+            self._holds.begin_databases(copies, set(markers) - copies.keys(), plan)
 
     def _lanes_of(self, data: list[Difference]) -> Lanes[Difference]:
         """Return ``data`` for several workers; what is waited for takes turns with the rest."""

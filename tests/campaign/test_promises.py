@@ -1,8 +1,9 @@
 """A program that keeps its promises: what a row names is there at any moment in the working copy.
 
 So it must be in OneData with every checkpoint, whatever came late, in whichever run, and whatever
-was done meanwhile. The program does one thing at a time, between any two steps of the cut and the
-push: a file comes before the row that names it, and goes after it.
+was done meanwhile; and what was there once stays while the working copy has it, under any name. The
+program does one thing at a time, between any two steps of the cut and the push: a file comes before
+the row that names it, and goes after it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from onesync import push
-from onesync.core.model import Kind
+from onesync.core.model import Kind, is_user_path
 from onesync.errors import Exit
 from tests.campaign.life import Life, Place
 from tests.campaign.test_storm import PORTION, STEPS, Storm, _disturbed
@@ -74,10 +76,16 @@ class Careful:
     def _remove(self) -> Iterator[Deed]:
         name = self._some()
         if name is not None:
-            links = [link for link, target in self._links.items() if target == name]
-            for one in [*links, name]:
+            for one in [*self._links_to(name), name]:
                 yield from self._take_back(one)
-                yield lambda one=one: self._unlink(one)
+                yield partial(self._unlink, one)
+
+    def _links_to(self, name: str) -> list[str]:
+        """Return the links that lead to ``name``, those that lead to others of them first."""
+        found: list[str] = []
+        for link in [link for link, target in self._links.items() if target == name]:
+            found += [*self._links_to(link), link]
+        return found
 
     def _rename(self) -> Iterator[Deed]:
         old = self._some()
@@ -87,6 +95,8 @@ class Careful:
         new = f"{self._chance.choice(FOLDERS)}/r{self._count}"
         yield from self._take_back(old)
         yield lambda: self._move(old, new)
+        if self._chance.random() < 0.5:  # so it is no rename any more, but a new file
+            yield lambda: os.utime(self._work / new, (self._count, self._count))
         yield lambda: self._insert(new)
 
     def _rename_folder(self) -> Iterator[Deed]:
@@ -100,12 +110,13 @@ class Careful:
             yield from self._take_back(name)
         yield lambda: self._move(old, new)
         for name in inner:
-            yield lambda name=name: self._insert(name.replace(old, new))
+            yield partial(self._insert, name.replace(old, new))
 
     def _link(self) -> Iterator[Deed]:
-        target = self._some()
-        if target is None:
+        targets = sorted(self._there | self._links.keys())
+        if not targets:
             return
+        target = self._chance.choice(targets)
         self._count += 1
         name = f"{self._chance.choice(RUNS)}/extra/l{self._count}"
         yield lambda: self._symlink(name, target)
@@ -129,7 +140,7 @@ class Careful:
 
     def _take_back(self, name: str) -> Iterator[Deed]:
         for database in DATABASES:
-            yield lambda database=database: self._delete(database, name)
+            yield partial(self._delete, database, name)
         yield lambda: self._marker_of(name).unlink(missing_ok=True)
 
     # -- steps --
@@ -224,14 +235,31 @@ def broken(life: Life) -> list[str]:
     return wrong
 
 
+def contents(top: Path) -> set[bytes]:
+    """Return what all users' files beneath ``top`` hold, but for databases."""
+    found = set()
+    for path in top.rglob("*"):
+        name = os.fsencode(path.relative_to(top))
+        is_theirs = is_user_path(name) and b"sqlite" not in name
+        if is_theirs and path.is_file() and not path.is_symlink():
+            found.add(path.read_bytes())
+    return found - {b""}
+
+
 def live(place: Place, monkeypatch: pytest.MonkeyPatch, seed: int, mode: str) -> None:
     storm = Storm(place, seed, mode)
     storm.program = Careful(place.work, storm.chance, mode)  # type: ignore[assignment]
     wrong: list[str] = []
     committed: list[int] = []
 
+    seen: set[bytes] = set()
+
     def look() -> None:
         committed.append(1)
+        stored = contents(place.store)
+        lost = (seen & contents(place.work)) - stored
+        wrong.extend(f"at checkpoint {len(committed)} {len(one)} bytes are lost" for one in lost)
+        seen.update(stored)
         wrong.extend(f"at checkpoint {len(committed)}: {text}" for text in broken(storm.life))
 
     storm.life.told_commit = look

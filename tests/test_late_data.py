@@ -1,0 +1,198 @@
+"""Data left to the next batch: what waits for them, what does not, and that nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from onesync import push
+from onesync.core.model import Kind, Stamp
+from onesync.core.plan import Move, Plan
+from onesync.holds import Holds, ProjectWait
+from onesync.outcome import Outcome
+from tests.campaign.life import Place
+from tests.test_steady_load import (
+    EXTRA,
+    LOAD,
+    MANY,
+    ONE,
+    PORTION,
+    THREE,
+    TWO,
+    Act,
+    act_and_look,
+    execute,
+    live,
+    nothing,
+    put,
+    rows,
+    write,
+)
+
+
+@pytest.fixture(autouse=True)
+def _small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    store = tmp_path / "store"
+    store.mkdir()
+    return Place(tmp_path / "node", store)
+
+
+def come(place: Place) -> int:
+    """Return how many of MANY are in OneData."""
+    return sum((place.store / name).exists() for name in MANY)
+
+
+def test_an_old_name_stays_until_the_new_one_has_come(place: Place) -> None:
+    """Renamed and touched, each is a new file and a removal, and no database is there."""
+    other = f"{ONE}/other"
+    lost: list[str] = []
+    left = list(MANY)
+
+    def renames(work: Path) -> None:
+        (work / other).mkdir()
+        for number, name in enumerate(MANY):
+            new = work / other / os.path.basename(name)
+            (work / name).rename(new)
+            os.utime(new, (number, number))
+        left.clear()
+
+    def look() -> None:
+        names = () if left else [(n, f"{other}/{os.path.basename(n)}") for n in MANY]
+        for both in names:
+            if not any((place.store / name).exists() for name in both):
+                lost.append(both[0])
+
+    begin: list[Act] = [lambda work: put(work, *MANY), *[nothing] * 8]
+    act_and_look(place, [*begin, renames, *[nothing] * 8], look)
+    assert not left
+    assert lost == []
+    assert len(os.listdir(place.store / other)) == len(MANY)
+    assert os.listdir(place.store / EXTRA) == []
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["before the burst", "with the burst"])
+def test_a_row_waits_for_a_rename_in_another_run(place: Place, at_once: bool) -> None:
+    """All renames wait while data are late, and so do the rows that name their targets."""
+    old, new = f"{TWO}/extra/old", f"{TWO}/extra/new"
+    wrong: list[str] = []
+
+    def renames(work: Path) -> None:
+        execute(work, TWO, "DELETE FROM item WHERE path = ?", old)
+        (work / old).rename(work / new)
+        execute(work, TWO, "INSERT INTO item VALUES (?)", new)
+
+    def burst(work: Path) -> None:
+        write(work, ONE, *MANY)
+        execute(work, THREE, "INSERT INTO item VALUES (?)", new)
+
+    def both(work: Path) -> None:
+        renames(work)
+        burst(work)
+
+    def look() -> None:
+        wrong.extend(n for n in rows(place.store, THREE) if not (place.store / n).exists())
+
+    begin: list[Act] = [lambda work: write(work, TWO, old), *[nothing] * 3]
+    acts: list[Act] = [both] if at_once else [renames, burst]
+    act_and_look(place, [*begin, *acts, nothing, nothing], look)
+    assert wrong == []
+    assert rows(place.store, THREE) == {new}
+
+
+def test_a_row_waits_for_what_links_lead_to_through_another_run(place: Place) -> None:
+    first, second = f"{THREE}/extra/link", f"{TWO}/extra/link"
+    seen: list[tuple[set[str], int]] = []
+
+    def begin(work: Path) -> None:
+        put(work, *MANY)
+        for name, target in ((first, MANY[-1]), (second, first)):
+            (work / name).parent.mkdir(parents=True)
+            (work / name).symlink_to(f"../../../{target}")
+        execute(work, TWO, "INSERT INTO item VALUES (?)", second)
+
+    act_and_look(
+        place, [begin, nothing], lambda: seen.append((rows(place.store, TWO), come(place)))
+    )
+    assert any(0 < count < len(MANY) for _, count in seen)
+    assert all(count == len(MANY) for two, count in seen if two)
+    assert seen[-1][0] == {second}
+
+
+def test_a_row_waits_for_what_a_link_in_a_renamed_directory_leads_to(place: Place) -> None:
+    link = f"{THREE}/extra/d/link"
+    seen: list[tuple[set[str], int]] = []
+
+    def begin(work: Path) -> None:
+        put(work, f"{TWO}/extra/d/own", f"{THREE}/extra/own")
+        (work / TWO / "extra/d/link").symlink_to(f"../../../../{MANY[-1]}")
+
+    def renames(work: Path) -> None:
+        (work / TWO / "extra/d").rename(work / THREE / "extra/d")
+
+    def burst(work: Path) -> None:
+        put(work, *MANY)
+        execute(work, THREE, "INSERT INTO item VALUES (?)", link)
+
+    acts: list[Act] = [begin, *[nothing] * 3, renames, burst, nothing, nothing]
+    act_and_look(place, acts, lambda: seen.append((rows(place.store, THREE), come(place))))
+    assert any(0 < count < len(MANY) for _, count in seen)
+    assert all(count == len(MANY) for three, count in seen if three)
+    assert seen[-1][0] == {link}
+
+
+@pytest.mark.parametrize("brings", [write, lambda work, _, *names: put(work, *names)])
+def test_steady_data_starve_no_rename_of_their_directory(
+    place: Place, brings: Callable[..., None]
+) -> None:
+    new = f"{ONE}/renamed"
+    there: list[bool] = []
+    known: list[int] = []
+
+    def load(work: Path) -> None:
+        brings(work, ONE, *(f"{new}/item_{len(there)}_{n}" for n in range(PORTION + 1)))
+        there.append((place.store / new).exists())
+        known.append(len(rows(place.store, ONE)))
+
+    def renames(work: Path) -> None:
+        (work / EXTRA).rename(work / new)
+        load(work)
+
+    begin: list[Act] = [lambda work: put(work, f"{EXTRA}/first"), *[nothing] * 3]
+    assert live(place, [*begin, renames, *[load] * LOAD]) == set()
+    assert there[-1]
+    assert known[-1] > 1 or brings is not write
+
+
+def test_a_rename_is_judged_while_workers_take_up_what_was_left() -> None:
+    stamp = Stamp(Kind.FILE, 1, 0, 0, 0, 0o644)
+    holds = Holds(Outcome(), None, set(), ProjectWait(), set(), tuple, lambda *_: False)
+    names = [b"Runs/000001_X/extra/%d" % number for number in range(5000)]
+    for name in names:
+        holds.defer(name)
+    holds.begin_databases({}, (), Plan())
+    move = Move(b"Runs/000002_Y/a", b"Runs/000002_Y/b", Kind.FILE, stamp)
+    ended = threading.Event()
+
+    def take_up() -> None:
+        for name in names:
+            holds.take_up(name)
+            time.sleep(0)  # lets the other one go on
+        ended.set()
+
+    worker = threading.Thread(target=take_up)
+    worker.start()
+    try:
+        while not ended.is_set():
+            assert not holds.move_waits(move)
+    finally:
+        worker.join()
