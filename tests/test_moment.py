@@ -16,6 +16,7 @@ from onesync.replica import moment
 from onesync.replica.door import Copied
 from onesync.replica.folder import FolderReplica
 from onesync.replica.pour import Pour
+from onesync.transfer import Brought
 
 HEAD = 1024
 IMAGE = 20_000
@@ -111,6 +112,7 @@ def test_a_stack_that_grows_while_it_is_read_is_what_it_was_once(
         copied = way(tmp_path, seconds=None if when % 2 else 60.0)
     assert count[0] >= min(when, 12), "nothing happened meanwhile"
     assert copied.prefix
+    assert not Brought(copied, 0).is_behind
     assert stack.states[copied.digest] == copied.size
     if way is put:
         content = (tmp_path / "replica" / "copy").read_bytes()
@@ -124,13 +126,16 @@ def test_one_that_grows_faster_than_can_be_kept_is_a_beginning(
     monkeypatch: pytest.MonkeyPatch,
     way: Callable[..., Copied],
 ) -> None:
-    """Of what it was at one moment: the head is that of then, what follows it is cut."""
+    """Of what it was at one moment: the head is that of then, what follows it is cut, and told."""
     monkeypatch.setattr(moment, "_KEPT_AT_MOST", 10 * IMAGE)
     size = (tmp_path / "stack.mrcs").stat().st_size
-    with at(monkeypatch, {6: lambda: stack.add(30)}):
+    with at(monkeypatch, {2: lambda: stack.add(30)}):
         copied = way(tmp_path, seconds=60.0)
+    assert stack.count == IMAGES + 30, "nothing happened meanwhile"
     assert copied.prefix
     assert copied.size == size
+    assert copied.whole == (tmp_path / "stack.mrcs").stat().st_size
+    assert Brought(copied, 0).is_behind
     beginning = (tmp_path / "stack.mrcs").read_bytes()[:size]
     assert copied.digest == blake3(beginning).hexdigest()
 

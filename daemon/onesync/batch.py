@@ -37,11 +37,12 @@ from onesync.core.model import (
 )
 from onesync.core.ordering import DATA, RUNS, PublishOrder, is_in_scope, scope_of, scopes_of
 from onesync.core.plan import Difference, Move, Plan, Promises, make_plan, portioned, restricted
+from onesync.core.renames import renames_among
 from onesync.core.trouble import is_full
 from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
 from onesync.errors import MountNotThere, NotArrived
-from onesync.holds import ProjectWait
+from onesync.holds import Holds, ProjectWait
 from onesync.index import Index
 from onesync.local import on_this_machine
 from onesync.manifest import Manifest, Written
@@ -168,7 +169,7 @@ class Batches:
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     _sent: dict[RelPath, bool] = field(default_factory=dict)
     _renaming: set[RelPath] = field(default_factory=set)
-    _published_now: Published = field(default_factory=Published)
+    _mentions: Published = field(default_factory=Published)
     _kept: set[RelPath] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -288,7 +289,7 @@ class Batches:
 
     def _may_name(self, database: RelPath, run: RelPath) -> bool:
         """Whether rows of ``database`` in OneData may name what lies in ``run``."""
-        return self._committed(database) is not None and self._published_now.may_name(database, run)
+        return self._committed(database) is not None and self._mentions.may_name(database, run)
 
     def _late_copies(self, plan: Plan, outcome: Outcome) -> set[RelPath]:
         """Return where that stands which came late and may be in OneData under an older name."""
@@ -303,13 +304,12 @@ class Batches:
         """Remember what the databases mention that were published, before their copies go."""
         for change in outcome.changes:
             for path in (change.source, change.target) if isinstance(change, Renamed) else ():
-                self._published_now.forget(path)
+                self._mentions.forget(path)
         places = {change.path for change in outcome.changes if isinstance(change, Set)}
         published = {plan.stands_at.get(path, path) for path in places} & cut.frozen.keys()
         runs = {join(RUNS, name) for name in self.index.stamps(RUNS)} if published else set()
-        with on_this_machine():
-            for path in published:
-                self._published_now.see(path, cut.frozen[path].path, runs)
+        for path in published:
+            self._mentions.see(path, cut.frozen[path].path, runs)
 
     def _identify(self) -> None:
         """Look, between cut and push, whether the replica is still the one that the plan is for."""
@@ -505,6 +505,15 @@ class Batches:
         return [gone[path] for path in sorted(gone) if not lies_in(path, renamed)]
 
     def _push(self, plan: Plan, cut: Cut, pins: Pins, everything: bool) -> bool:
+        waiting = self._waiting
+        holds = Holds(
+            named=waiting.named(plan) if waiting is not None else None,
+            promised=waiting.promised(plan) if waiting is not None else set(),
+            wait=self._project_wait,
+            failing=self._failing(),
+            links=partial(self._links, plan),
+            may_name=self._may_name,
+        )
         push = Push(
             self.replica,
             self.root,
@@ -517,13 +526,8 @@ class Batches:
             self._is_waited_for,
             self.travels.get,
             self.only_copies.lacking(),
-            self._project_wait,
-            self._failing(),
-            partial(self._links, plan),
-            self._may_name,
-            None if everything else self.round_seconds,
-            named=self._waiting.named(plan) if self._waiting is not None else None,
-            promised=self._waiting.promised(plan) if self._waiting is not None else set(),
+            holds,
+            seconds=None if everything else self.round_seconds,
             portion_seconds=None if everything else self._portion_seconds(cut),
         )
         with self._unless_it_fails():
@@ -704,7 +708,7 @@ class Batches:
         closed = self._refused() - cut.found.keys()
         open_to = {p: d for p, d in cut.found.items() if not lies_in(parent_of(p), closed)}
         open_to |= self._no_longer_behind(cut)
-        renames = self._renames(open_to, cut.moves | self._awaited.moves)
+        renames = renames_among(open_to, cut.moves | self._awaited.moves)
         copied = self._rather_copied(renames)
         renames = [move for move in renames if move not in copied]
         settled = self._awaited.removals | {move.source for move in renames} | cut.taken_back
@@ -830,33 +834,3 @@ class Batches:
             if size > _COPIED_AT_MOST or number >= _COPIED_FILES:
                 return set()
         return again
-
-    def _renames(
-        self, differences: dict[RelPath, Difference], pairs: set[tuple[RelPath, RelPath]]
-    ) -> list[Move]:
-        """Find renames: the kernel's pairs lead there, and inode and stamp agree."""
-        came_from = {target: source for source, target in pairs}
-        found = []
-        for target in came_from:
-            come = differences.get(target)
-            passed = {target}
-            source = came_from.get(target)
-            # Renamed more than once since the last batch: back along the pairs.
-            while come is not None and source is not None and source not in passed:
-                gone = differences.get(source)
-                if gone is not None and come.seen is not None and _is_rename(gone, come):
-                    found.append(Move(source, target, come.seen.kind, come.seen))
-                    break
-                passed.add(source)
-                source = came_from.get(source)
-        return found
-
-
-def _is_rename(gone: Difference, come: Difference) -> bool:
-    seen, old = come.seen, gone.known.stamp if gone.known is not None else None
-    if gone.seen is not None or come.known is not None or seen is None or old is None:
-        return False
-    if seen.kind is Kind.LINK or (seen.kind, seen.inode) != (old.kind, old.inode):
-        return False
-    same = (old.size, old.mtime_ns) == (seen.size, seen.mtime_ns)
-    return seen.kind is Kind.DIRECTORY or same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -44,11 +45,14 @@ class ProjectWait:
 
 
 class Holds:
-    """What of one batch waits, by the runs that it belongs to. Told by the push's workers."""
+    """What of one batch waits, by the runs that it belongs to. Told by the push's workers.
+
+    Attributes:
+        outcome: is told what is deferred, and what of the data is lacking.
+    """
 
     def __init__(
         self,
-        outcome: Outcome,
         named: AbstractSet[RelPath] | None,
         promised: AbstractSet[RelPath],
         wait: ProjectWait,
@@ -59,7 +63,6 @@ class Holds:
         """Hold nothing back yet.
 
         Args:
-            outcome: is told what is deferred, and what of the data is lacking.
             named: what of the data the databases may name that are pushed; None is all.
             promised: the markers that wait for ``named`` alone.
             wait: how long the project's databases have waited.
@@ -67,7 +70,7 @@ class Holds:
             links: returns path and target of every link that rows may name.
             may_name: whether rows of a database in OneData may name what lies in a run.
         """
-        self._outcome = outcome
+        self.outcome = Outcome()
         self._named = named
         self._promised = promised
         self._failing = set(failing)
@@ -83,6 +86,7 @@ class Holds:
         self._renaming: set[RelPath] = set()
         self._project_waits = not wait.is_over(time.monotonic())
         self._has_project = False
+        self._guard = threading.Lock()
 
     def is_named(self, path: RelPath) -> bool:
         """Whether the databases of this batch may name ``path``."""
@@ -90,13 +94,13 @@ class Holds:
 
     def defer(self, path: RelPath) -> None:
         """Leave data to the next batch: it holds back the markers of its run, and databases."""
-        self._outcome.deferred.add(path)
+        self.outcome.deferred.add(path)
         self._lack(path)
 
     def take_up(self, path: RelPath) -> None:
         """Bring data that was deferred, after all; what waits for them waits on."""
-        self._outcome.deferred.discard(path)
-        self._outcome.lacking.discard(path)
+        self.outcome.deferred.discard(path)
+        self.outcome.lacking.discard(path)
 
     def leave_behind(self, path: RelPath, *, is_missing: bool) -> None:
         """Hold back the markers and databases of the run of what did not come.
@@ -134,7 +138,7 @@ class Holds:
         self._markers.add(scope_of(path))
         if self.is_named(path):
             self._promised_markers.add(scope_of(path))
-            self._outcome.lacking.add(path)
+            self.outcome.lacking.add(path)
 
     def begin_databases(
         self,
@@ -151,7 +155,7 @@ class Holds:
         self._has_project = any(not scope_of(path) for path in snapshots)
         late = {
             path: {scope_of(path), scope_of(plan.stands_at.get(path, path))}
-            for path in self._outcome.lacking & self._outcome.deferred
+            for path in self.outcome.lacking & self.outcome.deferred
         }
         runs = {run for of in late.values() for run in of}
         sources = {move.source for move in plan.moves}
@@ -159,8 +163,8 @@ class Holds:
         needed |= {run for path, of in late.items() if lies_in(path, sources) for run in of}
         if runs and snapshots:
             needed |= self._find_late(snapshots, runs)
-        self._outcome.lacking -= {path for path, of in late.items() if of.isdisjoint(needed)}
-        self._outcome.is_late = bool(needed)
+        self.outcome.lacking -= {path for path, of in late.items() if of.isdisjoint(needed)}
+        self.outcome.is_late = bool(needed)
 
     def _find_late(self, snapshots: Mapping[RelPath, bytes], runs: set[RelPath]) -> set[RelPath]:
         """Find the databases that wait for data of ``runs``; returns those of ``runs`` they do."""
@@ -207,12 +211,13 @@ class Holds:
         runs = frozenset(self._missing | self._renaming)
         if not runs or not self._snapshots:
             return frozenset()
-        known, found = self._mentioning
-        if known != runs:
-            through_links = self._through_links(runs)
-            of_runs = {path: at for path, at in self._snapshots.items() if scope_of(path)}
-            found = frozenset(self._who_names(of_runs, runs | through_links))
-            self._mentioning = runs, found
+        with self._guard:
+            known, found = self._mentioning
+            if known != runs:
+                through_links = self._through_links(runs)
+                of_runs = {path: at for path, at in self._snapshots.items() if scope_of(path)}
+                found = frozenset(self._who_names(of_runs, runs | through_links))
+                self._mentioning = runs, found
         return found
 
     def await_renames(self, moves: Iterable[tuple[RelPath, RelPath]]) -> None:
@@ -255,7 +260,7 @@ class Holds:
 
     def removal_waits(self, path: RelPath) -> bool:
         """Whether databases were held back that do not name ``path`` any more."""
-        waits = self._outcome.is_late or self.is_held(path, is_database=True)
+        waits = self.outcome.is_late or self.is_held(path, is_database=True)
         if waits or (self._has_project and self._holds_project()):
             return True
         return any(self._may_name(held, scope_of(path)) for held in self._held())

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 from onesync.core.model import RelPath, lies_in, name_of
+from onesync.local import on_this_machine
 
 _HEADER_BYTES = 100
 _PAGE_SIZE, _ENCODING = slice(16, 18), slice(56, 60)
@@ -37,6 +38,7 @@ class Published:
         """Know of none yet."""
         self._mentioned: dict[RelPath, set[RelPath]] = {}
 
+    @on_this_machine()
     def see(self, database: RelPath, snapshot: bytes, runs: AbstractSet[RelPath]) -> None:
         """Remember which of ``runs``, all that there are, the copy mentions that was published.
 
@@ -57,11 +59,12 @@ class Published:
         return known is None or not run or run in known
 
 
+@on_this_machine()
 def mentioned(snapshot: bytes, runs: AbstractSet[RelPath]) -> set[RelPath]:
     """Return those of ``runs`` that the database's copy at ``snapshot`` (absolute) may mention.
 
     Where its bytes cannot tell, that is all of them; ``b""``, what lies outside of the runs, always
-    is. Raises OSError where it cannot be read.
+    is. Raises LocalError where it cannot be read.
     """
     fd = os.open(snapshot, os.O_RDONLY)
     try:

@@ -38,11 +38,11 @@ from onesync.core.ordering import DATA, SIDECARS, PublishOrder, spread
 from onesync.core.plan import Difference, Plan
 from onesync.core.trouble import Reaction, judge
 from onesync.errors import LocalError, NotArrived, OnesyncError
-from onesync.holds import Holds, ProjectWait
+from onesync.holds import Holds
 from onesync.intent import Intent
 from onesync.lanes import Lanes
 from onesync.leftovers import Leftovers
-from onesync.local import is_another, on_this_machine, open_source, read_xattrs
+from onesync.local import is_another, open_source, read_xattrs
 from onesync.outcome import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE, Outcome
 from onesync.patience import comes
 from onesync.preparation import CREATED_AT_MOST, Preparation
@@ -104,15 +104,9 @@ class Push:
         is_waited_for: Callable[[RelPath], bool],
         travel_to: Callable[[RelPath], Travel | None],
         lacking: Mapping[int, RelPath],
-        project_wait: ProjectWait,
-        failing: AbstractSet[RelPath],
-        links: Callable[[], Iterable[tuple[RelPath, bytes]]],
-        may_name: Callable[[RelPath, RelPath], bool],
+        holds: Holds,
         seconds: float | None,
-        *,
-        named: AbstractSet[RelPath] | None = None,
-        promised: AbstractSet[RelPath] = frozenset(),
-        portion_seconds: float | None = None,
+        portion_seconds: float | None,
     ) -> None:
         """Prepare a batch.
 
@@ -129,20 +123,15 @@ class Push:
             is_waited_for: whether databases wait for a file that changed while it was copied.
             travel_to: the copy that earlier batches began, by its target.
             lacking: what the replica does not have whole, by inode.
-            project_wait: how long the project's databases have waited for what those of runs do.
-            failing: runs with data that cannot come; their markers wait.
-            links: returns path and target of every link that rows may name.
-            may_name: whether rows of a database in OneData may name what lies in a run.
+            holds: what of the batch waits; its outcome is the push's.
             seconds: so long a large file travels before it goes on in the next batch; None brings
                 all to their end, however long that takes.
-            named: what of the data the databases may name that are pushed; None is all.
-            promised: the markers that wait for ``named`` alone.
             portion_seconds: after so long no more data files are begun: they are left to the next
                 batch, and what came meanwhile need not wait for them; None brings all.
         """
         self.intent = Intent(position)
         self.removal = Intent(position, is_removal=True)
-        self.outcome = Outcome()
+        self.outcome = holds.outcome
         self.leftovers = Leftovers(replica, pool, order, self.intent, self.removal, self.outcome)
         self._replica = replica
         self._root = root
@@ -160,7 +149,7 @@ class Push:
             travel_to,
             lacking,
         )
-        self._holds = Holds(self.outcome, named, promised, project_wait, failing, links, may_name)
+        self._holds = holds
         self._is_waited_for = is_waited_for
         self._travel_to = travel_to
         self._seconds = seconds
@@ -317,8 +306,7 @@ class Push:
         """Find out which databases, and markers, wait for the data that did not come in time."""
         copies = {d.path: snapshots[d.path] for d in plan.files if d.path in snapshots}
         markers = [d.path for d in plan.files if not self._is_data(d.path, d.path in snapshots)]
-        with on_this_machine():
-            self._holds.begin_databases(copies, set(markers) - copies.keys(), plan)
+        self._holds.begin_databases(copies, set(markers) - copies.keys(), plan)
 
     def _lanes_of(self, data: list[Difference]) -> Lanes[Difference]:
         """Return ``data`` for several workers; what is waited for takes turns with the rest."""
@@ -550,7 +538,7 @@ class Push:
         if not brought.is_behind:
             return stamp
         size = brought.copied.size
-        so_far = f"OneData has {size} of its {stamp.size} bytes so far"
+        so_far = f"OneData has {size} of its {max(stamp.size, brought.copied.whole)} bytes so far"
         text = f"{show(path)} is still travelling: {so_far}."
         self.outcome.problems.append(Problem(path, BEHIND, text))
         return replace(stamp, size=size)

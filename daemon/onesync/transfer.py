@@ -73,8 +73,8 @@ class Brought:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the time was up before the end of the file."""
-        return _is_part(self.copied)
+        """Whether the time was up before the end of the file, or it grew by too much meanwhile."""
+        return _is_part(self.copied) or self.copied.whole > self.copied.size
 
 
 @dataclass(frozen=True, slots=True)

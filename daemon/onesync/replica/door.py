@@ -62,6 +62,7 @@ class Copied:
         prefix: whether the copy is what the source began with at one moment, also when it grew or
             changed meanwhile.
         blocks: digests of the copy's blocks, of a large file.
+        whole: how long the source was when it began like this; less than ``size`` is of no account.
     """
 
     digest: str
@@ -70,6 +71,7 @@ class Copied:
     steady: bool
     prefix: bool = True
     blocks: Blocks | None = None
+    whole: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,7 +241,7 @@ class FolderReplica:
             finally:
                 os.close(target)
         stamp = stamp_of(before, Kind.FILE)
-        return Copied(found.digest, found.size, stamp, steady, prefix, found.blocks)
+        return Copied(found.digest, found.size, stamp, steady, prefix, found.blocks, found.whole)
 
     def _look_again(
         self, origin: int, pour: Pour, read: Moment, *, is_mended: bool
@@ -423,7 +423,7 @@ class FolderReplica:
                 changed = inplace.changed_blocks(origin, length, blocks, found.blocks, found.kept)
         finally:
             os.close(origin)
-        copied = Copied(found.digest, found.size, stamp, steady, prefix, found.blocks)
+        copied = Copied(found.digest, found.size, stamp, steady, prefix, found.blocks, found.whole)
         return Compared(copied, tuple(changed), found.coarse, found.kept)
 
     def write_undo(

@@ -4,7 +4,7 @@ What changed while the file was read is read again, twice, with all that it grew
 agree, and nothing else changed from the first reading to one more after that, all of it stood there
 between the two. So a stack whose head counts its images, and is rewritten with each, has a state
 that it really had. What grew by more than can be kept ends where it ended when it was read first:
-that is the beginning of such a state.
+that is the beginning of such a state, and how long that was is told.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Moment:
         blocks: digests of its blocks; None of a small file.
         coarse: of its larger blocks, where it has outgrown the known ones.
         kept: the blocks that are not what was read first, by their numbers.
+        whole: how long the file was when it had those; less than ``size`` is of no account.
     """
 
     digest: str
@@ -41,6 +42,16 @@ class Moment:
     blocks: Blocks | None
     coarse: Blocks | None = None
     kept: Mapping[int, bytes] = field(default_factory=dict)
+    whole: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Once:
+    """Where the file ends in a moment, blocks that stood there at once, and its length then."""
+
+    end: int
+    kept: Mapping[int, bytes]
+    whole: int
 
 
 def moment_of(fd: int, read: Moment, progress: Callable[[int], None]) -> Moment:
@@ -51,34 +62,34 @@ def moment_of(fd: int, read: Moment, progress: Callable[[int], None]) -> Moment:
     """
     assert read.blocks is not None
     # Its head may tell of what came since somebody looked how long it is.
-    end, kept = _at_once(fd, set(), read.blocks.size, read.size)
+    once = _at_once(fd, set(), read.blocks.size, read.size)
     beginning: Moment | None = None
     for _ in range(_READINGS):
-        changed, moment = _look(fd, read, end, kept, progress)
+        changed, moment = _look(fd, read, once, progress)
         if not changed:
             return moment
         beginning = beginning or moment
-        end, kept = _at_once(fd, kept.keys() | changed, read.blocks.size, read.size)
-        if not kept:
+        once = _at_once(fd, once.kept.keys() | changed, read.blocks.size, read.size)
+        if not once.kept:
             break
     assert beginning is not None
     return beginning
 
 
 def _look(
-    fd: int, read: Moment, end: int, kept: Mapping[int, bytes], progress: Callable[[int], None]
+    fd: int, read: Moment, once: _Once, progress: Callable[[int], None]
 ) -> tuple[set[int], Moment]:
-    """Return the blocks before ``end`` that changed since they were read, but those ``kept``.
+    """Return the blocks before the end that changed since they were read, but those kept.
 
     And what the file was, if there are none; what comes before the first of them, if there are.
     """
-    known = read.blocks
+    known, kept = read.blocks, once.kept
     assert known is not None
     hasher, blocks = blake3(), BlockHasher(known.size)
     coarse = None if read.coarse is None else BlockHasher(read.coarse.size)
     changed: set[int] = set()
     beginning: Moment | None = None
-    for number, content in _blocks(fd, end, known.size, kept, progress):
+    for number, content in _blocks(fd, once.end, known.size, kept, progress):
         if number not in kept and block_digest(content) != known.digest(number):
             changed.add(number)
             sure = Blocks(known.size, known.digests[: number * DIGEST_BYTES])
@@ -90,7 +101,9 @@ def _look(
     if beginning is not None:
         return changed, beginning
     larger = None if coarse is None else coarse.blocks()
-    return changed, Moment(hasher.hexdigest(), end, blocks.blocks(), larger, kept)
+    # Nothing that is not from the beginning on: of what only grew, that was all there was once.
+    whole = once.whole if kept else 0
+    return changed, Moment(hasher.hexdigest(), once.end, blocks.blocks(), larger, kept, whole)
 
 
 def _blocks(
@@ -107,24 +120,37 @@ def _blocks(
         progress(0)
 
 
-def _at_once(fd: int, numbers: Set[int], size: int, read: int) -> tuple[int, dict[int, bytes]]:
+def _at_once(fd: int, numbers: Set[int], size: int, read: int) -> _Once:
     """Return where the file ended at one moment, and its blocks ``numbers`` and those beyond.
 
     It ends where it was ``read`` to if it grew by too much since, or grows too fast. There are no
     blocks where they are too many, or change too fast.
     """
     for is_grown in (True, False):
-        once: tuple[int, dict[int, bytes]] = read, {}
-        for _ in range(_TRIES):
-            end = max(read, os.fstat(fd).st_size) if is_grown else read
-            beyond = range(read // size, -(-end // size)) if end > read else ()
-            wanted = sorted({*numbers, *beyond})
-            if len(wanted) * size > _KEPT_AT_MOST:
-                break
-            again = end, {n: os.pread(fd, min(size, end - n * size), n * size) for n in wanted}
-            if again == once:
-                if all(len(block) == min(size, end - n * size) for n, block in again[1].items()):
-                    return again
-                break  # it was cut
-            once = again
-    return read, {}
+        found = _twice_the_same(fd, numbers, size, read, is_grown=is_grown)
+        if found is not None:
+            return found
+    return _Once(read, {}, 0)
+
+
+def _twice_the_same(
+    fd: int, numbers: Set[int], size: int, read: int, *, is_grown: bool
+) -> _Once | None:
+    once = _Once(read, {}, 0)
+    for _ in range(_TRIES):
+        length = os.fstat(fd).st_size
+        end = max(read, length) if is_grown else read
+        beyond = range(read // size, -(-end // size)) if end > read else ()
+        wanted = sorted({*numbers, *beyond})
+        if len(wanted) * size > _KEPT_AT_MOST:
+            return None
+        again = _Once(end, {n: _block(fd, n, size, end) for n in wanted}, length)
+        if (again.end, again.kept) == (once.end, once.kept):
+            is_whole = all(len(b) == min(size, end - n * size) for n, b in again.kept.items())
+            return again if is_whole else None  # it was cut
+        once = again
+    return None
+
+
+def _block(fd: int, number: int, size: int, end: int) -> bytes:
+    return os.pread(fd, min(size, end - number * size), number * size)
