@@ -135,7 +135,7 @@ class Careful:
     def _pass_by(self) -> Iterator[Deed]:
         self._count += 1
         path = self._work / self._chance.choice(FOLDERS) / f"passing{self._count}"
-        yield lambda: self._put(path, b"passing by")
+        yield partial(self._put, path, self._chance.randbytes(10))
         yield path.unlink
 
     def _take_back(self, name: str) -> Iterator[Deed]:
