@@ -292,13 +292,10 @@ class Batches:
         return self._committed(database) is not None and self._mentions.may_name(database, run)
 
     def _late_copies(self, plan: Plan, outcome: Outcome) -> set[RelPath]:
-        """Return where that stands which came late and may be in OneData under an older name."""
+        """Return the names in OneData that may be older ones of what was left to the next batch."""
         late = [d for d in plan.files if d.path in outcome.deferred and d.seen is not None]
-        return {
-            plan.stands_at.get(d.path, d.path)
-            for d in late
-            if d.seen is not None and self.index.by_inode(d.seen.inode)
-        }
+        inodes = {d.seen.inode for d in late if d.seen is not None}
+        return {old for inode in inodes for old, _ in self.index.by_inode(inode)}
 
     def _see_published(self, plan: Plan, cut: Cut, outcome: Outcome) -> None:
         """Remember what the databases mention that were published, before their copies go."""
@@ -545,7 +542,8 @@ class Batches:
             self._commit(outcome)
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self._take_problems(plan, outcome)
-        self.only_copies.left_out(outcome.left_out | self._late_copies(plan, outcome))
+        self.only_copies.left_out(outcome.left_out)
+        self.only_copies.late = self._late_copies(plan, outcome)
         self._kept |= outcome.kept
         self.events.pushed(outcome.files, outcome.size)
         self._mark_what_is_left(plan, cut, outcome)

@@ -27,16 +27,19 @@ class OnlyCopies:
 
     Attributes:
         problems: what went wrong with single paths, until they are pushed.
+        late: names that may be older ones of what was left to the next batch; their removals wait
+            for it, and stay explained, for an inode's number may be a deleted file's.
     """
 
     index: Index
     scanner: Scanner
     problems: Mapping[RelPath, Problem]
     _kept: dict[RelPath, RelPath] = field(default_factory=dict)
+    late: AbstractSet[RelPath] = frozenset()
     _left_out: AbstractSet[RelPath] = frozenset()
 
     def left_out(self, paths: AbstractSet[RelPath]) -> None:
-        """Remember what the last push left out: in refused directories, or to the next batch."""
+        """Remember what the last push left out: in refused directories."""
         self._left_out = paths
 
     def stay(self, plan: Plan, closed: Iterable[RelPath]) -> Plan:
@@ -51,7 +54,10 @@ class OnlyCopies:
             for old in self._old_names(path):
                 if top := _top_of(old, gone):
                     self._kept[top] = path
-        return self._that_came_before(without_removals(plan, self._kept.keys()))
+        plan = self._that_came_before(without_removals(plan, self._kept.keys()))
+        now = {d.path for d in plan.removals if d.seen is None}
+        wait = {top for old in self.late if (top := _top_of(old, now))}
+        return restricted(plan, now - wait, {(m.source, m.target) for m in plan.moves})
 
     def _that_came_before(self, plan: Plan) -> Plan:
         """Leave to the next batch what is first pushed by this one, in a renamed directory.
