@@ -88,7 +88,7 @@ def test_links_that_lead_into_a_run() -> None:
     links = [
         (b"Runs/000009_X/extra/1", b"../../000028_ProtMany/extra/1"),
         (b"Runs/000009_X/extra/2", b"2.mrc"),
-        (b"Runs/000009_X/extra/3", b"/scratch/work/Runs/000028_ProtMany"),
+        (b"Runs/000009_X/extra/3", b"/data/project/Runs/000028_ProtMany"),
         (b"latest", b"Runs/000003_ProtCtf/extra"),
     ]
     assert linked(links, {RUN}) == {links[0][0], links[2][0]}

@@ -293,8 +293,8 @@ class Batches:
 
     def _late_copies(self, plan: Plan, outcome: Outcome) -> set[RelPath]:
         """Return the names in OneData that may be older ones of what was left to the next batch."""
-        late = [d for d in plan.files if d.path in outcome.deferred and d.seen is not None]
-        inodes = {d.seen.inode for d in late if d.seen is not None}
+        late = (d.seen for d in plan.files if d.path in outcome.deferred)
+        inodes = {seen.inode for seen in late if seen is not None}
         return {old for inode in inodes for old, _ in self.index.by_inode(inode)}
 
     def _see_published(self, plan: Plan, cut: Cut, outcome: Outcome) -> None:
