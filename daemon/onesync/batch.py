@@ -415,7 +415,7 @@ class Batches:
                 self._project_wait.was(self._lacks_project(cut), time.monotonic())
                 self._await(plan)
                 self._let_go()
-                self.deletions.done(self._awaited.removals, self._awaited.moves)
+                self._explained()
                 return False
             cut.seconds = time.monotonic() - began
             self._identify()
@@ -550,7 +550,7 @@ class Batches:
         self.travels.end({d.path for d in plan.files} - outcome.deferred - outcome.travels.keys())
         self.travels.advance(outcome.travels)
         renamed = [(c.source, c.target) for c in outcome.changes if isinstance(c, Renamed)]
-        self.deletions.done(self._awaited.removals, self._awaited.moves, renamed)
+        self._explained(renamed)
         leaves_more = push.leftovers.tidy()
         self._half_done = False
         self._see_published(plan, cut, outcome)
@@ -561,6 +561,11 @@ class Batches:
             with self._unless_it_fails():
                 self.tidying.begin(push.leftovers)
         return committed
+
+    def _explained(self, renamed: Sequence[tuple[RelPath, RelPath]] = ()) -> None:
+        """Forget the explanations that are used up."""
+        awaited = self._awaited
+        self.deletions.done(awaited.removals, awaited.moves, renamed, self.only_copies.taken_out())
 
     def _carry_out(self, push: Push, plan: Plan, cut: Cut, pins: Pins) -> Outcome:
         names = {place: path for path, place in plan.stands_at.items()}

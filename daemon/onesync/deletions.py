@@ -208,6 +208,7 @@ class Deletions:
         removals: Set[RelPath],
         coming: Iterable[tuple[RelPath, RelPath]],
         renamed: Iterable[tuple[RelPath, RelPath]] = (),
+        kept: Set[RelPath] = frozenset(),
     ) -> None:
         """Forget explanations that are used up, when a batch is committed.
 
@@ -216,6 +217,7 @@ class Deletions:
             coming: the renames of the next batch; what they will carry along is still to come, and
                 so is what was deleted beneath before.
             renamed: the renames of this one, which carried along what was gone beneath.
+            kept: removals that wait longer than for the next batch.
         """
         sources = {source for source, _ in coming}
         targets = {target for _, target in coming}
@@ -224,6 +226,7 @@ class Deletions:
         above = sources | moved.keys()
         self._believed |= {p for p in self._settled if above and lies_in(parent_of(p), above)}
         self._settled = removals | sources
+        self._believed |= kept
         if moved:
             self._believed |= carried(self._believed, moved)
         told = self._believed - removals

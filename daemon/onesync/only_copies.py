@@ -28,7 +28,7 @@ class OnlyCopies:
     Attributes:
         problems: what went wrong with single paths, until they are pushed.
         late: names that may be older ones of what was left to the next batch; their removals wait
-            for it, and stay explained, for an inode's number may be a deleted file's.
+            for it.
     """
 
     index: Index
@@ -36,6 +36,7 @@ class OnlyCopies:
     problems: Mapping[RelPath, Problem]
     _kept: dict[RelPath, RelPath] = field(default_factory=dict)
     late: AbstractSet[RelPath] = frozenset()
+    _taken_out: AbstractSet[RelPath] = frozenset()
     _left_out: AbstractSet[RelPath] = frozenset()
 
     def left_out(self, paths: AbstractSet[RelPath]) -> None:
@@ -48,13 +49,15 @@ class OnlyCopies:
         ``closed`` are paths that the plan leaves out, for their directories were refused.
         """
         gone = plan.awaited_removals.union(d.path for d in plan.removals if d.seen is None)
+        self._taken_out = frozenset()
         if not gone:
             return plan
         for path in {*self._lacking(), *closed, *self._left_out}:
             for old in self._old_names(path):
                 if top := _top_of(old, gone):
                     self._kept[top] = path
-        plan = self._that_came_before(without_removals(plan, self._kept.keys()))
+        self._taken_out = gone & self._kept.keys()
+        plan = self._that_came_before(without_removals(plan, self._taken_out))
         now = {d.path for d in plan.removals if d.seen is None}
         wait = {top for old in self.late if (top := _top_of(old, now))}
         return restricted(plan, now - wait, {(m.source, m.target) for m in plan.moves})
@@ -71,6 +74,15 @@ class OnlyCopies:
         olds = (old for inode in coming for old, _ in self.index.by_inode(inode))
         wait = {top for old in olds if (top := _top_of(old, gone))}
         return restricted(plan, gone - wait, {(m.source, m.target) for m in plan.moves})
+
+    def taken_out(self) -> AbstractSet[RelPath]:
+        """Return, once, which removals the last plan lost.
+
+        They stay explained, for they go when the new name has come, or when it proves to be that of
+        another file: an inode's number may be a deleted file's.
+        """
+        taken_out, self._taken_out = self._taken_out, frozenset()
+        return taken_out
 
     def released(self) -> set[RelPath]:
         """Return, once, which removals need to wait no longer: they are to be looked at again."""

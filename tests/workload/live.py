@@ -146,6 +146,34 @@ def _begin_with_old_times(run: Run, seen: dict[int, int]) -> None:
         os.utime(path, ns=(mtime_ns, mtime_ns))
 
 
+def restart_large(stage: Stage) -> None:
+    """A run of many files is removed at full speed and begun anew at once under the same names."""
+    run = Run(stage, "000029_Large", RESTARTED, 29)
+    run.make_folders()
+    seen: dict[int, int] = {}
+    for part in (0.4, 0.7, 1.0):
+        _make_parts(run, seen)
+        for item in range(1, 16):
+            run.make_item(item)
+        if not stage.wait_until(part):
+            return
+        seen = {n: _part(run, n).stat().st_mtime_ns for n in range(0, stage.many // 4, 10)}
+        run.begin_anew()
+
+
+def _make_parts(run: Run, seen: dict[int, int]) -> None:
+    """Write the parts of one life; those ``seen`` get the times that they had in the last one."""
+    for number in range(run.stage.many // 4):
+        path = _part(run, number)
+        run.stage.write_as(path, run.stage.name_of(path), 2000, run.life)
+        if number in seen:
+            os.utime(path, ns=(seen[number], seen[number]))
+
+
+def _part(run: Run, number: int) -> Path:
+    return run.extra / f"part_{number:05d}.dat"
+
+
 # -- files that change inside --------------------------------------------------------------------
 
 
@@ -354,7 +382,7 @@ def rename_directories(stage: Stage) -> None:
     """A to B and back; A to B and a new A; then both exchanged."""
     extra = folder(stage, "000021_Renamed")
     one, two = extra / "A", extra / "B"
-    _fill_folder(stage, one, stage.many // 2, 1)
+    _fill_folder(stage, one, stage.many // 4, 1)
     for number in itertools.count(2):
         if not stage.wait_until(0.15 * (number - 1)):
             return
@@ -526,6 +554,8 @@ def delete_many(stage: Stage) -> None:
     """Many files come, and go at once."""
     path = folder(stage, "000028_Many")
     for number in itertools.count(1):
+        if not stage.wait_until(0.3 * number - 0.15):
+            return
         inner = path / f"batch_{number}"
         _fill_folder(stage, inner, stage.many, number)
         (path / "empty").mkdir(exist_ok=True)
@@ -586,6 +616,7 @@ ACTORS: dict[str, Actor] = {
     "pick": streaming("000004_Pick", 4, PICK, 2),
     "extract": streaming("000005_Extract", 5, EXTRACT, 1),
     "restart": restart,
+    "restart large": restart_large,
     "growing stack": growing_stack,
     "patched": patched,
     "mapped": mapped,
@@ -639,7 +670,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--factor", type=float, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--many", type=int, default=1000, help="files of the actors of many files")
+    parser.add_argument(
+        "--many",
+        type=int,
+        default=1000,
+        help="so many files are deleted at once, a fourth is renamed or begun anew; really 20,000",
+    )
     parser.add_argument("--outside", type=Path, help="movies and scratch; beside ROOT by default")
     parser.add_argument("--record", type=Path, help="what was done when, as JSON lines")
     parser.add_argument("--actor", action="append", choices=sorted(ACTORS), help="only these")

@@ -28,7 +28,7 @@ class Stage:
         seconds: how long the session is.
         factor: how many times faster than in reality everything happens.
         seed: of all chance.
-        many: how many files the actors of many files have.
+        many: how many files are deleted at once; a fourth of it is renamed or begun anew.
         stopped: set when the actors are to end.
     """
 

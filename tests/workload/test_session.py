@@ -1,7 +1,8 @@
 """A live session on a slow mount: what OneData holds is consistent at any instant, and at the end.
 
-ONESYNC_SESSION_SECONDS and ONESYNC_SESSION_FACTOR set length and speed, ONESYNC_SESSION_REPORT a
-file for the numbers; with ONESYNC_SESSION_TELLS=1 the mount tells what has arrived, as OneData.
+ONESYNC_SESSION_SECONDS and ONESYNC_SESSION_FACTOR set length and speed, ONESYNC_SESSION_EVERY the
+seconds from instant to instant, ONESYNC_SESSION_REPORT a file for the numbers; with
+ONESYNC_SESSION_TELLS=1 the mount tells what has arrived, as OneData.
 No time is asserted; what is written for each byte that changed is.
 """
 
@@ -41,7 +42,11 @@ FACTOR = os.environ.get("ONESYNC_SESSION_FACTOR", "1")
 TELLS = os.environ.get("ONESYNC_SESSION_TELLS") == "1"
 SEED = os.environ.get("ONESYNC_SESSION_SEED", "1")
 LATENCY = 0.002
-EVERY = max(5.0, SECONDS / 240)
+EVERY = float(os.environ.get("ONESYNC_SESSION_EVERY", max(5.0, SECONDS / 240)))
+WHOLE = 1200.0
+"""So many seconds have as many files at once, and deaths, as the specification says."""
+MANY = 20_000
+DEATHS = 10
 TURN = 10.0
 TURNS = max(1, 2 * int(SECONDS // 200))
 PACE: dict[str, object] = {
@@ -68,7 +73,7 @@ class Session:
         home.mkdir()
         self.record = home / "record.jsonl"
         words = ["--seconds", str(seconds), "--factor", FACTOR, "--seed", SEED]
-        words += ["--many", str(max(50, int(5 * seconds)))]
+        words += ["--many", str(int(MANY * max(TURN, seconds) / WHOLE))]
         places = ["--outside", str(home), "--record", str(self.record)]
         self._log = home / "log"
         with self._log.open("wb") as log:
@@ -239,12 +244,13 @@ def watch(
 ) -> None:
     """Keep an instant every few seconds, to be judged when nothing is measured any more.
 
-    The daemon dies once on the way.
+    The daemon dies on the way, once in each part of the session but its ends.
     """
-    death = time.monotonic() + SECONDS * random.Random(SEED).uniform(0.3, 0.6)
+    deaths = deaths_from(time.monotonic())
     while session.goes_on():
         began = time.monotonic()
-        if not report.deaths and began > death:
+        if deaths and began > deaths[0]:
+            deaths.pop(0)
             node.end(signal.SIGKILL)
             report.deaths += 1
         report.instants += 1
@@ -255,6 +261,14 @@ def watch(
             deploy_patiently(node)
             times.outages.append((began, time.monotonic()))
         time.sleep(max(0.0, began + EVERY - time.monotonic()))
+
+
+def deaths_from(began: float) -> list[float]:
+    """Return when the daemon dies in a session that ``began`` then."""
+    chance = random.Random(SEED)
+    number = max(1, int(DEATHS * SECONDS / WHOLE))
+    part = 0.8 * SECONDS / number
+    return [began + 0.1 * SECONDS + part * (n + chance.random()) for n in range(number)]
 
 
 def undeploy(node: Node) -> float:
