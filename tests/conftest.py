@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from onesync import push
 from tests.campaign import counts
+from tests.campaign.life import PORTION, Place
 from tests.machine import lacks
 from tests.node import Node
 from tests.standin.mounted import Mounted
@@ -72,6 +74,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         Path(os.environ.pop(counts.PLACE)).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A node of the campaign, with an empty folder."""
+    return Place.make(tmp_path)
+
+
+@pytest.fixture
+def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let data come in many batches."""
+    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
 
 
 @pytest.fixture

@@ -28,13 +28,12 @@ from tests.test_steady_load import (
     copies,
     execute,
     nothing,
-    place,
     put,
     rows,
     write,
 )
 
-__all__ = ["copies", "place"]
+__all__ = ["copies"]
 
 INSERT = "INSERT INTO item VALUES (?)"
 DELETE = "DELETE FROM item WHERE path = ?"

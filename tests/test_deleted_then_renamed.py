@@ -26,9 +26,7 @@ class Strict(Place):
 
 @pytest.fixture
 def place(tmp_path: Path) -> Strict:
-    store = tmp_path / "store"
-    store.mkdir()
-    return Strict(tmp_path / "node", store)
+    return Strict.make(tmp_path)
 
 
 def fill(life: Life) -> None:

@@ -18,13 +18,6 @@ ITEM, MARKER = "extra/item.mrc", "extra/DONE/item.TXT"
 DATABASE = f"{RUN}/set.sqlite"
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    store = tmp_path / "store"
-    store.mkdir()
-    return Place(tmp_path / "node", store)
-
-
 def begin(life: Life) -> None:
     for run in (RUN, OTHER):
         (life.place.work / run / MARKER).parent.mkdir(parents=True)

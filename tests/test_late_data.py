@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from onesync import push
 from onesync.core.model import Kind, Stamp
 from onesync.core.plan import Move, Plan
 from onesync.holds import Holds, ProjectWait
-from tests.campaign.life import Place
+from tests.campaign.life import PORTION, Place
 from tests.test_steady_load import (
     EXTRA,
     LOAD,
     MANY,
     ONE,
-    PORTION,
     THREE,
     TWO,
     Act,
@@ -33,17 +31,7 @@ from tests.test_steady_load import (
     write,
 )
 
-
-@pytest.fixture(autouse=True)
-def _small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    store = tmp_path / "store"
-    store.mkdir()
-    return Place(tmp_path / "node", store)
+pytestmark = pytest.mark.usefixtures("small_portions")
 
 
 def come(place: Place) -> int:

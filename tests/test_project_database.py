@@ -12,32 +12,31 @@ from typing import Any
 
 import pytest
 
-from onesync import batch, holds, local, push, snapshot, transfer
+from onesync import batch, holds, local, planning, push, snapshot, transfer
 from onesync.core.plan import Difference
 from onesync.errors import Exit
 from onesync.push import Push
 from onesync.snapshot import Taken
-from tests.campaign.life import Life, Place
+from tests.campaign.life import PORTION, Life, Place
 from tests.test_steady_load import (
     EXTRA,
     ONE,
-    PORTION,
     TWO,
     Act,
     Copies,
-    _small_portions,
     act_and_look,
     copies,
     execute,
     nothing,
-    place,
     put,
     rename,
     rows,
     write,
 )
 
-__all__ = ["_small_portions", "copies", "place"]
+__all__ = ["copies"]
+
+pytestmark = pytest.mark.usefixtures("small_portions")
 
 
 @pytest.fixture
@@ -246,7 +245,7 @@ def test_what_became_a_marker_stays_until_that_has_come(
 def test_dear_renames_in_one_run_under_load_starve_no_other(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "_COPIED_AT_MOST", 3)
+    monkeypatch.setattr(planning, "_COPIED_AT_MOST", 3)
     many = 60
     items = [f"{TWO}/extra/item_{n}" for n in range(many)]
     known: list[tuple[int, int]] = []
@@ -329,7 +328,7 @@ def test_slow_batches_do_not_use_up_the_patience(
     def more(work: Path) -> None:
         put(work, f"{EXTRA}/b{now[0]}")
 
-    for module in (holds, batch):
+    for module in (holds, batch, planning):
         monkeypatch.setattr(module, "time", Clock)
     monkeypatch.setattr(Push, "carry_out", carried_out)
     acts: list[Act] = [lambda work: put(work, f"{EXTRA}/a"), nothing, turn, *[more] * 3]

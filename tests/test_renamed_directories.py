@@ -14,11 +14,10 @@ from blake3 import blake3
 from onesync import push, transfer
 from onesync.core import plan as planning
 from onesync.core.plan import Difference
-from tests.campaign.life import Place
+from tests.campaign.life import PORTION, Place
 from tests.test_steady_load import (
     EXTRA,
     ONE,
-    PORTION,
     TWO,
     Act,
     Copies,
@@ -33,13 +32,6 @@ from tests.test_steady_load import (
 __all__ = ["copies"]
 
 INNER, OUTER = f"{EXTRA}/before", f"{EXTRA}/after"
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    store = tmp_path / "store"
-    store.mkdir()
-    return Place(tmp_path / "node", store)
 
 
 def named(store: Path) -> set[str]:
@@ -113,10 +105,8 @@ def test_a_rename_into_another_run_comes_with_its_rows(
     assert live(place, [begin, nothing, nothing, turn, more, *[nothing] * 3]) == []
 
 
-def test_a_database_in_a_renamed_directory_waits_like_others(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
+@pytest.mark.usefixtures("small_portions")
+def test_a_database_in_a_renamed_directory_waits_like_others(place: Place) -> None:
     gone = f"{ONE}/gone"
 
     def begin(work: Path) -> None:

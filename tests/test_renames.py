@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onesync import batch
+from onesync import planning
 from tests.campaign.life import Place
 from tests.test_steady_load import (
     EXTRA,
@@ -23,13 +23,6 @@ from tests.test_steady_load import (
     rows,
     write,
 )
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    store = tmp_path / "store"
-    store.mkdir()
-    return Place(tmp_path / "node", store)
 
 
 def test_what_is_new_in_a_renamed_directory_comes_with_the_rows_that_name_it(place: Place) -> None:
@@ -138,7 +131,7 @@ def test_the_old_name_goes_when_the_new_one_is_renamed_once_more(place: Place) -
 def test_a_large_file_is_renamed_though_renames_go_on(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "_COPIED_AT_MOST", 3)
+    monkeypatch.setattr(planning, "_COPIED_AT_MOST", 3)
     sent: list[int] = []
     items = [f"{EXTRA}/item_{n}" for n in range(4)]
 

@@ -10,21 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from onesync import push
 from onesync.errors import Exit
 from tests.campaign.life import Life, Step
 from tests.test_deleted_then_renamed import Strict
 
 OLD, NEW = "Runs/000001_Many/extra/old", "Runs/000001_Many/extra/new"
 FILES = 12
-PORTION = 2
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Strict:
-    store = tmp_path / "store"
-    store.mkdir()
-    return Strict(tmp_path / "node", store)
+    return Strict.make(tmp_path)
 
 
 def names(above: str) -> list[str]:
@@ -73,10 +69,8 @@ def lived(place: Strict, *steps: Step) -> list[tuple[int, int]]:
     return seen
 
 
-def test_a_deletion_that_waits_for_a_late_file_is_not_held(
-    place: Strict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
+@pytest.mark.usefixtures("small_portions")
+def test_a_deletion_that_waits_for_a_late_file_is_not_held(place: Strict) -> None:
     waits = [nothing] * FILES
     seen = lived(place, fill, *waits, delete_and_reuse, *waits)
     assert any(old and 0 < new < FILES for old, new in seen)

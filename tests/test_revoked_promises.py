@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from onesync import batch, recovery, snapshot
+from onesync import planning, recovery, snapshot
 from onesync.errors import Exit
 from onesync.push import Push
 from onesync.snapshot import Taken
@@ -24,13 +24,6 @@ ITEM = f"{RUN}/extra/item.mrc"
 MARKER = f"{RUN}/extra/DONE/item.TXT"
 DATABASE = f"{RUN}/set.sqlite"
 FIRST, SECOND = b"1" * 3000, b"2" * 1000
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    store = tmp_path / "store"
-    store.mkdir()
-    return Place(tmp_path / "node", store)
 
 
 def execute(path: Path, statement: str) -> None:
@@ -158,7 +151,7 @@ def test_a_file_goes_no_earlier_than_the_database_that_named_it(
 def test_of_many_deletions_promises_are_the_first(
     place: Place, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "_REMOVED_AT_ONCE", at_once)
+    monkeypatch.setattr(planning, "_REMOVED_AT_ONCE", at_once)
 
     def remove(work: Path) -> None:
         (work / ITEM).unlink()

@@ -23,29 +23,16 @@ from onesync.replica.folder import FolderReplica
 from onesync.replica.pour import Pour
 from onesync.settings import PushSettings, Settings
 from onesync.snapshot import Taken
-from tests.campaign.life import Life, Place
+from tests.campaign.life import PORTION, Life, Place
 
 ONE, TWO = "Runs/000001_Import", "Runs/000002_Align"
 EXTRA = f"{ONE}/extra"
-PORTION = 2
-"""So many data files a batch brings here."""
+pytestmark = pytest.mark.usefixtures("small_portions")
 
 LOAD = 40
 """After so many checkpoints under load everything must have come."""
 
 Act = Callable[[Path], object]
-
-
-@pytest.fixture(autouse=True)
-def _small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    store = tmp_path / "store"
-    store.mkdir()
-    return Place(tmp_path / "node", store)
 
 
 def nothing(_: Path) -> None:

@@ -38,9 +38,7 @@ class Quick(Place):
 
 @pytest.fixture
 def place(tmp_path: Path) -> Quick:
-    store = tmp_path / "store"
-    store.mkdir()
-    return Quick(tmp_path / "one", store)
+    return Quick.make(tmp_path)
 
 
 def nothing(_: Life) -> None:

@@ -13,38 +13,26 @@ from typing import Any
 
 import pytest
 
-from onesync import batch, holds, local, push, transfer
+from onesync import holds, local, planning, push, transfer
 from onesync.core.plan import Difference, Plan
 from onesync.errors import Exit
 from onesync.push import Push
 from onesync.unverified import Unverified
 from tests.campaign.calls import Fault
-from tests.campaign.life import Life, Place, copied
+from tests.campaign.life import PORTION, Life, Place, copied
 from tests.campaign.trial import unlock
 
 RUN = "Runs/000001_Import"
 EXTRA = f"{RUN}/extra"
 DATABASE = f"{RUN}/set.sqlite"
-PORTION = 2
-"""So many data files a batch brings here."""
 
-
-@pytest.fixture(autouse=True)
-def _small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
+pytestmark = pytest.mark.usefixtures("small_portions")
 
 
 @pytest.fixture
 def _rows_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the rows be those of the project's database, which names files of its runs."""
     monkeypatch.setitem(globals(), "DATABASE", "project.sqlite")
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    store = tmp_path / "store"
-    store.mkdir()
-    return Place(tmp_path / "node", store)
 
 
 def execute(work: Path, statement: str, *rows: tuple[object, ...]) -> None:
@@ -308,7 +296,7 @@ def test_renames_in_every_batch_hold_the_rows_of_the_project_for_a_while_only(
     place: Place, is_dear: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holds, "_PATIENCE_SECONDS", 0.0 if is_dear else 1000.0)
-    monkeypatch.setattr(batch, "_COPIED_AT_MOST", 3 if is_dear else 1000)
+    monkeypatch.setattr(planning, "_COPIED_AT_MOST", 3 if is_dear else 1000)
     seen: list[int] = []
 
     def rename(work: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,37 +20,30 @@ from onesync import recovery
 from onesync.core.blocks import Blocks
 from onesync.core.chain import Change, Noted, Renamed, Set, follow
 from onesync.core.dirty import Due
-from onesync.core.guard import certainly_gone
 from onesync.core.model import (
     Entry,
-    Kind,
     Problem,
     RelPath,
     Stamp,
-    is_beneath,
     is_unconfirmed,
     join,
-    lies_in,
     lost_stamp,
-    parent_of,
-    renamed_path,
 )
-from onesync.core.ordering import DATA, RUNS, PublishOrder, is_in_scope, scope_of, scopes_of
-from onesync.core.plan import Difference, Move, Plan, Promises, make_plan, portioned, restricted
-from onesync.core.renames import renames_among
+from onesync.core.ordering import PublishOrder, scope_of
+from onesync.core.plan import Difference, Plan
 from onesync.core.trouble import is_full
 from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
 from onesync.errors import MountNotThere, NotArrived
-from onesync.holds import Holds, ProjectWait
+from onesync.holds import Holds
 from onesync.index import Index
 from onesync.local import on_this_machine
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
-from onesync.mentions import Published
 from onesync.only_copies import OnlyCopies
-from onesync.outcome import BEHIND, LASTING, NAME_REFUSED, Outcome
+from onesync.outcome import Outcome
 from onesync.pins import Pins
+from onesync.planning import Awaited, Planning
 from onesync.push import Push
 from onesync.replica.door import Replica
 from onesync.tidying import Tidying
@@ -71,13 +64,6 @@ that came meanwhile wait for its end, and those that are left are looked at agai
 
 _CUTS_IN_VAIN = 3
 """After so many cuts whose data came in part, and then no more, a batch takes all."""
-
-_REMOVED_AT_ONCE = 2000
-"""A batch removes no more than so many, for each is five calls and new data wait meanwhile."""
-
-_COPIED_AT_MOST = 16 << 20
-_COPIED_FILES = 1000
-"""What has more bytes or names together is rather renamed than sent again."""
 
 _WAITED_SECONDS = 10.0
 """So long the databases of a run wait for a file that changes whenever it is copied."""
@@ -103,17 +89,6 @@ class Events(Protocol):
 
 
 @dataclass(slots=True)
-class _Awaited:
-    """Second halves that the next batch does, when its databases are newer."""
-
-    removals: frozenset[RelPath] = frozenset()
-    moves: frozenset[tuple[RelPath, RelPath]] = frozenset()
-
-    def paths(self) -> set[RelPath]:
-        return set(self.removals) | {end for pair in self.moves for end in pair}
-
-
-@dataclass(slots=True)
 class Batches:
     """See the module. The fields are its parts; none is changed by others while it runs.
 
@@ -131,6 +106,7 @@ class Batches:
         lanes: so many files are removed at once beside the batches.
         pause: waits for so many seconds.
         left: what the last batch took and could not commit.
+        planning: what a batch does about what it found.
         tidying: what the last batches left behind goes.
     """
 
@@ -155,25 +131,29 @@ class Batches:
     lanes: int
     pause: Callable[[float], None]
     left: set[RelPath] = field(default_factory=set)
+    planning: Planning = field(init=False)
     tidying: Tidying = field(init=False)
-    _awaited: _Awaited = field(default_factory=_Awaited)
     _half_done: bool = False
     _is_full: bool = False
     _unrecorded: Callable[[], None] | None = None
     _unsteady: dict[RelPath, float] = field(default_factory=dict)
-    _project_wait: ProjectWait = field(default_factory=ProjectWait)
     _is_behind: bool = False
-    _behind: set[RelPath] = field(default_factory=set)
     _waiting: Waiting | None = None
     _in_vain: int = 0
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     _sent: dict[RelPath, bool] = field(default_factory=dict)
-    _renaming: set[RelPath] = field(default_factory=set)
-    _mentions: Published = field(default_factory=Published)
     _kept: set[RelPath] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        """Begin with nothing to be tidied."""
+        """Begin with nothing planned and nothing to be tidied."""
+        self.planning = Planning(
+            self.index,
+            self.cuts,
+            self.deletions,
+            self.only_copies,
+            self.order,
+            self.problems,
+        )
         self.tidying = Tidying(self.lanes, self._note, self.marks.arrived.set)
 
     def batch(self, *, everything: bool = False) -> bool:
@@ -216,7 +196,7 @@ class Batches:
 
     def awaits(self) -> bool:
         """Whether the next batch has second halves to do."""
-        return bool(self._awaited.paths())
+        return bool(self.planning.awaited.paths())
 
     def is_behind(self) -> bool:
         """Whether the last batch left data to the next one."""
@@ -278,36 +258,6 @@ class Batches:
     def _note(self, problem: Problem) -> None:
         self.problems[problem.path] = problem
 
-    def _links(self, plan: Plan) -> Iterator[tuple[RelPath, bytes]]:
-        """Yield path and target of every link that a batch of ``plan`` leaves or makes."""
-        yield from ((d.path, d.seen.target) for d in plan.links if d.seen is not None)
-        moved = {move.source: move.target for move in plan.moves}
-        for path, target in self.index.links():
-            yield path, target
-            if lies_in(path, moved.keys()):
-                yield renamed_path(path, moved), target
-
-    def _may_name(self, database: RelPath, run: RelPath) -> bool:
-        """Whether rows of ``database`` in OneData may name what lies in ``run``."""
-        return self._committed(database) is not None and self._mentions.may_name(database, run)
-
-    def _late_copies(self, plan: Plan, outcome: Outcome) -> set[RelPath]:
-        """Return the names in OneData that may be older ones of what was left to the next batch."""
-        late = (d.seen for d in plan.files if d.path in outcome.deferred)
-        inodes = {seen.inode for seen in late if seen is not None}
-        return {old for inode in inodes for old, _ in self.index.by_inode(inode)}
-
-    def _see_published(self, plan: Plan, cut: Cut, outcome: Outcome) -> None:
-        """Remember what the databases mention that were published, before their copies go."""
-        for change in outcome.changes:
-            for path in (change.source, change.target) if isinstance(change, Renamed) else ():
-                self._mentions.forget(path)
-        places = {change.path for change in outcome.changes if isinstance(change, Set)}
-        published = {plan.stands_at.get(path, path) for path in places} & cut.frozen.keys()
-        runs = {join(RUNS, name) for name in self.index.stamps(RUNS)} if published else set()
-        for path in published:
-            self._mentions.see(path, cut.frozen[path].path, runs)
-
     def _identify(self) -> None:
         """Look, between cut and push, whether the replica is still the one that the plan is for."""
         if self.check_mount():
@@ -340,7 +290,7 @@ class Batches:
         told = recovery.settle(
             self.replica,
             self.manifest.committed,
-            self._committed,
+            self.planning.committed,
             self.pool,
             self._published,
             self.travels.intents(),
@@ -350,11 +300,6 @@ class Batches:
         for sentence in told:
             log.warning("half-done batch settled", extra={"what": sentence})
         self._half_done = False
-
-    def _committed(self, path: RelPath) -> Entry | None:
-        """Return what the last checkpoint has at ``path``."""
-        known = self.index.known(path)
-        return None if known is None or is_unconfirmed(known.entry) else known.entry
 
     def _published(self, published: dict[RelPath, Entry]) -> None:
         """Remember what a dead batch of ours published: the next one records or removes it."""
@@ -404,15 +349,17 @@ class Batches:
         with Pins(self.root) as pins:
             with on_this_machine():
                 cut = self._cut(due, pins, everything)
-                self._forget_renamed(due)
-                plan = self._plan(cut, everything)
+                self.planning.forget_renamed(due)
+                plan = self.planning.plan(cut, self._waiting, everything=everything)
                 if self._waiting is not None and not self._waiting.comes_with(plan):
                     self._let_go()
-                    cut = self.cuts.take(cut.looked, self._awaited.paths(), pins, as_is=everything)
-                    plan = self._plan(cut, everything)
+                    cut = self.cuts.take(
+                        cut.looked, self.planning.awaited.paths(), pins, as_is=everything
+                    )
+                    plan = self.planning.plan(cut, self._waiting, everything=everything)
             self.left |= cut.deferred
             if plan.empty:
-                self._project_wait.was(self._lacks_project(cut), time.monotonic())
+                self.planning.project_wait.was(self.planning.lacks_project(cut), time.monotonic())
                 self._await(plan)
                 self._let_go()
                 self._explained()
@@ -422,7 +369,7 @@ class Batches:
             return self._push(plan, cut, pins, everything)
 
     def _cut(self, due: Due, pins: Pins, everything: bool) -> Cut:
-        waiting, awaited = self._waiting, self._awaited.paths()
+        waiting, awaited = self._waiting, self.planning.awaited.paths()
         if waiting is not None:
             return self.cuts.take(due, awaited, pins, as_is=False, waiting=waiting.frozen)
         if everything or awaited or self.cuts.is_needed(due):
@@ -432,7 +379,7 @@ class Batches:
     def _keep(self, cut: Cut, plan: Plan, push: Push) -> None:
         """Let snapshots of ``cut`` wait; count the cuts whose databases did not come with them."""
         outcome = push.outcome
-        waits = not self._project_wait.is_over(time.monotonic())
+        waits = not self.planning.project_wait.is_over(time.monotonic())
         waiting = what_waits(
             self._waiting,
             cut,
@@ -440,7 +387,7 @@ class Batches:
             outcome,
             project_waits=waits,
             who_names=push.who_names,
-            may_name=self._may_name,
+            may_name=self.planning.may_name,
         )
         if not outcome.is_late:
             self._in_vain = 0
@@ -475,8 +422,8 @@ class Batches:
             # Or where something was renamed to might not be known yet.
             self.cuts.drain()
             due = self.marks.take(everything=True, resting=True)
-            cut = self.cuts.plain(due, self._awaited.removals)
-            removals = self._removals_alone(cut)
+            cut = self.cuts.plain(due, self.planning.awaited.removals)
+            removals = self.planning.removals_alone(cut)
         if removals:
             self._remove_alone(removals, cut)
             self.left |= due.paths | due.trees
@@ -484,32 +431,24 @@ class Batches:
         return bool(removals)
 
     def _remove_alone(self, removals: list[Difference], cut: Cut) -> None:
-        awaited = self._awaited
+        awaited = self.planning.awaited
         self._identify()
         with Pins(self.root) as pins:
             self._push(Plan(removals=removals), cut, pins, True)
         self._tidied()
         gone = {difference.path for difference in removals}
-        self._awaited = _Awaited(awaited.removals - gone, awaited.moves)
+        self.planning.awaited = Awaited(awaited.removals - gone, awaited.moves)
         log.info("deletions made room in OneData", extra={"removals": len(gone)})
-
-    def _removals_alone(self, cut: Cut) -> list[Difference]:
-        found = self.deletions.judge(
-            cut.found, cut.looked, self._awaited.removals, self.cuts.drain, at_once=False
-        )
-        renamed = {source for source, _ in cut.moves | self._awaited.moves}
-        gone = certainly_gone(found, self.index.beneath)
-        return [gone[path] for path in sorted(gone) if not lies_in(path, renamed)]
 
     def _push(self, plan: Plan, cut: Cut, pins: Pins, everything: bool) -> bool:
         waiting = self._waiting
         holds = Holds(
             named=waiting.named(plan) if waiting is not None else None,
             promised=waiting.promised(plan) if waiting is not None else set(),
-            wait=self._project_wait,
-            failing=self._failing(),
-            links=partial(self._links, plan),
-            may_name=self._may_name,
+            wait=self.planning.project_wait,
+            failing=self.planning.failing(),
+            links=partial(self.planning.links, plan),
+            may_name=self.planning.may_name,
         )
         push = Push(
             self.replica,
@@ -536,14 +475,16 @@ class Batches:
         began = time.monotonic()
         outcome = self._carry_out(push, plan, cut, pins)
         committed = (
-            bool(outcome.changes) or push.leftovers.begins_travel() or self._is_behind_anew(outcome)
+            bool(outcome.changes)
+            or push.leftovers.begins_travel()
+            or self.planning.is_behind_anew(outcome)
         )
         if committed:
             self._commit(outcome)
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
-        self._take_problems(plan, outcome)
+        self.planning.take_problems(plan, outcome)
         self.only_copies.left_out(outcome.left_out)
-        self.only_copies.late = self._late_copies(plan, outcome)
+        self.only_copies.late = self.planning.late_copies(plan, outcome)
         self._kept |= outcome.kept
         self.events.pushed(outcome.files, outcome.size)
         self._mark_what_is_left(plan, cut, outcome)
@@ -553,7 +494,7 @@ class Batches:
         self._explained(renamed)
         leaves_more = push.leftovers.tidy()
         self._half_done = False
-        self._see_published(plan, cut, outcome)
+        self.planning.see_published(plan, cut, outcome)
         self._keep(cut, plan, push)
         self._is_behind = bool(outcome.deferred) or self._waiting is not None
         self._log(plan, outcome, cut.seconds, time.monotonic() - began)
@@ -564,7 +505,7 @@ class Batches:
 
     def _explained(self, renamed: Sequence[tuple[RelPath, RelPath]] = ()) -> None:
         """Forget the explanations that are used up."""
-        awaited = self._awaited
+        awaited = self.planning.awaited
         self.deletions.done(awaited.removals, awaited.moves, renamed, self.only_copies.taken_out())
 
     def _carry_out(self, push: Push, plan: Plan, cut: Cut, pins: Pins) -> Outcome:
@@ -595,7 +536,7 @@ class Batches:
         project_held = any(not scope_of(path) for path in held & cut.frozen.keys())
         self._await(plan, outcome.postponed, outcome.postponed_moves, project_held=project_held)
         now = time.monotonic()
-        self._project_wait.was(project_held or self._lacks_project(cut), now)
+        self.planning.project_wait.was(project_held or self.planning.lacks_project(cut), now)
         # What rests goes on changing.
         resting = {p for p in self._unsteady if p in outcome.growing or self.marks.rests(p)}
         self._unsteady = {p: self._unsteady.get(p, now) for p in outcome.retry | resting}
@@ -613,16 +554,23 @@ class Batches:
             # What changed beneath it, before or after the rename, is seen under its new name only.
             self.left.add(move.target)
 
-    def _is_behind_anew(self, outcome: Outcome) -> bool:
-        """Whether a file is behind of which the last checkpoints do not say so."""
-        behind = (problem.path for problem in outcome.problems if problem.kind == BEHIND)
-        told = {path for path, problem in self.problems.items() if problem.kind == BEHIND}
-        return any(path not in told for path in behind)
-
     def _portion_seconds(self, cut: Cut) -> float | None:
         if self._in_vain >= _CUTS_IN_VAIN:
             return None
         return max(_PORTION_SECONDS, _PORTION_PER_CUT * cut.seconds)
+
+    def _await(
+        self,
+        plan: Plan,
+        postponed: AbstractSet[RelPath] = frozenset(),
+        postponed_moves: AbstractSet[tuple[RelPath, RelPath]] = frozenset(),
+        *,
+        project_held: bool = False,
+    ) -> None:
+        """Leave second halves to the next batch, which comes at once then."""
+        self.planning.leave(plan, postponed, postponed_moves, project_held=project_held)
+        if self.awaits():
+            self.marks.arrived.set()
 
     def _is_waited_for(self, path: RelPath) -> bool:
         now = time.monotonic()
@@ -670,170 +618,9 @@ class Batches:
         self.unverified.pushed(pushed)
         self.events.committed(written.name, written.wall_seconds)
 
-    def _take_problems(self, plan: Plan, outcome: Outcome) -> None:
-        left = outcome.deferred | outcome.retry | outcome.held
-        parts = (plan.files, plan.directories, plan.links, plan.removals, plan.revoked)
-        for difference in chain(*parts):
-            if difference.path not in left:
-                self.problems.pop(difference.path, None)
-        self.problems.update({p.path: p for p in outcome.problems})
-        self._behind |= {p.path for p in outcome.problems if p.kind == BEHIND}
-        self._behind &= self.problems.keys()
-
-    def _await(
-        self,
-        plan: Plan,
-        postponed: AbstractSet[RelPath] = frozenset(),
-        postponed_moves: AbstractSet[tuple[RelPath, RelPath]] = frozenset(),
-        *,
-        project_held: bool = False,
-    ) -> None:
-        removals = plan.awaited_removals | postponed
-        new = plan.awaited_moves - self._awaited.moves
-        self._awaited = _Awaited(removals, plan.awaited_moves | postponed_moves)
-        self.cuts.awaited_moves = self._awaited.moves
-        if self.awaits():
-            self.marks.arrived.set()
-        self._renaming = scopes_of(new) | ({b""} if new and project_held else set())
-
-    def _forget_renamed(self, due: Due) -> None:
-        """Let go of refused names that are gone: they were renamed, as they had to be."""
-        for path in self._refused():
-            told = lies_in(path, due.paths | due.trees)
-            if told and self.cuts.scanner.look(path) is None:
-                del self.problems[path]
-
-    def _refused(self) -> set[RelPath]:
-        return {p.path for p in self.problems.values() if p.kind == NAME_REFUSED}
-
-    def _plan(self, cut: Cut, everything: bool) -> Plan:
-        # In a directory that OneData refused nothing can be kept until it is tried again.
-        closed = self._refused() - cut.found.keys()
-        open_to = {p: d for p, d in cut.found.items() if not lies_in(parent_of(p), closed)}
-        open_to |= self._no_longer_behind(cut)
-        renames = renames_among(open_to, cut.moves | self._awaited.moves)
-        copied = self._rather_copied(renames)
-        renames = [move for move in renames if move not in copied]
-        settled = self._awaited.removals | {move.source for move in renames} | cut.taken_back
-        found = self.deletions.judge(
-            open_to, cut.looked, settled, self.cuts.drain, at_once=everything
-        )
-        awaited = self._awaited
-        plan = make_plan(
-            found, renames, awaited.removals, awaited.moves, self.index.known, cut.frozen.keys()
-        )
-        if self._waiting is not None:
-            plan = restricted(plan, self._waiting.removals, self._waiting.moves)
-        else:
-            plan = self._without_named(plan, cut)
-        plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys())
-        promises = Promises(cut.found, self.index.beneath, self.cuts.is_promise)
-        plan = promises.first(plan)
-        plan = promises.revoked(plan if everything else portioned(plan, _REMOVED_AT_ONCE))
-        return replace(plan, removals=plan.removals + self._stale(plan.moves))
-
-    def _failing(self) -> set[RelPath]:
-        """Return the runs with data that cannot come, though they are still there."""
-        told = {p.path for p in self.problems.values() if p.kind in LASTING}
-        promised = filter(self.order.is_promised, told)
-        with on_this_machine():
-            return {scope_of(path) for path in promised if self._differs(path)}
-
-    def _differs(self, path: RelPath) -> bool:
-        known, seen = self.index.known(path), self.cuts.scanner.look(path)
-        return seen is not None and (known is None or known.stamp != seen)
-
     def _released(self) -> set[RelPath]:
         """Return, once, the markers that need to wait no longer: they are to be looked at again."""
-        failing = self._failing() if self._kept else set()
+        failing = self.planning.failing() if self._kept else set()
         free = {path for path in self._kept if scope_of(path) not in failing}
         self._kept -= free
         return free
-
-    def _no_longer_behind(self, cut: Cut) -> dict[RelPath, Difference]:
-        """Return what was behind, and is here now as OneData has it: that is to be told.
-
-        Not of what a dead node left behind: as OneData has it is all that there is of it.
-        """
-        found = {}
-        for path in self._behind & self.problems.keys():
-            is_looked_at = path in cut.looked.paths or lies_in(path, cut.looked.trees)
-            if self.problems[path].kind != BEHIND or path in cut.found or not is_looked_at:
-                continue
-            known, seen = self.index.known(path), self.cuts.scanner.look(path)
-            if known is not None and seen is not None and known.stamp == seen:
-                found[path] = Difference(path, known, seen)
-        return found
-
-    def _stale(self, moves: Iterable[Move]) -> list[Difference]:
-        """Return the removals of databases and markers that are gone from directories renamed now.
-
-        Carried along, they would stand there with rows that name the old directory.
-        """
-        beneath = (
-            (path, known, renamed_path(path, {move.source: move.target}))
-            for move in moves
-            if move.kind is Kind.DIRECTORY
-            for path, known in self.index.beneath(move.source)
-        )
-        return [
-            Difference(path, known, None)
-            for path, known, now in beneath
-            if known.entry.kind is Kind.FILE
-            and self.order.group_of(path, is_database=False) != DATA
-            and (self.deletions.is_explained(path) or self.deletions.is_explained(now))
-            and self.cuts.scanner.look(now) is None
-        ]
-
-    def _lacks_project(self, cut: Cut) -> bool:
-        """Whether ``cut`` left out a database of the project that OneData has."""
-        outside = (path for path in cut.deferred if not scope_of(path))
-        return any(self._committed(path) is not None for path in outside)
-
-    def _without_named(self, plan: Plan, cut: Cut) -> Plan:
-        """Leave second halves of runs whose databases the cut left out: OneData's may name them.
-
-        Those of the project name files of all runs, but these are not held back for ever.
-        """
-        came_from = {m.target: m.source for m in plan.moves}
-        came_from |= {target: source for source, target in plan.awaited_moves}
-        here = {renamed_path(path, came_from): path for path in cut.deferred}
-        left = {old: path for old, path in here.items() if self._committed(old) is not None}
-        if not left:
-            return plan
-        scopes = {scope_of(path) for path in chain(left.keys(), left.values())}
-        if b"" in scopes and not self._project_wait.is_over(time.monotonic()):
-            return restricted(plan, set(), set())
-
-        def waits(path: RelPath) -> bool:
-            run = scope_of(path)
-            named = (self._may_name(database, run) for database in left if scope_of(database))
-            return run in scopes or any(named)
-
-        removals = {d.path for d in plan.removals if not waits(d.path)}
-        moves = {
-            (m.source, m.target)
-            for m in plan.moves
-            if not waits(m.source) and not any(is_beneath(path, m.source) for path in left)
-        }
-        return restricted(plan, removals, moves)
-
-    def _rather_copied(self, renames: list[Move]) -> set[Move]:
-        """Return the renames that are better brought as new files and removals.
-
-        Databases wait for new renames of their run, the project's for all, and a new one in each
-        batch would keep them waiting for ever. So every second batch copies, where that is cheap.
-        """
-        again = {
-            move
-            for move in renames
-            if any(is_in_scope(end, self._renaming) for end in (move.source, move.target))
-            and (move.source, move.target) not in self._awaited.moves
-        }
-        beneath = (known for move in again for _, known in self.index.beneath(move.source))
-        size = 0
-        for number, known in enumerate(beneath):
-            size += known.entry.size
-            if size > _COPIED_AT_MOST or number >= _COPIED_FILES:
-                return set()
-        return again

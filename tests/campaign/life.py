@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from unittest import mock
 
 from onesync import engine, manifest, preparation, push, snapshot, transfer
@@ -42,6 +42,9 @@ T = TypeVar("T")
 LARGE = 4096
 """From so many bytes on a file is large here, so that a small tree has everything."""
 
+PORTION = 2
+"""So many data files a batch brings where portions are small."""
+
 BEGIN = 1000.0
 
 
@@ -57,6 +60,13 @@ class Place:
         self.tells = tells
         for path in (self.work, self.state):
             path.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def make(cls, home: Path) -> Self:
+        """Make a node below ``home``, with an empty folder beside it."""
+        store = home / "store"
+        store.mkdir()
+        return cls(home / "node", store)
 
     def settings(self) -> Settings:
         return Settings(

@@ -1,0 +1,300 @@
+"""What one batch does about the differences that a cut found. Engine's thread only.
+
+The plan's rules are ``core.plan``'s; here stands what they need to know across batches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from itertools import chain
+
+from onesync.core.chain import Renamed, Set
+from onesync.core.dirty import Due
+from onesync.core.guard import certainly_gone
+from onesync.core.model import (
+    Entry,
+    Kind,
+    Problem,
+    RelPath,
+    is_beneath,
+    is_unconfirmed,
+    join,
+    lies_in,
+    parent_of,
+    renamed_path,
+)
+from onesync.core.ordering import DATA, RUNS, PublishOrder, is_in_scope, scope_of, scopes_of
+from onesync.core.plan import Difference, Move, Plan, Promises, make_plan, portioned, restricted
+from onesync.core.renames import renames_among
+from onesync.cut import Cut, Cuts
+from onesync.deletions import Deletions
+from onesync.holds import ProjectWait
+from onesync.index import Index
+from onesync.local import on_this_machine
+from onesync.mentions import Published
+from onesync.only_copies import OnlyCopies
+from onesync.outcome import BEHIND, LASTING, NAME_REFUSED, Outcome
+from onesync.waiting import Waiting
+
+_REMOVED_AT_ONCE = 2000
+"""A batch removes no more than so many, for each is five calls and new data wait meanwhile."""
+
+_COPIED_AT_MOST = 16 << 20
+_COPIED_FILES = 1000
+"""What has more bytes or names together is rather renamed than sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """Second halves that the next batch does, when its databases are newer."""
+
+    removals: frozenset[RelPath] = frozenset()
+    moves: frozenset[tuple[RelPath, RelPath]] = frozenset()
+
+    def paths(self) -> set[RelPath]:
+        """Return what is removed, and both ends of what is renamed."""
+        return set(self.removals) | {end for pair in self.moves for end in pair}
+
+
+@dataclass(slots=True)
+class Planning:
+    """See the module.
+
+    Attributes:
+        problems: what went wrong with single paths, until they are pushed.
+        awaited: second halves that the next batch does.
+        project_wait: how long the project's databases have waited.
+    """
+
+    index: Index
+    cuts: Cuts
+    deletions: Deletions
+    only_copies: OnlyCopies
+    order: PublishOrder
+    problems: dict[RelPath, Problem]
+    awaited: Awaited = field(default_factory=Awaited)
+    project_wait: ProjectWait = field(default_factory=ProjectWait)
+    _mentions: Published = field(default_factory=Published)
+    _renaming: set[RelPath] = field(default_factory=set)
+    _behind: set[RelPath] = field(default_factory=set)
+
+    def plan(self, cut: Cut, waiting: Waiting | None, *, everything: bool) -> Plan:
+        """Return what is to be done about ``cut``, after the snapshots that are ``waiting``.
+
+        ``everything``: all removals at once, and none waits for an explanation.
+        """
+        # In a directory that OneData refused nothing can be kept until it is tried again.
+        closed = self._refused() - cut.found.keys()
+        open_to = {p: d for p, d in cut.found.items() if not lies_in(parent_of(p), closed)}
+        open_to |= self._no_longer_behind(cut)
+        renames = renames_among(open_to, cut.moves | self.awaited.moves)
+        copied = self._rather_copied(renames)
+        renames = [move for move in renames if move not in copied]
+        settled = self.awaited.removals | {move.source for move in renames} | cut.taken_back
+        found = self.deletions.judge(
+            open_to, cut.looked, settled, self.cuts.drain, at_once=everything
+        )
+        awaited = self.awaited
+        plan = make_plan(
+            found, renames, awaited.removals, awaited.moves, self.index.known, cut.frozen.keys()
+        )
+        if waiting is not None:
+            plan = restricted(plan, waiting.removals, waiting.moves)
+        else:
+            plan = self._without_named(plan, cut)
+        plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys())
+        promises = Promises(cut.found, self.index.beneath, self.cuts.is_promise)
+        plan = promises.first(plan)
+        plan = promises.revoked(plan if everything else portioned(plan, _REMOVED_AT_ONCE))
+        return replace(plan, removals=plan.removals + self._stale(plan.moves))
+
+    def forget_renamed(self, due: Due) -> None:
+        """Let go of refused names that are gone: they were renamed, as they had to be."""
+        for path in self._refused():
+            told = lies_in(path, due.paths | due.trees)
+            if told and self.cuts.scanner.look(path) is None:
+                del self.problems[path]
+
+    def _refused(self) -> set[RelPath]:
+        return {p.path for p in self.problems.values() if p.kind == NAME_REFUSED}
+
+    def _no_longer_behind(self, cut: Cut) -> dict[RelPath, Difference]:
+        """Return what was behind, and is here now as OneData has it: that is to be told.
+
+        Not of what a dead node left behind: as OneData has it is all that there is of it.
+        """
+        found = {}
+        for path in self._behind & self.problems.keys():
+            is_looked_at = path in cut.looked.paths or lies_in(path, cut.looked.trees)
+            if self.problems[path].kind != BEHIND or path in cut.found or not is_looked_at:
+                continue
+            known, seen = self.index.known(path), self.cuts.scanner.look(path)
+            if known is not None and seen is not None and known.stamp == seen:
+                found[path] = Difference(path, known, seen)
+        return found
+
+    def _rather_copied(self, renames: list[Move]) -> set[Move]:
+        """Return the renames that are better brought as new files and removals.
+
+        Databases wait for new renames of their run, the project's for all, and a new one in each
+        batch would keep them waiting for ever. So every second batch copies, where that is cheap.
+        """
+        again = {
+            move
+            for move in renames
+            if any(is_in_scope(end, self._renaming) for end in (move.source, move.target))
+            and (move.source, move.target) not in self.awaited.moves
+        }
+        beneath = (known for move in again for _, known in self.index.beneath(move.source))
+        size = 0
+        for number, known in enumerate(beneath):
+            size += known.entry.size
+            if size > _COPIED_AT_MOST or number >= _COPIED_FILES:
+                return set()
+        return again
+
+    def _without_named(self, plan: Plan, cut: Cut) -> Plan:
+        """Leave second halves of runs whose databases the cut left out: OneData's may name them.
+
+        Those of the project name files of all runs, but these are not held back for ever.
+        """
+        came_from = {m.target: m.source for m in plan.moves}
+        came_from |= {target: source for source, target in plan.awaited_moves}
+        here = {renamed_path(path, came_from): path for path in cut.deferred}
+        left = {old: path for old, path in here.items() if self.committed(old) is not None}
+        if not left:
+            return plan
+        scopes = {scope_of(path) for path in chain(left.keys(), left.values())}
+        if b"" in scopes and not self.project_wait.is_over(time.monotonic()):
+            return restricted(plan, set(), set())
+
+        def waits(path: RelPath) -> bool:
+            run = scope_of(path)
+            named = (self.may_name(database, run) for database in left if scope_of(database))
+            return run in scopes or any(named)
+
+        removals = {d.path for d in plan.removals if not waits(d.path)}
+        moves = {
+            (m.source, m.target)
+            for m in plan.moves
+            if not waits(m.source) and not any(is_beneath(path, m.source) for path in left)
+        }
+        return restricted(plan, removals, moves)
+
+    def _stale(self, moves: Iterable[Move]) -> list[Difference]:
+        """Return the removals of databases and markers that are gone from directories renamed now.
+
+        Carried along, they would stand there with rows that name the old directory.
+        """
+        beneath = (
+            (path, known, renamed_path(path, {move.source: move.target}))
+            for move in moves
+            if move.kind is Kind.DIRECTORY
+            for path, known in self.index.beneath(move.source)
+        )
+        return [
+            Difference(path, known, None)
+            for path, known, now in beneath
+            if known.entry.kind is Kind.FILE
+            and self.order.group_of(path, is_database=False) != DATA
+            and (self.deletions.is_explained(path) or self.deletions.is_explained(now))
+            and self.cuts.scanner.look(now) is None
+        ]
+
+    def removals_alone(self, cut: Cut) -> list[Difference]:
+        """Return what of ``cut`` may go before anything else comes: what came up nowhere else."""
+        found = self.deletions.judge(
+            cut.found, cut.looked, self.awaited.removals, self.cuts.drain, at_once=False
+        )
+        renamed = {source for source, _ in cut.moves | self.awaited.moves}
+        gone = certainly_gone(found, self.index.beneath)
+        return [gone[path] for path in sorted(gone) if not lies_in(path, renamed)]
+
+    def leave(
+        self,
+        plan: Plan,
+        postponed: AbstractSet[RelPath] = frozenset(),
+        postponed_moves: AbstractSet[tuple[RelPath, RelPath]] = frozenset(),
+        *,
+        project_held: bool = False,
+    ) -> None:
+        """Leave second halves to the next batch: those that ``plan`` says, and what a push left.
+
+        ``project_held``: databases of the project were held back.
+        """
+        removals = plan.awaited_removals | postponed
+        new = plan.awaited_moves - self.awaited.moves
+        self.awaited = Awaited(removals, plan.awaited_moves | postponed_moves)
+        self.cuts.awaited_moves = self.awaited.moves
+        self._renaming = scopes_of(new) | ({b""} if new and project_held else set())
+
+    def lacks_project(self, cut: Cut) -> bool:
+        """Whether ``cut`` left out a database of the project that OneData has."""
+        outside = (path for path in cut.deferred if not scope_of(path))
+        return any(self.committed(path) is not None for path in outside)
+
+    def committed(self, path: RelPath) -> Entry | None:
+        """Return what the last checkpoint has at ``path``."""
+        known = self.index.known(path)
+        return None if known is None or is_unconfirmed(known.entry) else known.entry
+
+    def may_name(self, database: RelPath, run: RelPath) -> bool:
+        """Whether rows of ``database`` in OneData may name what lies in ``run``."""
+        return self.committed(database) is not None and self._mentions.may_name(database, run)
+
+    def links(self, plan: Plan) -> Iterator[tuple[RelPath, bytes]]:
+        """Yield path and target of every link that a batch of ``plan`` leaves or makes."""
+        yield from ((d.path, d.seen.target) for d in plan.links if d.seen is not None)
+        moved = {move.source: move.target for move in plan.moves}
+        for path, target in self.index.links():
+            yield path, target
+            if lies_in(path, moved.keys()):
+                yield renamed_path(path, moved), target
+
+    def see_published(self, plan: Plan, cut: Cut, outcome: Outcome) -> None:
+        """Remember what the databases mention that were published, before their copies go."""
+        for change in outcome.changes:
+            for path in (change.source, change.target) if isinstance(change, Renamed) else ():
+                self._mentions.forget(path)
+        places = {change.path for change in outcome.changes if isinstance(change, Set)}
+        published = {plan.stands_at.get(path, path) for path in places} & cut.frozen.keys()
+        runs = {join(RUNS, name) for name in self.index.stamps(RUNS)} if published else set()
+        for path in published:
+            self._mentions.see(path, cut.frozen[path].path, runs)
+
+    def late_copies(self, plan: Plan, outcome: Outcome) -> set[RelPath]:
+        """Return the names in OneData that may be older ones of what was left to the next batch."""
+        late = (d.seen for d in plan.files if d.path in outcome.deferred)
+        inodes = {seen.inode for seen in late if seen is not None}
+        return {old for inode in inodes for old, _ in self.index.by_inode(inode)}
+
+    def failing(self) -> set[RelPath]:
+        """Return the runs with data that cannot come, though they are still there."""
+        told = {p.path for p in self.problems.values() if p.kind in LASTING}
+        promised = filter(self.order.is_promised, told)
+        with on_this_machine():
+            return {scope_of(path) for path in promised if self._differs(path)}
+
+    def _differs(self, path: RelPath) -> bool:
+        known, seen = self.index.known(path), self.cuts.scanner.look(path)
+        return seen is not None and (known is None or known.stamp != seen)
+
+    def take_problems(self, plan: Plan, outcome: Outcome) -> None:
+        """Forget the problems of what was pushed, and take those that its ``outcome`` tells."""
+        left = outcome.deferred | outcome.retry | outcome.held
+        parts = (plan.files, plan.directories, plan.links, plan.removals, plan.revoked)
+        for difference in chain(*parts):
+            if difference.path not in left:
+                self.problems.pop(difference.path, None)
+        self.problems.update({p.path: p for p in outcome.problems})
+        self._behind |= {p.path for p in outcome.problems if p.kind == BEHIND}
+        self._behind &= self.problems.keys()
+
+    def is_behind_anew(self, outcome: Outcome) -> bool:
+        """Whether a file is behind of which the last checkpoints do not say so."""
+        behind = (problem.path for problem in outcome.problems if problem.kind == BEHIND)
+        told = {path for path, problem in self.problems.items() if problem.kind == BEHIND}
+        return any(path not in told for path in behind)
