@@ -264,12 +264,34 @@ def test_a_late_file_of_a_fenced_owner_wins_nothing_and_is_told_of() -> None:
     assert all("beside the chain" in sentence for sentence in head.ignored)
 
 
-def test_a_fork_is_told_of_until_a_base_lies_behind_it() -> None:
+def test_a_fork_is_told_of_until_an_epoch_lies_behind_it() -> None:
+    """Also where a base came before it, or before anybody read it."""
     manifest = Manifest()
     manifest.write(6, 1, Set(b"a", entry(1)), why="base")
     before = manifest.head
-    manifest.write(6, 2, Set(b"a", entry(666)))
+    fork = manifest.write(6, 2, Set(b"a", entry(666)))
     manifest.head = before
+    manifest.write(7, 1, Set(b"a", entry(7)))
+    manifest.write(7, 2, Set(b"a", entry(7)), why="base")
+    head = find_head(manifest.files, manifest.read)
+    assert head is not None
+    assert head.tree == {b"a": entry(7)}
+    assert head.ignored == [
+        f"{fork}: it lies beside the chain, written late by one who had lost the folder"
+    ]
+    manifest.write(8, 1, Set(b"a", entry(8)), why="base")
+    head = find_head(manifest.files, manifest.read)
+    assert head is not None
+    assert (head.tree, head.ignored) == (Tree({b"a": entry(8)}), [])
+
+
+def test_a_torn_one_that_a_base_passed_over_is_not_told_of_again() -> None:
+    manifest = Manifest()
+    manifest.write(6, 1, Set(b"a", entry(1)), why="base")
+    before = manifest.head
+    torn = manifest.write(6, 2, Set(b"a", entry(666)))
+    manifest.head = before
+    manifest.files[torn] = manifest.files[torn][:-9]
     manifest.write(7, 1, Set(b"a", entry(7)), why="base")
     head = find_head(manifest.files, manifest.read)
     assert head is not None

@@ -542,9 +542,12 @@ class _Search:
     def report(self, names: set[str], told: set[str], head: Head) -> list[str]:
         """Return a sentence for every file that could not be used or is not on the head's chain."""
         base = _position_of(self._chain[-1])
-        beside = sorted(n for n in names - set(self._chain) if _position_of(n) > base)
+        beside = {n for n in names - set(self._chain) if _position_of(n) > base}
+        beside |= self._passed_over(names, base)
         found = {
-            n: self.reasons.get(n) or self._place_of(n, head) for n in beside if self._stands(n)
+            n: self.reasons.get(n) or self._place_of(n, head)
+            for n in sorted(beside)
+            if self._stands(n)
         }
         missing = {
             name: f"{name}: its owner told of it, and it is not there"
@@ -553,6 +556,21 @@ class _Search:
         }
         unusable = {n: text for n, text in self.reasons.items() if _position_of(n) > base}
         return list({**unusable, **found, **missing}.values())
+
+    def _passed_over(self, names: set[str], base: Position) -> set[str]:
+        """Return the whole ones of older epochs that came after what the base's epoch continued.
+
+        The base may have been written before they were, or before anybody was told of them.
+        """
+        older = {name for name in names if _position_of(name).epoch < base.epoch}
+        if not older:
+            return set()
+        same = {n for n in names if _position_of(n).epoch == base.epoch} | {self._chain[-1]}
+        first = next(found for found in map(self.get, sorted(same, key=_position_of)) if found)
+        if first.header.previous is None:
+            return set()
+        continued = _position_of(first.header.previous[0])
+        return {n for n in older if _position_of(n) > continued and self.get(n) is not None}
 
     def _place_of(self, name: str, head: Head) -> str:
         if _position_of(name) > head.position:
