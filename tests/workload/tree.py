@@ -1,8 +1,8 @@
 """A finished project of Scipion, the same for the same seed.
 
-``S`` is about 20,000 entries of 5 GB; ``L`` is half a million entries of 2 TB that take some tens
-of GB of disk: its large files are holes with one block in every mebibyte, its databases no larger
-than those of ``S``. ``XS`` is for tests of this module.
+``S`` is about 20,000 entries of 5 GB; ``L`` is half a million entries of 2 TB that take some 15 GB
+of disk: its larger files are holes with one block in every mebibyte, its databases no larger than
+those of ``S``. ``XS`` is for every day.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["SIZES", "generation_of", "make_tree"]
 
 _KILO = 1000
 _MEGA = 1_000_000
-_LARGE = 16 * _MEGA
+_SPARSE_FROM = 100 * _KILO
 _ROW = 600
 _DAYS = 10 * 86_400 * 10**9
 _BEGAN = 1_700_000_000 * 10**9
@@ -52,7 +52,7 @@ class Shape:
         tables: count, bytes and name of databases.
         links: relative links inside.
         runs: how many folders.
-        sparse: whether large files are mostly holes.
+        sparse: whether larger files are mostly holes.
     """
 
     movies: int
@@ -202,7 +202,7 @@ def _make_file(root: Path, kind: Kind, number: int, chance: random.Random, *, sp
     factor = chance.lognormvariate(-(kind.sigma**2) / 2, kind.sigma)
     total = max(1, int(kind.mean * factor))
     name = str(path.relative_to(root))
-    if sparse and total > content.MEBIBYTE:
+    if sparse and total > _SPARSE_FROM:
         content.write_sparse(path, name, 1, total)
     else:
         with path.open("wb") as file:
