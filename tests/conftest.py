@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from onesync import push
 from tests.campaign import counts
-from tests.campaign.life import PORTION, Place
+from tests.campaign.life import Place, bring_in_portions
 from tests.machine import lacks
 from tests.node import Node
 from tests.standin.mounted import Mounted
@@ -84,8 +83,8 @@ def place(tmp_path: Path) -> Place:
 
 @pytest.fixture
 def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let data come in many batches."""
-    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
+    """Let data come in many batches, which look at few of those that are left."""
+    bring_in_portions(monkeypatch)
 
 
 @pytest.fixture

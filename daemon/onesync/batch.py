@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -57,10 +57,14 @@ _ROUNDS = 6
 _PACE = 4.0
 """A growing file rests for so many times as long as its last push took: it eats a fifth at most."""
 
-_PORTION_SECONDS = 1.0
-_PORTION_PER_CUT = 2.0
+_PORTION_SECONDS = 0.5
+_PORTION_PER_CUT = 1.0
 """After so long, or so many times as long as looking took, a batch begins no more data files: those
-that came meanwhile wait for its end, and those that are left are looked at again."""
+that came meanwhile wait for its end."""
+
+_LOOKED_AT_ONCE = 1000
+"""Of data that were left as they were seen a batch looks at so many, or at twice as many as the
+last one brought: what many have to wait for must not take its time."""
 
 _CUTS_IN_VAIN = 3
 """After so many cuts whose data came in part, and then no more, a batch takes all."""
@@ -140,6 +144,7 @@ class Batches:
     _is_behind: bool = False
     _waiting: Waiting | None = None
     _in_vain: int = 0
+    _looks_at: int = 0
     _stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     _sent: dict[RelPath, bool] = field(default_factory=dict)
     _kept: set[RelPath] = field(default_factory=set)
@@ -335,7 +340,7 @@ class Batches:
 
     def _batch(self, everything: bool) -> bool:
         self._is_behind = False
-        due = self.marks.take(everything, resting=everything)
+        due = self._take(everything)
         if not (due.paths or due.trees or self.awaits() or self._half_done):
             return False
         self.may_write()
@@ -351,7 +356,7 @@ class Batches:
                 cut = self._cut(due, pins, everything)
                 self.planning.forget_renamed(due)
                 plan = self.planning.plan(cut, self._waiting, everything=everything)
-                if self._waiting is not None and not self._waiting.comes_with(plan):
+                if self._is_in_vain(plan):
                     self._let_go()
                     cut = self.cuts.take(
                         cut.looked, self.planning.awaited.paths(), pins, as_is=everything
@@ -367,6 +372,27 @@ class Batches:
             cut.seconds = time.monotonic() - began
             self._identify()
             return self._push(plan, cut, pins, everything)
+
+    def _take(self, everything: bool) -> Due:
+        first = self._waiting.data if self._waiting is not None else frozenset[RelPath]()
+        backlog = None if everything or self._in_vain >= _CUTS_IN_VAIN else self._looks_at
+        return self.marks.take(everything, resting=everything, backlog=backlog, first=first)
+
+    def _is_in_vain(self, plan: Plan) -> bool:
+        """Whether what the waiting snapshots may name went: they are taken anew.
+
+        What they do not name may go, as temporaries do, or have another name.
+        """
+        if self._waiting is None:
+            return False
+        coming = self._waiting.coming(plan) | self.marks.backlog()
+        if not (gone := self._waiting.data - coming):
+            return False
+        if self._waiting.names(gone, self.planning.links(plan)):
+            return True
+        renamed = self.planning.renamed_ones(gone, plan)
+        self._waiting = replace(self._waiting, data=(self._waiting.data & coming) | renamed)
+        return False
 
     def _cut(self, due: Due, pins: Pins, everything: bool) -> Cut:
         waiting, awaited = self._waiting, self.planning.awaited.paths()
@@ -421,7 +447,7 @@ class Batches:
             self.cuts.scanner.verify_root()
             # Or where something was renamed to might not be known yet.
             self.cuts.drain()
-            due = self.marks.take(everything=True, resting=True)
+            due = self.marks.take(everything=True, resting=True, backlog=None)
             cut = self.cuts.plain(due, self.planning.awaited.removals)
             removals = self.planning.removals_alone(cut)
         if removals:
@@ -450,6 +476,8 @@ class Batches:
             links=partial(self.planning.links, plan),
             may_name=self.planning.may_name,
         )
+        for path in self._left_out(plan, cut, everything):
+            holds.defer(path)
         push = Push(
             self.replica,
             self.root,
@@ -467,9 +495,19 @@ class Batches:
             portion_seconds=None if everything else self._portion_seconds(cut),
         )
         with self._unless_it_fails():
-            self.tidying.make_way(plan)
+            self.tidying.make_way(plan, holds.outcome.deferred)
         self._half_done = True
         return self._push_and_commit(push, plan, cut, pins)
+
+    def _left_out(self, plan: Plan, cut: Cut, everything: bool) -> set[RelPath]:
+        """Return the data that a batch leaves to the next ones from the beginning.
+
+        That is what it did not look at, and what is new at a name that is still to be unlinked.
+        """
+        left = self.marks.backlog() - cut.found.keys()
+        leaving = set[RelPath]() if everything else self.tidying.leaving()
+        in_the_way = {d.path for d in plan.files if d.path in leaving and d.path not in cut.frozen}
+        return left | {path for path in in_the_way if not self.cuts.is_promise(path)}
 
     def _push_and_commit(self, push: Push, plan: Plan, cut: Cut, pins: Pins) -> bool:
         began = time.monotonic()
@@ -484,7 +522,7 @@ class Batches:
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self.planning.take_problems(plan, outcome)
         self.only_copies.left_out(outcome.left_out)
-        self.only_copies.late = self.planning.late_copies(plan, outcome)
+        self.planning.see_late(plan, outcome)
         self._kept |= outcome.kept
         self.events.pushed(outcome.files, outcome.size)
         self._mark_what_is_left(plan, cut, outcome)
@@ -542,10 +580,13 @@ class Batches:
         self._unsteady = {p: self._unsteady.get(p, now) for p in outcome.retry | resting}
         # What waited may have changed since its snapshot was taken.
         waited = set(cut.frozen) if self._waiting is not None else set()
-        later = outcome.deferred | outcome.held | waited
-        left = outcome.retry | outcome.postponed | later
+        untouched = outcome.deferred - plan.stands_at.keys()
+        later = (outcome.deferred - untouched) | outcome.held | waited
+        left = outcome.retry | outcome.postponed | later | untouched
         self.left |= {plan.stands_at.get(path, path) for path in left}
         self.marks.later(later)
+        self.marks.untouched(untouched)
+        self._looks_at = max(_LOOKED_AT_ONCE, 2 * outcome.files)
         self.marks.again(outcome.retry)
         for path, seconds in outcome.growing.items():
             self.marks.growing(path, _PACE * seconds)

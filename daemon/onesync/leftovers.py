@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -40,6 +41,7 @@ class Leftovers:
         self._asides: list[RelPath] = []
         self._removed: list[tuple[RelPath, RelPath, Ours]] = []
         self._unlinked: list[RelPath] = []
+        self._gone: set[RelPath] = set()
         self.problems: list[Problem] = []
         """What was found of others where something was removed, when all is done."""
 
@@ -68,11 +70,16 @@ class Leftovers:
         travels = self._outcome.travels.values()
         return any(travel.intent == self._intent.path for travel in travels)
 
-    def stands_in_the_way(self, plan: Plan) -> bool:
-        """Whether what ``plan`` does needs that to be gone first which ``tidy`` left."""
-        leaving = {*(aside for _, aside, _ in self._removed), *self._unlinked}
+    def leaving(self) -> set[RelPath]:
+        """Return the names that are still taken by what is to go. For any thread."""
+        return {*(aside for _, aside, _ in self._removed), *self._unlinked} - self._gone
+
+    def stands_in_the_way(self, plan: Plan, left: AbstractSet[RelPath]) -> bool:
+        """Whether what ``plan`` does, but for what is ``left``, needs that to be gone first."""
+        leaving = self.leaving()
         tops = plan.touched_directories()
-        return not leaving.isdisjoint(plan.paths()) or any(lies_in(path, tops) for path in leaving)
+        needed = plan.paths() - left
+        return not leaving.isdisjoint(needed) or any(lies_in(path, tops) for path in leaving)
 
     def tidy(self) -> bool:
         """Remove the asides, and the intent if it is needed for nothing else.
@@ -107,6 +114,7 @@ class Leftovers:
     def _unlink(self, paths: list[RelPath]) -> None:
         for path in paths:
             self._replica.unlink(path)
+            self._gone.add(path)
 
     def _take_out(self, removed: list[tuple[RelPath, RelPath, Ours]]) -> None:
         for path, aside, ours in removed:

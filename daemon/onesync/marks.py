@@ -128,10 +128,28 @@ class Marks:
         if not paths:
             return
         with self._guard:
-            since = dict.fromkeys(paths, self._clock.boottime())
-            since |= {p: f for due in self._taken for p, f in due.since if p in paths}
-            self._dirty.leave(since)
+            self._dirty.leave(self._since(paths))
         self.arrived.set()
+
+    def _since(self, paths: AbstractSet[RelPath]) -> dict[RelPath, float]:
+        """Return since when ``paths`` are pending; those that a walk came upon are since now."""
+        taken = (item for due in self._taken for item in due.since)
+        return dict.fromkeys(paths, self._clock.boottime()) | {
+            path: first for path, first in taken if path in paths
+        }
+
+    def untouched(self, paths: AbstractSet[RelPath]) -> None:
+        """Put back data that a batch took and left to the next ones, as it saw them."""
+        if not paths:
+            return
+        with self._guard:
+            self._dirty.leave_untouched(self._since(paths))
+        self.arrived.set()
+
+    def backlog(self) -> set[RelPath]:
+        """Return what was left to the next batches, and of which nobody told since."""
+        with self._guard:
+            return self._dirty.backlog()
 
     def growing(self, path: RelPath, rest_seconds: float) -> None:
         """Mark a growing file that was pushed as far as it came; let it rest before the next."""
@@ -141,13 +159,21 @@ class Marks:
             self._dirty.rest(path, now + rest_seconds)
         self.arrived.set()
 
-    def take(self, everything: bool, *, resting: bool = False) -> Due:
+    def take(
+        self,
+        everything: bool,
+        *,
+        resting: bool = False,
+        backlog: int | None = 0,
+        first: AbstractSet[RelPath] = frozenset(),
+    ) -> Due:
         """Take what is due, or all there is; it stays pending until ``done`` or ``give_back``.
 
-        Growing files that rest are taken only when they are asked for too.
+        Growing files that rest are taken only when they are asked for too, and of the backlog no
+        more than so many (None: all), every second of them of the ``first``.
         """
         with self._guard:
-            due = self._dirty.take(self._clock.boottime(), everything, resting)
+            due = self._dirty.take(self._clock.boottime(), everything, resting, backlog, first)
             self._taken.append(due)
             return due
 

@@ -27,15 +27,15 @@ class OnlyCopies:
 
     Attributes:
         problems: what went wrong with single paths, until they are pushed.
-        late: names that may be older ones of what was left to the next batch; their removals wait
-            for it.
+        late: inodes of what did not come with the last batch; the removals of what has the same
+            ones in OneData wait for it.
     """
 
     index: Index
     scanner: Scanner
     problems: Mapping[RelPath, Problem]
     _kept: dict[RelPath, RelPath] = field(default_factory=dict)
-    late: AbstractSet[RelPath] = frozenset()
+    late: AbstractSet[int] = frozenset()
     _taken_out: AbstractSet[RelPath] = frozenset()
     _left_out: AbstractSet[RelPath] = frozenset()
 
@@ -59,7 +59,7 @@ class OnlyCopies:
         self._taken_out = gone & self._kept.keys()
         plan = self._that_came_before(without_removals(plan, self._taken_out))
         now = {d.path for d in plan.removals if d.seen is None}
-        wait = {top for old in self.late if (top := _top_of(old, now))}
+        wait = {top for top in now if self._holds_late(top)}
         return restricted(plan, now - wait, {(m.source, m.target) for m in plan.moves})
 
     def _that_came_before(self, plan: Plan) -> Plan:
@@ -74,6 +74,13 @@ class OnlyCopies:
         olds = (old for inode in coming for old, _ in self.index.by_inode(inode))
         wait = {top for old in olds if (top := _top_of(old, gone))}
         return restricted(plan, gone - wait, {(m.source, m.target) for m in plan.moves})
+
+    def _holds_late(self, top: RelPath) -> bool:
+        """Whether OneData has a file at or beneath ``top`` that may be one of the late."""
+        if not self.late:
+            return False
+        stamps = (known.stamp for _, known in self.index.beneath(top))
+        return any(stamp is not None and stamp.inode in self.late for stamp in stamps)
 
     def taken_out(self) -> AbstractSet[RelPath]:
         """Return, once, which removals the last plan lost.

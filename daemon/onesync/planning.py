@@ -80,6 +80,7 @@ class Planning:
     _mentions: Published = field(default_factory=Published)
     _renaming: set[RelPath] = field(default_factory=set)
     _behind: set[RelPath] = field(default_factory=set)
+    _late: dict[RelPath, int] = field(default_factory=dict)  # by where it stands
 
     def plan(self, cut: Cut, waiting: Waiting | None, *, everything: bool) -> Plan:
         """Return what is to be done about ``cut``, after the snapshots that are ``waiting``.
@@ -265,11 +266,19 @@ class Planning:
         for path in published:
             self._mentions.see(path, cut.frozen[path].path, runs)
 
-    def late_copies(self, plan: Plan, outcome: Outcome) -> set[RelPath]:
-        """Return the names in OneData that may be older ones of what was left to the next batch."""
-        late = (d.seen for d in plan.files if d.path in outcome.deferred)
-        inodes = {seen.inode for seen in late if seen is not None}
-        return {old for inode in inodes for old, _ in self.index.by_inode(inode)}
+    def see_late(self, plan: Plan, outcome: Outcome) -> None:
+        """Remember which data did not come, by their inodes: they may have names in OneData."""
+        at = plan.stands_at
+        seen = {at.get(d.path, d.path): d.seen.inode for d in plan.files if d.seen is not None}
+        late = {at.get(path, path) for path in outcome.deferred | outcome.lacking}
+        self._late = {p: inode for p, inode in (self._late | seen).items() if p in late}
+        self.only_copies.late = set(self._late.values())
+
+    def renamed_ones(self, late: AbstractSet[RelPath], plan: Plan) -> set[RelPath]:
+        """Return where that of ``late`` stands now that ``plan`` brings under another name."""
+        inodes = {self._late.get(path) for path in late}
+        found = (d.path for d in plan.files if d.seen is not None and d.seen.inode in inodes)
+        return {plan.stands_at.get(path, path) for path in found}
 
     def failing(self) -> set[RelPath]:
         """Return the runs with data that cannot come, though they are still there."""

@@ -67,6 +67,10 @@ where the kernel makes one name after the other."""
 _IN_ONE_DIRECTORY = 4
 """So many workers bring small files into one directory: more would wait there for each other."""
 
+_SHARE_OF_REPLACING = 1 / 3
+"""What replaces files is begun for this part of a batch's time for data: when all has come, each
+takes two renames more, which wait for each other as its creation did."""
+
 _AT_ONCE = 256
 """There are no more workers than that."""
 
@@ -154,7 +158,7 @@ class Push:
         self._travel_to = travel_to
         self._seconds = seconds
         self._portion_seconds = portion_seconds
-        self._enough = float("inf")
+        self._began = 0.0
         self._notes = 0
         self._pinned: Mapping[RelPath, bytes] = {}
         self._to_confirm: list[tuple[RelPath, int]] = []
@@ -230,13 +234,14 @@ class Push:
 
     def _portion(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> Plan:
         """Leave to the next batch what this one would hardly come to; preparing it costs too."""
-        data = [d for d in plan.files if self._is_data(d.path, d.path in snapshots)]
-        portion = max(_PORTION_FILES, len(data) // _PORTIONS)
-        if self._portion_seconds is None or len(data) <= portion:
-            return plan
-        for difference in self._in_turns(data)[portion:]:
-            self._holds.defer(difference.path)
-        files = [d for d in plan.files if d.path not in self.outcome.deferred]
+        left = self.outcome.deferred
+        files = [d for d in plan.files if d.path not in left]
+        data = [d for d in files if self._is_data(d.path, d.path in snapshots)]
+        portion = max(_PORTION_FILES, (len(data) + len(left)) // _PORTIONS)
+        if self._portion_seconds is not None and len(data) > portion:
+            for difference in self._in_turns(data)[portion:]:
+                self._holds.defer(difference.path)
+            files = [d for d in files if d.path not in left]
         return replace(plan, files=files)
 
     def _in_turns(self, data: list[Difference]) -> list[Difference]:
@@ -293,7 +298,7 @@ class Push:
         data = [d for d in now if d.path not in snapshots]
         databases = spread((d for d in now if d.path in snapshots), _path_of)
         if self._portion_seconds is not None:
-            self._enough = time.monotonic() + self._portion_seconds
+            self._began = time.monotonic()
         found: list[_Ready | None] = []
         lanes = self._lanes_of(data)
         work = partial(lanes.work, lambda difference: found.append(self._bring_in_time(difference)))
@@ -369,10 +374,17 @@ class Push:
 
     def _bring_in_time(self, difference: Difference) -> _Ready | None:
         """Bring data, unless the batch has lasted long enough."""
-        if time.monotonic() < self._enough:
+        if self._is_time_for(difference):
             return self._bring(difference)
         self._holds.defer(difference.path)
         return None
+
+    def _is_time_for(self, difference: Difference) -> bool:
+        if self._portion_seconds is None:
+            return True
+        is_renamed = replaces(difference.known) and _seen(difference).size < PATCH_FROM
+        share = _SHARE_OF_REPLACING if is_renamed else 1.0
+        return time.monotonic() < self._began + share * self._portion_seconds
 
     def _bring_database(self, difference: Difference) -> _Ready | None:
         if self._holds.is_late(difference.path):

@@ -13,7 +13,7 @@ and what a checkpoint holds is never taken back.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -84,18 +84,18 @@ def settle(
             if (reason := _lies(intent, committed)) is not None:
                 told.append(_refuse(replica, intent.path, reason))
                 continue
-            told += _roll_back(replica, intent, committed)
-            done = dict(_published(replica, intent, theirs, pool))
-            taken = _to_take_back(replica, intent, theirs, done, pool)
+            told += _roll_back(replica, intent, committed, pool)
+            done = _published(replica, intent, theirs, pool)
+            taken = _to_take_back(replica, intent, done, pool)
             taken = {p: kind for p, kind in taken.items() if not _holds(committed(p), kind)}
             told += [_take_away(replica, intent, path, kind) for path, kind in taken.items()]
-            left = {p: kind for p, kind in done.items() if not lies_in(p, taken.keys())}
+            left = {p: found.kind for p, found in done.items() if not lies_in(p, taken.keys())}
             published(_with_digests(left, intent))
         else:
             each(pool, replica.remove, _old_and_new({aside for _, aside in intent.replace}, intent))
-            for found in each(pool, partial(_finish_removal, replica, intent), intent.remove):
-                told += [problem.text for problem in found]
-                list(map(note, found))
+            for problems in each(pool, partial(_finish_removal, replica, intent), intent.remove):
+                told += [problem.text for problem in problems]
+                list(map(note, problems))
         names = _old_and_new({name for _, name in intent.new + intent.patch}, intent)
         each(pool, replica.remove, names - travelling.keys())
         if intent.path not in travelling.values():
@@ -186,20 +186,17 @@ def remove_torn(replica: Replica, before: Position) -> None:
 
 def _published(
     replica: Replica, intent: Intent, foreign: set[RelPath], pool: ThreadPoolExecutor
-) -> Iterator[tuple[RelPath, Kind]]:
-    """Yield what the batch published and was not taken back."""
+) -> dict[RelPath, Listed]:
+    """Return what the batch published and was not taken back, as it is."""
     created = {path for path, _, _ in intent.create} - foreign
     replaced = {path for path, _ in intent.replace} | foreign | created
     renamed = [(path, name) for path, name in intent.new if path not in replaced]
     waiting = each(pool, replica.look, [name for _, name in renamed])
     arrived = [path for (path, _), there in zip(renamed, waiting, strict=True) if there is None]
     files = [path for path in [*arrived, *created] if not lies_in(path, foreign)]
-    for path, found in zip(files, each(pool, replica.look, files), strict=True):
-        if found is not None and found.kind is Kind.FILE:
-            yield path, Kind.FILE
-    for path, found in zip(intent.make, each(pool, replica.look, intent.make), strict=True):
-        if found is not None and found.kind is Kind.DIRECTORY:
-            yield path, Kind.DIRECTORY
+    wanted = dict.fromkeys(files, Kind.FILE) | dict.fromkeys(intent.make, Kind.DIRECTORY)
+    looks = zip(wanted, each(pool, replica.look, wanted), strict=True)
+    return {path: found for path, found in looks if found and found.kind is wanted[path]}
 
 
 def _with_digests(published: dict[RelPath, Kind], intent: Intent) -> dict[RelPath, Entry]:
@@ -274,16 +271,19 @@ def _refuse(replica: Replica, path: RelPath, reason: str) -> str:
 
 
 def _roll_back(
-    replica: Replica, intent: Intent, committed: Callable[[RelPath], Entry | None]
+    replica: Replica,
+    intent: Intent,
+    committed: Callable[[RelPath], Entry | None],
+    pool: ThreadPoolExecutor,
 ) -> list[str]:
     # What was removed last comes back first: something may have been renamed out of it. What went
     # before its directory was renamed is there again when that was undone.
-    told = _returned(replica, intent, intent.remove) if intent.rename else []
+    told = _returned(replica, intent, intent.remove, pool) if intent.rename else []
     for source, target in reversed(intent.rename):
         if replica.look(source) is None and replica.look(target) is not None:
             replica.rename(target, source)
             told.append(f"The rename of {show(source)} was undone.")
-    told += _returned(replica, intent, intent.replace + intent.remove)
+    told += _returned(replica, intent, intent.replace + intent.remove, pool)
     for path, undo in intent.patch:
         entry = committed(path)
         with suppress(FileNotFoundError):
@@ -298,15 +298,24 @@ def _roll_back(
 
 
 def _returned(
-    replica: Replica, intent: Intent, pairs: Iterable[tuple[RelPath, RelPath]]
+    replica: Replica,
+    intent: Intent,
+    pairs: Iterable[tuple[RelPath, RelPath]],
+    pool: ThreadPoolExecutor,
 ) -> list[str]:
     """Give each path its aside back, where that is; returns a sentence for each."""
-    told = []
-    for path, aside in pairs:
-        if replica.look(aside) is not None:
+    told: list[str] = []
+    left = list(pairs)
+    while True:
+        there = each(pool, replica.look, [aside for _, aside in left])
+        now = [pair for pair, found in zip(left, there, strict=True) if found is not None]
+        if not now:
+            return told
+        for path, aside in now:
             _return(replica, intent, path, aside)
             told.append(f"{show(path)} has its version of the last checkpoint again.")
-    return told
+        # What came back may hold others' asides.
+        left = [pair for pair in left if pair not in set(now)]
 
 
 def _return(replica: Replica, intent: Intent, path: RelPath, aside: RelPath) -> None:
@@ -317,33 +326,23 @@ def _return(replica: Replica, intent: Intent, path: RelPath, aside: RelPath) -> 
 
 
 def _to_take_back(
-    replica: Replica,
-    intent: Intent,
-    foreign: set[RelPath],
-    done: dict[RelPath, Kind],
-    pool: ThreadPoolExecutor,
+    replica: Replica, intent: Intent, done: dict[RelPath, Listed], pool: ThreadPoolExecutor
 ) -> dict[RelPath, Kind]:
     """Return what promises more than what arrived, and what arrived in part."""
     promised = set(intent.promise)
-    taken = {path: kind for path, kind in done.items() if path in promised}
+    taken = {path: found.kind for path, found in done.items() if path in promised}
+    files = [item for item in intent.create if item[0] in done.keys() - taken.keys()]
 
-    def judge(item: tuple[RelPath, int, str]) -> RelPath | None:
+    def is_torn(item: tuple[RelPath, int, str]) -> bool:
         path, size, digest = item
-        if path in taken or path in foreign or _is_good(replica, path, size, digest):
-            return None
-        return path
+        if done[path].size > size:
+            return False  # what is longer than anything that we wrote is not ours
+        return done[path].size < size or replica.digest(path) != (digest, size)
 
-    torn = [path for path in each(pool, judge, intent.create) if path is not None]
+    torn = [
+        path for (path, _, _), bad in zip(files, each(pool, is_torn, files), strict=True) if bad
+    ]
     return taken | dict.fromkeys(torn, Kind.FILE)
-
-
-def _is_good(replica: Replica, path: RelPath, size: int, digest: str) -> bool:
-    """Whether nothing has to be done about a file that was to be created."""
-    found = replica.look(path)
-    # What is longer than anything that we wrote is not ours.
-    if found is None or found.kind is not Kind.FILE or found.size > size:
-        return True
-    return found.size == size and replica.digest(path) == (digest, size)
 
 
 def _take_away(replica: Replica, intent: Intent, path: RelPath, kind: Kind) -> str:

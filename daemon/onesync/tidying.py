@@ -7,9 +7,10 @@ same names, and who would be one too many.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from collections.abc import Set as AbstractSet
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from onesync.core.model import Problem
+from onesync.core.model import Problem, RelPath
 from onesync.core.plan import Plan
 from onesync.leftovers import Leftovers
 
@@ -57,9 +58,14 @@ class Tidying:
         """Take note of what has ended; raises what came in the way of any, when all have ended."""
         self._end([task for task in self._going if task.done()])
 
-    def make_way(self, plan: Plan) -> None:
-        """Wait for those whose names ``plan`` needs; raises as ``collect`` does."""
-        self._end([task for task, left in self._going.items() if left.stands_in_the_way(plan)])
+    def leaving(self) -> set[RelPath]:
+        """Return the names that are still taken by what is to go."""
+        return {path for leftovers in self._going.values() for path in leftovers.leaving()}
+
+    def make_way(self, plan: Plan, left: AbstractSet[RelPath]) -> None:
+        """Wait for those whose names ``plan`` needs, but for what it ``left``; as ``collect``."""
+        going = self._going.items()
+        self._end([task for task, found in going if found.stands_in_the_way(plan, left)])
 
     def end_travels(self) -> None:
         """Wait for those whose intents go with the end of a travel; raises as ``collect`` does."""

@@ -8,7 +8,7 @@ published as soon as the data of their own cut are there.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from onesync.core.model import RelPath, Stamp
 from onesync.core.ordering import is_in_scope, scope_of, scopes_of
 from onesync.core.plan import Plan
 from onesync.cut import Cut, Frozen
+from onesync.mentions import linked, mentioned
 from onesync.outcome import Outcome
 
 
@@ -39,10 +40,16 @@ class Waiting:
     removals: frozenset[RelPath]
     moves: frozenset[tuple[RelPath, RelPath]]
 
-    def comes_with(self, plan: Plan) -> bool:
-        """Whether ``plan`` has all the data: what is gone, or is no such file now, never comes."""
-        coming = {_place(plan, d.path) for d in plan.files} | {move.target for move in plan.moves}
-        return coming.issuperset(self.data)
+    def coming(self, plan: Plan) -> set[RelPath]:
+        """Return what ``plan`` brings, by the names that it has in the working copy."""
+        return {_place(plan, d.path) for d in plan.files} | {move.target for move in plan.moves}
+
+    def names(self, gone: AbstractSet[RelPath], links: Iterable[tuple[RelPath, bytes]]) -> bool:
+        """Whether a snapshot may name what is ``gone``, at once or through one of ``links``."""
+        targets = {target for _, target in self.moves}
+        if gone & targets or linked(links, gone):
+            return True
+        return any(mentioned(item.path, gone) for item in self.frozen.values())
 
     def named(self, plan: Plan) -> set[RelPath]:
         """Return ``data`` by the names under which ``plan`` brings them."""

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 from unittest import mock
 
-from onesync import engine, manifest, preparation, push, snapshot, transfer
+import pytest
+
+from onesync import batch, engine, manifest, preparation, push, snapshot, transfer
 from onesync.core import blocks
 from onesync.core.claims import Remembered, decode_remembered, encode_remembered
 from onesync.core.clock import Happening
@@ -232,6 +234,12 @@ class CrashingIndex(Index):
             yield
             self._life.boundary()
         self._life.boundary()
+
+
+def bring_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let data come in many batches, which look at few of those that are left."""
+    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
+    monkeypatch.setattr(batch, "_LOOKED_AT_ONCE", PORTION + 1)
 
 
 Step = Callable[["Life"], None]

@@ -19,11 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from onesync import push
 from onesync.core.model import Kind, is_user_path
 from onesync.errors import Exit
-from tests.campaign.life import Life, Place
-from tests.campaign.test_storm import PORTION, STEPS, Storm, _disturbed
+from tests.campaign.life import Life, Place, bring_in_portions
+from tests.campaign.test_storm import STEPS, Storm, _disturbed
 
 RUNS = ("Runs/000001_Import", "Runs/000002_Align", "Runs/000003_Extract")
 FOLDERS = (*(f"{run}/extra" for run in RUNS), f"{RUNS[0]}/extra/sub", "Movies")
@@ -263,7 +262,7 @@ def live(place: Place, monkeypatch: pytest.MonkeyPatch, seed: int, mode: str) ->
         wrong.extend(f"at checkpoint {len(committed)}: {text}" for text in broken(storm.life))
 
     storm.life.told_commit = look
-    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
+    bring_in_portions(monkeypatch)
     for owner, name in STEPS:
         monkeypatch.setattr(owner, name, _disturbed(storm, getattr(owner, name)))
     life = storm.life.live()

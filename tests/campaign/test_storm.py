@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from onesync import push, snapshot
+from onesync import snapshot
 from onesync.batch import Batches
 from onesync.core.model import STATUS_FOLDER
 from onesync.core.ordering import SIDECARS
@@ -25,7 +25,7 @@ from onesync.cut import Cuts
 from onesync.errors import Exit
 from onesync.pins import Pins
 from onesync.push import Push
-from tests.campaign.life import Life, Place
+from tests.campaign.life import Life, Place, bring_in_portions
 
 RUNS = ("Runs/000001_Import", "Runs/000002_Align")
 STEPS: tuple[tuple[object, str], ...] = (
@@ -44,7 +44,6 @@ STEPS: tuple[tuple[object, str], ...] = (
 ROUNDS = 12
 ACTS_IN_A_BATCH = 8
 MOST_BATCHES = 500
-PORTION = 2
 
 
 class Program:
@@ -276,7 +275,7 @@ def weather(place: Place, monkeypatch: pytest.MonkeyPatch, seed: int, mode: str)
         assert len(batches) < MOST_BATCHES, "it never rests"
         return batch(self, everything=everything)
 
-    monkeypatch.setattr(push, "_PORTION_FILES", PORTION)
+    bring_in_portions(monkeypatch)
     monkeypatch.setattr(Batches, "batch", counted)
     for owner, name in STEPS:
         monkeypatch.setattr(owner, name, _disturbed(storm, getattr(owner, name)))

@@ -553,14 +553,12 @@ def name_part(names: list[bytes]) -> bytes:
 def delete_many(stage: Stage) -> None:
     """Many files come, and go at once."""
     path = folder(stage, "000028_Many")
-    for number in itertools.count(1):
-        if not stage.wait_until(0.3 * number - 0.15):
-            return
-        inner = path / f"batch_{number}"
-        _fill_folder(stage, inner, stage.many, number)
-        (path / "empty").mkdir(exist_ok=True)
-        if not stage.wait_until(0.3 * number):
-            return
+    inner = path / "batch"
+    if not stage.wait_until(0.2):
+        return
+    _fill_folder(stage, inner, stage.many, 1)
+    (path / "empty").mkdir(exist_ok=True)
+    if stage.wait_until(0.6):
         shutil.rmtree(inner)
 
 

@@ -5,11 +5,13 @@ All times are seconds on one monotonic clock that the caller reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, zip_longest
 
 from onesync.core.model import RelPath, lies_in
+from onesync.core.ordering import spread
 
 LIMIT = 200_000
 
@@ -55,6 +57,7 @@ class DirtySet:
         self._moves: dict[tuple[RelPath, RelPath], None] = {}
         self._resting: dict[RelPath, float] = {}
         self._written: set[RelPath] = set()
+        self._backlog: dict[RelPath, float] = {}
 
     def reconfigure(self, settle_seconds: float, max_delay_seconds: float) -> None:
         """Change the times of all paths, also of those that are marked."""
@@ -62,7 +65,7 @@ class DirtySet:
         self._max_delay = max_delay_seconds
 
     def __len__(self) -> int:
-        return len(self._paths) + len(self._trees)
+        return len(self._paths) + len(self._trees) + len(self._backlog)
 
     def mark(
         self, path: RelPath, now: float, restless: bool = False, scratch: bool = False
@@ -81,7 +84,8 @@ class DirtySet:
         elif len(self._paths) >= self._limit:
             self.mark_tree(b"", now)
         elif b"" not in self._trees:
-            self._paths[path] = _Mark(now, now, restless, scratch)
+            first = self._backlog.pop(path, now)
+            self._paths[path] = _Mark(first, now, restless, scratch)
 
     def written(self, path: RelPath) -> None:
         """Remember that somebody wrote into the file at ``path``, which is marked."""
@@ -101,6 +105,7 @@ class DirtySet:
             return
         oldest = self.oldest()
         self._paths.clear()
+        self._backlog.clear()
         self._trees = {b"": now if oldest is None else min(oldest, now)}
 
     def moved(self, source: RelPath, target: RelPath, now: float) -> None:
@@ -113,10 +118,18 @@ class DirtySet:
         """Let ``path`` be due no earlier than ``until``."""
         self._resting[path] = until
 
-    def take(self, now: float, everything: bool = False, resting: bool = True) -> Due:
+    def take(
+        self,
+        now: float,
+        everything: bool = False,
+        resting: bool = True,
+        backlog: int | None = None,
+        first: AbstractSet[RelPath] = frozenset(),
+    ) -> Due:
         """Remove and return what is due; with ``everything`` all there is.
 
-        Without ``resting`` what still rests stays, and so does scratch that is not due.
+        Without ``resting`` what still rests stays, and so does scratch that is not due. Of the
+        backlog no more than so many are taken (None: all), every second of them of the ``first``.
         """
         if resting:
             self._resting.clear()
@@ -139,9 +152,17 @@ class DirtySet:
         for pair in moves:
             del self._moves[pair]
         since = [(p, m.first) for p, m in paths.items()] + list(trees.items())
+        left = {p: self._backlog.pop(p) for p in list(islice(self._in_turns(first), backlog))}
+        since += left.items()
         written = frozenset(p for p in self._written if p not in self._paths)
         self._written -= written
-        return Due(frozenset(paths), frozenset(trees), moves, tuple(since), written)
+        return Due(frozenset(chain(paths, left)), frozenset(trees), moves, tuple(since), written)
+
+    def _in_turns(self, first: AbstractSet[RelPath]) -> Iterator[RelPath]:
+        """Yield the backlog in turns over its directories, and over those of the ``first``."""
+        some = spread((p for p in self._backlog if p in first), _itself)
+        rest = spread((p for p in self._backlog if p not in first), _itself)
+        return (p for pair in zip_longest(some, rest) for p in pair if p is not None)
 
     def give_back(self, due: Due, now: float) -> None:
         """Put back what a failed batch took, with its age."""
@@ -162,9 +183,24 @@ class DirtySet:
             mark.first = min(mark.first, first)
             mark.left = True
 
+    def leave_untouched(self, since: Mapping[RelPath, float]) -> None:
+        """Put back data that a batch left as it saw them, which they are until they are marked.
+
+        Of this backlog each batch takes some.
+        """
+        for path, first in since.items():
+            if (mark := self._paths.get(path)) is not None:
+                mark.first = min(mark.first, first)
+            elif b"" not in self._trees:
+                self._backlog[path] = min(first, self._backlog.get(path, first))
+
+    def backlog(self) -> set[RelPath]:
+        """Return what was left as it was, and is not marked since."""
+        return set(self._backlog)
+
     def next_due(self, now: float) -> float | None:
         """Return in how many seconds something is due (0 = now), or None."""
-        if self._trees:
+        if self._trees or self._backlog:
             return 0.0
         if not self._paths:
             return None
@@ -172,7 +208,7 @@ class DirtySet:
 
     def some(self, limit: int) -> list[RelPath]:
         """Return up to ``limit`` of the marked paths and trees."""
-        return [*islice(self._paths, limit), *islice(self._trees, limit)][:limit]
+        return list(islice(chain(self._paths, self._trees, self._backlog), limit))
 
     def is_scratch(self, path: RelPath) -> bool:
         """Return whether ``path`` is marked as scratch."""
@@ -181,7 +217,8 @@ class DirtySet:
 
     def holds(self, path: RelPath) -> bool:
         """Return whether ``path``, or a tree that it lies in, is marked."""
-        return path in self._paths or lies_in(path, self._trees.keys())
+        is_alone = path in self._paths or path in self._backlog
+        return is_alone or lies_in(path, self._trees.keys())
 
     def rests(self, path: RelPath) -> bool:
         """Return whether ``path`` was let rest, and was not taken since."""
@@ -189,8 +226,8 @@ class DirtySet:
 
     def oldest(self) -> float | None:
         """Return when the oldest was first marked, or None."""
-        firsts = [m.first for m in self._paths.values()] + list(self._trees.values())
-        return min(firsts, default=None)
+        marks = (mark.first for mark in self._paths.values())
+        return min(chain(marks, self._trees.values(), self._backlog.values()), default=None)
 
     def _due(self, path: RelPath, mark: _Mark) -> float:
         if mark.left:
@@ -199,3 +236,7 @@ class DirtySet:
             return mark.first + min(self._settle, self._max_delay)
         settled = min(mark.last + self._settle, mark.first + self._max_delay)
         return max(settled, self._resting.get(path, settled))
+
+
+def _itself(path: RelPath) -> RelPath:
+    return path
