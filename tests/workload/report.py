@@ -39,6 +39,7 @@ class Report:
     longest_flush: float | None = None
     instants: int = 0
     deaths: int = 0
+    asked: int = 0
     calls: dict[str, int] = field(default_factory=dict)
     slowest: list[tuple[float, str, str]] = field(default_factory=list)
     runs: dict[str, tuple[int, float, float]] = field(default_factory=dict)
