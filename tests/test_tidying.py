@@ -252,3 +252,47 @@ def test_one_too_many_waits_until_any_has_ended(
     assert "d" in seen
     assert not {"x", "y"} & set(seen)
     assert leftovers(place.store) == []
+
+
+@pytest.mark.parametrize("slow", ["one", "two"])
+def test_a_name_that_is_still_to_be_unlinked_holds_up_its_own_file_alone(
+    place: Quick, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    """Two files go, and are made anew while one of them cannot be unlinked yet."""
+    go, meets = threading.Event(), threading.Event()
+    real = FolderReplica.unlink
+    both = ("one", "two")
+    other = both[slow == "one"]
+    seen: list[str] = []
+
+    def unlink(replica: FolderReplica, path: RelPath) -> None:
+        if path == slow.encode():
+            meets.set()
+            assert go.wait(WAIT)
+        real(replica, path)
+
+    monkeypatch.setattr(FolderReplica, "unlink", unlink)
+
+    def write(text: str) -> Step:
+        return lambda _: [(place.work / name).write_text(text) for name in both] and None
+
+    def goes(_: Life) -> None:
+        for name in both:
+            (place.work / name).unlink()
+
+    def anew(life: Life) -> None:
+        assert meets.wait(WAIT)
+        assert until(lambda: not (place.store / other).exists())
+        write("new")(life)
+
+    def look() -> None:
+        if meets.is_set() and (place.store / other).exists() and not go.is_set():
+            seen.extend((place.store / name).read_text() for name in (slow, other))
+            go.set()
+
+    life = Life(place, [write("old"), nothing, goes, nothing, anew, nothing, nothing])
+    life.told_commit = look
+    life.live()
+    assert life.error == ""
+    assert seen == ["old", "new"]
+    assert {(place.store / name).read_text() for name in both} == {"new"}

@@ -28,6 +28,7 @@ class Marking(RuleBasedStateMachine):
         self.now = 100.0
         self.expected: dict[RelPath, tuple[float, float]] = {}
         self.left: set[RelPath] = set()
+        self.untouched: set[RelPath] = set()
         self.moves: set[tuple[RelPath, RelPath]] = set()
         self.taken: list[tuple[Due, dict[RelPath, tuple[float, float]]]] = []
 
@@ -38,8 +39,14 @@ class Marking(RuleBasedStateMachine):
     @rule(path=PATHS, restless=st.booleans(), scratch=st.booleans())
     def mark(self, path: RelPath, restless: bool, scratch: bool) -> None:
         self.dirty.mark(path, self.now, restless, scratch)
+        self._marked(path)
+
+    def _marked(self, path: RelPath) -> None:
         first, _ = self.expected.get(path, (self.now, self.now))
         self.expected[path] = (first, self.now)
+        if path in self.untouched:
+            self.untouched.remove(path)
+            self.left.remove(path)
 
     @rule(path=PATHS | st.just(b""))
     def mark_tree(self, path: RelPath) -> None:
@@ -49,8 +56,7 @@ class Marking(RuleBasedStateMachine):
     def move(self, ends: tuple[RelPath, RelPath]) -> None:
         self.dirty.moved(*ends, self.now)
         for path in ends:
-            first, _ = self.expected.get(path, (self.now, self.now))
-            self.expected[path] = (first, self.now)
+            self._marked(path)
         self.moves.add(ends)
 
     @rule(everything=st.booleans())
@@ -63,6 +69,7 @@ class Marking(RuleBasedStateMachine):
         for path in gone:
             del self.expected[path]
         self.left -= gone.keys() | due.paths
+        self.untouched &= self.left
         assert set(due.moves) <= self.moves
         self.moves -= set(due.moves)
         self.taken.append((due, gone))
@@ -86,6 +93,28 @@ class Marking(RuleBasedStateMachine):
         for path, (first, last) in gone.items():
             old_first, old_last = self.expected.get(path, (first, last))
             self.expected[path] = (min(first, old_first), max(last, old_last))
+
+    @precondition(lambda self: self.taken and not self.taken[-1][0].trees)
+    @rule()
+    def leave_untouched(self) -> None:
+        due, gone = self.taken.pop()
+        fresh = due.paths - self.expected.keys() if b"" not in self.dirty._trees else set()
+        self.dirty.leave_untouched(dict(due.since))
+        self.left |= fresh
+        self.untouched |= fresh
+        for path, (first, last) in gone.items():
+            old_first, old_last = self.expected.get(path, (first, last))
+            self.expected[path] = (min(first, old_first), max(last, old_last))
+        assert self.untouched - self.dirty.backlog() == set()
+
+    @rule(backlog=st.integers(0, 3), first=st.sets(PATHS))
+    def take_some(self, backlog: int, first: set[RelPath]) -> None:
+        before = self.dirty.backlog()
+        due = self.dirty.take(self.now, backlog=backlog, first=first)
+        assert len(due.paths & before) == min(backlog, len(before))
+        self.dirty.give_back(due, self.now)
+        self.untouched -= due.paths
+        self.left -= due.paths
 
     @invariant()
     def its_length_and_age_are_told(self) -> None:
@@ -233,3 +262,31 @@ def test_that_somebody_wrote_outlives_a_scan_of_everything_and_a_batch_that_fail
     dirty.give_back(due, 1.0)
     assert dirty.take(1.0).written == {b"a"}
     assert not dirty.take(1.0).written
+
+
+def test_of_a_backlog_each_batch_takes_some_in_turns() -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    many = [b"many/%d" % number for number in range(8)]
+    few = [b"few/%d" % number for number in range(2)]
+    dirty.leave_untouched(dict.fromkeys([*many, *few], 0.0))
+    assert (len(dirty), dirty.next_due(1.0), dirty.oldest()) == (10, 0.0, 0.0)
+    assert dirty.take(1.0, everything=True, backlog=0).paths == frozenset()
+    assert dirty.take(1.0, backlog=4).paths == {many[0], few[0], many[1], few[1]}
+    assert dirty.take(1.0, backlog=4, first={many[6], many[7]}).paths == {*many[2:4], *many[6:]}
+    dirty.mark(many[4], 2.0)
+    assert dirty.backlog() == {many[5]}
+    assert dirty.take(2.5, backlog=4).paths == {many[5]}, "what is marked has to settle"
+    assert dirty.take(2.0 + SETTLE).paths == {many[4]}
+
+
+def test_a_backlog_keeps_its_age_and_goes_with_a_whole_scan() -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    dirty.leave_untouched({b"a": 1.0, b"b": 2.0})
+    dirty.leave_untouched({b"a": 9.0})
+    assert dirty.oldest() == 1.0
+    dirty.mark(b"b", 5.0)
+    assert dict(dirty.take(10.0).since) == {b"a": 1.0, b"b": 2.0}
+    dirty.leave_untouched({b"a": 1.0})
+    dirty.mark_tree(b"", 11.0)
+    assert dirty.backlog() == set()
+    assert dirty.take(11.0).since == ((b"", 1.0),)
