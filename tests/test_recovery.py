@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,7 @@ from onesync.core.model import Entry, Kind, Problem, RelPath, join, parent_of
 from onesync.errors import Halted
 from onesync.intent import FORMAT, INTENTS, Intent
 from onesync.recovery import TORN, remove_torn, settle
+from onesync.replica.door import Listed
 from tests.memory import MemoryReplica, with_status_folder
 
 PLACE = Position(3, 7)
@@ -104,6 +106,44 @@ def test_what_a_note_tells_of_is_not_touched(
     replica.write_new(intent.note_of(12), b"extra/a")
     assert settled(replica, pool, None) == set()
     assert replica.read(b"extra/a") == b"theirs"
+
+
+def test_each_created_file_is_looked_at_once(
+    replica: MemoryReplica, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch may have been about to create thousands: each look is a call."""
+    paths = [b"extra/%d" % number for number in range(40)]
+    write_intent(replica, *paths)
+    for path in paths[::2]:
+        replica.write_new(path, WHOLE)
+    looked: Counter[RelPath] = Counter()
+    look = MemoryReplica.look
+
+    def counted(one: MemoryReplica, path: RelPath) -> Listed | None:
+        looked[path] += 1
+        return look(one, path)
+
+    monkeypatch.setattr(MemoryReplica, "look", counted)
+    assert settled(replica, pool, None) == set(paths[::2])
+    assert {looked[path] for path in paths} == {1}
+
+
+def test_asides_come_back_also_out_of_what_comes_back(
+    replica: MemoryReplica, pool: ThreadPoolExecutor
+) -> None:
+    """A file was replaced, and then the directory that holds it went aside."""
+    intent = Intent(PLACE)
+    intent.replace.append((b"top/d/file", b"top/d/.onesync~1"))
+    intent.remove.append((b"top/d", b"top/.onesync~2"))
+    replica.write_new(intent.path, intent.encode())
+    replica.make_directory(b"top")
+    replica.make_directory(b"top/.onesync~2")
+    replica.write_new(b"top/.onesync~2/file", b"new")
+    replica.write_new(b"top/.onesync~2/.onesync~1", b"old")
+    settled(replica, pool, None)
+    assert replica.read(b"top/d/file") == b"old"
+    assert [item.name for item in replica.list(b"top")] == [b"d"]
+    assert kept(replica) == [b"new"]
 
 
 def test_a_marker_is_taken_back_even_when_it_is_whole(
