@@ -162,7 +162,7 @@ def test_steady_data_starve_no_rename_of_their_directory(
 
 def test_a_rename_is_judged_while_workers_take_up_what_was_left() -> None:
     stamp = Stamp(Kind.FILE, 1, 0, 0, 0, 0o644)
-    holds = Holds(None, set(), ProjectWait(), set(), tuple, lambda *_: False)
+    holds = Holds(None, set(), set(), ProjectWait(), set(), tuple, lambda *_: False)
     names = [b"Runs/000001_X/extra/%d" % number for number in range(5000)]
     for name in names:
         holds.defer(name)

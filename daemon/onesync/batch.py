@@ -397,7 +397,11 @@ class Batches:
     def _cut(self, due: Due, pins: Pins, everything: bool) -> Cut:
         waiting, awaited = self._waiting, self.planning.awaited.paths()
         if waiting is not None:
-            return self.cuts.take(due, awaited, pins, as_is=False, waiting=waiting.frozen)
+            must_wait = partial(self.planning.must_wait, runs=waiting.runs())
+            frozen = waiting.frozen
+            return self.cuts.take(
+                due, awaited, pins, as_is=False, waiting=frozen, must_wait=must_wait
+            )
         if everything or awaited or self.cuts.is_needed(due):
             return self.cuts.take(due, awaited, pins, as_is=everything)
         return self.cuts.plain(due)
@@ -470,6 +474,7 @@ class Batches:
         waiting = self._waiting
         holds = Holds(
             named=waiting.named(plan) if waiting is not None else None,
+            waiting=waiting.frozen.keys() if waiting is not None else frozenset(),
             promised=waiting.promised(plan) if waiting is not None else set(),
             wait=self.planning.project_wait,
             failing=self.planning.failing(),
@@ -579,7 +584,7 @@ class Batches:
         resting = {p for p in self._unsteady if p in outcome.growing or self.marks.rests(p)}
         self._unsteady = {p: self._unsteady.get(p, now) for p in outcome.retry | resting}
         # What waited may have changed since its snapshot was taken.
-        waited = set(cut.frozen) if self._waiting is not None else set()
+        waited = set(self._waiting.frozen) if self._waiting is not None else set()
         untouched = outcome.deferred - plan.stands_at.keys()
         later = (outcome.deferred - untouched) | outcome.held | waited
         left = outcome.retry | outcome.postponed | later | untouched

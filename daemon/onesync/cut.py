@@ -12,7 +12,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeGuard
 
 from onesync import snapshot
@@ -134,12 +136,14 @@ class Cuts:
         pins: Pins,
         *,
         as_is: bool,
-        waiting: Mapping[RelPath, Frozen] | None = None,
+        waiting: Mapping[RelPath, Frozen] = MappingProxyType({}),
+        must_wait: Callable[[RelPath], bool] = lambda _: False,
     ) -> Cut:
         """Cut all that is dirty now, with what is ``first`` and ``awaited``; ``pins`` hold it.
 
-        ``as_is`` takes a database also in the moment in which it is being rebuilt. While
-        snapshots of an earlier cut are ``waiting`` all other databases wait too.
+        ``as_is`` takes a database also in the moment in which it is being rebuilt. Those whose
+        snapshots of an earlier cut are ``waiting``, and what ``must_wait`` with them, are not taken
+        anew.
         """
         self._deferred, self._unchanged = set(), set()
         self.drain()  # or what went before would seem to go while the databases are copied
@@ -152,7 +156,8 @@ class Cuts:
         went, young = set[RelPath](), set[RelPath]()
         for number in range(_ROUNDS):
             earlier = _all_paths(due)
-            frozen = self._freeze(databases, as_is) if waiting is None else dict(waiting)
+            fresh = {path for path in databases - waiting.keys() if not must_wait(path)}
+            frozen = {**waiting, **self._freeze(fresh, as_is, waiting)}
             self.drain()
             late = self.marks.take(everything=True, resting=as_is)
             due.append(late)
@@ -168,14 +173,15 @@ class Cuts:
             # tries it is taken for what it nearly always is, a temporary that no row names.
             strict = number < _STRICT_ROUNDS
             went = self._came_and_went(came if strict else came & earlier, pins)
-            if waiting is not None:  # those snapshots are older than anything that came since
+            if waiting and frozen.keys() == waiting.keys():
+                # Those snapshots are older than anything that came since.
                 went &= set(map(scope_of, self._markers(found, databases)))
             if not went:
                 break
             self._let_go_of_gone(found, pins, late)
         else:
             # Too much comes and goes: data are pushed, what promises them waits.
-            frozen, self._unchanged = {} if waiting is None else frozen, set()
+            frozen, self._unchanged = dict(waiting), set()
             for path in self._markers(found, databases):
                 if scope_of(path) in went:
                     del found[path]
@@ -338,8 +344,10 @@ class Cuts:
         self._impostors -= candidates
         return {path for path in candidates if self._is_database(path)}
 
-    def _freeze(self, databases: set[RelPath], as_is: bool) -> dict[RelPath, Frozen]:
-        """Snapshot ``databases``.
+    def _freeze(
+        self, databases: set[RelPath], as_is: bool, waiting: Mapping[RelPath, Frozen]
+    ) -> dict[RelPath, Frozen]:
+        """Snapshot ``databases``, beside those that are ``waiting``.
 
         The project's first and the sets last: a row must not name what its database's snapshot
         could not know yet.
@@ -355,7 +363,9 @@ class Cuts:
             (self.scanner.look(p), snapshot.state_of(source), snapshot.traces_of(source))
             for p, source in zip(found, sources, strict=True)
         ]
-        places = [bytes(self.spool / f"{number}.snapshot") for number in range(len(found))]
+        taken = {item.path for item in waiting.values()}
+        free = (bytes(self.spool / f"{number}.snapshot") for number in count())
+        places = list(islice((place for place in free if place not in taken), len(found)))
         pairs = list(zip(sources, places, strict=True))
         results = self.snapshots.take(pairs, _SNAPSHOT_SECONDS)
         frozen = {}

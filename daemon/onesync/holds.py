@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onesync.core.model import RelPath, is_beneath, lies_in
 from onesync.core.ordering import is_in_scope, scope_of, scopes_of
@@ -44,8 +44,26 @@ class ProjectWait:
         self.batches = self.batches + 1 if is_held else 0
 
 
+@dataclass(slots=True)
+class _Lack:
+    """The runs whose databases wait, for what some of the snapshots may name.
+
+    Attributes:
+        databases: of which something did not come.
+        missing: those of which OneData has no version of it, so that others' databases wait too.
+        renaming: where something is renamed by the next batch.
+    """
+
+    databases: set[RelPath] = field(default_factory=set)
+    missing: set[RelPath] = field(default_factory=set)
+    renaming: set[RelPath] = field(default_factory=set)
+
+
 class Holds:
     """What of one batch waits, by the runs that it belongs to. Told by the push's workers.
+
+    Snapshots that waited for the data of their cut are older than what came since: they wait for no
+    more than for that. Others may be younger than anything that this batch knows of.
 
     Attributes:
         outcome: is told what is deferred, and what of the data is lacking.
@@ -54,6 +72,7 @@ class Holds:
     def __init__(
         self,
         named: AbstractSet[RelPath] | None,
+        waiting: AbstractSet[RelPath],
         promised: AbstractSet[RelPath],
         wait: ProjectWait,
         failing: AbstractSet[RelPath],
@@ -63,7 +82,8 @@ class Holds:
         """Hold nothing back yet.
 
         Args:
-            named: what of the data the databases may name that are pushed; None is all.
+            named: what of the data the snapshots may name that waited; None where none did.
+            waiting: the databases of those.
             promised: the markers that wait for ``named`` alone.
             wait: how long the project's databases have waited.
             failing: runs with data that cannot come.
@@ -72,24 +92,25 @@ class Holds:
         """
         self.outcome = Outcome()
         self._named = named
+        self._waiting = waiting
         self._promised = promised
         self._failing = set(failing)
         self._links = links
         self._may_name = may_name
-        self._snapshots: Mapping[RelPath, bytes] = {}
+        self._old: Mapping[RelPath, bytes] = {}
+        self._fresh: Mapping[RelPath, bytes] = {}
+        self._for_fresh = _Lack()
+        self._for_old = self._for_fresh if named is None else _Lack()
+        self._lacking: set[RelPath] = set()
         self._late: set[RelPath] = set()
-        self._missing: set[RelPath] = set()
-        self._mentioning: tuple[frozenset[RelPath], frozenset[RelPath]] = frozenset(), frozenset()
+        self._mentioning: dict[frozenset[RelPath], frozenset[RelPath]] = {}
         self._markers: set[RelPath] = set()
         self._promised_markers: set[RelPath] = set()
-        self._databases: set[RelPath] = set()
-        self._renaming: set[RelPath] = set()
         self._project_waits = not wait.is_over(time.monotonic())
-        self._has_project = False
         self._guard = threading.Lock()
 
     def is_named(self, path: RelPath) -> bool:
-        """Whether the databases of this batch may name ``path``."""
+        """Whether the snapshots that waited may name ``path``, or any where none did."""
         return self._named is None or path in self._named
 
     def defer(self, path: RelPath) -> None:
@@ -101,6 +122,7 @@ class Holds:
         """Bring data that was deferred, after all; what waits for them waits on."""
         self.outcome.deferred.discard(path)
         self.outcome.lacking.discard(path)
+        self._lacking.discard(path)
 
     def leave_behind(self, path: RelPath, *, is_missing: bool) -> None:
         """Hold back the markers and databases of the run of what did not come.
@@ -129,13 +151,14 @@ class Holds:
         self._leave(path, is_missing=True)
 
     def _leave(self, path: RelPath, *, is_missing: bool) -> None:
-        if self.is_named(path):
-            self._databases.add(scope_of(path))
+        for lack in (self._for_fresh, self._for_old) if self.is_named(path) else (self._for_fresh,):
+            lack.databases.add(scope_of(path))
             if is_missing:
-                self._missing.add(scope_of(path))
+                lack.missing.add(scope_of(path))
 
     def _lack(self, path: RelPath) -> None:
         self._markers.add(scope_of(path))
+        self._lacking.add(path)
         if self.is_named(path):
             self._promised_markers.add(scope_of(path))
             self.outcome.lacking.add(path)
@@ -151,20 +174,34 @@ class Holds:
         They wait for no other data, and neither do the ``markers``, which wait for those of their
         run, and the renames of ``plan``, which wait for what they are to carry along.
         """
-        self._snapshots = snapshots
-        self._has_project = any(not scope_of(path) for path in snapshots)
-        late = {
-            path: {scope_of(path), scope_of(plan.stands_at.get(path, path))}
-            for path in self.outcome.lacking & self.outcome.deferred
-        }
+        is_old = {path: self._named is None or path in self._waiting for path in snapshots}
+        self._old = {path: at for path, at in snapshots.items() if is_old[path]}
+        self._fresh = {path: at for path, at in snapshots.items() if not is_old[path]}
+        late = self._runs_of(self.outcome.lacking & self.outcome.deferred, plan)
         runs = {run for of in late.values() for run in of}
         sources = {move.source for move in plan.moves}
         needed = {run for run in map(scope_of, markers) if run in runs}
         needed |= {run for path, of in late.items() if lies_in(path, sources) for run in of}
-        if runs and snapshots:
-            needed |= self._find_late(snapshots, runs)
+        if runs and self._old:
+            needed |= self._find_late(self._old, runs)
         self.outcome.lacking -= {path for path, of in late.items() if of.isdisjoint(needed)}
         self.outcome.is_late = bool(needed)
+        if self._fresh:
+            self._find_late_fresh(plan)
+
+    def _runs_of(self, paths: Iterable[RelPath], plan: Plan) -> dict[RelPath, set[RelPath]]:
+        """Return the runs that each of ``paths`` lies in, in OneData and in the working copy."""
+        at = plan.stands_at
+        return {path: {scope_of(path), scope_of(at.get(path, path))} for path in paths}
+
+    def _find_late_fresh(self, plan: Plan) -> None:
+        """Let those wait that may name any late data, or what the older snapshots will not tell."""
+        late = self._runs_of(self._lacking & self.outcome.deferred, plan)
+        runs = {run for of in late.values() for run in of}
+        runs |= {scope_of(path) for path in self._waiting} - {b""}
+        if runs:
+            named = self._who_names(self._fresh, runs | self._through_links(runs))
+            self._late |= named.keys()
 
     def _find_late(self, snapshots: Mapping[RelPath, bytes], runs: set[RelPath]) -> set[RelPath]:
         """Find the databases that wait for data of ``runs``; returns those of ``runs`` they do."""
@@ -204,28 +241,28 @@ class Holds:
 
     def who_names(self, runs: AbstractSet[RelPath]) -> set[RelPath]:
         """Return those of the databases that may name what lies in ``runs``."""
-        return set(self._who_names(self._snapshots, runs))
+        return set(self._who_names({**self._old, **self._fresh}, runs))
 
-    def _wait_for_names(self) -> frozenset[RelPath]:
+    def _wait_for_names(
+        self, lack: _Lack, snapshots: Mapping[RelPath, bytes]
+    ) -> AbstractSet[RelPath]:
         """Return the databases of runs that may name what is missing, or is to be renamed."""
-        runs = frozenset(self._missing | self._renaming)
-        if not runs or not self._snapshots:
+        runs = frozenset(lack.missing | lack.renaming)
+        of_runs = {path: at for path, at in snapshots.items() if scope_of(path)}
+        if not runs or not of_runs:
             return frozenset()
+        key = runs | of_runs.keys()
         with self._guard:
-            known, found = self._mentioning
-            if known != runs:
+            if key not in self._mentioning:
                 through_links = self._through_links(runs)
-                of_runs = {path: at for path, at in self._snapshots.items() if scope_of(path)}
-                found = frozenset(self._who_names(of_runs, runs | through_links))
-                self._mentioning = runs, found
-        return found
+                self._mentioning[key] = frozenset(self._who_names(of_runs, runs | through_links))
+            return self._mentioning[key]
 
     def await_renames(self, moves: Iterable[tuple[RelPath, RelPath]]) -> None:
         """Hold back what may name the targets of renames that the next batch does."""
         renamed = scopes_of(moves)
         self._markers |= renamed
-        if self._named is None:
-            self._renaming = renamed
+        self._for_fresh.renaming = renamed
 
     def await_targets(self, plan: Plan) -> None:
         """Hold back what may name the targets of renames that wait, in whichever run they are."""
@@ -234,13 +271,15 @@ class Holds:
             sources = {move.source for move in waiting}
             more = {scope_of(move.target) for move in waiting}
             more |= {scope_of(path) for path in plan.stands_at if lies_in(path, sources)}
-            if more <= self._markers & self._promised_markers & self._databases:
+            known = self._markers & self._promised_markers & self._for_old.databases
+            if more <= known & self._for_fresh.databases:
                 return
-            self._renaming |= more & {b""}  # what lies outside of the runs all rows may name
             self._markers |= more
             self._promised_markers |= more
-            self._databases |= more
-            self._missing |= more
+            for lack in (self._for_old, self._for_fresh):
+                lack.renaming |= more & {b""}  # what lies outside of the runs all rows may name
+                lack.databases |= more
+                lack.missing |= more
 
     def is_late(self, database: RelPath) -> bool:
         """Whether data were left to the next batch that rows of ``database`` may name."""
@@ -250,32 +289,43 @@ class Holds:
         """Whether data that ``path`` promises did not come."""
         if path in self._late:
             return True
-        if is_database and not scope_of(path):
-            return self._holds_project()
+        if is_database and path in self._fresh:
+            return self._waits(path, self._for_fresh, self._fresh)
         if is_database:
-            waits = is_in_scope(path, self._renaming) or scope_of(path) in self._databases
-            return waits or path in self._wait_for_names()
+            return self._waits(path, self._for_old, self._old)
         markers = self._promised_markers if path in self._promised else self._markers
         return scope_of(path) in markers
 
+    def _waits(self, path: RelPath, lack: _Lack, snapshots: Mapping[RelPath, bytes]) -> bool:
+        if not scope_of(path):
+            return self._holds_project(lack)
+        waits = is_in_scope(path, lack.renaming) or scope_of(path) in lack.databases
+        return waits or path in self._wait_for_names(lack, snapshots)
+
     def removal_waits(self, path: RelPath) -> bool:
         """Whether databases were held back that do not name ``path`` any more."""
-        waits = self.outcome.is_late or self.is_held(path, is_database=True)
-        if waits or (self._has_project and self._holds_project()):
+        waits = self.outcome.is_late or path in self._late
+        waits = waits or self._waits(path, self._for_old, self._old)
+        has_project = any(not scope_of(database) for database in self._old)
+        if waits or (has_project and self._holds_project(self._for_old)):
             return True
         return any(self._may_name(held, scope_of(path)) for held in self._held())
 
     def _held(self) -> list[RelPath]:
-        """Return the databases of runs that are held back, as far as it is known now."""
-        return [p for p in self._snapshots if scope_of(p) and self.is_held(p, is_database=True)]
+        """Return the databases of runs that are held back, as far as it is known now.
+
+        Not the fresh ones: where snapshots waited, removals and renames are older than those, and
+        than what OneData has of the others.
+        """
+        return [p for p in self._old if scope_of(p) and self.is_held(p, is_database=True)]
 
     def move_waits(self, move: Move) -> bool:
         """Whether databases of the runs that ``move`` leaves, or carries along, were held back."""
-        carried = (is_beneath(scope, move.source) for scope in list(self._databases))
+        carried = (is_beneath(scope, move.source) for scope in list(self._for_old.databases))
         return self.removal_waits(move.source) or any(carried)
 
-    def _holds_project(self) -> bool:
+    def _holds_project(self, lack: _Lack) -> bool:
         """Whether the databases of the project wait for what they may name in any run."""
-        if b"" in self._databases or b"" in self._renaming:
+        if b"" in lack.databases or b"" in lack.renaming:
             return True
-        return self._project_waits and bool(self._missing | self._renaming)
+        return self._project_waits and bool(lack.missing | lack.renaming)

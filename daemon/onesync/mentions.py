@@ -53,6 +53,10 @@ class Published:
         for database in [known for known in self._mentioned if lies_in(known, {path})]:
             del self._mentioned[database]
 
+    def names(self, database: RelPath, runs: AbstractSet[RelPath]) -> bool:
+        """Whether ``database`` in OneData is known to name what lies in any of ``runs``."""
+        return not self._mentioned.get(database, set()).isdisjoint(runs)
+
     def may_name(self, database: RelPath, run: RelPath) -> bool:
         """Whether rows of ``database`` in OneData may name what lies in ``run``."""
         known = self._mentioned.get(database)

@@ -51,6 +51,10 @@ class Waiting:
             return True
         return any(mentioned(item.path, gone) for item in self.frozen.values())
 
+    def runs(self) -> set[RelPath]:
+        """Return the runs of what waits and of what it waits for."""
+        return {scope_of(path) for path in (*self.frozen, *self.data)} - {b""}
+
     def named(self, plan: Plan) -> set[RelPath]:
         """Return ``data`` by the names under which ``plan`` brings them."""
         names = {place: path for path, place in plan.stands_at.items()}
@@ -101,13 +105,17 @@ def what_waits(
         named = (may_name(one, scope_of(path)) for one in taken_anew if scope_of(one))
         return is_anew(path) or any(named)
 
+    def may_wait(path: RelPath) -> bool:
+        # Those that were taken since are taken anew: what they may name is not told apart.
+        return earlier is None or path in earlier.frozen
+
     now = {_place(plan, d.path): d.seen for d in plan.files}
     seen = now if earlier is None else earlier.markers
     held = {_place(plan, path) for path in outcome.held if not is_anew(path)}
     moves = frozenset(pair for pair in left if not is_named_anew(pair[0]))
     removals = frozenset() if is_project_anew else frozenset(outcome.postponed)
     waiting = Waiting(
-        {path: item for path, item in cut.frozen.items() if path in held},
+        {path: item for path, item in cut.frozen.items() if path in held and may_wait(path)},
         {path: seen[path] for path in held - cut.frozen.keys() if path in seen},
         {_place(plan, path) for path in outcome.lacking}.union(target for _, target in moves),
         frozenset(path for path in removals if not is_named_anew(path)),
