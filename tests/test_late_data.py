@@ -67,6 +67,51 @@ def test_an_old_name_stays_until_the_new_one_has_come(place: Place) -> None:
     assert os.listdir(place.store / EXTRA) == []
 
 
+def test_others_databases_come_while_snapshots_wait(place: Place) -> None:
+    """Those of the burst's run wait for all of it; another run's, that names nothing of it, not."""
+    own = [f"{TWO}/extra/own_{n}" for n in range(8)]
+    seen: list[tuple[int, int, int]] = []
+
+    def begin(work: Path) -> None:
+        write(work, ONE, *MANY)
+
+    def goes_on(number: int) -> Act:
+        return lambda work: write(work, TWO, own[number])
+
+    def look() -> None:
+        named = rows(place.store, TWO)
+        assert all((place.store / name).exists() for name in named)
+        seen.append((come(place), len(rows(place.store, ONE)), len(named)))
+
+    act_and_look(place, [begin, *map(goes_on, range(8)), nothing], look)
+    meanwhile = {two for number, one, two in seen if 0 < number < len(MANY) and not one}
+    assert len(meanwhile) > 2, seen
+    assert all(number == len(MANY) for number, one, _ in seen if one)
+    assert seen[-1] == (len(MANY), len(MANY), len(own))
+
+
+def test_a_row_waits_for_its_own_file_alone(place: Place) -> None:
+    """It names one that has come, of a run of which others have not; then one that has not."""
+    named: list[tuple[int, set[str]]] = []
+    told: list[str] = []
+
+    def tells(work: Path) -> None:
+        there = [name for name in MANY if (place.store / name).exists()]
+        missing = [name for name in MANY if name not in there]
+        told.append((there if not told else missing)[-1])
+        execute(work, THREE, "INSERT INTO item VALUES (?)", told[-1])
+
+    def look() -> None:
+        found = rows(place.store, THREE)
+        assert all((place.store / name).exists() for name in found)
+        named.append((come(place), found))
+
+    acts: list[Act] = [lambda work: write(work, ONE, *MANY), tells, *[nothing] * 4, tells]
+    act_and_look(place, [*acts, nothing, nothing], look)
+    assert any(number < len(MANY) and found == {told[0]} for number, found in named), named
+    assert named[-1][1] == set(told)
+
+
 @pytest.mark.parametrize("at_once", [False, True], ids=["before the burst", "with the burst"])
 def test_a_row_waits_for_a_rename_in_another_run(place: Place, at_once: bool) -> None:
     """All renames wait while data are late, and so do the rows that name their targets."""

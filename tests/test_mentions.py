@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onesync.mentions import linked, mentioned
+from onesync.mentions import by_run, holds_name, linked, mentioned
 
 RUN, OTHER = b"Runs/000028_ProtMany", b"Runs/000003_ProtCtf"
 BOTH = {RUN, OTHER}
@@ -42,12 +42,12 @@ def holding(path: Path, value: object, before: str = "") -> bytes:
     ],
 )
 def test_a_value_that_names_a_file(tmp_path: Path, value: object) -> None:
-    assert mentioned(holding(tmp_path / "db", value), BOTH) == {RUN}
+    assert mentioned(holding(tmp_path / "db", value), by_run(BOTH)) == {RUN}
 
 
 @pytest.mark.parametrize("value", ["", "Runs/000002_ProtImport/extra/1.mrc", 28, None, b"000028"])
 def test_a_value_that_names_nothing_of_it(tmp_path: Path, value: object) -> None:
-    assert mentioned(holding(tmp_path / "db", value), BOTH) == set()
+    assert mentioned(holding(tmp_path / "db", value), by_run(BOTH)) == set()
 
 
 def test_a_name_that_the_end_of_a_page_splits(tmp_path: Path) -> None:
@@ -57,31 +57,102 @@ def test_a_name_that_the_end_of_a_page_splits(tmp_path: Path) -> None:
         path = tmp_path / f"{before}"
         value = "." * before + NAME + "." * 1500
         place = holding(path, value, before="PRAGMA page_size = 512; PRAGMA synchronous = OFF")
-        assert mentioned(place, BOTH) == {RUN}, before
+        assert mentioned(place, by_run(BOTH)) == {RUN}, before
         split += os.path.basename(RUN) not in path.read_bytes()
         path.unlink()
     assert split >= len(os.path.basename(RUN)) - 1, "it was never split"
 
 
 def test_long_values_that_mention_nothing(tmp_path: Path) -> None:
-    assert mentioned(holding(tmp_path / "db", "." * 5000, "PRAGMA page_size = 512"), BOTH) == set()
+    assert (
+        mentioned(holding(tmp_path / "db", "." * 5000, "PRAGMA page_size = 512"), by_run(BOTH))
+        == set()
+    )
 
 
 @pytest.mark.parametrize("encoding", ["UTF-16le", "UTF-16be"])
 def test_another_encoding_may_mention_all(tmp_path: Path, encoding: str) -> None:
     place = holding(tmp_path / "db", NAME, before=f"PRAGMA encoding = '{encoding}'")
-    assert mentioned(place, BOTH) == BOTH
+    assert mentioned(place, by_run(BOTH)) == BOTH
 
 
 def test_names_that_may_be_written_differently_are_mentioned_by_all(tmp_path: Path) -> None:
     odd = {"Runs/000004_Prot\u00e9".encode(), b"Runs/000005 with space", b"Runs/7", b""}
-    assert mentioned(holding(tmp_path / "db", ""), odd | {RUN}) == odd
+    assert mentioned(holding(tmp_path / "db", ""), by_run(odd | {RUN})) == odd
 
 
 @pytest.mark.parametrize("content", [b"", b"SQLite format 3\0", bytes(512)])
 def test_what_is_no_whole_database_may_mention_all(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "db").write_bytes(content)
-    assert mentioned(os.fsencode(tmp_path / "db"), BOTH) == BOTH
+    place = os.fsencode(tmp_path / "db")
+    assert mentioned(place, by_run(BOTH)) == BOTH
+    assert holds_name(place, {b"item_1.mrc"})
+
+
+ITEM = NAME.encode()
+OTHERS = {RUN + b"/extra/item_10.mrc", RUN + b"/extra/item_2.mrc", RUN + b"/item_1.mrc", RUN}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        NAME,
+        f"1@{NAME}",
+        f"../{NAME.removeprefix('Runs/')}",
+        NAME.removesuffix(".mrc"),
+        NAME.replace("/", "\\/"),
+        NAME.replace("/extra", "//extra"),
+        NAME.replace("/extra", "/./extra"),
+        f"{RUN.decode()}/extra/item_%d.mrc",
+        f"{RUN.decode()}/ex\u00e9",
+        f'["{RUN.decode()}/extra"]',
+    ],
+)
+def test_a_value_that_may_be_a_file(tmp_path: Path, value: object) -> None:
+    assert ITEM in mentioned(holding(tmp_path / "db", value), by_run({ITEM, *OTHERS}))
+
+
+@pytest.mark.parametrize("value", [NAME, f"1@{NAME}"])
+def test_a_value_that_is_another_file(tmp_path: Path, value: object) -> None:
+    found = mentioned(holding(tmp_path / "db", value), by_run({ITEM, *OTHERS}))
+    assert found == {ITEM, RUN}
+
+
+def test_values_that_follow_at_once(tmp_path: Path) -> None:
+    """In a row nothing stands between two texts: here are two names, and one and a label."""
+    create = ("CREATE TABLE item (one TEXT, two TEXT, label TEXT)", ())
+    two = NAME.replace("item_1", "item_2")
+    insert = ("INSERT INTO item VALUES (?, ?, ?)", (NAME, two, "label"))
+    found = mentioned(made(tmp_path / "db", create, insert), by_run({ITEM, *OTHERS}))
+    assert found == {ITEM, two.encode(), RUN}
+
+
+def test_a_row_that_names_a_directory_says_nothing_of_its_files(tmp_path: Path) -> None:
+    create = ("CREATE TABLE item (path TEXT, number INTEGER)", ())
+    rows = [(f"{RUN.decode()}/extra", 5), (RUN.decode(), 7), (f"{RUN.decode()}/", 9)]
+    inserts = [("INSERT INTO item VALUES (?, ?)", row) for row in rows]
+    found = mentioned(made(tmp_path / "db", create, *inserts), by_run({ITEM, *OTHERS}))
+    assert found == {RUN}
+
+
+def test_a_path_that_the_end_of_a_page_splits(tmp_path: Path) -> None:
+    """Wherever in a long value the path begins, its file is taken to be named."""
+    whole = 0
+    for before in range(520):
+        path = tmp_path / f"{before}"
+        value = "." * before + NAME + " " * 1500
+        place = holding(path, value, before="PRAGMA page_size = 512; PRAGMA synchronous = OFF")
+        assert ITEM in mentioned(place, by_run({ITEM})), before
+        whole += ITEM in path.read_bytes()
+        path.unlink()
+    assert 0 < whole < 520 - len(ITEM) + 1, "it was never split"
+
+
+def test_a_name_stands_somewhere_or_may(tmp_path: Path) -> None:
+    place = holding(tmp_path / "db", NAME)
+    assert holds_name(place, {b"other.mrc", b"item_1.mrc"})
+    assert holds_name(place, {b"odd name"})
+    assert not holds_name(place, {b"other.mrc"})
 
 
 def test_links_that_lead_into_a_run() -> None:

@@ -397,11 +397,8 @@ class Batches:
     def _cut(self, due: Due, pins: Pins, everything: bool) -> Cut:
         waiting, awaited = self._waiting, self.planning.awaited.paths()
         if waiting is not None:
-            must_wait = partial(self.planning.must_wait, runs=waiting.runs())
-            frozen = waiting.frozen
-            return self.cuts.take(
-                due, awaited, pins, as_is=False, waiting=frozen, must_wait=must_wait
-            )
+            frozen, runs = waiting.frozen, waiting.runs()
+            return self.cuts.take(due, awaited, pins, as_is=False, waiting=frozen, runs=runs)
         if everything or awaited or self.cuts.is_needed(due):
             return self.cuts.take(due, awaited, pins, as_is=everything)
         return self.cuts.plain(due)
@@ -474,7 +471,7 @@ class Batches:
         waiting = self._waiting
         holds = Holds(
             named=waiting.named(plan) if waiting is not None else None,
-            waiting=waiting.frozen.keys() if waiting is not None else frozenset(),
+            waiting=waiting.databases(plan) if waiting is not None else set(),
             promised=waiting.promised(plan) if waiting is not None else set(),
             wait=self.planning.project_wait,
             failing=self.planning.failing(),

@@ -137,13 +137,13 @@ class Cuts:
         *,
         as_is: bool,
         waiting: Mapping[RelPath, Frozen] = MappingProxyType({}),
-        must_wait: Callable[[RelPath], bool] = lambda _: False,
+        runs: AbstractSet[RelPath] = frozenset(),
     ) -> Cut:
         """Cut all that is dirty now, with what is ``first`` and ``awaited``; ``pins`` hold it.
 
         ``as_is`` takes a database also in the moment in which it is being rebuilt. Those whose
-        snapshots of an earlier cut are ``waiting``, and what ``must_wait`` with them, are not taken
-        anew.
+        snapshots of an earlier cut are ``waiting`` are not taken anew, and neither are the others
+        of ``runs``, which would wait with them.
         """
         self._deferred, self._unchanged = set(), set()
         self.drain()  # or what went before would seem to go while the databases are copied
@@ -156,7 +156,7 @@ class Cuts:
         went, young = set[RelPath](), set[RelPath]()
         for number in range(_ROUNDS):
             earlier = _all_paths(due)
-            fresh = {path for path in databases - waiting.keys() if not must_wait(path)}
+            fresh = {p for p in databases - waiting.keys() if scope_of(p) not in runs}
             frozen = {**waiting, **self._freeze(fresh, as_is, waiting)}
             self.drain()
             late = self.marks.take(everything=True, resting=as_is)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from onesync.core.model import RelPath, is_beneath, lies_in
 from onesync.core.ordering import is_in_scope, scope_of, scopes_of
 from onesync.core.plan import Move, Plan
-from onesync.mentions import linked, mentioned
+from onesync.mentions import by_run, linked, mentioned
 from onesync.outcome import Outcome
 
 _PATIENCE_SECONDS = 10.0
@@ -99,11 +99,14 @@ class Holds:
         self._may_name = may_name
         self._old: Mapping[RelPath, bytes] = {}
         self._fresh: Mapping[RelPath, bytes] = {}
+        self._stands_at: Mapping[RelPath, RelPath] = {}
         self._for_fresh = _Lack()
         self._for_old = self._for_fresh if named is None else _Lack()
         self._lacking: set[RelPath] = set()
         self._late: set[RelPath] = set()
-        self._mentioning: dict[frozenset[RelPath], frozenset[RelPath]] = {}
+        self._mentioning: dict[
+            tuple[frozenset[RelPath], frozenset[RelPath]], frozenset[RelPath]
+        ] = {}
         self._markers: set[RelPath] = set()
         self._promised_markers: set[RelPath] = set()
         self._project_waits = not wait.is_over(time.monotonic())
@@ -177,39 +180,55 @@ class Holds:
         is_old = {path: self._named is None or path in self._waiting for path in snapshots}
         self._old = {path: at for path, at in snapshots.items() if is_old[path]}
         self._fresh = {path: at for path, at in snapshots.items() if not is_old[path]}
-        late = self._runs_of(self.outcome.lacking & self.outcome.deferred, plan)
-        runs = {run for of in late.values() for run in of}
+        self._stands_at = plan.stands_at
+        late = self._late_data(self.outcome.lacking)
+        runs = {run for of in late.values() for run in map(scope_of, of)}
         sources = {move.source for move in plan.moves}
         needed = {run for run in map(scope_of, markers) if run in runs}
-        needed |= {run for path, of in late.items() if lies_in(path, sources) for run in of}
+        carried = (of for path, of in late.items() if lies_in(path, sources))
+        needed |= {run for of in carried for run in map(scope_of, of)}
         if runs and self._old:
-            needed |= self._find_late(self._old, runs)
-        self.outcome.lacking -= {path for path, of in late.items() if of.isdisjoint(needed)}
+            needed |= self._find_late(self._old, late, runs)
+        self.outcome.lacking -= {
+            p for p, of in late.items() if needed.isdisjoint(map(scope_of, of))
+        }
         self.outcome.is_late = bool(needed)
         if self._fresh:
-            self._find_late_fresh(plan)
+            self._find_late_fresh()
 
-    def _runs_of(self, paths: Iterable[RelPath], plan: Plan) -> dict[RelPath, set[RelPath]]:
-        """Return the runs that each of ``paths`` lies in, in OneData and in the working copy."""
-        at = plan.stands_at
-        return {path: {scope_of(path), scope_of(at.get(path, path))} for path in paths}
+    def _late_data(self, lacking: AbstractSet[RelPath]) -> dict[RelPath, set[RelPath]]:
+        """Return what of ``lacking`` is left to the next batch, with its names."""
+        return {path: self._names_of(path) for path in lacking & self.outcome.deferred}
 
-    def _find_late_fresh(self, plan: Plan) -> None:
-        """Let those wait that may name any late data, or what the older snapshots will not tell."""
-        late = self._runs_of(self._lacking & self.outcome.deferred, plan)
-        runs = {run for of in late.values() for run in of}
-        runs |= {scope_of(path) for path in self._waiting} - {b""}
-        if runs:
-            named = self._who_names(self._fresh, runs | self._through_links(runs))
-            self._late |= named.keys()
+    def _names_of(self, path: RelPath) -> set[RelPath]:
+        """Return the names of ``path`` in OneData, and in the working copy."""
+        return {path, self._stands_at.get(path, path)}
 
-    def _find_late(self, snapshots: Mapping[RelPath, bytes], runs: set[RelPath]) -> set[RelPath]:
-        """Find the databases that wait for data of ``runs``; returns those of ``runs`` they do."""
+    def _find_late_fresh(self) -> None:
+        """Let those wait that may name any late data, or one of the older snapshots."""
+        late = self._late_data(self._lacking)
+        named = {name for names in late.values() for name in names}
+        runs = {scope_of(name) for name in named}
+        named |= {n for path in self._waiting if scope_of(path) for n in self._names_of(path)}
+        if named:
+            more = self._through_links(runs | {scope_of(path) for path in self._waiting} - {b""})
+            self._late |= self._who_names(self._fresh, named | more).keys()
+
+    def _find_late(
+        self,
+        snapshots: Mapping[RelPath, bytes],
+        late: Mapping[RelPath, AbstractSet[RelPath]],
+        runs: set[RelPath],
+    ) -> set[RelPath]:
+        """Find the databases that wait for ``late`` data of ``runs``; returns the runs they do."""
         through_links = self._through_links(runs) - runs
-        named = self._who_names(snapshots, runs | through_links)
+        names = {name for of in late.values() for name in of}
+        named = self._who_names(snapshots, names | through_links)
         self._late = set(named)
-        waited_for = {run for of in named.values() for run in of}
-        return runs if waited_for & through_links else waited_for & runs
+        waited_for = {path for of in named.values() for path in of}
+        if waited_for & through_links:
+            return runs
+        return {scope_of(path) for path in waited_for & names}
 
     def _through_links(self, runs: AbstractSet[RelPath]) -> set[RelPath]:
         """Return the runs whose links lead into ``runs``, at once or through others."""
@@ -222,21 +241,25 @@ class Holds:
         return found
 
     def _who_names(
-        self, snapshots: Mapping[RelPath, bytes], runs: AbstractSet[RelPath]
+        self, snapshots: Mapping[RelPath, bytes], paths: AbstractSet[RelPath]
     ) -> dict[RelPath, set[RelPath]]:
-        """Return the databases that may name what lies in ``runs``, each with the runs it may.
+        """Return the databases that may name any of ``paths``, each with those that it may.
 
-        With one that waits those wait that may promise what it will promise: the others of its run,
-        and who mentions that. What lies outside of the runs counts as mentioned by all.
+        Whole runs may be among them. A database may name all in its own run, and with one that
+        waits those wait that may name it. What lies outside of the runs counts as named by all.
         """
         found: dict[RelPath, set[RelPath]] = {}
-        new = seen = set(runs)
+        new, seen = set(paths), set(paths)
         while new:
+            grouped = by_run(new)
             for path in snapshots.keys() - found.keys():
-                if of := mentioned(snapshots[path], new) | ({scope_of(path)} & new):
+                of = mentioned(snapshots[path], grouped)
+                if own := grouped.get(scope_of(path)):
+                    of |= own
+                if of:
                     found[path] = of
-            new = {scope_of(path) for path in found} - seen - {b""}
-            seen = seen | new
+            new = {n for path in found if scope_of(path) for n in self._names_of(path)} - seen
+            seen |= new
         return found
 
     def who_names(self, runs: AbstractSet[RelPath]) -> set[RelPath]:
@@ -251,7 +274,7 @@ class Holds:
         of_runs = {path: at for path, at in snapshots.items() if scope_of(path)}
         if not runs or not of_runs:
             return frozenset()
-        key = runs | of_runs.keys()
+        key = runs, frozenset(of_runs)
         with self._guard:
             if key not in self._mentioning:
                 through_links = self._through_links(runs)

@@ -1,7 +1,8 @@
-"""Which runs a database may name files of: those whose directories its bytes mention.
+"""What a database may name: what its bytes mention.
 
 Whatever the rows of a database name in another run, they name with that run's directory. So where
-its name is nowhere in the file, no row can mean anything in it.
+its name is nowhere in the file, no row can mean anything in it; and where it stands, what follows
+tells which file is meant. A row that names a directory says nothing of the files in it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 
 from onesync.core.model import RelPath, lies_in, name_of
+from onesync.core.ordering import run_of
 from onesync.local import on_this_machine
 
 _HEADER_BYTES = 100
@@ -24,6 +28,8 @@ _MOST_PAGES = 1 << 24
 """An overflow page begins with the number of the next one: with a zero byte where none is higher,
 which no page of a tree begins with."""
 _NEXT_PAGE_BYTES = 4
+_FOLLOWS = re.compile(rb"[\w./-]*", re.ASCII)
+_FOLLOWS_BYTES = 512
 _PLAIN = re.compile(rb"[\w.-]{4,}", re.ASCII)
 """A name that is written the same everywhere, and is not short enough to mean nothing."""
 
@@ -46,16 +52,12 @@ class Published:
         """
         self._mentioned.pop(database, None)
         if os.stat(snapshot).st_size <= _LARGE:
-            self._mentioned[database] = mentioned(snapshot, runs)
+            self._mentioned[database] = mentioned(snapshot, by_run(runs))
 
     def forget(self, path: RelPath) -> None:
         """Know nothing any more of what was at ``path`` and beneath."""
         for database in [known for known in self._mentioned if lies_in(known, {path})]:
             del self._mentioned[database]
-
-    def names(self, database: RelPath, runs: AbstractSet[RelPath]) -> bool:
-        """Whether ``database`` in OneData is known to name what lies in any of ``runs``."""
-        return not self._mentioned.get(database, set()).isdisjoint(runs)
 
     def may_name(self, database: RelPath, run: RelPath) -> bool:
         """Whether rows of ``database`` in OneData may name what lies in ``run``."""
@@ -63,47 +65,124 @@ class Published:
         return known is None or not run or run in known
 
 
-@on_this_machine()
-def mentioned(snapshot: bytes, runs: AbstractSet[RelPath]) -> set[RelPath]:
-    """Return those of ``runs`` that the database's copy at ``snapshot`` (absolute) may mention.
+def by_run(paths: Iterable[RelPath]) -> dict[RelPath, set[RelPath]]:
+    """Return ``paths`` by the runs that they are or lie in; ``b""`` has what lies outside."""
+    found: dict[RelPath, set[RelPath]] = {}
+    for path in paths:
+        found.setdefault(run_of(path), set()).add(path)
+    return found
 
-    Where its bytes cannot tell, that is all of them; ``b""``, what lies outside of the runs, always
-    is. Raises LocalError where it cannot be read.
+
+def mentioned(snapshot: bytes, paths: Mapping[RelPath, AbstractSet[RelPath]]) -> set[RelPath]:
+    """Return those of ``paths`` (``by_run``) that the database's copy at ``snapshot`` may mention.
+
+    A run is mentioned where its name stands, a file where its path in the run follows that. Where
+    the bytes cannot tell, that is all of them; what lies outside of the runs always is. Raises
+    LocalError where the copy cannot be read.
     """
-    fd = os.open(snapshot, os.O_RDONLY)
-    try:
-        size = os.fstat(fd).st_size
-        if size < _HEADER_BYTES:
-            return set(runs)
-        with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as content:
-            return _mentioned(content, runs)
-    finally:
-        os.close(fd)
+    with _opened(snapshot) as content:
+        names = {name_of(run): run for run in paths}
+        standing, possible = _standing(content, names.keys())
+        found = {path for name in possible for path in paths[names[name]]}
+        for name in standing - possible:
+            found |= _behind_name(content, names[name], paths[names[name]])
+        return found
 
 
-def _mentioned(content: mmap.mmap, runs: AbstractSet[RelPath]) -> set[RelPath]:
+def holds_name(snapshot: bytes, names: AbstractSet[bytes]) -> bool:
+    """Whether any of ``names`` may stand in the database's copy; raises as ``mentioned``."""
+    with _opened(snapshot) as content:
+        return any(_standing(content, names))
+
+
+@contextmanager
+def _opened(path: bytes) -> Iterator[bytes | mmap.mmap]:
+    with on_this_machine():
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            size = os.fstat(fd).st_size
+            if not size:
+                yield b""
+                return
+            with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as content:
+                yield content
+        finally:
+            os.close(fd)
+
+
+def _standing(
+    content: bytes | mmap.mmap, names: AbstractSet[bytes]
+) -> tuple[set[bytes], set[bytes]]:
+    """Return those of ``names`` that stand in ``content``, and those that may, one cannot tell."""
     page_size = int.from_bytes(content[_PAGE_SIZE], "big")
     page_size = _LARGEST_PAGE if page_size == 1 else page_size
     is_utf8 = int.from_bytes(content[_ENCODING], "big") in (0, _UTF8)  # 0: nothing is in it yet
-    if not is_utf8 or not page_size or len(content) // page_size >= _MOST_PAGES:
-        return set(runs)
-    plain = {run for run in runs if _PLAIN.fullmatch(name_of(run))}
-    found = {run for run in plain if content.find(name_of(run)) >= 0}
-    return found | (runs - plain) | _split(content, page_size, plain - found)
+    is_readable = is_utf8 and page_size and len(content) >= _HEADER_BYTES
+    if not is_readable or len(content) // page_size >= _MOST_PAGES:
+        return set(), set(names)
+    plain = {name for name in names if _PLAIN.fullmatch(name)}
+    standing = {name for name in plain if content.find(name) >= 0}
+    return standing, {*(names - plain), *_split(content, page_size, plain)}
 
 
-def _split(content: mmap.mmap, page_size: int, runs: Iterable[RelPath]) -> set[RelPath]:
-    """Return those of ``runs`` whose names may be split by the end of a page.
+def _behind_name(
+    content: bytes | mmap.mmap, run: RelPath, paths: AbstractSet[RelPath]
+) -> AbstractSet[RelPath]:
+    """Return those of ``paths``, all in ``run``, that follow its name in ``content``, or may."""
+    if len(content) > _LARGE or paths == {run}:
+        return paths
+    name = name_of(run)
+    ends, goes_on = set[bytes](), set[bytes]()
+    at = content.find(name)
+    while at >= 0:
+        at += len(name)
+        follows = _FOLLOWS.match(content, at, at + _FOLLOWS_BYTES)
+        assert follows is not None
+        after = content[follows.end() : follows.end() + 1]
+        # Behind what does not fit into its page is the next one's number, which begins with a zero
+        # byte; what is written in another way goes on with what no path is written with.
+        is_over = not after or b"\0" < after < b" "
+        (ends if is_over else goes_on).add(follows.group())
+        at = content.find(name, at)
+    if any(b"//" in one or b"/." in one for one in ends | goes_on):
+        return paths  # the same place has many names
+    ordered = sorted(ends | goes_on)
+    files = (path for path in paths if path != run)
+    found = {path for path in files if _may_be(path[len(run) :], ends, goes_on, ordered)}
+    return found | ({run} & paths)
+
+
+def _may_be(
+    rest: bytes, ends: AbstractSet[bytes], goes_on: AbstractSet[bytes], ordered: list[bytes]
+) -> bool:
+    """Whether what follows a run's name anywhere may be ``rest``, the path of a file in it.
+
+    In a database's file another value may follow at once. What ends at a directory is no file.
+    """
+    place = bisect_left(ordered, rest)
+    if place < len(ordered) and ordered[place].startswith(rest):
+        return True
+    heads = [rest[:length] for length in range(len(rest))]
+    return any(
+        head in goes_on or (head in ends and not _is_directory(head, rest)) for head in heads
+    )
+
+
+def _is_directory(head: bytes, rest: bytes) -> bool:
+    return head.endswith(b"/") or rest[len(head) : len(head) + 1] == b"/"
+
+
+def _split(content: bytes | mmap.mmap, page_size: int, names: AbstractSet[bytes]) -> set[bytes]:
+    """Return those of ``names`` that may be split by the end of a page.
 
     What does not fit into a row's page goes on at the beginning of an overflow page.
     """
-    starts: dict[bytes, set[RelPath]] = {}
-    for run in runs:
-        name = name_of(run)
+    starts: dict[bytes, set[bytes]] = {}
+    for name in names:
         for number in range(1, len(name)):
-            starts.setdefault(name[number:], set()).add(run)
+            starts.setdefault(name[number:], set()).add(name)
     longest = max(map(len, starts), default=0)
-    found: set[RelPath] = set()
+    found: set[bytes] = set()
     for page in range(page_size, len(content) if longest else 0, page_size):
         if not content[page]:
             head = content[page + _NEXT_PAGE_BYTES : page + _NEXT_PAGE_BYTES + longest]

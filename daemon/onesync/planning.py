@@ -246,10 +246,6 @@ class Planning:
         """Whether rows of ``database`` in OneData may name what lies in ``run``."""
         return self.committed(database) is not None and self._mentions.may_name(database, run)
 
-    def must_wait(self, database: RelPath, runs: AbstractSet[RelPath]) -> bool:
-        """Whether ``database`` is known to wait for ``runs``: it is not worth a snapshot."""
-        return scope_of(database) in runs or self._mentions.names(database, runs)
-
     def links(self, plan: Plan) -> Iterator[tuple[RelPath, bytes]]:
         """Yield path and target of every link that a batch of ``plan`` leaves or makes."""
         yield from ((d.path, d.seen.target) for d in plan.links if d.seen is not None)

@@ -13,11 +13,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from onesync.core.model import RelPath, Stamp
+from onesync.core.model import RelPath, Stamp, name_of
 from onesync.core.ordering import is_in_scope, scope_of, scopes_of
 from onesync.core.plan import Plan
 from onesync.cut import Cut, Frozen
-from onesync.mentions import linked, mentioned
+from onesync.mentions import holds_name, linked
 from onesync.outcome import Outcome
 
 
@@ -49,16 +49,22 @@ class Waiting:
         targets = {target for _, target in self.moves}
         if gone & targets or linked(links, gone):
             return True
-        return any(mentioned(item.path, gone) for item in self.frozen.values())
+        names = {name_of(path) for path in gone}
+        return any(holds_name(item.path, names) for item in self.frozen.values())
 
     def runs(self) -> set[RelPath]:
-        """Return the runs of what waits and of what it waits for."""
+        """Return the runs of what waits and of what it waits for; all their databases wait."""
         return {scope_of(path) for path in (*self.frozen, *self.data)} - {b""}
 
     def named(self, plan: Plan) -> set[RelPath]:
         """Return ``data`` by the names under which ``plan`` brings them."""
         names = {place: path for path, place in plan.stands_at.items()}
         return {names.get(path, path) for path in self.data}
+
+    def databases(self, plan: Plan) -> set[RelPath]:
+        """Return those that wait, by the names under which ``plan`` brings them."""
+        names = {place: path for path, place in plan.stands_at.items()}
+        return {names.get(path, path) for path in self.frozen}
 
     def promised(self, plan: Plan) -> set[RelPath]:
         """Return the markers that promise no more than they did."""

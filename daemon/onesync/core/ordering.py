@@ -102,6 +102,12 @@ def scope_of(path: RelPath) -> RelPath:
     return b"/".join(parts[:2]) if parts[0] == RUNS and len(parts) > 2 else b""
 
 
+def run_of(path: RelPath) -> RelPath:
+    """Return the run that ``path`` is or lies in, or ``b""``."""
+    parts = path.split(b"/", 2)
+    return b"/".join(parts[:2]) if parts[0] == RUNS and len(parts) > 1 else b""
+
+
 def scopes_of(moves: Iterable[tuple[RelPath, RelPath]]) -> set[RelPath]:
     """Return the runs that renames touch; ``b""`` among them stands for all.
 
