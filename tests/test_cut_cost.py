@@ -187,7 +187,7 @@ def test_what_comes_and_goes_elsewhere_needs_no_second_look(copy: Copy) -> None:
     """No snapshot is taken, for others wait: only markers might promise what went."""
     marked(copy).comings = [f"many/brief_{number}" for number in range(9)]
     with Pins(bytes(copy.root)) as pins:
-        cut = copy.cuts.take(NOTHING, set(), pins, as_is=False, waiting={})
+        cut = copy.cuts.take(NOTHING, set(), pins, as_is=False, waiting={}, runs={b""})
     assert MARKER.encode() in cut.found
     assert len(copy.comings) == 8
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,11 +161,12 @@ def test_a_file_that_goes_just_before_the_cut_is_named_by_no_row(
         *,
         as_is: bool,
         waiting: Mapping[RelPath, Frozen] | None = None,
+        **more: Any,
     ) -> Cut:
         if waiting and not gone:
             gone.append(FIRST[-1])
             remove(place.work, ONE, FIRST[-1])
-        return original(cuts, first, awaited, pins, as_is=as_is, waiting=waiting)
+        return original(cuts, first, awaited, pins, as_is=as_is, waiting=waiting, **more)
 
     monkeypatch.setattr(Cuts, "take", take)
     assert live(place, [lambda work: write(work, ONE, *FIRST), nothing]) == set()
@@ -513,15 +515,22 @@ def test_a_database_does_not_wait_for_a_run_that_it_does_not_mention(place: Plac
     assert seen[-1][0] == set(MANY)
 
 
-def test_a_database_waits_for_the_run_that_it_mentions(place: Place) -> None:
+@pytest.mark.parametrize("names", [MANY[-1], EXTRA + "/many_"])
+def test_a_database_waits_for_what_it_mentions(place: Place, names: str) -> None:
+    """For a file, or for all whose names begin so."""
+    seen: list[bool] = []
+
     def begin(work: Path) -> None:
         put(work, *MANY)
-        execute(work, TWO, "INSERT INTO item VALUES (?)", MANY[-1])
+        execute(work, TWO, "INSERT INTO item VALUES (?)", names)
 
-    seen = seen_while_it_comes(place, begin)
-    assert any(come < len(MANY) for _, _, _, come in seen)
-    assert all(come == len(MANY) for _, two, _, come in seen if two)
-    assert seen[-1][1] == {MANY[-1]}
+    def look() -> None:
+        seen.append(all((place.store / name).exists() for name in MANY if name.startswith(names)))
+        assert seen[-1] or not rows(place.store, TWO)
+
+    act_and_look(place, [begin, nothing], look)
+    assert not all(seen)
+    assert rows(place.store, TWO) == {names}
 
 
 def test_a_database_waits_with_the_one_that_it_mentions(place: Place) -> None:

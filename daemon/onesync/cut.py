@@ -14,7 +14,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypeGuard
 
 from onesync import snapshot
@@ -136,7 +135,7 @@ class Cuts:
         pins: Pins,
         *,
         as_is: bool,
-        waiting: Mapping[RelPath, Frozen] = MappingProxyType({}),
+        waiting: Mapping[RelPath, Frozen] | None = None,
         runs: AbstractSet[RelPath] = frozenset(),
     ) -> Cut:
         """Cut all that is dirty now, with what is ``first`` and ``awaited``; ``pins`` hold it.
@@ -152,12 +151,13 @@ class Cuts:
         self._rewrites.all_is_told()
         databases = self._databases(_all_paths(due) | found.keys())
         self._pin(pins, found, _files(found) - databases)
+        old = {} if waiting is None else waiting
         frozen: dict[RelPath, Frozen] = {}
         went, young = set[RelPath](), set[RelPath]()
         for number in range(_ROUNDS):
             earlier = _all_paths(due)
-            fresh = {p for p in databases - waiting.keys() if scope_of(p) not in runs}
-            frozen = {**waiting, **self._freeze(fresh, as_is, waiting)}
+            fresh = {p for p in databases - old.keys() if scope_of(p) not in runs}
+            frozen = {**old, **self._freeze(fresh, as_is, old)}
             self.drain()
             late = self.marks.take(everything=True, resting=as_is)
             due.append(late)
@@ -173,7 +173,7 @@ class Cuts:
             # tries it is taken for what it nearly always is, a temporary that no row names.
             strict = number < _STRICT_ROUNDS
             went = self._came_and_went(came if strict else came & earlier, pins)
-            if waiting and frozen.keys() == waiting.keys():
+            if waiting is not None and frozen.keys() == old.keys():
                 # Those snapshots are older than anything that came since.
                 went &= set(map(scope_of, self._markers(found, databases)))
             if not went:
@@ -181,7 +181,7 @@ class Cuts:
             self._let_go_of_gone(found, pins, late)
         else:
             # Too much comes and goes: data are pushed, what promises them waits.
-            frozen, self._unchanged = dict(waiting), set()
+            frozen, self._unchanged = dict(old), set()
             for path in self._markers(found, databases):
                 if scope_of(path) in went:
                     del found[path]
