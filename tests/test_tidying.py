@@ -52,6 +52,11 @@ def put(place: Place, *names: str) -> None:
         path.write_text(name)
 
 
+def write(place: Place, text: str, *names: str) -> None:
+    for name in names:
+        (place.work / name).write_text(text)
+
+
 def asides(place: Place) -> list[str]:
     """Return what went aside and is still there."""
     prefix = os.fsdecode(RESERVED_PREFIX)
@@ -273,24 +278,24 @@ def test_a_name_that_is_still_to_be_unlinked_holds_up_its_own_file_alone(
 
     monkeypatch.setattr(FolderReplica, "unlink", unlink)
 
-    def write(text: str) -> Step:
-        return lambda _: [(place.work / name).write_text(text) for name in both] and None
-
     def goes(_: Life) -> None:
         for name in both:
             (place.work / name).unlink()
 
-    def anew(life: Life) -> None:
+    def anew(_: Life) -> None:
         assert meets.wait(WAIT)
         assert until(lambda: not (place.store / other).exists())
-        write("new")(life)
+        write(place, "new", *both)
 
     def look() -> None:
         if meets.is_set() and (place.store / other).exists() and not go.is_set():
             seen.extend((place.store / name).read_text() for name in (slow, other))
             go.set()
 
-    life = Life(place, [write("old"), nothing, goes, nothing, anew, nothing, nothing])
+    life = Life(
+        place,
+        [lambda _: write(place, "old", *both), nothing, goes, nothing, anew, nothing, nothing],
+    )
     life.told_commit = look
     life.live()
     assert life.error == ""
