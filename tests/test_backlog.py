@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from onesync.batch import Batches
 from onesync.core.model import RelPath
+from onesync.core.plan import Difference
+from onesync.push import Push
 from onesync.scanner import Scanner
 from onesync.waiting import Waiting
 from tests.campaign.life import PORTION, Place
@@ -155,3 +159,33 @@ def test_an_old_name_stays_until_what_nobody_looks_at_has_come(place: Place) -> 
     assert lost == []
     assert sorted(path.name for path in (place.store / three).iterdir()) == names
     assert not (place.store / two).exists()
+
+
+def test_what_a_removal_waits_for_may_go(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file was renamed, and goes while it is copied: nothing is left that would come."""
+    old, new = f"{EXTRA}/old", f"{EXTRA}/new"
+    bring, batch = Push._bring, Batches.batch
+    batches: list[int] = []
+
+    def goes(push: Push, difference: Difference) -> object:
+        if difference.path != new.encode():
+            return bring(push, difference)
+        push.outcome.retry.add(difference.path)  # as what changed while it was copied
+        push._holds.leave_behind(difference.path, is_missing=True)
+        (place.work / new).unlink()
+        return None
+
+    def renames(work: Path) -> None:
+        (work / old).rename(work / new)
+        os.utime(work / new, (1, 1))  # so that no rename is recognised
+
+    def counted(self: Batches, *, everything: bool = False) -> bool:
+        batches.append(1)
+        assert len(batches) < 50, "it never rests"
+        return batch(self, everything=everything)
+
+    monkeypatch.setattr(Push, "_bring", goes)
+    monkeypatch.setattr(Batches, "batch", counted)
+    acts: list[Act] = [lambda work: put(work, old), nothing, nothing, renames, nothing]
+    act_and_look(place, acts, lambda: None, at_rest=True)
+    assert not (place.store / old).exists()

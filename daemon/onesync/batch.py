@@ -366,6 +366,7 @@ class Batches:
             if plan.empty:
                 self.planning.project_wait.was(self.planning.lacks_project(cut), time.monotonic())
                 self._await(plan)
+                self.planning.see_late(plan, self.marks.backlog())
                 self._let_go()
                 self._explained()
                 return False
@@ -524,7 +525,7 @@ class Batches:
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self.planning.take_problems(plan, outcome)
         self.only_copies.left_out(outcome.left_out)
-        self.planning.see_late(plan, outcome)
+        self.planning.see_late(plan, outcome.deferred | outcome.lacking)
         self._kept |= outcome.kept
         self.events.pushed(outcome.files, outcome.size)
         self._mark_what_is_left(plan, cut, outcome)

@@ -266,11 +266,11 @@ class Planning:
         for path in published:
             self._mentions.see(path, cut.frozen[path].path, runs)
 
-    def see_late(self, plan: Plan, outcome: Outcome) -> None:
-        """Remember which data did not come, by their inodes: they may have names in OneData."""
+    def see_late(self, plan: Plan, paths: AbstractSet[RelPath]) -> None:
+        """Remember the inodes of ``paths``: data that did not come, and may have older names."""
         at = plan.stands_at
         seen = {at.get(d.path, d.path): d.seen.inode for d in plan.files if d.seen is not None}
-        late = {at.get(path, path) for path in outcome.deferred | outcome.lacking}
+        late = {at.get(path, path) for path in paths}
         self._late = {p: inode for p, inode in (self._late | seen).items() if p in late}
         self.only_copies.late = set(self._late.values())
 
