@@ -27,7 +27,9 @@ from onesync.core.model import (
     Stamp,
     is_unconfirmed,
     join,
+    lies_in,
     lost_stamp,
+    parent_of,
 )
 from onesync.core.ordering import PublishOrder, scope_of
 from onesync.core.plan import Difference, Plan
@@ -356,17 +358,20 @@ class Batches:
                 cut = self._cut(due, pins, everything)
                 self.planning.forget_renamed(due)
                 plan = self.planning.plan(cut, self._waiting, everything=everything)
-                if self._is_in_vain(plan):
+                if self._is_in_vain(plan, cut):
                     self._let_go()
+                    earlier = cut
                     cut = self.cuts.take(
                         cut.looked, self.planning.awaited.paths(), pins, as_is=everything
                     )
+                    cut.backlog = _not_looked_at(earlier.backlog, cut.looked)
                     plan = self.planning.plan(cut, self._waiting, everything=everything)
             self.left |= cut.deferred
             if plan.empty:
                 self.planning.project_wait.was(self.planning.lacks_project(cut), time.monotonic())
                 self._await(plan)
-                self.planning.see_late(plan, self.marks.backlog())
+                self.planning.see_late(plan, cut.backlog)
+                self._put_off()
                 self._let_go()
                 self._explained()
                 return False
@@ -379,23 +384,39 @@ class Batches:
         backlog = None if everything or self._in_vain >= _CUTS_IN_VAIN else self._looks_at
         return self.marks.take(everything, resting=everything, backlog=backlog, first=first)
 
-    def _is_in_vain(self, plan: Plan) -> bool:
+    def _is_in_vain(self, plan: Plan, cut: Cut) -> bool:
         """Whether what the waiting snapshots may name went: they are taken anew.
 
         What they do not name may go, as temporaries do, or have another name.
         """
         if self._waiting is None:
             return False
-        coming = self._waiting.coming(plan) | self.marks.backlog()
+        coming = self._waiting.coming(plan) | cut.backlog
         if not (gone := self._waiting.data - coming):
             return False
-        if self._waiting.names(gone, self.planning.links(plan)):
+        if self._waiting.may_name(gone | self._gone_above(gone), self.planning.links(plan)):
             return True
         renamed = self.planning.renamed_ones(gone, plan)
         self._waiting = replace(self._waiting, data=(self._waiting.data & coming) | renamed)
         return False
 
+    def _gone_above(self, gone: AbstractSet[RelPath]) -> set[RelPath]:
+        """Return the directories that went together with what is ``gone`` from them."""
+        found: set[RelPath] = set()
+        above = {parent_of(path) for path in gone}
+        while above:
+            found |= {path for path in above if path and self.cuts.scanner.look(path) is None}
+            above = {parent_of(path) for path in above & found}
+        return found
+
     def _cut(self, due: Due, pins: Pins, everything: bool) -> Cut:
+        # What is told of after the last look is neither looked at nor in the backlog then.
+        backlog = self.marks.backlog()
+        cut = self._look(due, pins, everything)
+        cut.backlog = _not_looked_at(backlog, cut.looked)
+        return cut
+
+    def _look(self, due: Due, pins: Pins, everything: bool) -> Cut:
         waiting, awaited = self._waiting, self.planning.awaited.paths()
         if waiting is not None:
             frozen, runs = waiting.frozen, waiting.runs()
@@ -462,7 +483,10 @@ class Batches:
         awaited = self.planning.awaited
         self._identify()
         with Pins(self.root) as pins:
+            late, left_out = self.planning.late, self.only_copies.left_out
             self._push(Plan(removals=removals), cut, pins, True)
+            # This batch brought nothing of them.
+            self.planning.late, self.only_copies.left_out = late, left_out
         self._tidied()
         gone = {difference.path for difference in removals}
         self.planning.awaited = Awaited(awaited.removals - gone, awaited.moves)
@@ -505,12 +529,14 @@ class Batches:
     def _left_out(self, plan: Plan, cut: Cut, everything: bool) -> set[RelPath]:
         """Return the data that a batch leaves to the next ones from the beginning.
 
-        That is what it did not look at, and what is new at a name that is still to be unlinked.
+        That is what it did not look at, and what is new at a name that is still to be unlinked;
+        not where there is nothing else to be done meanwhile.
         """
-        left = self.marks.backlog() - cut.found.keys()
+        left = cut.backlog - cut.found.keys()
         leaving = set[RelPath]() if everything else self.tidying.leaving()
         in_the_way = {d.path for d in plan.files if d.path in leaving and d.path not in cut.frozen}
-        return left | {path for path in in_the_way if not self.cuts.is_promise(path)}
+        in_the_way = {path for path in in_the_way if not self.cuts.is_promise(path)}
+        return left | in_the_way if plan.paths() - in_the_way else left
 
     def _push_and_commit(self, push: Push, plan: Plan, cut: Cut, pins: Pins) -> bool:
         began = time.monotonic()
@@ -524,7 +550,7 @@ class Batches:
             self._commit(outcome)
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self.planning.take_problems(plan, outcome)
-        self.only_copies.left_out(outcome.left_out)
+        self.only_copies.left_out = outcome.left_out
         self.planning.see_late(plan, outcome.deferred | outcome.lacking)
         self._kept |= outcome.kept
         self.events.pushed(outcome.files, outcome.size)
@@ -589,6 +615,7 @@ class Batches:
         self.left |= {plan.stands_at.get(path, path) for path in left}
         self.marks.later(later)
         self.marks.untouched(untouched)
+        self._put_off()
         self._looks_at = max(_LOOKED_AT_ONCE, 2 * outcome.files)
         self.marks.again(outcome.retry)
         for path, seconds in outcome.growing.items():
@@ -597,6 +624,12 @@ class Batches:
             self.marks.tree_changed(move.target)
             # What changed beneath it, before or after the rename, is seen under its new name only.
             self.left.add(move.target)
+
+    def _put_off(self) -> None:
+        """Mark again what takes another's name that has to stay."""
+        for path in self.only_copies.put_off:
+            self.marks.tree_changed(path)
+        self.left |= self.only_copies.put_off
 
     def _portion_seconds(self, cut: Cut) -> float | None:
         if self._in_vain >= _CUTS_IN_VAIN:
@@ -668,3 +701,7 @@ class Batches:
         free = {path for path in self._kept if scope_of(path) not in failing}
         self._kept -= free
         return free
+
+
+def _not_looked_at(backlog: AbstractSet[RelPath], looked: Due) -> set[RelPath]:
+    return {path for path in backlog - looked.paths if not lies_in(path, looked.trees)}

@@ -78,6 +78,7 @@ class Cut:
         deferred: paths that wait for the next cut; they are marked again.
         seconds: how long it took, for the log.
         looked: the paths and trees that were looked at.
+        backlog: data that it did not look at: nobody told of them when it began.
         taken_back: sidecars that OneData has and that are let go, whether or not they are gone.
     """
 
@@ -88,6 +89,7 @@ class Cut:
     deferred: set[RelPath] = field(default_factory=set)
     seconds: float = 0.0
     taken_back: set[RelPath] = field(default_factory=set)
+    backlog: set[RelPath] = field(default_factory=set)
 
 
 @dataclass(slots=True)

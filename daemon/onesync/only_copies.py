@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import chain
 
 from onesync.core.model import Problem, RelPath, lies_in, parent_of
-from onesync.core.plan import Plan, restricted, without_removals
+from onesync.core.plan import Plan, restricted, without_beneath, without_removals
 from onesync.index import Index
 from onesync.outcome import BEHIND, LASTING
 from onesync.scanner import Scanner
@@ -27,32 +28,33 @@ class OnlyCopies:
 
     Attributes:
         problems: what went wrong with single paths, until they are pushed.
-        late: inodes of what did not come with the last batch; the removals of what has the same
+        late: what did not come with the last batch, by inode; the removals of what has the same
             ones in OneData wait for it.
+        left_out: what the last push left out: in refused directories.
+        put_off: where the last plan leaves an old file or directory that something of another kind
+            took the place of, until its files have come under their new names.
     """
 
     index: Index
     scanner: Scanner
     problems: Mapping[RelPath, Problem]
     _kept: dict[RelPath, RelPath] = field(default_factory=dict)
-    late: AbstractSet[int] = frozenset()
+    late: Mapping[int, RelPath] = field(default_factory=dict)
     _taken_out: AbstractSet[RelPath] = frozenset()
-    _left_out: AbstractSet[RelPath] = frozenset()
-
-    def left_out(self, paths: AbstractSet[RelPath]) -> None:
-        """Remember what the last push left out: in refused directories."""
-        self._left_out = paths
+    left_out: AbstractSet[RelPath] = frozenset()
+    put_off: AbstractSet[RelPath] = frozenset()
 
     def stay(self, plan: Plan, closed: Iterable[RelPath]) -> Plan:
         """Return ``plan`` without the removals of what is not there under its new name.
 
         ``closed`` are paths that the plan leaves out, for their directories were refused.
         """
+        plan = self._without_put_off(plan)
         gone = plan.awaited_removals.union(d.path for d in plan.removals if d.seen is None)
         self._taken_out = frozenset()
         if not gone:
             return plan
-        for path in {*self._lacking(), *closed, *self._left_out}:
+        for path in {*self._lacking(), *closed, *self.left_out}:
             for old in self._old_names(path):
                 if top := _top_of(old, gone):
                     self._kept[top] = path
@@ -75,12 +77,28 @@ class OnlyCopies:
         wait = {top for old in olds if (top := _top_of(old, gone))}
         return restricted(plan, gone - wait, {(m.source, m.target) for m in plan.moves})
 
+    def _without_put_off(self, plan: Plan) -> Plan:
+        """Leave to the next batch what takes the place of what this one, or a later one, brings.
+
+        Such as a link that was left where a directory was moved away from.
+        """
+        changed = {d.path for d in plan.removals if d.seen is not None}
+        coming = {d.seen.inode for d in plan.files if d.seen is not None} if changed else set()
+        moves = chain(((m.source, m.target) for m in plan.moves), plan.awaited_moves)
+        put_off = {top for source, _ in moves if (top := _top_of(source, changed))}
+        more = {top for top in changed if self._holds_any(top, coming | self.late.keys())}
+        self.put_off = put_off | more
+        return without_beneath(plan, self.put_off)
+
     def _holds_late(self, top: RelPath) -> bool:
         """Whether OneData has a file at or beneath ``top`` that may be one of the late."""
-        if not self.late:
+        return self._holds_any(top, self.late.keys())
+
+    def _holds_any(self, top: RelPath, inodes: AbstractSet[int]) -> bool:
+        if not inodes:
             return False
         stamps = (known.stamp for _, known in self.index.beneath(top))
-        return any(stamp is not None and stamp.inode in self.late for stamp in stamps)
+        return any(stamp is not None and stamp.inode in inodes for stamp in stamps)
 
     def taken_out(self) -> AbstractSet[RelPath]:
         """Return, once, which removals the last plan lost.
@@ -95,7 +113,7 @@ class OnlyCopies:
         """Return, once, which removals need to wait no longer: they are to be looked at again."""
         if not self._kept:
             return set()
-        waiting = self._lacking() | self._left_out
+        waiting = self._lacking() | self.left_out
         free = {
             old
             for old, new in self._kept.items()
@@ -107,9 +125,9 @@ class OnlyCopies:
 
     def lacking(self) -> dict[int, RelPath]:
         """Return what OneData does not have whole, by inode: its old name may be all there is."""
-        found: dict[int, RelPath] = {}
+        found = dict(self.late)
         told = dict(self.scanner.problems)
-        for path in self._lacking() | self._left_out:
+        for path in self._lacking() | self.left_out:
             seen = self.scanner.look(path)
             if seen is not None:
                 found[seen.inode] = path

@@ -30,7 +30,7 @@ class Outcome:
         retry: paths that changed while they were copied, or went; they stay dirty.
         lacking: data that did not come and that the databases of the cut may name.
         is_late: whether databases were held back because such data were not there in time.
-        deferred: data that the next batch brings, for this one has lasted long enough.
+        deferred: data that the next batches bring, for this one has lasted long enough.
         held: markers and databases that wait for data.
         kept: markers that wait for data which cannot come before somebody does something.
         left_out: what lies in directories whose names OneData refused.

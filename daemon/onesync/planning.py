@@ -6,7 +6,7 @@ The plan's rules are ``core.plan``'s; here stands what they need to know across 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -33,7 +33,7 @@ from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
 from onesync.holds import ProjectWait
 from onesync.index import Index
-from onesync.local import on_this_machine
+from onesync.local import is_another, on_this_machine
 from onesync.mentions import Published
 from onesync.only_copies import OnlyCopies
 from onesync.outcome import BEHIND, LASTING, NAME_REFUSED, Outcome
@@ -80,7 +80,7 @@ class Planning:
     _mentions: Published = field(default_factory=Published)
     _renaming: set[RelPath] = field(default_factory=set)
     _behind: set[RelPath] = field(default_factory=set)
-    _late: dict[RelPath, int] = field(default_factory=dict)  # by where it stands
+    _late: dict[RelPath, int] = field(default_factory=dict)
 
     def plan(self, cut: Cut, waiting: Waiting | None, *, everything: bool) -> Plan:
         """Return what is to be done about ``cut``, after the snapshots that are ``waiting``.
@@ -211,8 +211,19 @@ class Planning:
             cut.found, cut.looked, self.awaited.removals, self.cuts.drain, at_once=False
         )
         renamed = {source for source, _ in cut.moves | self.awaited.moves}
+        new = {d.seen.inode: path for path, d in found.items() if d.known is None and d.seen}
         gone = certainly_gone(found, self.index.beneath)
-        return [gone[path] for path in sorted(gone) if not lies_in(path, renamed)]
+        tops = (path for path in sorted(gone) if not lies_in(path, renamed))
+        return [gone[top] for top in tops if not self._came_elsewhere(top, new)]
+
+    def _came_elsewhere(self, top: RelPath, new: Mapping[int, RelPath]) -> bool:
+        """Whether a file at or beneath ``top`` is one of the ``new``, by its inode."""
+        stamps = (known.stamp for _, known in self.index.beneath(top))
+        pairs = ((new.get(stamp.inode), stamp) for stamp in stamps if stamp is not None)
+        return any(
+            place is not None and not is_another(join(self.cuts.root, place), stamp)
+            for place, stamp in pairs
+        )
 
     def leave(
         self,
@@ -271,8 +282,17 @@ class Planning:
         at = plan.stands_at
         seen = {at.get(d.path, d.path): d.seen.inode for d in plan.files if d.seen is not None}
         late = {at.get(path, path) for path in paths}
-        self._late = {p: inode for p, inode in (self._late | seen).items() if p in late}
-        self.only_copies.late = set(self._late.values())
+        self.late = {p: inode for p, inode in (self._late | seen).items() if p in late}
+
+    @property
+    def late(self) -> dict[RelPath, int]:
+        """The inodes of what did not come with the last batch, by where it stands."""
+        return self._late
+
+    @late.setter
+    def late(self, late: dict[RelPath, int]) -> None:
+        self._late = late
+        self.only_copies.late = {inode: path for path, inode in late.items()}
 
     def renamed_ones(self, late: AbstractSet[RelPath], plan: Plan) -> set[RelPath]:
         """Return where that of ``late`` stands now that ``plan`` brings under another name."""

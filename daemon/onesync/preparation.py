@@ -61,13 +61,18 @@ class Preparation:
         self._removals = removals
         self._blocks_of = blocks_of
         self._travel_to = travel_to
-        self._lacking = lacking
+        self._lacking = dict(lacking)
         self._needed: dict[RelPath, RelPath] = {}
         self._count = 0
         self.sources: dict[RelPath, Source] = {}
         self.replaced: dict[RelPath, RelPath] = {}
         self.removes: dict[RelPath, list[RelPath]] = {}
         self.removed: dict[RelPath, RelPath] = {}
+
+    def lacks(self, difference: Difference) -> None:
+        """Take note of what this batch does not bring: its old name may be all there is."""
+        if difference.seen is not None:
+            self._lacking[difference.seen.inode] = difference.path
 
     def prepare(
         self, plan: Plan, snapshots: Mapping[RelPath, bytes], pinned: Mapping[RelPath, bytes]

@@ -315,7 +315,8 @@ def _returned(
             _return(replica, intent, path, aside)
             told.append(f"{show(path)} has its version of the last checkpoint again.")
         # What came back may hold others' asides.
-        left = [pair for pair in left if pair not in set(now)]
+        back = set(now)
+        left = [pair for pair in left if pair not in back]
 
 
 def _return(replica: Replica, intent: Intent, path: RelPath, aside: RelPath) -> None:

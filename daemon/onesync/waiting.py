@@ -20,6 +20,8 @@ from onesync.cut import Cut, Frozen
 from onesync.mentions import holds_name, linked
 from onesync.outcome import Outcome
 
+_LOOKED_FOR = 50
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -44,10 +46,17 @@ class Waiting:
         """Return what ``plan`` brings, by the names that it has in the working copy."""
         return {_place(plan, d.path) for d in plan.files} | {move.target for move in plan.moves}
 
-    def names(self, gone: AbstractSet[RelPath], links: Iterable[tuple[RelPath, bytes]]) -> bool:
-        """Whether a snapshot may name what is ``gone``, at once or through one of ``links``."""
+    def may_name(self, gone: AbstractSet[RelPath], links: Iterable[tuple[RelPath, bytes]]) -> bool:
+        """Whether a snapshot may name what is ``gone``, at once or through one of ``links``.
+
+        Or a marker may promise it, for that does not tell what. To look for many names would take
+        longer than what is waited for.
+        """
         targets = {target for _, target in self.moves}
-        if gone & targets or linked(links, gone):
+        marked = {scope_of(path) for path in self.markers}
+        if gone & targets or len(gone) > _LOOKED_FOR or marked & {scope_of(path) for path in gone}:
+            return True
+        if linked(links, gone):
             return True
         names = {name_of(path) for path in gone}
         return any(holds_name(item.path, names) for item in self.frozen.values())

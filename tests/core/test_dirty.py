@@ -44,9 +44,7 @@ class Marking(RuleBasedStateMachine):
     def _marked(self, path: RelPath) -> None:
         first, _ = self.expected.get(path, (self.now, self.now))
         self.expected[path] = (first, self.now)
-        if path in self.untouched:
-            self.untouched.remove(path)
-            self.left.remove(path)
+        self.untouched.discard(path)
 
     @rule(path=PATHS | st.just(b""))
     def mark_tree(self, path: RelPath) -> None:
@@ -79,6 +77,7 @@ class Marking(RuleBasedStateMachine):
     def give_back(self) -> None:
         due, gone = self.taken.pop()
         self.dirty.give_back(due, self.now)
+        self._looked_at_again(due)
         for path, (first, last) in gone.items():
             old_first, old_last = self.expected.get(path, (first, last))
             self.expected[path] = (min(first, old_first), max(last, old_last))
@@ -90,6 +89,7 @@ class Marking(RuleBasedStateMachine):
         due, gone = self.taken.pop()
         self.dirty.leave(dict(due.since))
         self.left |= due.paths
+        self.untouched -= due.paths
         for path, (first, last) in gone.items():
             old_first, old_last = self.expected.get(path, (first, last))
             self.expected[path] = (min(first, old_first), max(last, old_last))
@@ -98,10 +98,10 @@ class Marking(RuleBasedStateMachine):
     @rule()
     def leave_untouched(self) -> None:
         due, gone = self.taken.pop()
-        fresh = due.paths - self.expected.keys() if b"" not in self.dirty._trees else set()
+        if b"" not in self.dirty._trees:
+            self.untouched |= due.paths - self.expected.keys()
+            self.left |= due.paths
         self.dirty.leave_untouched(dict(due.since))
-        self.left |= fresh
-        self.untouched |= fresh
         for path, (first, last) in gone.items():
             old_first, old_last = self.expected.get(path, (first, last))
             self.expected[path] = (min(first, old_first), max(last, old_last))
@@ -113,8 +113,13 @@ class Marking(RuleBasedStateMachine):
         due = self.dirty.take(self.now, backlog=backlog, first=first)
         assert len(due.paths & before) == min(backlog, len(before))
         self.dirty.give_back(due, self.now)
-        self.untouched -= due.paths
         self.left -= due.paths
+        self.untouched -= due.paths
+
+    def _looked_at_again(self, due: Due) -> None:
+        """What is given back settles anew, unless it was marked as left meanwhile."""
+        self.left -= due.paths & self.untouched
+        self.untouched -= due.paths
 
     @invariant()
     def its_length_and_age_are_told(self) -> None:
@@ -275,8 +280,8 @@ def test_of_a_backlog_each_batch_takes_some_in_turns() -> None:
     assert dirty.take(1.0, backlog=4, first={many[6], many[7]}).paths == {*many[2:4], *many[6:]}
     dirty.mark(many[4], 2.0)
     assert dirty.backlog() == {many[5]}
-    assert dirty.take(2.5, backlog=4).paths == {many[5]}, "what is marked has to settle"
-    assert dirty.take(2.0 + SETTLE).paths == {many[4]}
+    assert dirty.take(2.5, backlog=0).paths == {many[4]}, "it was due"
+    assert dirty.take(2.5, backlog=4).paths == {many[5]}
 
 
 def test_a_backlog_keeps_its_age_and_goes_with_a_whole_scan() -> None:

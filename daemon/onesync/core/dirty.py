@@ -84,8 +84,11 @@ class DirtySet:
         elif len(self._paths) >= self._limit:
             self.mark_tree(b"", now)
         elif b"" not in self._trees:
-            first = self._backlog.pop(path, now)
-            self._paths[path] = _Mark(first, now, restless, scratch)
+            first = self._backlog.pop(path, None)
+            if first is None:
+                self._paths[path] = _Mark(now, now, restless, scratch)
+            else:  # it was due, and no scratch or not any more
+                self._paths[path] = _Mark(first, now, left=True)
 
     def written(self, path: RelPath) -> None:
         """Remember that somebody wrote into the file at ``path``, which is marked."""
@@ -152,7 +155,8 @@ class DirtySet:
         for pair in moves:
             del self._moves[pair]
         since = [(p, m.first) for p, m in paths.items()] + list(trees.items())
-        left = {p: self._backlog.pop(p) for p in list(islice(self._in_turns(first), backlog))}
+        in_turns = self._in_turns(first) if backlog != 0 else iter(())
+        left = {p: self._backlog.pop(p) for p in list(islice(in_turns, backlog))}
         since += left.items()
         written = frozenset(p for p in self._written if p not in self._paths)
         self._written -= written
@@ -171,7 +175,7 @@ class DirtySet:
                 self._trees[path] = min(first, self._trees.get(path, now))
             else:
                 mark = self._paths.setdefault(path, _Mark(first, first))
-                mark.first = min(mark.first, first)
+                mark.first = min(mark.first, first, self._backlog.pop(path, first))
         for pair in due.moves:
             self._moves[pair] = None
         self._written |= due.written
@@ -180,7 +184,7 @@ class DirtySet:
         """Put back what a batch took and left to the next one, with its age: it is due at once."""
         for path, first in since.items():
             mark = self._paths.setdefault(path, _Mark(first, first))
-            mark.first = min(mark.first, first)
+            mark.first = min(mark.first, first, self._backlog.pop(path, first))
             mark.left = True
 
     def leave_untouched(self, since: Mapping[RelPath, float]) -> None:
@@ -191,6 +195,7 @@ class DirtySet:
         for path, first in since.items():
             if (mark := self._paths.get(path)) is not None:
                 mark.first = min(mark.first, first)
+                mark.left = True
             elif b"" not in self._trees:
                 self._backlog[path] = min(first, self._backlog.get(path, first))
 

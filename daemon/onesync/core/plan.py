@@ -282,6 +282,24 @@ def without_removals(plan: Plan, kept: AbstractSet[RelPath]) -> Plan:
     return replace(plan, removals=removals, awaited_removals=plan.awaited_removals - kept)
 
 
+def without_beneath(plan: Plan, tops: AbstractSet[RelPath]) -> Plan:
+    """Leave out what is done at and beneath ``tops``, but for removals that the next batch does."""
+    if not tops:
+        return plan
+
+    def rest(differences: list[Difference]) -> list[Difference]:
+        return [d for d in differences if not lies_in(d.path, tops)]
+
+    return replace(
+        plan,
+        directories=rest(plan.directories),
+        files=rest(plan.files),
+        links=rest(plan.links),
+        metadata=rest(plan.metadata),
+        removals=rest(plan.removals),
+    )
+
+
 def _without(
     plan: Plan, removals: AbstractSet[RelPath], moves: frozenset[tuple[RelPath, RelPath]]
 ) -> Plan:
