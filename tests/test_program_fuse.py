@@ -441,7 +441,9 @@ def test_a_burst_delays_nobody_and_rows_wait_for_it(nodes: list[Node], mounted: 
     for number in range(200):
         (many / f"item_{number}").write_bytes(b"x" * 100)
     with closing(sqlite3.connect(one.work / "project.sqlite")) as rows:
-        rows.execute("CREATE TABLE items AS SELECT 'Runs/000001_Many/extra/item_199' AS path")
+        rows.execute("CREATE TABLE items (path TEXT)")
+        names = [(f"Runs/000001_Many/extra/item_{number}",) for number in range(200)]
+        rows.executemany("INSERT INTO items VALUES (?)", names)
         rows.commit()
     (few / "file").write_bytes(b"y")
     replica = mounted.backing / "project"
@@ -450,7 +452,7 @@ def test_a_burst_delays_nobody_and_rows_wait_for_it(nodes: list[Node], mounted: 
     assert arrived < 200, "the burst goes on while others arrive"
     _wait(lambda: (replica / "project.sqlite").exists(), one)
     arrived = len(list((replica / many.relative_to(one.work)).glob("item_*")))
-    assert arrived == 200, "what the rows may name is there before them"
+    assert arrived == 200, "what the rows name is there before them"
     assert re.search("deferred=[1-9]", one.log())
 
 
