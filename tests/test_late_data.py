@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,24 @@ def test_others_databases_come_while_snapshots_wait(place: Place) -> None:
     assert len(meanwhile) > 2, seen
     assert all(number == len(MANY) for number, one, _ in seen if one)
     assert seen[-1] == (len(MANY), len(MANY), len(own))
+
+
+def test_a_row_waits_for_a_new_database_of_a_run_that_waits(place: Place) -> None:
+    other = f"{ONE}/other.sqlite"
+    wrong: list[str] = []
+
+    def tells(work: Path) -> None:
+        with closing(sqlite3.connect(work / other)) as database, database:
+            database.execute("CREATE TABLE item (path TEXT)")
+        execute(work, TWO, "INSERT INTO item VALUES (?)", other)
+
+    def look() -> None:
+        wrong.extend(n for n in rows(place.store, TWO) if not (place.store / n).exists())
+
+    begin: Act = lambda work: write(work, ONE, *MANY)  # noqa: E731
+    act_and_look(place, [begin, nothing, tells, nothing, nothing], look)
+    assert wrong == []
+    assert rows(place.store, TWO) == {other}
 
 
 def test_a_row_waits_for_its_own_file_alone(place: Place) -> None:

@@ -148,6 +148,28 @@ def test_a_path_that_the_end_of_a_page_splits(tmp_path: Path) -> None:
     assert 0 < whole < 520 - len(ITEM) + 1, "it was never split"
 
 
+def test_a_path_that_goes_on_on_a_page_elsewhere(tmp_path: Path) -> None:
+    """Pages that were freed are used again: what follows in the file is any other page."""
+    texts = [("item", "." * 1400)] * 6 + [("other", "," * 100)] * 6
+    tables = [
+        (f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, value)", ()) for name in ("item", "other")
+    ]
+    filled = [(f"INSERT INTO {table} (value) VALUES (?)", (text,)) for table, text in texts]
+    freed = ("DELETE FROM item WHERE id IN (2, 4, 6)", ())
+    for before in range(520):
+        path = tmp_path / f"{before}"
+        long = ("INSERT INTO item (value) VALUES (?)", (" " * (500 + before) + NAME + " " * 1500,))
+        steps = [tables[0], *filled[:6], tables[1], *filled[6:], freed, long]
+        place = made(path, *steps, before="PRAGMA page_size = 512; PRAGMA synchronous = OFF")
+        assert ITEM in mentioned(place, by_run({ITEM})), before
+        path.unlink()
+
+
+def test_a_name_that_begins_with_a_control_character(tmp_path: Path) -> None:
+    item = RUN + b"/extra/\titem"
+    assert item in mentioned(holding(tmp_path / "db", item.decode()), by_run({item}))
+
+
 def test_a_name_stands_somewhere_or_may(tmp_path: Path) -> None:
     place = holding(tmp_path / "db", NAME)
     assert holds_name(place, {b"other.mrc", b"item_1.mrc"})

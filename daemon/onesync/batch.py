@@ -496,7 +496,7 @@ class Batches:
         waiting = self._waiting
         holds = Holds(
             named=waiting.named(plan) if waiting is not None else None,
-            waiting=waiting.databases(plan) if waiting is not None else set(),
+            waiting=waiting.databases(plan) | cut.deferred if waiting is not None else set(),
             promised=waiting.promised(plan) if waiting is not None else set(),
             wait=self.planning.project_wait,
             failing=self.planning.failing(),

@@ -83,7 +83,7 @@ class Holds:
 
         Args:
             named: what of the data the snapshots may name that waited; None where none did.
-            waiting: the databases of those.
+            waiting: the databases of those, and what the cut left out with them.
             promised: the markers that wait for ``named`` alone.
             wait: how long the project's databases have waited.
             failing: runs with data that cannot come.
@@ -264,7 +264,8 @@ class Holds:
 
     def who_names(self, runs: AbstractSet[RelPath]) -> set[RelPath]:
         """Return those of the databases that may name what lies in ``runs``."""
-        return set(self._who_names({**self._old, **self._fresh}, runs))
+        through_links = self._through_links(runs)
+        return set(self._who_names({**self._old, **self._fresh}, runs | through_links))
 
     def _wait_for_names(
         self, lack: _Lack, snapshots: Mapping[RelPath, bytes]

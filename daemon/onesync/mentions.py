@@ -20,7 +20,7 @@ from onesync.core.ordering import run_of
 from onesync.local import on_this_machine
 
 _HEADER_BYTES = 100
-_PAGE_SIZE, _ENCODING = slice(16, 18), slice(56, 60)
+_PAGE_SIZE, _RESERVED, _ENCODING = slice(16, 18), slice(20, 21), slice(56, 60)
 _UTF8 = 1
 _LARGEST_PAGE = 65536
 """For which the header has 1, for it has two bytes."""
@@ -114,8 +114,7 @@ def _standing(
     content: bytes | mmap.mmap, names: AbstractSet[bytes]
 ) -> tuple[set[bytes], set[bytes]]:
     """Return those of ``names`` that stand in ``content``, and those that may, one cannot tell."""
-    page_size = int.from_bytes(content[_PAGE_SIZE], "big")
-    page_size = _LARGEST_PAGE if page_size == 1 else page_size
+    page_size = _page_size_of(content)
     is_utf8 = int.from_bytes(content[_ENCODING], "big") in (0, _UTF8)  # 0: nothing is in it yet
     is_readable = is_utf8 and page_size and len(content) >= _HEADER_BYTES
     if not is_readable or len(content) // page_size >= _MOST_PAGES:
@@ -125,23 +124,31 @@ def _standing(
     return standing, {*(names - plain), *_split(content, page_size, plain)}
 
 
+def _page_size_of(content: bytes | mmap.mmap) -> int:
+    page_size = int.from_bytes(content[_PAGE_SIZE])
+    return _LARGEST_PAGE if page_size == 1 else page_size
+
+
 def _behind_name(
     content: bytes | mmap.mmap, run: RelPath, paths: AbstractSet[RelPath]
 ) -> AbstractSet[RelPath]:
     """Return those of ``paths``, all in ``run``, that follow its name in ``content``, or may."""
     if len(content) > _LARGE or paths == {run}:
         return paths
-    name = name_of(run)
+    name, page_size = name_of(run), _page_size_of(content)
     ends, goes_on = set[bytes](), set[bytes]()
     at = content.find(name)
     while at >= 0:
         at += len(name)
         follows = _FOLLOWS.match(content, at, at + _FOLLOWS_BYTES)
         assert follows is not None
-        after = content[follows.end() : follows.end() + 1]
-        # Behind what does not fit into its page is the next one's number, which begins with a zero
-        # byte; what is written in another way goes on with what no path is written with.
-        is_over = not after or b"\0" < after < b" "
+        end = follows.end()
+        # What does not fit into a page goes on in any other one: behind it is that one's number,
+        # which begins with a zero byte, or nothing more of this page. What is written in another
+        # way goes on with what no path is written with.
+        usable = page_size - int.from_bytes(content[_RESERVED])
+        is_within = 0 < end % page_size < usable
+        is_over = is_within and b"\0" < content[end : end + 1] < b" "
         (ends if is_over else goes_on).add(follows.group())
         at = content.find(name, at)
     if any(b"//" in one or b"/." in one for one in ends | goes_on):
@@ -169,6 +176,8 @@ def _may_be(
 
 
 def _is_directory(head: bytes, rest: bytes) -> bool:
+    if rest[len(head) : len(head) + 1] < b" ":
+        return False  # a name that begins so ends the path that can be read
     return head.endswith(b"/") or rest[len(head) : len(head) + 1] == b"/"
 
 
