@@ -150,3 +150,27 @@ def test_what_was_moved_aside_and_written_anew(
 
     assert moving.keeps(moving.turn, monkeypatch, anew)
     assert all((place.store / name).read_bytes().startswith(b"new") for name in MANY)
+
+
+def test_what_became_a_directory_that_holds_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot come before its old name is free: nobody waits for ever."""
+    batches: list[int] = []
+    batch = Batches.batch
+
+    def counted(self: Batches, *, everything: bool = False) -> bool:
+        batches.append(1)
+        assert len(batches) < 60, "it never rests"
+        return batch(self, everything=everything)
+
+    def turn(work: Path) -> None:
+        for name in MANY:
+            (work / name).rename(work / "aside")
+            (work / name).mkdir()
+            (work / "aside").rename(work / name / "itself")
+
+    monkeypatch.setattr(Batches, "batch", counted)
+    acts: list[Act] = [lambda work: put(work, *MANY), nothing, nothing, turn, nothing]
+    act_and_look(place, acts, lambda: None, at_rest=True)
+    assert all((place.store / name / "itself").read_bytes() == b"data" for name in MANY)

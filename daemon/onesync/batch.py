@@ -369,7 +369,7 @@ class Batches:
             self.left |= cut.deferred
             if plan.empty:
                 self.planning.project_wait.was(self.planning.lacks_project(cut), time.monotonic())
-                self._await(plan)
+                self._await(plan, Outcome())
                 self.planning.see_late(plan, cut.backlog)
                 self._put_off()
                 self._let_go()
@@ -601,7 +601,7 @@ class Batches:
     def _mark_what_is_left(self, plan: Plan, cut: Cut, outcome: Outcome) -> None:
         held = {plan.stands_at.get(path, path) for path in outcome.held}
         project_held = any(not scope_of(path) for path in held & cut.frozen.keys())
-        self._await(plan, outcome.postponed, outcome.postponed_moves, project_held=project_held)
+        self._await(plan, outcome, project_held=project_held)
         now = time.monotonic()
         self.planning.project_wait.was(project_held or self.planning.lacks_project(cut), now)
         # What rests goes on changing.
@@ -636,16 +636,9 @@ class Batches:
             return None
         return max(_PORTION_SECONDS, _PORTION_PER_CUT * cut.seconds)
 
-    def _await(
-        self,
-        plan: Plan,
-        postponed: AbstractSet[RelPath] = frozenset(),
-        postponed_moves: AbstractSet[tuple[RelPath, RelPath]] = frozenset(),
-        *,
-        project_held: bool = False,
-    ) -> None:
+    def _await(self, plan: Plan, outcome: Outcome, *, project_held: bool = False) -> None:
         """Leave second halves to the next batch, which comes at once then."""
-        self.planning.leave(plan, postponed, postponed_moves, project_held=project_held)
+        self.planning.leave(plan, outcome, project_held=project_held)
         if self.awaits():
             self.marks.arrived.set()
 

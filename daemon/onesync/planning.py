@@ -228,8 +228,7 @@ class Planning:
     def leave(
         self,
         plan: Plan,
-        postponed: AbstractSet[RelPath] = frozenset(),
-        postponed_moves: AbstractSet[tuple[RelPath, RelPath]] = frozenset(),
+        outcome: Outcome,
         *,
         project_held: bool = False,
     ) -> None:
@@ -237,9 +236,11 @@ class Planning:
 
         ``project_held``: databases of the project were held back.
         """
-        removals = plan.awaited_removals | postponed
         new = plan.awaited_moves - self.awaited.moves
-        self.awaited = Awaited(removals, plan.awaited_moves | postponed_moves)
+        self.awaited = Awaited(
+            plan.awaited_removals | outcome.postponed,
+            plan.awaited_moves | outcome.postponed_moves,
+        )
         self.cuts.awaited_moves = self.awaited.moves
         self._renaming = scopes_of(new) | ({b""} if new and project_held else set())
 

@@ -287,17 +287,8 @@ def without_beneath(plan: Plan, tops: AbstractSet[RelPath]) -> Plan:
     if not tops:
         return plan
 
-    def rest(differences: list[Difference]) -> list[Difference]:
-        return [d for d in differences if not lies_in(d.path, tops)]
-
-    return replace(
-        plan,
-        directories=rest(plan.directories),
-        files=rest(plan.files),
-        links=rest(plan.links),
-        metadata=rest(plan.metadata),
-        removals=rest(plan.removals),
-    )
+    removals = [d for d in plan.removals if not lies_in(d.path, tops)]
+    return replace(_bringing(plan, lambda path: not lies_in(path, tops)), removals=removals)
 
 
 def _without(
@@ -318,9 +309,15 @@ def _without(
 def _without_carried(plan: Plan, sources: AbstractSet[RelPath]) -> Plan:
     """Leave out what is pushed under an old name and would be carried along from no ``sources``."""
     waiting = {path for path in plan.stands_at if not lies_in(path, sources)}
+    stands_at = {old: at for old, at in plan.stands_at.items() if old not in waiting}
+    return replace(_bringing(plan, lambda path: path not in waiting), stands_at=stands_at)
+
+
+def _bringing(plan: Plan, is_brought: Callable[[RelPath], bool]) -> Plan:
+    """Leave out what is new or changed where ``is_brought`` says no."""
 
     def rest(differences: list[Difference]) -> list[Difference]:
-        return [d for d in differences if d.path not in waiting]
+        return [d for d in differences if is_brought(d.path)]
 
     return replace(
         plan,
@@ -328,7 +325,6 @@ def _without_carried(plan: Plan, sources: AbstractSet[RelPath]) -> Plan:
         files=rest(plan.files),
         links=rest(plan.links),
         metadata=rest(plan.metadata),
-        stands_at={old: at for old, at in plan.stands_at.items() if old not in waiting},
     )
 
 
