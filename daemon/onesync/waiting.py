@@ -21,6 +21,7 @@ from onesync.mentions import holds_name, linked
 from onesync.outcome import Outcome
 
 _LOOKED_FOR = 50
+"""For so many names in snapshots at most: each is looked for in all of their bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +68,11 @@ class Waiting:
 
     def named(self, plan: Plan) -> set[RelPath]:
         """Return ``data`` by the names under which ``plan`` brings them."""
-        names = {place: path for path, place in plan.stands_at.items()}
-        return {names.get(path, path) for path in self.data}
+        return _brought_as(plan, self.data)
 
     def databases(self, plan: Plan) -> set[RelPath]:
         """Return those that wait, by the names under which ``plan`` brings them."""
-        names = {place: path for path, place in plan.stands_at.items()}
-        return {names.get(path, path) for path in self.frozen}
+        return _brought_as(plan, self.frozen)
 
     def promised(self, plan: Plan) -> set[RelPath]:
         """Return the markers that promise no more than they did."""
@@ -138,6 +137,12 @@ def what_waits(
     )
     second_halves = waiting.removals or waiting.moves
     return waiting if waiting.frozen or waiting.markers or second_halves else None
+
+
+def _brought_as(plan: Plan, places: Iterable[RelPath]) -> set[RelPath]:
+    """Return the names under which ``plan`` brings what stands at ``places``."""
+    names = {place: path for path, place in plan.stands_at.items()}
+    return {names.get(place, place) for place in places}
 
 
 def _place(plan: Plan, path: RelPath) -> RelPath:
