@@ -169,6 +169,11 @@ def test_what_became_a_directory_that_holds_it(
             (work / name).rename(work / "aside")
             (work / name).mkdir()
             (work / "aside").rename(work / name / "itself")
+        # And two that hold each other.
+        first, last = (work / name for name in (MANY[0], MANY[-1]))
+        (first / "itself").rename(work / "aside")
+        (last / "itself").rename(first / "itself")
+        (work / "aside").rename(last / "itself")
 
     monkeypatch.setattr(Batches, "batch", counted)
     acts: list[Act] = [lambda work: put(work, *MANY), nothing, nothing, turn, nothing]

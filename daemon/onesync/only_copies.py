@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import chain
 
-from onesync.core.model import Problem, RelPath, is_beneath, lies_in, parent_of
+from onesync.core.model import Problem, RelPath, lies_in, parent_of
 from onesync.core.plan import Plan, restricted, without_beneath, without_removals
 from onesync.index import Index
 from onesync.outcome import BEHIND, LASTING
@@ -87,15 +87,11 @@ class OnlyCopies:
             self.put_off = frozenset()
             return plan
         coming = {d.seen.inode: d.path for d in plan.files if d.seen is not None} | dict(self.late)
+        # What lies beneath one cannot come before its name is free.
+        inodes = {inode for inode, path in coming.items() if not lies_in(path, changed)}
         moves = chain(((m.source, m.target) for m in plan.moves), plan.awaited_moves)
         put_off = {top for source, _ in moves if (top := _top_of(source, changed))}
-        # What lies beneath cannot come before its name is free.
-        more = {
-            top
-            for top in changed
-            if self._holds_any(top, {i for i, p in coming.items() if not is_beneath(p, top)})
-        }
-        self.put_off = put_off | more
+        self.put_off = put_off | {top for top in changed if self._holds_any(top, inodes)}
         return without_beneath(plan, self.put_off)
 
     def _holds_late(self, top: RelPath) -> bool:
