@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from onesync.core.model import Kind, Stamp
+from onesync.core.model import Kind, RelPath, Stamp
 from onesync.core.plan import Move, Plan
 from onesync.holds import Holds, ProjectWait
 from tests.campaign.life import PORTION, Place
@@ -227,7 +227,9 @@ def test_steady_data_starve_no_rename_of_their_directory(
 
 def test_a_rename_is_judged_while_workers_take_up_what_was_left() -> None:
     stamp = Stamp(Kind.FILE, 1, 0, 0, 0, 0o644)
-    holds = Holds(None, set(), set(), ProjectWait(), set(), tuple, lambda *_: False)
+    none = frozenset[RelPath]()
+    wait = ProjectWait()
+    holds = Holds(None, none, none, wait, none, tuple, lambda *_: False, lambda *_: none, none)
     names = [b"Runs/000001_X/extra/%d" % number for number in range(5000)]
     for name in names:
         holds.defer(name)

@@ -437,6 +437,7 @@ class Batches:
             project_waits=waits,
             who_names=push.who_names,
             may_name=self.planning.may_name,
+            after_absent=push.after_absent(),
         )
         if not outcome.is_late:
             self._in_vain = 0
@@ -502,6 +503,8 @@ class Batches:
             failing=self.planning.failing(),
             links=partial(self.planning.links, plan),
             may_name=self.planning.may_name,
+            named_by=partial(self.planning.named_by, cut),
+            absent=self.planning.absent(cut) if waiting is None else set(),
         )
         for path in self._left_out(plan, cut, everything):
             holds.defer(path)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from onesync.core.model import RelPath, is_beneath, lies_in
-from onesync.core.ordering import is_in_scope, scope_of, scopes_of
-from onesync.core.plan import Move, Plan
+from onesync.core.model import RelPath, is_beneath, is_unconfirmed, lies_in
+from onesync.core.ordering import is_in_scope, run_of, scope_of, scopes_of
+from onesync.core.plan import Difference, Move, Plan
 from onesync.mentions import by_run, linked, mentioned
 from onesync.outcome import Outcome
 
@@ -67,6 +67,7 @@ class Holds:
 
     Attributes:
         outcome: is told what is deferred, and what of the data is lacking.
+        after_absent: the databases that wait for new ones which the cut left out.
     """
 
     def __init__(
@@ -78,6 +79,8 @@ class Holds:
         failing: AbstractSet[RelPath],
         links: Callable[[], Iterable[tuple[RelPath, bytes]]],
         may_name: Callable[[RelPath, RelPath], bool],
+        named_by: Callable[[AbstractSet[RelPath], AbstractSet[RelPath]], AbstractSet[RelPath]],
+        absent: AbstractSet[RelPath],
     ) -> None:
         """Hold nothing back yet.
 
@@ -89,6 +92,8 @@ class Holds:
             failing: runs with data that cannot come.
             links: returns path and target of every link that rows may name.
             may_name: whether rows of a database in OneData may name what lies in a run.
+            named_by: returns which of some runs the databases may name that are among removals.
+            absent: new databases that the cut left out; who may name them is taken anew.
         """
         self.outcome = Outcome()
         self._named = named
@@ -97,6 +102,10 @@ class Holds:
         self._failing = set(failing)
         self._links = links
         self._may_name = may_name
+        self._named_by = named_by
+        self._absent = absent
+        self.after_absent: set[RelPath] = set()
+        self._new: set[RelPath] = set()
         self._old: Mapping[RelPath, bytes] = {}
         self._fresh: Mapping[RelPath, bytes] = {}
         self._stands_at: Mapping[RelPath, RelPath] = {}
@@ -104,9 +113,7 @@ class Holds:
         self._for_old = self._for_fresh if named is None else _Lack()
         self._lacking: set[RelPath] = set()
         self._late: set[RelPath] = set()
-        self._mentioning: dict[
-            tuple[frozenset[RelPath], frozenset[RelPath]], frozenset[RelPath]
-        ] = {}
+        self._mentioning: dict[tuple[AbstractSet[RelPath], AbstractSet[RelPath]], set[RelPath]] = {}
         self._markers: set[RelPath] = set()
         self._promised_markers: set[RelPath] = set()
         self._project_waits = not wait.is_over(time.monotonic())
@@ -181,6 +188,7 @@ class Holds:
         self._old = {path: at for path, at in snapshots.items() if is_old[path]}
         self._fresh = {path: at for path, at in snapshots.items() if not is_old[path]}
         self._stands_at = plan.stands_at
+        self._new = {d.path for d in plan.files if d.path in snapshots and _is_new(d)}
         late = self._late_data(self.outcome.lacking)
         runs = {run for of in late.values() for run in map(scope_of, of)}
         sources = {move.source for move in plan.moves}
@@ -195,6 +203,9 @@ class Holds:
         self.outcome.is_late = bool(needed)
         if self._fresh:
             self._find_late_fresh()
+        if self._absent:
+            self.after_absent = set(self._who_names(snapshots, self._absent))
+            self._late |= self.after_absent
 
     def _late_data(self, lacking: AbstractSet[RelPath]) -> dict[RelPath, set[RelPath]]:
         """Return what of ``lacking`` is left to the next batch, with its names."""
@@ -271,16 +282,31 @@ class Holds:
         self, lack: _Lack, snapshots: Mapping[RelPath, bytes]
     ) -> AbstractSet[RelPath]:
         """Return the databases of runs that may name what is missing, or is to be renamed."""
-        runs = frozenset(lack.missing | lack.renaming)
+        runs = lack.missing | lack.renaming
         of_runs = {path: at for path, at in snapshots.items() if scope_of(path)}
         if not runs or not of_runs:
             return frozenset()
-        key = runs, frozenset(of_runs)
+        return self._remembered(of_runs, runs, lambda: runs | self._through_links(runs))
+
+    def _after_new(self, lack: _Lack, snapshots: Mapping[RelPath, bytes]) -> AbstractSet[RelPath]:
+        """Return the databases that may name a new one of a run which is held back itself."""
+        new = {path for path in self._new & snapshots.keys() if scope_of(path)}
+        held = {path for path in new if self._lacks(path, lack, snapshots)}
+        names = {name for path in held for name in self._names_of(path)}
+        return self._remembered(snapshots, names, lambda: names) if names else frozenset()
+
+    def _remembered(
+        self,
+        snapshots: Mapping[RelPath, bytes],
+        key: AbstractSet[RelPath],
+        paths: Callable[[], AbstractSet[RelPath]],
+    ) -> AbstractSet[RelPath]:
+        """Return who of ``snapshots`` may name ``paths``, which are told apart by their ``key``."""
+        both = frozenset(key), frozenset(snapshots)
         with self._guard:
-            if key not in self._mentioning:
-                through_links = self._through_links(runs)
-                self._mentioning[key] = frozenset(self._who_names(of_runs, runs | through_links))
-            return self._mentioning[key]
+            if both not in self._mentioning:
+                self._mentioning[both] = set(self._who_names(snapshots, paths()))
+            return self._mentioning[both]
 
     def await_renames(self, moves: Iterable[tuple[RelPath, RelPath]]) -> None:
         """Hold back what may name the targets of renames that the next batch does."""
@@ -321,30 +347,53 @@ class Holds:
         return scope_of(path) in markers
 
     def _waits(self, path: RelPath, lack: _Lack, snapshots: Mapping[RelPath, bytes]) -> bool:
+        if self._lacks(path, lack, snapshots):
+            return True
+        may_wait = bool(scope_of(path)) or self._project_waits
+        return may_wait and path in self._after_new(lack, snapshots)
+
+    def _lacks(self, path: RelPath, lack: _Lack, snapshots: Mapping[RelPath, bytes]) -> bool:
         if not scope_of(path):
             return self._holds_project(lack)
         waits = is_in_scope(path, lack.renaming) or scope_of(path) in lack.databases
         return waits or path in self._wait_for_names(lack, snapshots)
 
+    def waiting_removals(self, paths: Iterable[RelPath]) -> set[RelPath]:
+        """Return those of ``paths`` that go later: with them, what databases among them name."""
+        rest = set(paths)
+        waiting = {path for path in rest if self.removal_waits(path)}
+        while waiting and (rest := rest - waiting):
+            named = self._named_by(waiting, {run_of(path) for path in rest})
+            if not (more := {path for path in rest if run_of(path) in named}):
+                break
+            waiting |= more
+        return waiting
+
     def removal_waits(self, path: RelPath) -> bool:
         """Whether databases were held back that do not name ``path`` any more."""
         waits = self.outcome.is_late or path in self._late
         waits = waits or self._waits(path, self._for_old, self._old)
-        has_project = any(not scope_of(database) for database in self._old)
-        if waits or (has_project and self._holds_project(self._for_old)):
-            return True
-        return any(self._may_name(held, scope_of(path)) for held in self._held())
+        return waits or any(self._may_be_named(path, database) for database in self._held())
+
+    def _may_be_named(self, path: RelPath, database: RelPath) -> bool:
+        """Whether OneData's version of ``database`` may name ``path``; the project's may all."""
+        return not scope_of(database) or self._may_name(database, scope_of(path))
 
     def _held(self) -> list[RelPath]:
-        """Return the databases of runs that are held back, as far as it is known now.
+        """Return the databases that are held back, as far as it is known now.
 
         Not the fresh ones: where snapshots waited, removals and renames are older than those, and
         than what OneData has of the others.
         """
-        return [p for p in self._old if scope_of(p) and self.is_held(p, is_database=True)]
+        return [path for path in self._old if self.is_held(path, is_database=True)]
 
-    def move_waits(self, move: Move) -> bool:
-        """Whether databases of the runs that ``move`` leaves, or carries along, were held back."""
+    def move_waits(self, move: Move, waiting: AbstractSet[RelPath] = frozenset()) -> bool:
+        """Whether databases of the runs that ``move`` leaves, or carries along, were held back.
+
+        Or may be named by databases among the removals that are ``waiting``.
+        """
+        if waiting and self._named_by(waiting, {run_of(move.source)}):
+            return True
         carried = (is_beneath(scope, move.source) for scope in list(self._for_old.databases))
         return self.removal_waits(move.source) or any(carried)
 
@@ -353,3 +402,8 @@ class Holds:
         if b"" in lack.databases or b"" in lack.renaming:
             return True
         return self._project_waits and bool(lack.missing | lack.renaming)
+
+
+def _is_new(difference: Difference) -> bool:
+    """Whether the last checkpoint has nothing under that name."""
+    return difference.known is None or is_unconfirmed(difference.known.entry)

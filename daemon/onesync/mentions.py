@@ -43,16 +43,21 @@ class Published:
     def __init__(self) -> None:
         """Know of none yet."""
         self._mentioned: dict[RelPath, set[RelPath]] = {}
+        self._runs: set[RelPath] = set()
+
+    def know(self, runs: AbstractSet[RelPath]) -> None:
+        """Look for ``runs`` from now on, also when they are gone: one may be made anew."""
+        self._runs |= runs
 
     @on_this_machine()
-    def see(self, database: RelPath, snapshot: bytes, runs: AbstractSet[RelPath]) -> None:
-        """Remember which of ``runs``, all that there are, the copy mentions that was published.
+    def see(self, database: RelPath, snapshot: bytes) -> None:
+        """Remember which of the known runs the copy mentions that was published.
 
         Of a large one nothing is remembered: to look through it costs more than what waits for it.
         """
         self._mentioned.pop(database, None)
         if os.stat(snapshot).st_size <= _LARGE:
-            self._mentioned[database] = mentioned(snapshot, by_run(runs))
+            self._mentioned[database] = mentioned(snapshot, by_run(self._runs))
 
     def forget(self, path: RelPath) -> None:
         """Know nothing any more of what was at ``path`` and beneath."""

@@ -26,7 +26,15 @@ from onesync.core.model import (
     parent_of,
     renamed_path,
 )
-from onesync.core.ordering import DATA, RUNS, PublishOrder, is_in_scope, scope_of, scopes_of
+from onesync.core.ordering import (
+    DATA,
+    RUNS,
+    PublishOrder,
+    is_in_scope,
+    run_of,
+    scope_of,
+    scopes_of,
+)
 from onesync.core.plan import Difference, Move, Plan, Promises, make_plan, portioned, restricted
 from onesync.core.renames import renames_among
 from onesync.cut import Cut, Cuts
@@ -45,6 +53,9 @@ _REMOVED_AT_ONCE = 2000
 _COPIED_AT_MOST = 16 << 20
 _COPIED_FILES = 1000
 """What has more bytes or names together is rather renamed than sent again."""
+
+_ABSENT_SECONDS = 10.0
+"""So long databases wait for a new one that they name and that cannot be copied: it is locked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,7 @@ class Planning:
     _renaming: set[RelPath] = field(default_factory=set)
     _behind: set[RelPath] = field(default_factory=set)
     _late: dict[RelPath, int] = field(default_factory=dict)
+    _absent: dict[RelPath, float] = field(default_factory=dict)
 
     def plan(self, cut: Cut, waiting: Waiting | None, *, everything: bool) -> Plan:
         """Return what is to be done about ``cut``, after the snapshots that are ``waiting``.
@@ -107,9 +119,10 @@ class Planning:
         else:
             plan = self._without_named(plan, cut)
         plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys())
-        promises = Promises(cut.found, self.index.beneath, self.cuts.is_promise)
+        promises = self._promises(cut)
         plan = promises.first(plan)
         plan = promises.revoked(plan if everything else portioned(plan, _REMOVED_AT_ONCE))
+        plan = self._after_databases(plan, promises)
         return replace(plan, removals=plan.removals + self._stale(plan.moves))
 
     def forget_renamed(self, due: Due) -> None:
@@ -185,6 +198,45 @@ class Planning:
         }
         return restricted(plan, removals, moves)
 
+    def _after_databases(self, plan: Plan, promises: Promises) -> Plan:
+        """Leave second halves of runs that a database may name which goes with a later batch.
+
+        Until then it stands in OneData as it was. Those of its own run it goes before.
+        """
+        while runs := _runs_left(plan):
+            sources = {source for source, _ in plan.awaited_moves}
+            named = self._named_by(promises, plan.awaited_removals | sources, runs)
+            removals = {d.path for d in plan.removals if run_of(d.path) not in named}
+            moves = {(m.source, m.target) for m in plan.moves if run_of(m.source) not in named}
+            left = restricted(plan, removals, moves)
+            if left is plan:
+                break
+            plan = left
+        return plan
+
+    def named_by(
+        self, cut: Cut, tops: AbstractSet[RelPath], runs: AbstractSet[RelPath]
+    ) -> set[RelPath]:
+        """Return those of ``runs`` that databases of other runs, at and beneath ``tops``, may name.
+
+        ``cut`` tells what of ``tops`` is a directory.
+        """
+        return self._named_by(self._promises(cut), tops, runs)
+
+    def _named_by(
+        self, promises: Promises, tops: AbstractSet[RelPath], runs: AbstractSet[RelPath]
+    ) -> set[RelPath]:
+        return {
+            run
+            for database in promises.databases(tops)
+            if scope_of(database)
+            for run in runs - {scope_of(database)}
+            if self.may_name(database, run)
+        }
+
+    def _promises(self, cut: Cut) -> Promises:
+        return Promises(cut.found, self.index.beneath, self.cuts.is_promise)
+
     def _stale(self, moves: Iterable[Move]) -> list[Difference]:
         """Return the removals of databases and markers that are gone from directories renamed now.
 
@@ -249,6 +301,14 @@ class Planning:
         outside = (path for path in cut.deferred if not scope_of(path))
         return any(self.committed(path) is not None for path in outside)
 
+    def absent(self, cut: Cut) -> set[RelPath]:
+        """Return the new databases that ``cut`` left out; none that was left out for long."""
+        now = time.monotonic()
+        left = (path for path in cut.deferred if path in self.cuts.marks.databases)
+        new = {path for path in left if self.committed(path) is None}
+        self._absent = {path: self._absent.get(path, now) for path in new}
+        return {path for path, since in self._absent.items() if now - since < _ABSENT_SECONDS}
+
     def committed(self, path: RelPath) -> Entry | None:
         """Return what the last checkpoint has at ``path``."""
         known = self.index.known(path)
@@ -273,10 +333,12 @@ class Planning:
             for path in (change.source, change.target) if isinstance(change, Renamed) else ():
                 self._mentions.forget(path)
         places = {change.path for change in outcome.changes if isinstance(change, Set)}
+        self._mentions.know({run_of(path) for path in places} - {b""})
         published = {plan.stands_at.get(path, path) for path in places} & cut.frozen.keys()
-        runs = {join(RUNS, name) for name in self.index.stamps(RUNS)} if published else set()
+        if published:
+            self._mentions.know({join(RUNS, name) for name in self.index.stamps(RUNS)})
         for path in published:
-            self._mentions.see(path, cut.frozen[path].path, runs)
+            self._mentions.see(path, cut.frozen[path].path)
 
     def see_late(self, plan: Plan, paths: AbstractSet[RelPath]) -> None:
         """Remember the inodes of ``paths``: data that did not come, and may have older names."""
@@ -328,3 +390,9 @@ class Planning:
         behind = (problem.path for problem in outcome.problems if problem.kind == BEHIND)
         told = {path for path, problem in self.problems.items() if problem.kind == BEHIND}
         return any(path not in told for path in behind)
+
+
+def _runs_left(plan: Plan) -> set[RelPath]:
+    """Return the runs that second halves of ``plan`` take, or take something from."""
+    gone = {run_of(d.path) for d in plan.removals if d.seen is None}
+    return gone | {run_of(move.source) for move in plan.moves}

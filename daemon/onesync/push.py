@@ -210,6 +210,10 @@ class Push:
         """Return those of the databases of the plan that may name what lies in ``runs``."""
         return self._holds.who_names(runs)
 
+    def after_absent(self) -> set[RelPath]:
+        """Return those of them that wait for new databases which the cut left out."""
+        return self._holds.after_absent
+
     def _await_arrival(self, arrive: Callable[[Mapping[RelPath, Entry]], bool]) -> None:
         """Wait for what took the place of older bytes: with the checkpoint those go."""
         written = self.outcome.overwritten.items()
@@ -706,8 +710,11 @@ class Push:
         sources = {move.source for move in plan.moves}
         gone = [difference for difference in plan.removals if difference.seen is None]
         stale = [difference for difference in gone if lies_in(difference.path, sources)]
+        gone = [difference for difference in gone if not lies_in(difference.path, sources)]
+        waiting = self._holds.waiting_removals(difference.path for difference in gone)
+        self.outcome.postponed.update(waiting)
         for move in plan.moves:
-            if self._holds.move_waits(move):
+            if self._holds.move_waits(move, waiting):
                 self.outcome.postponed_moves.add((move.source, move.target))
                 continue
             each(self._pool, self._remove, [d for d in stale if is_beneath(d.path, move.source)])
@@ -720,8 +727,6 @@ class Push:
                 continue
             self.outcome.changes.append(Renamed(move.source, move.target))
             self._renamed[move.source] = move.target
-        gone = [difference for difference in gone if not lies_in(difference.path, sources)]
-        self.outcome.postponed.update(d.path for d in gone if self._holds.removal_waits(d.path))
         now = [d for d in gone if d.path not in self.outcome.postponed]
         early = [difference for difference in now if difference.path in self._prepared.removes]
         each(self._pool, self._remove, early)

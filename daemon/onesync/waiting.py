@@ -93,6 +93,7 @@ def what_waits(
     project_waits: bool,
     who_names: Callable[[AbstractSet[RelPath]], AbstractSet[RelPath]],
     may_name: Callable[[RelPath, RelPath], bool],
+    after_absent: AbstractSet[RelPath],
 ) -> Waiting | None:
     """Return what waits after a push of ``plan`` had this ``outcome``.
 
@@ -100,14 +101,15 @@ def what_waits(
     of its cut has not brought yet: it is taken anew, and removals wait for that. Rows of the
     project may name any of it, if it ``project_waits`` for runs. ``who_names`` returns which of the
     databases that were to be pushed may name what lies in some runs, ``may_name`` says whether one
-    that OneData has may.
+    that OneData has may. Those that wait ``after_absent`` ones are taken anew, too.
     """
     if not outcome.is_late:
         return None
     anew = _anew(plan, outcome) if earlier is None else set()
-    taken_anew = (who_names(anew) if anew else set()) & outcome.held
+    taken_anew = outcome.held & ((who_names(anew) if anew else set()) | after_absent)
     left = frozenset(outcome.postponed_moves)
     is_project_anew = project_waits and bool(anew) and any(not scope_of(p) for p in cut.frozen)
+    is_project_anew |= any(not scope_of(path) for path in taken_anew & after_absent)
     if is_project_anew:
         anew |= scopes_of(left)
 

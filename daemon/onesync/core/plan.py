@@ -250,17 +250,25 @@ class Promises:
             awaited_removals=plan.awaited_removals - gone.keys(),
         )
 
+    def databases(self, tops: Iterable[RelPath]) -> list[RelPath]:
+        """Return what at and beneath ``tops`` may be a database that OneData has: no empty file."""
+        return [path for path, known in self._promises(tops) if known.entry.size]
+
     def _gone(
         self, tops: AbstractSet[RelPath], scopes: AbstractSet[RelPath]
     ) -> Iterator[tuple[RelPath, Difference]]:
         """Yield the promises at and beneath ``tops`` that promise something of ``scopes``."""
-        for top in sorted(tops) if scopes else ():
+        for path, known in self._promises(tops) if scopes else ():
+            if known.stamp is not None and scope_of(path) in {*scopes, b""}:
+                yield path, Difference(path, known, None)
+
+    def _promises(self, tops: Iterable[RelPath]) -> Iterator[tuple[RelPath, Known]]:
+        for top in sorted(tops):
             if self._is_other_file(top):
                 continue
             for path, known in self.beneath(top):
-                is_file = known.entry.kind is Kind.FILE and known.stamp is not None
-                if is_file and self.is_promise(path) and scope_of(path) in {*scopes, b""}:
-                    yield path, Difference(path, known, None)
+                if known.entry.kind is Kind.FILE and self.is_promise(path):
+                    yield path, known
 
     def _is_other_file(self, top: RelPath) -> bool:
         # Nearly all are: not worth a look into the index.
