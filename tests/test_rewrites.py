@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -23,8 +24,15 @@ PAGES = pytest.mark.parametrize("pages", [1, 1000], ids=["small", "patched"])
 
 
 @pytest.fixture
-def node(nodes: list[Node]) -> Iterator[Node]:
-    one, _ = nodes
+def memory() -> Iterator[Path]:
+    """Return a directory whose files no store into a map dates: no page goes to a disk."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as top:
+        yield Path(top)
+
+
+@pytest.fixture
+def node(memory: Path, store: Path) -> Iterator[Node]:
+    one = Node(memory / "one", store)
     one.configure(mount__io_timeout_seconds=120)
     one.deploy()
     yield one
@@ -66,6 +74,30 @@ def test_a_store_into_a_page_that_was_pushed_dirty_is_pushed_too(node: Node, pag
     assert path.read_bytes()[:2] == b"\1\2"
     for name in ("micrograph.mrc", "other-name.mrc"):
         assert (node.store / name).read_bytes() == path.read_bytes(), name
+
+
+@PAGES
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "known"])
+def test_a_store_into_a_map_that_stays_open_is_found_by_the_next_rescan(
+    nodes: list[Node], pages: int, is_new: bool
+) -> None:
+    """A map may be open for days: its end tells of it too late."""
+    node = nodes[0]
+    node.configure(mount__io_timeout_seconds=120, batch__rescan_seconds=1)
+    node.deploy()
+    path = node.work / "micrograph.mrc"
+    path.write_bytes(bytes(pages * mmap.PAGESIZE))
+    if not is_new:
+        assert node.flush() == 0, node.log()
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        for number in (1, 1, 2, 3):
+            mapped[number] = number
+            deadline = time.monotonic() + SOON
+            while _content(node.store / path.name)[number : number + 1] != bytes([number]):
+                assert time.monotonic() < deadline, node.log()
+                time.sleep(0.05)
+            assert node.flush() == 0, node.log()
+    assert node.end() == 0, node.log()
 
 
 @PAGES
@@ -119,10 +151,10 @@ def test_what_came_damaged_does_not_go_back_where_it_was_only_opened(nodes: list
 
 @pytest.mark.fuse
 def test_what_is_stored_beside_the_final_checkpoint_is_in_the_one_after_it(
-    tmp_path: Path, mounted: Mounted
+    memory: Path, mounted: Mounted
 ) -> None:
     folder = mounted.path / "project"
-    one, two = (Node(tmp_path / name, folder, undeploy__clean_working_dir=True) for name in "ab")
+    one, two = (Node(memory / name, folder, undeploy__clean_working_dir=True) for name in "ab")
     one.deploy()
     path = one.work / "micrograph.mrc"
     path.write_bytes(bytes(mmap.PAGESIZE))

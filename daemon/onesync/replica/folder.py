@@ -21,7 +21,7 @@ from typing import TypeVar
 from onesync.beneath import open_beneath, open_plain, rename_new
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
 from onesync.core.model import Kind, RelPath, is_beneath, join, name_of, parent_of
-from onesync.local import on_this_machine, open_source, stamp_of
+from onesync.local import date_stores, on_this_machine, open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed, Ours
 from onesync.replica.moment import Moment, moment_of
@@ -175,9 +175,11 @@ class FolderReplica:
     def put(self, source: bytes, temporary: RelPath, seconds: float | None = None) -> Copied:
         origin = _open_source(source)
         try:
-            before = os.fstat(origin)
-            if not stat.S_ISREG(before.st_mode):
+            if not stat.S_ISREG(os.fstat(origin).st_mode):
                 raise InterruptedError(4, "not a regular file any more", source)
+            with on_this_machine():
+                date_stores(origin)
+            before = os.fstat(origin)
             pour = Pour(_block_hasher(before.st_size), self._sent, before)
             pour.begin(seconds)
             self._write_copy(origin, before, temporary, pour)
@@ -397,6 +399,9 @@ class FolderReplica:
     ) -> Compared:
         origin = _open_source(source)
         try:
+            if os.fstat(origin).st_size == length or not length:  # nobody maps what grows
+                with on_this_machine():
+                    date_stores(origin)
             before = os.fstat(origin)
             end = before.st_size if most is None else min(before.st_size, most)
             pour, changed_meanwhile = self._resumed(blocks.size, before)
