@@ -229,12 +229,12 @@ def test_a_rename_is_judged_while_workers_take_up_what_was_left() -> None:
     stamp = Stamp(Kind.FILE, 1, 0, 0, 0, 0o644)
     none = frozenset[RelPath]()
     wait = ProjectWait()
-    holds = Holds(None, none, none, wait, none, tuple, lambda *_: False, lambda *_: none, none)
+    holds = Holds(None, none, none, wait, none, tuple, lambda *_: none, lambda _: none, none, none)
     names = [b"Runs/000001_X/extra/%d" % number for number in range(5000)]
     for name in names:
         holds.defer(name)
     holds.begin_databases({}, (), Plan())
-    move = Move(b"Runs/000002_Y/a", b"Runs/000002_Y/b", Kind.FILE, stamp)
+    plan = Plan(moves=[Move(b"Runs/000002_Y/a", b"Runs/000002_Y/b", Kind.FILE, stamp)])
     ended = threading.Event()
 
     def take_up() -> None:
@@ -247,6 +247,7 @@ def test_a_rename_is_judged_while_workers_take_up_what_was_left() -> None:
     worker.start()
     try:
         while not ended.is_set():
-            assert not holds.move_waits(move)
+            assert not holds.waiting(plan)
+            holds._waits = None
     finally:
         worker.join()

@@ -502,9 +502,10 @@ class Batches:
             wait=self.planning.project_wait,
             failing=self.planning.failing(),
             links=partial(self.planning.links, plan),
-            may_name=self.planning.may_name,
-            named_by=partial(self.planning.named_by, cut),
-            absent=self.planning.absent(cut) if waiting is None else set(),
+            named_by=self.planning.named,
+            databases_at=partial(self.planning.databases_at, cut),
+            absent=self.planning.absent(cut, plan),
+            impatient=self.planning.impatient(),
         )
         for path in self._left_out(plan, cut, everything):
             holds.defer(path)
@@ -565,6 +566,7 @@ class Batches:
         leaves_more = push.leftovers.tidy()
         self._half_done = False
         self.planning.see_published(plan, cut, outcome)
+        self.planning.waited_for_absent(push.after_absent())
         self._keep(cut, plan, push)
         self._is_behind = bool(outcome.deferred) or self._waiting is not None
         self._log(plan, outcome, cut.seconds, time.monotonic() - began)

@@ -416,7 +416,9 @@ class Cuts:
         database over run.db, and no lock tells when half of it is there. Whether a former process
         pushed a good one nobody knows: it counts as one.
         """
-        if is_good or self.index.known(path) is None or path in self._lookalikes:
+        known = self.index.known(path)
+        has_version = known is not None and known.entry.kind is Kind.FILE
+        if is_good or not has_version or path in self._lookalikes:
             self._bad_since.pop(path, None)
             return False
         now = self.boottime()

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from onesync.core.model import RelPath, is_beneath, is_unconfirmed, lies_in
+from onesync.core.model import Kind, RelPath, is_beneath, is_unconfirmed, lies_in
 from onesync.core.ordering import is_in_scope, run_of, scope_of, scopes_of
-from onesync.core.plan import Difference, Move, Plan
+from onesync.core.plan import Difference, Named, Plan
 from onesync.mentions import by_run, linked, mentioned
 from onesync.outcome import Outcome
 
@@ -52,11 +52,19 @@ class _Lack:
         databases: of which something did not come.
         missing: those of which OneData has no version of it, so that others' databases wait too.
         renaming: where something is renamed by the next batch.
+        snapshots: places of the snapshots that may name it, by their databases.
+        held: those that wait, and for which ``state`` of this that was found out.
     """
 
     databases: set[RelPath] = field(default_factory=set)
     missing: set[RelPath] = field(default_factory=set)
     renaming: set[RelPath] = field(default_factory=set)
+    snapshots: Mapping[RelPath, bytes] = field(default_factory=dict)
+    held: tuple[tuple[int, ...], AbstractSet[RelPath]] = ((0, 0, 0), frozenset())
+
+    def state(self) -> tuple[int, ...]:
+        """Return what tells whether anything was added: nothing is ever taken away."""
+        return len(self.databases), len(self.missing), len(self.renaming)
 
 
 class Holds:
@@ -78,9 +86,10 @@ class Holds:
         wait: ProjectWait,
         failing: AbstractSet[RelPath],
         links: Callable[[], Iterable[tuple[RelPath, bytes]]],
-        may_name: Callable[[RelPath, RelPath], bool],
-        named_by: Callable[[AbstractSet[RelPath], AbstractSet[RelPath]], AbstractSet[RelPath]],
+        named_by: Named,
+        databases_at: Callable[[AbstractSet[RelPath]], Iterable[RelPath]],
         absent: AbstractSet[RelPath],
+        impatient: AbstractSet[RelPath],
     ) -> None:
         """Hold nothing back yet.
 
@@ -91,9 +100,10 @@ class Holds:
             wait: how long the project's databases have waited.
             failing: runs with data that cannot come.
             links: returns path and target of every link that rows may name.
-            may_name: whether rows of a database in OneData may name what lies in a run.
-            named_by: returns which of some runs the databases may name that are among removals.
+            named_by: returns which of some runs the rows of databases in OneData may name.
+            databases_at: returns the databases that OneData may have at and beneath some paths.
             absent: new databases that the cut left out; who may name them is taken anew.
+            impatient: databases that waited long enough for such ones.
         """
         self.outcome = Outcome()
         self._named = named
@@ -101,19 +111,18 @@ class Holds:
         self._promised = promised
         self._failing = set(failing)
         self._links = links
-        self._may_name = may_name
         self._named_by = named_by
+        self._databases_at = databases_at
         self._absent = absent
+        self._impatient = impatient
         self.after_absent: set[RelPath] = set()
         self._new: set[RelPath] = set()
-        self._old: Mapping[RelPath, bytes] = {}
-        self._fresh: Mapping[RelPath, bytes] = {}
         self._stands_at: Mapping[RelPath, RelPath] = {}
         self._for_fresh = _Lack()
         self._for_old = self._for_fresh if named is None else _Lack()
         self._lacking: set[RelPath] = set()
         self._late: set[RelPath] = set()
-        self._mentioning: dict[tuple[AbstractSet[RelPath], AbstractSet[RelPath]], set[RelPath]] = {}
+        self._waits: tuple[tuple[int, ...], AbstractSet[RelPath]] | None = None
         self._markers: set[RelPath] = set()
         self._promised_markers: set[RelPath] = set()
         self._project_waits = not wait.is_over(time.monotonic())
@@ -185,8 +194,9 @@ class Holds:
         run, and the renames of ``plan``, which wait for what they are to carry along.
         """
         is_old = {path: self._named is None or path in self._waiting for path in snapshots}
-        self._old = {path: at for path, at in snapshots.items() if is_old[path]}
-        self._fresh = {path: at for path, at in snapshots.items() if not is_old[path]}
+        old = {path: at for path, at in snapshots.items() if is_old[path]}
+        fresh = {path: at for path, at in snapshots.items() if not is_old[path]}
+        self._for_fresh.snapshots, self._for_old.snapshots = fresh, old  # one where none waited
         self._stands_at = plan.stands_at
         self._new = {d.path for d in plan.files if d.path in snapshots and _is_new(d)}
         late = self._late_data(self.outcome.lacking)
@@ -195,17 +205,28 @@ class Holds:
         needed = {run for run in map(scope_of, markers) if run in runs}
         carried = (of for path, of in late.items() if lies_in(path, sources))
         needed |= {run for of in carried for run in map(scope_of, of)}
-        if runs and self._old:
-            needed |= self._find_late(self._old, late, runs)
+        if runs and old:
+            needed |= self._find_late(old, late, runs)
         self.outcome.lacking -= {
             p for p, of in late.items() if needed.isdisjoint(map(scope_of, of))
         }
         self.outcome.is_late = bool(needed)
-        if self._fresh:
-            self._find_late_fresh()
+        if fresh:
+            self._find_late_fresh(fresh)
+        # Those that waited are older than what is absent now.
+        self._find_after_absent(snapshots if self._named is None else fresh)
+
+    def _find_after_absent(self, snapshots: Mapping[RelPath, bytes]) -> None:
+        """Let those wait that may name a new database which the cut left out."""
         if self._absent:
-            self.after_absent = set(self._who_names(snapshots, self._absent))
+            found = self._who_names(snapshots, self._with_links(self._absent))
+            self.after_absent = found.keys() - self._impatient
             self._late |= self.after_absent
+
+    def _with_links(self, paths: AbstractSet[RelPath]) -> AbstractSet[RelPath]:
+        """Return ``paths`` with the runs whose links lead into theirs."""
+        runs = {scope_of(path) for path in paths} - {b""}
+        return paths | self._through_links(runs)
 
     def _late_data(self, lacking: AbstractSet[RelPath]) -> dict[RelPath, set[RelPath]]:
         """Return what of ``lacking`` is left to the next batch, with its names."""
@@ -215,7 +236,7 @@ class Holds:
         """Return the names of ``path`` in OneData, and in the working copy."""
         return {path, self._stands_at.get(path, path)}
 
-    def _find_late_fresh(self) -> None:
+    def _find_late_fresh(self, fresh: Mapping[RelPath, bytes]) -> None:
         """Let those wait that may name any late data, or one of the older snapshots."""
         late = self._late_data(self._lacking)
         named = {name for names in late.values() for name in names}
@@ -223,7 +244,7 @@ class Holds:
         named |= {n for path in self._waiting if scope_of(path) for n in self._names_of(path)}
         if named:
             more = self._through_links(runs | {scope_of(path) for path in self._waiting} - {b""})
-            self._late |= self._who_names(self._fresh, named | more).keys()
+            self._late |= self._who_names(fresh, named | more).keys()
 
     def _find_late(
         self,
@@ -275,38 +296,34 @@ class Holds:
 
     def who_names(self, runs: AbstractSet[RelPath]) -> set[RelPath]:
         """Return those of the databases that may name what lies in ``runs``."""
-        through_links = self._through_links(runs)
-        return set(self._who_names({**self._old, **self._fresh}, runs | through_links))
+        snapshots = {**self._for_old.snapshots, **self._for_fresh.snapshots}
+        return set(self._who_names(snapshots, runs | self._through_links(runs)))
 
-    def _wait_for_names(
-        self, lack: _Lack, snapshots: Mapping[RelPath, bytes]
-    ) -> AbstractSet[RelPath]:
-        """Return the databases of runs that may name what is missing, or is to be renamed."""
-        runs = lack.missing | lack.renaming
-        of_runs = {path: at for path, at in snapshots.items() if scope_of(path)}
-        if not runs or not of_runs:
-            return frozenset()
-        return self._remembered(of_runs, runs, lambda: runs | self._through_links(runs))
-
-    def _after_new(self, lack: _Lack, snapshots: Mapping[RelPath, bytes]) -> AbstractSet[RelPath]:
-        """Return the databases that may name a new one of a run which is held back itself."""
-        new = {path for path in self._new & snapshots.keys() if scope_of(path)}
-        held = {path for path in new if self._lacks(path, lack, snapshots)}
-        names = {name for path in held for name in self._names_of(path)}
-        return self._remembered(snapshots, names, lambda: names) if names else frozenset()
-
-    def _remembered(
-        self,
-        snapshots: Mapping[RelPath, bytes],
-        key: AbstractSet[RelPath],
-        paths: Callable[[], AbstractSet[RelPath]],
-    ) -> AbstractSet[RelPath]:
-        """Return who of ``snapshots`` may name ``paths``, which are told apart by their ``key``."""
-        both = frozenset(key), frozenset(snapshots)
+    def _held(self, lack: _Lack) -> AbstractSet[RelPath]:
+        """Return the databases that wait for what ``lack`` tells now."""
         with self._guard:
-            if both not in self._mentioning:
-                self._mentioning[both] = set(self._who_names(snapshots, paths()))
-            return self._mentioning[both]
+            state = lack.state()
+            if lack.held[0] != state:
+                lack.held = state, self._find_held(lack)
+            return lack.held[1]
+
+    def _find_held(self, lack: _Lack) -> set[RelPath]:
+        of_runs = {path: at for path, at in lack.snapshots.items() if scope_of(path)}
+        held = {path for path in lack.snapshots if self._is_lacking(path, lack)}
+        runs = lack.missing | lack.renaming
+        if runs and of_runs:
+            held |= self._who_names(of_runs, runs | self._through_links(runs)).keys()
+        if new := {path for path in held & self._new if scope_of(path)}:
+            names = {name for path in new for name in self._names_of(path)}
+            snapshots = lack.snapshots if self._project_waits else of_runs
+            held |= self._who_names(snapshots, self._with_links(names)).keys()
+        return held
+
+    def _is_lacking(self, path: RelPath, lack: _Lack) -> bool:
+        """Whether something did not come in the run of ``path``, or in any for the project's."""
+        if not scope_of(path):
+            return self._holds_project(lack) or run_of(path) in lack.databases
+        return is_in_scope(path, lack.renaming) or scope_of(path) in lack.databases
 
     def await_renames(self, moves: Iterable[tuple[RelPath, RelPath]]) -> None:
         """Hold back what may name the targets of renames that the next batch does."""
@@ -317,7 +334,8 @@ class Holds:
     def await_targets(self, plan: Plan) -> None:
         """Hold back what may name the targets of renames that wait, in whichever run they are."""
         while True:
-            waiting = [move for move in plan.moves if self.move_waits(move)]
+            waits = self.waiting(plan)
+            waiting = [move for move in plan.moves if move.source in waits]
             sources = {move.source for move in waiting}
             more = {scope_of(move.target) for move in waiting}
             more |= {scope_of(path) for path in plan.stands_at if lies_in(path, sources)}
@@ -339,63 +357,48 @@ class Holds:
         """Whether data that ``path`` promises did not come."""
         if path in self._late:
             return True
-        if is_database and path in self._fresh:
-            return self._waits(path, self._for_fresh, self._fresh)
         if is_database:
-            return self._waits(path, self._for_old, self._old)
+            is_fresh = path in self._for_fresh.snapshots
+            return path in self._held(self._for_fresh if is_fresh else self._for_old)
         markers = self._promised_markers if path in self._promised else self._markers
         return scope_of(path) in markers
 
-    def _waits(self, path: RelPath, lack: _Lack, snapshots: Mapping[RelPath, bytes]) -> bool:
-        if self._lacks(path, lack, snapshots):
-            return True
-        may_wait = bool(scope_of(path)) or self._project_waits
-        return may_wait and path in self._after_new(lack, snapshots)
+    def waiting(self, plan: Plan) -> AbstractSet[RelPath]:
+        """Return the removals of ``plan``, and the sources of its renames, that a later batch does.
 
-    def _lacks(self, path: RelPath, lack: _Lack, snapshots: Mapping[RelPath, bytes]) -> bool:
-        if not scope_of(path):
-            return self._holds_project(lack)
-        waits = is_in_scope(path, lack.renaming) or scope_of(path) in lack.databases
-        return waits or path in self._wait_for_names(lack, snapshots)
+        For databases are held back that do not name them any more, or that these carry along; not
+        the fresh ones: where snapshots waited, removals and renames are older than those, and than
+        what OneData has of the others.
+        """
+        state = self._for_old.state()
+        if self._waits is None or self._waits[0] != state:
+            self._waits = state, self._find_waiting(plan)
+        return self._waits[1]
 
-    def waiting_removals(self, paths: Iterable[RelPath]) -> set[RelPath]:
-        """Return those of ``paths`` that go later: with them, what databases among them name."""
-        rest = set(paths)
-        waiting = {path for path in rest if self.removal_waits(path)}
-        while waiting and (rest := rest - waiting):
-            named = self._named_by(waiting, {run_of(path) for path in rest})
-            if not (more := {path for path in rest if run_of(path) in named}):
+    def _find_waiting(self, plan: Plan) -> set[RelPath]:
+        sources = {move.source for move in plan.moves}
+        removals = {d.path for d in plan.removals if d.seen is None}
+        tops = removals | sources
+        if self.outcome.is_late:
+            return tops
+        lack = self._for_old
+        held = self._held(lack) | (self._late & lack.snapshots.keys())
+        named = self._named_by(held, {run_of(top) for top in tops}) if held else frozenset()
+        carried = {top for top in sources if any(is_beneath(s, top) for s in list(lack.databases))}
+        waiting = carried | {
+            top
+            for top in tops
+            if run_of(top) in named or top in self._late or self._is_lacking(top, lack)
+        }
+        while rest := tops - waiting:
+            waiting |= {path for path in removals if lies_in(path, waiting & sources)}
+            # With a removal that waits, what it removes stays as it was, and so may rows.
+            databases = self._databases_at(waiting - sources) if waiting else ()
+            named = self._named_by(databases, {run_of(top) for top in rest})
+            if not (more := {top for top in rest - waiting if run_of(top) in named}):
                 break
             waiting |= more
         return waiting
-
-    def removal_waits(self, path: RelPath) -> bool:
-        """Whether databases were held back that do not name ``path`` any more."""
-        waits = self.outcome.is_late or path in self._late
-        waits = waits or self._waits(path, self._for_old, self._old)
-        return waits or any(self._may_be_named(path, database) for database in self._held())
-
-    def _may_be_named(self, path: RelPath, database: RelPath) -> bool:
-        """Whether OneData's version of ``database`` may name ``path``; the project's may all."""
-        return not scope_of(database) or self._may_name(database, scope_of(path))
-
-    def _held(self) -> list[RelPath]:
-        """Return the databases that are held back, as far as it is known now.
-
-        Not the fresh ones: where snapshots waited, removals and renames are older than those, and
-        than what OneData has of the others.
-        """
-        return [path for path in self._old if self.is_held(path, is_database=True)]
-
-    def move_waits(self, move: Move, waiting: AbstractSet[RelPath] = frozenset()) -> bool:
-        """Whether databases of the runs that ``move`` leaves, or carries along, were held back.
-
-        Or may be named by databases among the removals that are ``waiting``.
-        """
-        if waiting and self._named_by(waiting, {run_of(move.source)}):
-            return True
-        carried = (is_beneath(scope, move.source) for scope in list(self._for_old.databases))
-        return self.removal_waits(move.source) or any(carried)
 
     def _holds_project(self, lack: _Lack) -> bool:
         """Whether the databases of the project wait for what they may name in any run."""
@@ -405,5 +408,6 @@ class Holds:
 
 
 def _is_new(difference: Difference) -> bool:
-    """Whether the last checkpoint has nothing under that name."""
-    return difference.known is None or is_unconfirmed(difference.known.entry)
+    """Whether the last checkpoint has no file under that name."""
+    known = difference.known
+    return known is None or is_unconfirmed(known.entry) or known.entry.kind is not Kind.FILE

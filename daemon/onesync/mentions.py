@@ -64,10 +64,13 @@ class Published:
         for database in [known for known in self._mentioned if lies_in(known, {path})]:
             del self._mentioned[database]
 
-    def may_name(self, database: RelPath, run: RelPath) -> bool:
-        """Whether rows of ``database`` in OneData may name what lies in ``run``."""
+    def named(self, database: RelPath, runs: AbstractSet[RelPath]) -> AbstractSet[RelPath]:
+        """Return those of ``runs`` that rows of ``database`` in OneData may name.
+
+        What lies outside of them (``b""``) counts as named by all.
+        """
         known = self._mentioned.get(database)
-        return known is None or not run or run in known
+        return runs if known is None else {run for run in runs if not run or run in known}
 
 
 def by_run(paths: Iterable[RelPath]) -> dict[RelPath, set[RelPath]]:

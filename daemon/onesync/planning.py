@@ -35,7 +35,16 @@ from onesync.core.ordering import (
     scope_of,
     scopes_of,
 )
-from onesync.core.plan import Difference, Move, Plan, Promises, make_plan, portioned, restricted
+from onesync.core.plan import (
+    Difference,
+    Move,
+    Plan,
+    Promises,
+    make_plan,
+    portioned,
+    restricted,
+    runs_left,
+)
 from onesync.core.renames import renames_among
 from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
@@ -92,7 +101,9 @@ class Planning:
     _renaming: set[RelPath] = field(default_factory=set)
     _behind: set[RelPath] = field(default_factory=set)
     _late: dict[RelPath, int] = field(default_factory=dict)
+    _left_once: set[RelPath] = field(default_factory=set)
     _absent: dict[RelPath, float] = field(default_factory=dict)
+    _after_absent: dict[RelPath, float] = field(default_factory=dict)
 
     def plan(self, cut: Cut, waiting: Waiting | None, *, everything: bool) -> Plan:
         """Return what is to be done about ``cut``, after the snapshots that are ``waiting``.
@@ -122,7 +133,7 @@ class Planning:
         promises = self._promises(cut)
         plan = promises.first(plan)
         plan = promises.revoked(plan if everything else portioned(plan, _REMOVED_AT_ONCE))
-        plan = self._after_databases(plan, promises)
+        plan = self._after_renamed(promises.named_with(plan, self.named), promises)
         return replace(plan, removals=plan.removals + self._stale(plan.moves))
 
     def forget_renamed(self, due: Due) -> None:
@@ -185,54 +196,38 @@ class Planning:
         if b"" in scopes and not self.project_wait.is_over(time.monotonic()):
             return restricted(plan, set(), set())
 
-        def waits(path: RelPath) -> bool:
-            run = scope_of(path)
-            named = (self.may_name(database, run) for database in left if scope_of(database))
-            return run in scopes or any(named)
-
-        removals = {d.path for d in plan.removals if not waits(d.path)}
+        of_runs = {database for database in left if scope_of(database)}
+        waiting = scopes | self.named(of_runs, {scope_of(top) for top in _tops_left(plan)})
+        removals = {d.path for d in plan.removals if scope_of(d.path) not in waiting}
         moves = {
             (m.source, m.target)
             for m in plan.moves
-            if not waits(m.source) and not any(is_beneath(path, m.source) for path in left)
+            if scope_of(m.source) not in waiting
+            and not any(is_beneath(path, m.source) for path in left)
         }
         return restricted(plan, removals, moves)
 
-    def _after_databases(self, plan: Plan, promises: Promises) -> Plan:
-        """Leave second halves of runs that a database may name which goes with a later batch.
+    def _after_renamed(self, plan: Plan, promises: Promises) -> Plan:
+        """Leave second halves of runs that a database may name which is renamed by the next batch.
 
-        Until then it stands in OneData as it was. Those of its own run it goes before.
+        Until then it stands in OneData as it was. They wait for that once: more and more may be
+        renamed.
         """
-        while runs := _runs_left(plan):
-            sources = {source for source, _ in plan.awaited_moves}
-            named = self._named_by(promises, plan.awaited_removals | sources, runs)
-            removals = {d.path for d in plan.removals if run_of(d.path) not in named}
-            moves = {(m.source, m.target) for m in plan.moves if run_of(m.source) not in named}
-            left = restricted(plan, removals, moves)
-            if left is plan:
-                break
-            plan = left
-        return plan
+        runs, sources = runs_left(plan), {source for source, _ in plan.awaited_moves}
+        databases = promises.databases(sources) if runs else {}
+        named = {r for path in databases for r in self.named([path], runs - {scope_of(path)})}
+        left = {top for top in _tops_left(plan) if run_of(top) in named} - self._left_once
+        self._left_once = left
+        removals = {d.path for d in plan.removals if d.path not in left}
+        moves = {(m.source, m.target) for m in plan.moves if m.source not in left}
+        return restricted(plan, removals, moves)
 
-    def named_by(
-        self, cut: Cut, tops: AbstractSet[RelPath], runs: AbstractSet[RelPath]
-    ) -> set[RelPath]:
-        """Return those of ``runs`` that databases of other runs, at and beneath ``tops``, may name.
+    def databases_at(self, cut: Cut, tops: AbstractSet[RelPath]) -> Iterable[RelPath]:
+        """Return the databases that OneData may have at and beneath ``tops``.
 
-        ``cut`` tells what of ``tops`` is a directory.
+        ``cut`` tells what of these is a directory.
         """
-        return self._named_by(self._promises(cut), tops, runs)
-
-    def _named_by(
-        self, promises: Promises, tops: AbstractSet[RelPath], runs: AbstractSet[RelPath]
-    ) -> set[RelPath]:
-        return {
-            run
-            for database in promises.databases(tops)
-            if scope_of(database)
-            for run in runs - {scope_of(database)}
-            if self.may_name(database, run)
-        }
+        return self._promises(cut).databases(tops)
 
     def _promises(self, cut: Cut) -> Promises:
         return Promises(cut.found, self.index.beneath, self.cuts.is_promise)
@@ -301,13 +296,34 @@ class Planning:
         outside = (path for path in cut.deferred if not scope_of(path))
         return any(self.committed(path) is not None for path in outside)
 
-    def absent(self, cut: Cut) -> set[RelPath]:
-        """Return the new databases that ``cut`` left out; none that was left out for long."""
+    def absent(self, cut: Cut, plan: Plan) -> set[RelPath]:
+        """Return the new databases that ``cut``, or its ``plan``, left out; none for long.
+
+        Nor any that is only worked on: no row names it.
+        """
         now = time.monotonic()
-        left = (path for path in cut.deferred if path in self.cuts.marks.databases)
-        new = {path for path in left if self.committed(path) is None}
-        self._absent = {path: self._absent.get(path, now) for path in new}
-        return {path for path, since in self._absent.items() if now - since < _ABSENT_SECONDS}
+        left = {path for path in cut.deferred if path in self.cuts.marks.databases}
+        left |= cut.frozen.keys() - {plan.stands_at.get(d.path, d.path) for d in plan.files}
+        new = {path for path in left if self._lacks_file(path) and not self.order.is_scratch(path)}
+        for path in [path for path in self._absent if not self._lacks_file(path)]:
+            del self._absent[path]
+        since = {path: self._absent.setdefault(path, now) for path in new}
+        return {path for path in new if now - since[path] < _ABSENT_SECONDS}
+
+    def impatient(self) -> set[RelPath]:
+        """Return the databases that waited for new ones long enough, one after the other."""
+        now = time.monotonic()
+        return {p for p, since in self._after_absent.items() if now - since >= _ABSENT_SECONDS}
+
+    def waited_for_absent(self, databases: AbstractSet[RelPath]) -> None:
+        """Take over which ``databases`` a batch held back for new ones."""
+        now = time.monotonic()
+        for path in databases:
+            self._after_absent.setdefault(path, now)
+
+    def _lacks_file(self, path: RelPath) -> bool:
+        entry = self.committed(path)
+        return entry is None or entry.kind is not Kind.FILE
 
     def committed(self, path: RelPath) -> Entry | None:
         """Return what the last checkpoint has at ``path``."""
@@ -316,7 +332,22 @@ class Planning:
 
     def may_name(self, database: RelPath, run: RelPath) -> bool:
         """Whether rows of ``database`` in OneData may name what lies in ``run``."""
-        return self.committed(database) is not None and self._mentions.may_name(database, run)
+        return bool(self.named([database], {run}))
+
+    def named(
+        self, databases: Iterable[RelPath], runs: AbstractSet[RelPath]
+    ) -> AbstractSet[RelPath]:
+        """Return those of ``runs`` that rows of ``databases`` in OneData may name.
+
+        Those of the project may name all.
+        """
+        found: set[RelPath] = set()
+        for database in databases:
+            if len(found) == len(runs):
+                break
+            if self.committed(database) is not None:
+                found |= self._mentions.named(database, runs) if scope_of(database) else runs
+        return found
 
     def links(self, plan: Plan) -> Iterator[tuple[RelPath, bytes]]:
         """Yield path and target of every link that a batch of ``plan`` leaves or makes."""
@@ -338,6 +369,7 @@ class Planning:
         if published:
             self._mentions.know({join(RUNS, name) for name in self.index.stamps(RUNS)})
         for path in published:
+            self._after_absent.pop(path, None)
             self._mentions.see(path, cut.frozen[path].path)
 
     def see_late(self, plan: Plan, paths: AbstractSet[RelPath]) -> None:
@@ -392,7 +424,7 @@ class Planning:
         return any(path not in told for path in behind)
 
 
-def _runs_left(plan: Plan) -> set[RelPath]:
-    """Return the runs that second halves of ``plan`` take, or take something from."""
-    gone = {run_of(d.path) for d in plan.removals if d.seen is None}
-    return gone | {run_of(move.source) for move in plan.moves}
+def _tops_left(plan: Plan) -> set[RelPath]:
+    """Return what second halves of ``plan`` remove or rename."""
+    gone = {d.path for d in plan.removals if d.seen is None}
+    return gone | {move.source for move in plan.moves}

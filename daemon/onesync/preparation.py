@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from onesync.core.blocks import Blocks
 from onesync.core.model import (
     RESERVED_PREFIX,
+    Entry,
     Kind,
     RelPath,
     is_doubted,
@@ -129,6 +130,9 @@ class Preparation:
     def _prepare_removals(self, plan: Plan) -> None:
         moved = {move.source for move in plan.moves}
         late = {d.path: d.known.entry for d in plan.removals if d.known and _goes_late(d, moved)}
+        if moved or any(d.removes_directory for d in plan.removals):
+            # Those are done before the checkpoint: what may name them must not stand there longer.
+            late = {path: entry for path, entry in late.items() if not self._promises(path, entry)}
         self._removal.gone.extend((path, e.size, e.digest) for path, e in late.items())
         self._removal.promise.extend(
             path for path in late if self._order.group_of(path, is_database=False) != DATA
@@ -141,6 +145,10 @@ class Preparation:
                 aside = self.removed[path] = self._name_beside(path)
                 self._intent.remove.append((path, aside))
                 self._intent.ours[aside] = ours
+
+    def _promises(self, path: RelPath, entry: Entry) -> bool:
+        """Whether a file may be a database; an empty marker is none."""
+        return bool(entry.size) and self._order.group_of(path, is_database=False) != DATA
 
     def needed_at(self, difference: Difference) -> RelPath | None:
         """Return where the file stands now whose old version ``difference`` replaces.

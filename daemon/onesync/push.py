@@ -580,9 +580,11 @@ class Push:
             first, second = _parted(
                 batch, lambda item: self._prepared.needed_at(item.difference) is None
             )
-            each(self._pool, self._publish, spread(first, lambda item: item.difference.path))
+            # And a new database before the others, whose rows may name it.
+            for items in _parted(first, lambda item: not item.is_database or _is_new(item)):
+                each(self._pool, self._publish, spread(items, _place_of))
             rest = self._without_refused_ones(second)
-            each(self._pool, self._publish, spread(rest, lambda item: item.difference.path))
+            each(self._pool, self._publish, spread(rest, _place_of))
             each(self._pool, self._create_late, spread(late.get(group, []), _path_of))
             self._confirm_written()
 
@@ -711,10 +713,14 @@ class Push:
         gone = [difference for difference in plan.removals if difference.seen is None]
         stale = [difference for difference in gone if lies_in(difference.path, sources)]
         gone = [difference for difference in gone if not lies_in(difference.path, sources)]
-        waiting = self._holds.waiting_removals(difference.path for difference in gone)
-        self.outcome.postponed.update(waiting)
+        waiting = self._holds.waiting(plan)
+        self.outcome.postponed.update(d.path for d in gone if d.path in waiting)
+        now = [d for d in gone if d.path not in waiting]
+        early = [difference for difference in now if difference.path in self._prepared.removes]
+        # Files first: databases are among them, which may name all that follows.
+        each(self._pool, self._remove, [d for d in early if not d.removes_directory])
         for move in plan.moves:
-            if self._holds.move_waits(move, waiting):
+            if move.source in waiting:
                 self.outcome.postponed_moves.add((move.source, move.target))
                 continue
             each(self._pool, self._remove, [d for d in stale if is_beneath(d.path, move.source)])
@@ -727,9 +733,7 @@ class Push:
                 continue
             self.outcome.changes.append(Renamed(move.source, move.target))
             self._renamed[move.source] = move.target
-        now = [d for d in gone if d.path not in self.outcome.postponed]
-        early = [difference for difference in now if difference.path in self._prepared.removes]
-        each(self._pool, self._remove, early)
+        each(self._pool, self._remove, [d for d in early if d.removes_directory])
         # The others go when the checkpoint stands.
         late = spread((d for d in now if d.path not in self._prepared.removes), _path_of)
         self.leftovers.unlink_later([difference.path for difference in late])
@@ -819,6 +823,14 @@ def _parted(
     for item in items:
         parts[not is_first(item)].append(item)
     return parts
+
+
+def _is_new(item: _Ready) -> bool:
+    return not replaces(item.difference.known)
+
+
+def _place_of(item: _Ready) -> RelPath:
+    return item.difference.path
 
 
 def _lane_of(difference: Difference) -> RelPath:

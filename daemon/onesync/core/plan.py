@@ -22,7 +22,7 @@ from onesync.core.model import (
     parent_of,
     renamed_path,
 )
-from onesync.core.ordering import scope_of, scopes_of
+from onesync.core.ordering import run_of, scope_of, scopes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +207,16 @@ def restricted(
     return _without(plan, gone - removals, renamed - moves)
 
 
+def runs_left(plan: Plan) -> set[RelPath]:
+    """Return the runs that second halves of ``plan`` take, or take something from."""
+    gone = {run_of(d.path) for d in plan.removals if d.seen is None}
+    return gone | {run_of(move.source) for move in plan.moves}
+
+
+Named = Callable[[Iterable[RelPath], AbstractSet[RelPath]], AbstractSet[RelPath]]
+"""Returns which of some runs the rows may name that some databases have in OneData."""
+
+
 @dataclass(frozen=True, slots=True)
 class Promises:
     """Markers and databases that are gone, among what a plan removes or leaves to the next batch.
@@ -250,9 +260,28 @@ class Promises:
             awaited_removals=plan.awaited_removals - gone.keys(),
         )
 
-    def databases(self, tops: Iterable[RelPath]) -> list[RelPath]:
+    def named_with(self, plan: Plan, named: Named) -> Plan:
+        """Let the databases go with the plan that may name what it takes from other runs.
+
+        ``named`` returns which of some runs the databases may name.
+        """
+        left = self.databases(plan.awaited_removals) if runs_left(plan) else {}
+        while left:
+            runs = runs_left(plan)
+            going = {path for path in left if named([path], runs - {scope_of(path)})}
+            if not going:
+                break
+            more = [Difference(path, left.pop(path), None) for path in sorted(going)]
+            plan = replace(
+                plan,
+                removals=more + plan.removals,
+                awaited_removals=plan.awaited_removals - going,
+            )
+        return plan
+
+    def databases(self, tops: Iterable[RelPath]) -> dict[RelPath, Known]:
         """Return what at and beneath ``tops`` may be a database that OneData has: no empty file."""
-        return [path for path, known in self._promises(tops) if known.entry.size]
+        return {path: known for path, known in self._promises(tops) if known.entry.size}
 
     def _gone(
         self, tops: AbstractSet[RelPath], scopes: AbstractSet[RelPath]
