@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onesync.mentions import by_run, holds_name, linked, mentioned
+from onesync.mentions import by_run, holds_name, leading, linked, mentioned
 
 RUN, OTHER = b"Runs/000028_ProtMany", b"Runs/000003_ProtCtf"
 BOTH = {RUN, OTHER}
@@ -186,3 +186,23 @@ def test_links_that_lead_into_a_run() -> None:
     ]
     assert linked(links, {RUN}) == {links[0][0], links[2][0]}
     assert linked(links, {OTHER}) == {b"latest"}
+
+
+def test_links_that_lead_to_paths() -> None:
+    links = [
+        (RUN + b"/extra/same", b"item_1.mrc"),
+        (RUN + b"/through", b"extra/same"),
+        (RUN + b"/directory", b"extra"),
+        (RUN + b"/beneath", b"directory/item_2.mrc"),
+        (RUN + b"/absolute", b"/data/project/" + RUN + b"/extra/./item_1.mrc"),
+        (b"outside", RUN + b"/extra/item_1.mrc"),
+        (RUN + b"/extra/other", b"item_3.mrc"),
+        (RUN + b"/extra/away", b"../../../../item_1.mrc"),
+        (RUN + b"/extra/elsewhere", b"/data/item_1.mrc"),
+    ]
+    found = leading(links, {RUN + b"/extra/item_1.mrc"})
+    assert found == {path for path, _ in links[:6]}
+    assert leading(links, {RUN + b"/extra/item_4.mrc"}) == {links[2][0], links[3][0]}
+    loop = [(b"a", b"b"), (b"b", b"a")]
+    assert leading(loop, {b"b"}) == {b"a"}
+    assert leading(loop, {b"c"}) == set()

@@ -179,3 +179,26 @@ def test_what_became_a_directory_that_holds_it(
     acts: list[Act] = [lambda work: put(work, *MANY), nothing, nothing, turn, nothing]
     act_and_look(place, acts, lambda: None, at_rest=True)
     assert all((place.store / name / "itself").read_bytes() == b"data" for name in MANY)
+
+
+@pytest.mark.parametrize("in_circle", [False, True], ids=["a chain", "a circle"])
+def test_what_takes_each_others_names_comes_in_any_portion(place: Place, in_circle: bool) -> None:
+    """Each replaces the only copy of the next one, which has to come before it."""
+    names = [f"{ONE}/extra/{number:02}" for number in range(12)]
+    last = names[0] if in_circle else f"{ONE}/extra/new"
+    content = {new: content_of(old) for old, new in zip(names, [*names[1:], last], strict=True)}
+
+    def begin(work: Path) -> None:
+        put(work, *names)
+        for name in names:
+            (work / name).write_bytes(content_of(name))
+
+    def turn(work: Path) -> None:
+        for name in names:
+            (work / name).rename(work / f"{name}.aside")
+        for number, (old, new) in enumerate(zip(names, [*names[1:], last], strict=True)):
+            (work / f"{old}.aside").rename(work / new)
+            os.utime(work / new, (number, number))
+
+    act_and_look(place, [begin, nothing, nothing, turn], lambda: None, at_rest=True)
+    assert {n: (place.store / n).read_bytes() for n in content} == content

@@ -573,6 +573,29 @@ def test_a_database_waits_for_what_its_links_lead_to(place: Place, is_older: boo
     assert seen[-1][0] == {link}
 
 
+@pytest.mark.parametrize("target", [MANY[-1], EXTRA], ids=["file", "directory"])
+def test_a_database_waits_for_what_the_link_that_it_names_leads_to(
+    place: Place, target: str
+) -> None:
+    """The link lies in the run of what is late."""
+    link = f"{ONE}/link"
+    named = link if target != EXTRA else f"{link}/{Path(MANY[-1]).name}"
+    seen: list[tuple[set[str], bool]] = []
+
+    def begin(work: Path) -> None:
+        put(work, *MANY)
+        (work / link).symlink_to(Path(target).relative_to(ONE))
+        execute(work, TWO, "INSERT INTO item VALUES (?)", named)
+
+    def look() -> None:
+        seen.append((rows(place.store, TWO), (place.store / MANY[-1]).exists()))
+
+    act_and_look(place, [begin, nothing], look)
+    assert any(not has_come for _, has_come in seen)
+    assert all(has_come for two, has_come in seen if two)
+    assert seen[-1][0] == {named}
+
+
 def test_outside_of_runs_any_row_may_name_what_is_late(place: Place) -> None:
     outside = [f"Movies/{n}" for n in range(12)]
     seen: list[tuple[bool, int]] = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from onesync.core.model import Kind, RelPath, is_beneath, is_unconfirmed, lies_in
 from onesync.core.ordering import is_in_scope, run_of, scope_of, scopes_of
 from onesync.core.plan import Difference, Named, Plan
-from onesync.mentions import by_run, linked, mentioned
+from onesync.mentions import by_run, leading, linked, mentioned
 from onesync.outcome import Outcome
 
 _PATIENCE_SECONDS = 10.0
@@ -224,9 +224,9 @@ class Holds:
             self._late |= self.after_absent
 
     def _with_links(self, paths: AbstractSet[RelPath]) -> AbstractSet[RelPath]:
-        """Return ``paths`` with the runs whose links lead into theirs."""
+        """Return ``paths`` with the links that lead there, and the runs of such links."""
         runs = {scope_of(path) for path in paths} - {b""}
-        return paths | self._through_links(runs)
+        return paths | leading(self._links(), paths) | self._through_links(runs)
 
     def _late_data(self, lacking: AbstractSet[RelPath]) -> dict[RelPath, set[RelPath]]:
         """Return what of ``lacking`` is left to the next batch, with its names."""
@@ -243,6 +243,7 @@ class Holds:
         runs = {scope_of(name) for name in named}
         named |= {n for path in self._waiting if scope_of(path) for n in self._names_of(path)}
         if named:
+            named |= leading(self._links(), named)
             more = self._through_links(runs | {scope_of(path) for path in self._waiting} - {b""})
             self._late |= self._who_names(fresh, named | more).keys()
 
@@ -255,6 +256,7 @@ class Holds:
         """Find the databases that wait for ``late`` data of ``runs``; returns the runs they do."""
         through_links = self._through_links(runs) - runs
         names = {name for of in late.values() for name in of}
+        names |= leading(self._links(), names)
         named = self._who_names(snapshots, names | through_links)
         self._late = set(named)
         waited_for = {path for of in named.values() for path in of}

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 
-from onesync.core.model import RelPath, lies_in, name_of
-from onesync.core.ordering import run_of
+from onesync.core.model import RelPath, join, lies_in, name_of, parent_of
+from onesync.core.ordering import RUNS, run_of
 from onesync.local import on_this_machine
 
 _HEADER_BYTES = 100
@@ -215,3 +215,41 @@ def linked(links: Iterable[tuple[RelPath, bytes]], runs: AbstractSet[RelPath]) -
     """
     names = {name_of(run) for run in runs}
     return {path for path, target in links if not names.isdisjoint(target.split(b"/"))}
+
+
+def leading(
+    links: Iterable[tuple[RelPath, bytes]], paths: AbstractSet[RelPath]
+) -> AbstractSet[RelPath]:
+    """Return the paths of those of ``links`` that lead to ``paths``, or above or beneath them.
+
+    At once, or through each other.
+    """
+    found: set[RelPath] = set()
+    to = {path: _led_to(path, target) for path, target in links}
+    above = {top for path in paths for top in _tops(path)}
+    while True:
+        reached = paths | found
+        new = {
+            path
+            for path, place in to.items()
+            if place and path not in reached and (place in above or lies_in(place, reached))
+        }
+        if not new:
+            return found
+        found |= new
+        above |= {top for path in new for top in _tops(path)}
+
+
+def _led_to(link: RelPath, target: bytes) -> RelPath:
+    """Return the path that a link's target is, by its names alone; empty where it is none here."""
+    if target.startswith(b"/"):  # whatever lies before its runs: they may have moved
+        _, runs, rest = target.rpartition(b"/" + RUNS + b"/")
+        return RUNS + b"/" + os.path.normpath(rest) if runs else b""
+    place = os.path.normpath(join(parent_of(link), target))
+    return b"" if place.startswith(b"..") else place
+
+
+def _tops(path: RelPath) -> Iterator[RelPath]:
+    while path:
+        yield path
+        path = parent_of(path)

@@ -18,7 +18,7 @@ from onesync.core.model import (
     lies_in,
     parent_of,
 )
-from onesync.core.ordering import DATA, PublishOrder
+from onesync.core.ordering import DATA, PublishOrder, ranks
 from onesync.core.plan import Difference, Plan
 from onesync.intent import Intent
 from onesync.local import digest_local, is_another, local_size
@@ -149,6 +149,13 @@ class Preparation:
     def _promises(self, path: RelPath, entry: Entry) -> bool:
         """Whether a file may be a database; an empty marker is none."""
         return bool(entry.size) and self._order.group_of(path, is_database=False) != DATA
+
+    def find_ranks(self, plan: Plan, pinned: Mapping[RelPath, bytes]) -> dict[RelPath, int | None]:
+        """Return after how many others what replaces a file that stands elsewhere now can come.
+
+        See ``ordering.ranks``. Files that wait for none are left out.
+        """
+        return ranks(self._find_needed(plan, pinned))
 
     def needed_at(self, difference: Difference) -> RelPath | None:
         """Return where the file stands now whose old version ``difference`` replaces.

@@ -161,6 +161,7 @@ class Push:
         self._began = 0.0
         self._notes = 0
         self._pinned: Mapping[RelPath, bytes] = {}
+        self._ranks: Mapping[RelPath, int | None] = {}
         self._to_confirm: list[tuple[RelPath, int]] = []
         self._refused: set[RelPath] = set()
         self._renamed: dict[RelPath, RelPath] = {}
@@ -181,6 +182,7 @@ class Push:
         OnesyncError where the mount fails as a whole; the replica then needs ``recovery``.
         """
         self._pinned = pinned
+        self._ranks = self._prepared.find_ranks(plan, pinned)
         plan = self._portion(plan, snapshots)
         self._prepared.prepare(plan, snapshots, pinned)
         self._may_write()
@@ -243,11 +245,21 @@ class Push:
         data = [d for d in files if self._is_data(d.path, d.path in snapshots)]
         portion = max(_PORTION_FILES, (len(data) + len(left)) // _PORTIONS)
         if self._portion_seconds is not None and len(data) > portion:
-            for difference in self._in_turns(data)[portion:]:
+            ordered = sorted(self._in_turns(data), key=self._rank)
+            rest = [d for d in ordered[portion:] if not self._comes_with_others(d)]
+            for difference in rest:
                 self._holds.defer(difference.path)
                 self._prepared.lacks(difference)
             files = [d for d in files if d.path not in left]
         return replace(plan, files=files)
+
+    def _rank(self, difference: Difference) -> int:
+        """Return how many have to come before: those behind them would take the time in vain."""
+        return self._ranks.get(difference.path, 0) or 0
+
+    def _comes_with_others(self, difference: Difference) -> bool:
+        """Whether it waits for one that waits for it: none of them can come alone."""
+        return self._ranks.get(difference.path, 0) is None
 
     def _in_turns(self, data: list[Difference]) -> list[Difference]:
         """Return ``data`` in turns over their directories; every second is waited for, if any is.
@@ -323,7 +335,7 @@ class Push:
 
         What replaces files is the first of its directory, for it has less time.
         """
-        data = sorted(data, key=lambda d: not replaces(d.known))
+        data = sorted(data, key=lambda d: (self._rank(d), not replaces(d.known)))
         named = [d for d in data if self._holds.is_named(d.path)]
         rest = [d for d in data if not self._holds.is_named(d.path)]
         return Lanes((named, rest), _lane_of, _IN_ONE_DIRECTORY)
@@ -389,7 +401,7 @@ class Push:
         return None
 
     def _is_time_for(self, difference: Difference) -> bool:
-        if self._portion_seconds is None:
+        if self._portion_seconds is None or self._comes_with_others(difference):
             return True
         is_renamed = replaces(difference.known) and _seen(difference).size < PATCH_FROM
         share = _SHARE_OF_REPLACING if is_renamed else 1.0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pathspec import PathSpec
 
 from onesync.core.model import parent_of
-from onesync.core.ordering import DATA, SCIPION_ORDER, SCIPION_SCRATCH, PublishOrder, spread
+from onesync.core.ordering import DATA, SCIPION_ORDER, SCIPION_SCRATCH, PublishOrder, ranks, spread
 
 PATHS = st.lists(st.sampled_from([b"a/1", b"a/2", b"a/3", b"b/1", b"b/2", b"c", b"d/e/1"]))
 
@@ -63,3 +63,15 @@ def test_no_path_is_spelled_anew_for_each_pattern(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(PathSpec, "match_file", matched)
     assert found.group_of(b"Runs/000012_X/extra/mic.mrc", is_database=False) == DATA
     assert found.is_scratch(b"Runs/000012_X/tmp/mic.mrc")
+
+
+def test_how_many_have_to_come_before() -> None:
+    assert ranks({}) == {}
+    assert ranks({"a": "b", "b": "c"}) == {"a": 2, "b": 1}
+    assert ranks({"b": "c", "a": "b", "d": "b"}) == {"a": 2, "b": 1, "d": 2}
+    circle = {"a": "b", "b": "a"}
+    assert ranks(circle) == {"a": None, "b": None}
+    assert ranks({"before": "a", **circle, "other": "none"}) == {
+        **dict.fromkeys(("before", "a", "b")),
+        "other": 1,
+    }

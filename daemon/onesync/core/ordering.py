@@ -8,7 +8,7 @@ held back, so are the markers and databases of that run. What a program only wor
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import lru_cache
 from typing import TypeVar, cast
 
@@ -146,3 +146,22 @@ def database_of(path: RelPath) -> RelPath | None:
         if path.endswith(suffix) and name_of(path) != suffix:
             return path[: -len(suffix)]
     return None
+
+
+def ranks(waits_for: Mapping[T, T]) -> dict[T, int | None]:
+    """Return how many have to come before each that ``waits_for`` another.
+
+    None for those that wait for each other, at once or through others: they come together.
+    """
+    found: dict[T, int | None] = {}
+    for start in waits_for:
+        way: dict[T, None] = {}
+        at = start
+        while at in waits_for and at not in found and at not in way:
+            way[at] = None
+            at = waits_for[at]
+        rank = None if at in way else found.get(at, 0)
+        for item in reversed(way):
+            rank = None if rank is None else rank + 1
+            found[item] = rank
+    return found
