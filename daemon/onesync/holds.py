@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from onesync.core.model import Kind, RelPath, is_beneath, is_unconfirmed, lies_in
 from onesync.core.ordering import is_in_scope, run_of, scope_of, scopes_of
-from onesync.core.plan import Difference, Named, Plan
+from onesync.core.plan import Difference, Named, Plan, staying
 from onesync.mentions import by_run, leading, linked, mentioned
 from onesync.outcome import Outcome
 
@@ -392,14 +392,14 @@ class Holds:
             for top in tops
             if run_of(top) in named or top in self._late or self._is_lacking(top, lack)
         }
-        while rest := tops - waiting:
-            waiting |= {path for path in removals if lies_in(path, waiting & sources)}
-            # With a removal that waits, what it removes stays as it was, and so may rows.
-            databases = self._databases_at(waiting - sources) if waiting else ()
-            named = self._named_by(databases, {run_of(top) for top in rest})
-            if not (more := {top for top in rest - waiting if run_of(top) in named}):
-                break
-            waiting |= more
+        # With a removal that waits what it removes stays as it was, and so may rows.
+        new = waiting
+        while new:
+            with_them = {path for path in removals - waiting if lies_in(path, new & sources)}
+            waiting |= with_them
+            stay = (new | with_them) - sources
+            new = staying(tops - waiting, stay, self._databases_at, self._named_by)
+            waiting |= new
         return waiting
 
     def _holds_project(self, lack: _Lack) -> bool:

@@ -19,6 +19,7 @@ from onesync.core.model import (
     Kind,
     Problem,
     RelPath,
+    Stamp,
     is_beneath,
     is_unconfirmed,
     join,
@@ -43,7 +44,8 @@ from onesync.core.plan import (
     make_plan,
     portioned,
     restricted,
-    runs_left,
+    second_halves,
+    staying,
 )
 from onesync.core.renames import renames_among
 from onesync.cut import Cut, Cuts
@@ -131,9 +133,8 @@ class Planning:
             plan = self._without_named(plan, cut)
         plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys())
         promises = self._promises(cut)
-        plan = promises.first(plan)
-        plan = promises.revoked(plan if everything else portioned(plan, _REMOVED_AT_ONCE))
-        plan = self._after_renamed(promises.named_with(plan, self.named), promises)
+        plan = self._after_databases(promises.first(plan), promises)
+        plan = promises.revoked(plan if everything else self._portioned(plan, promises))
         return replace(plan, removals=plan.removals + self._stale(plan.moves))
 
     def forget_renamed(self, due: Due) -> None:
@@ -197,7 +198,7 @@ class Planning:
             return restricted(plan, set(), set())
 
         of_runs = {database for database in left if scope_of(database)}
-        waiting = scopes | self.named(of_runs, {scope_of(top) for top in _tops_left(plan)})
+        waiting = scopes | self.named(of_runs, {scope_of(top) for top in second_halves(plan)})
         removals = {d.path for d in plan.removals if scope_of(d.path) not in waiting}
         moves = {
             (m.source, m.target)
@@ -207,20 +208,30 @@ class Planning:
         }
         return restricted(plan, removals, moves)
 
-    def _after_renamed(self, plan: Plan, promises: Promises) -> Plan:
-        """Leave second halves of runs that a database may name which is renamed by the next batch.
+    def _after_databases(self, plan: Plan, promises: Promises) -> Plan:
+        """Leave second halves of runs that a database may name which goes with a later batch.
 
-        Until then it stands in OneData as it was. They wait for that once: more and more may be
-        renamed.
+        Until then it stands in OneData as it was. For one that is only seen now to go they wait
+        once, for more and more may; for one that is held longer, as long as that.
         """
-        runs, sources = runs_left(plan), {source for source, _ in plan.awaited_moves}
-        databases = promises.databases(sources) if runs else {}
-        named = {r for path in databases for r in self.named([path], runs - {scope_of(path)})}
-        left = {top for top in _tops_left(plan) if run_of(top) in named} - self._left_once
-        self._left_once = left
-        removals = {d.path for d in plan.removals if d.path not in left}
-        moves = {(m.source, m.target) for m in plan.moves if m.source not in left}
-        return restricted(plan, removals, moves)
+        tops = second_halves(plan)
+        going = plan.awaited_removals.union(source for source, _ in plan.awaited_moves)
+        before = self.awaited.removals.union(source for source, _ in self.awaited.moves)
+        left = staying(tops, going & before, promises.databases, self.named)
+        once = staying(tops - left, going - before, promises.databases, self.named)
+        left |= once - self._left_once
+        self._left_once = once
+        return _without(plan, left)
+
+    def _portioned(self, plan: Plan, promises: Promises) -> Plan:
+        """Leave all but a portion of the removals, and what databases may name that are left.
+
+        Where that is everything all go at once, or none ever would.
+        """
+        portion = portioned(plan, _REMOVED_AT_ONCE)
+        tops, stay = second_halves(portion), portion.awaited_removals - plan.awaited_removals
+        left = staying(tops, stay, promises.databases, self.named)
+        return _without(portion, left) if tops - left else plan
 
     def databases_at(self, cut: Cut, tops: AbstractSet[RelPath]) -> Iterable[RelPath]:
         """Return the databases that OneData may have at and beneath ``tops``.
@@ -230,7 +241,17 @@ class Planning:
         return self._promises(cut).databases(tops)
 
     def _promises(self, cut: Cut) -> Promises:
-        return Promises(cut.found, self.index.beneath, self.cuts.is_promise)
+        return Promises(
+            cut.found,
+            self.index.beneath,
+            self.cuts.is_promise,
+            self._may_be,
+            self.only_copies.late,
+        )
+
+    def _may_be(self, place: RelPath, stamp: Stamp) -> bool:
+        with on_this_machine():
+            return not is_another(join(self.cuts.root, place), stamp)
 
     def _stale(self, moves: Iterable[Move]) -> list[Difference]:
         """Return the removals of databases and markers that are gone from directories renamed now.
@@ -304,7 +325,13 @@ class Planning:
         now = time.monotonic()
         left = {path for path in cut.deferred if path in self.cuts.marks.databases}
         left |= cut.frozen.keys() - {plan.stands_at.get(d.path, d.path) for d in plan.files}
+        # What is renamed is not absent: it stands under its old name.
+        targets = {move.target for move in plan.moves}.union(t for _, t in plan.awaited_moves)
+        left = {path for path in left if not lies_in(path, targets)}
         new = {path for path in left if self._lacks_file(path) and not self.order.is_scratch(path)}
+        for waits in (self._absent, self._after_absent):
+            for path in waits.keys() - self.cuts.marks.databases:
+                del waits[path]
         for path in [path for path in self._absent if not self._lacks_file(path)]:
             del self._absent[path]
         since = {path: self._absent.setdefault(path, now) for path in new}
@@ -424,7 +451,8 @@ class Planning:
         return any(path not in told for path in behind)
 
 
-def _tops_left(plan: Plan) -> set[RelPath]:
-    """Return what second halves of ``plan`` remove or rename."""
-    gone = {d.path for d in plan.removals if d.seen is None}
-    return gone | {move.source for move in plan.moves}
+def _without(plan: Plan, left: AbstractSet[RelPath]) -> Plan:
+    """Leave removals of ``left``, and renames from there, to a later batch."""
+    removals = {d.path for d in plan.removals if d.path not in left}
+    moves = {(m.source, m.target) for m in plan.moves if m.source not in left}
+    return restricted(plan, removals, moves)

@@ -207,14 +207,36 @@ def restricted(
     return _without(plan, gone - removals, renamed - moves)
 
 
-def runs_left(plan: Plan) -> set[RelPath]:
-    """Return the runs that second halves of ``plan`` take, or take something from."""
-    gone = {run_of(d.path) for d in plan.removals if d.seen is None}
-    return gone | {run_of(move.source) for move in plan.moves}
+def second_halves(plan: Plan) -> set[RelPath]:
+    """Return what ``plan`` removes, and the sources of what it renames."""
+    return {d.path for d in plan.removals if d.seen is None} | {m.source for m in plan.moves}
 
 
 Named = Callable[[Iterable[RelPath], AbstractSet[RelPath]], AbstractSet[RelPath]]
 """Returns which of some runs the rows may name that some databases have in OneData."""
+
+
+def staying(
+    tops: AbstractSet[RelPath],
+    stay: AbstractSet[RelPath],
+    databases_at: Callable[[AbstractSet[RelPath]], Iterable[RelPath]],
+    named: Named,
+) -> set[RelPath]:
+    """Return those of ``tops``, which are to go, that have to stay because others ``stay``.
+
+    For databases at and beneath these may name them, or one that has to stay for that; each is
+    asked once.
+    """
+    by_run: dict[RelPath, set[RelPath]] = {}
+    for top in tops:
+        by_run.setdefault(run_of(top), set()).add(top)
+    found: set[RelPath] = set()
+    new = stay
+    while new and by_run:
+        runs = named(databases_at(new), by_run.keys())
+        new = {top for run in runs for top in by_run.pop(run)}
+        found |= new
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,17 +250,21 @@ class Promises:
         found: what the scan found, by path.
         beneath: the index's rows at and beneath a path.
         is_promise: whether a path is that of a marker or a database.
+        may_be: whether what stands at a path may be the file of a stamp, by more than its inode.
+        late: where that stands, by its inode, which did not come under its name yet.
     """
 
     found: Mapping[RelPath, Difference]
     beneath: Callable[[RelPath], Iterable[tuple[RelPath, Known]]]
     is_promise: Callable[[RelPath], bool]
+    may_be: Callable[[RelPath, Stamp], bool]
+    late: Mapping[int, RelPath]
 
     def first(self, plan: Plan) -> Plan:
         """Let those go with the plan whose data it removes or renames, and before any other."""
         going = {scope_of(d.path) for d in plan.removals if not self.is_promise(d.path)}
         going |= scopes_of((move.source, move.target) for move in plan.moves)
-        more = dict(self._gone(plan.awaited_removals, going))
+        more = dict(self._gone(plan, plan.awaited_removals, going))
         removals = sorted(plan.removals, key=lambda d: not self._holds_any(d))
         return replace(
             plan,
@@ -252,7 +278,7 @@ class Promises:
         replacing += [d for d in plan.removals if d.seen is not None]
         scopes = {scope_of(d.path) for d in replacing if not self.is_promise(d.path)}
         tops = plan.awaited_removals.union(d.path for d in plan.removals if d.seen is None)
-        gone = dict(self._gone(tops, scopes))
+        gone = dict(self._gone(plan, tops, scopes))
         return replace(
             plan,
             revoked=list(gone.values()),
@@ -260,35 +286,29 @@ class Promises:
             awaited_removals=plan.awaited_removals - gone.keys(),
         )
 
-    def named_with(self, plan: Plan, named: Named) -> Plan:
-        """Let the databases go with the plan that may name what it takes from other runs.
-
-        ``named`` returns which of some runs the databases may name.
-        """
-        left = self.databases(plan.awaited_removals) if runs_left(plan) else {}
-        while left:
-            runs = runs_left(plan)
-            going = {path for path in left if named([path], runs - {scope_of(path)})}
-            if not going:
-                break
-            more = [Difference(path, left.pop(path), None) for path in sorted(going)]
-            plan = replace(
-                plan,
-                removals=more + plan.removals,
-                awaited_removals=plan.awaited_removals - going,
-            )
-        return plan
-
-    def databases(self, tops: Iterable[RelPath]) -> dict[RelPath, Known]:
+    def databases(self, tops: Iterable[RelPath]) -> list[RelPath]:
         """Return what at and beneath ``tops`` may be a database that OneData has: no empty file."""
-        return {path: known for path, known in self._promises(tops) if known.entry.size}
+        return [path for path, known in self._promises(tops) if known.entry.size]
 
     def _gone(
-        self, tops: AbstractSet[RelPath], scopes: AbstractSet[RelPath]
+        self, plan: Plan, tops: AbstractSet[RelPath], scopes: AbstractSet[RelPath]
     ) -> Iterator[tuple[RelPath, Difference]]:
-        """Yield the promises at and beneath ``tops`` that promise something of ``scopes``."""
-        for path, known in self._promises(tops) if scopes else ():
-            if known.stamp is not None and scope_of(path) in {*scopes, b""}:
+        """Yield the promises at and beneath ``tops`` that promise something of ``scopes``.
+
+        Not what is renamed out of there, or has another name that it does not come under before:
+        it is not gone.
+        """
+        if not scopes:
+            return
+        renamed = {move.source for move in plan.moves}.union(s for s, _ in plan.awaited_moves)
+        coming = {d.seen.inode: d.path for d in plan.files if d.seen is not None}
+        places = {**self.late, **{i: plan.stands_at.get(p, p) for i, p in coming.items()}}
+        for path, known in self._promises(tops):
+            if known.stamp is None or lies_in(path, renamed):
+                continue
+            place = places.get(known.stamp.inode)
+            has_other_name = place is not None and self.may_be(place, known.stamp)
+            if scope_of(path) in {*scopes, b""} and not has_other_name:
                 yield path, Difference(path, known, None)
 
     def _promises(self, tops: Iterable[RelPath]) -> Iterator[tuple[RelPath, Known]]:
