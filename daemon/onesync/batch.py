@@ -555,7 +555,7 @@ class Batches:
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self.planning.take_problems(plan, outcome)
         self.only_copies.left_out = outcome.left_out
-        self.planning.see_late(plan, outcome.deferred | outcome.lacking | outcome.held)
+        self.planning.see_late(plan, outcome.deferred | outcome.lacking)
         self._kept |= outcome.kept
         self.events.pushed(outcome.files, outcome.size)
         self._mark_what_is_left(plan, cut, outcome)

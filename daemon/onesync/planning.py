@@ -117,7 +117,8 @@ class Planning:
         open_to = {p: d for p, d in cut.found.items() if not lies_in(parent_of(p), closed)}
         open_to |= self._no_longer_behind(cut)
         renames = renames_among(open_to, cut.moves | self.awaited.moves)
-        copied = self._rather_copied(renames)
+        promises = self._promises(cut)
+        copied = self._rather_copied(renames, promises)
         renames = [move for move in renames if move not in copied]
         settled = self.awaited.removals | {move.source for move in renames} | cut.taken_back
         found = self.deletions.judge(
@@ -132,7 +133,6 @@ class Planning:
         else:
             plan = self._without_named(plan, cut)
         plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys())
-        promises = self._promises(cut)
         plan = self._after_databases(promises.first(plan), promises)
         plan = promises.revoked(plan if everything else self._portioned(plan, promises))
         return replace(plan, removals=plan.removals + self._stale(plan.moves))
@@ -162,11 +162,12 @@ class Planning:
                 found[path] = Difference(path, known, seen)
         return found
 
-    def _rather_copied(self, renames: list[Move]) -> set[Move]:
+    def _rather_copied(self, renames: list[Move], promises: Promises) -> set[Move]:
         """Return the renames that are better brought as new files and removals.
 
         Databases wait for new renames of their run, the project's for all, and a new one in each
         batch would keep them waiting for ever. So every second batch copies, where that is cheap.
+        No databases: a copy of one may have to wait, while its old name goes.
         """
         again = {
             move
@@ -180,7 +181,7 @@ class Planning:
             size += known.entry.size
             if size > _COPIED_AT_MOST or number >= _COPIED_FILES:
                 return set()
-        return again
+        return {move for move in again if not promises.databases([move.source])}
 
     def _without_named(self, plan: Plan, cut: Cut) -> Plan:
         """Leave second halves of runs whose databases the cut left out: OneData's may name them.
@@ -212,14 +213,16 @@ class Planning:
         """Leave second halves of runs that a database may name which goes with a later batch.
 
         Until then it stands in OneData as it was. For one that is only seen now to go they wait
-        once, for more and more may; for one that is held longer, as long as that.
+        once, for more and more may; removals wait for one that is held longer as long as that.
+        Renames do not: databases wait for these.
         """
-        tops = second_halves(plan)
+        tops, sources = second_halves(plan), {move.source for move in plan.moves}
         going = plan.awaited_removals.union(source for source, _ in plan.awaited_moves)
         before = self.awaited.removals.union(source for source, _ in self.awaited.moves)
-        left = staying(tops, going & before, promises.databases, self.named)
-        once = staying(tops - left, going - before, promises.databases, self.named)
-        left |= once - self._left_once
+        always = staying(tops, going & before, promises.databases, self.named)
+        once = staying(tops - always, going - before, promises.databases, self.named)
+        once |= always & sources
+        left = (always - sources) | (once - self._left_once)
         self._left_once = once
         return _without(plan, left)
 

@@ -239,6 +239,10 @@ def staying(
     return found
 
 
+_SMALLEST_PAGE = 512
+"""What SQLite's files consist of is no smaller."""
+
+
 @dataclass(frozen=True, slots=True)
 class Promises:
     """Markers and databases that are gone, among what a plan removes or leaves to the next batch.
@@ -287,8 +291,9 @@ class Promises:
         )
 
     def databases(self, tops: Iterable[RelPath]) -> list[RelPath]:
-        """Return what at and beneath ``tops`` may be a database that OneData has: no empty file."""
-        return [path for path, known in self._promises(tops) if known.entry.size]
+        """Return what at and beneath ``tops`` may be a database that OneData has: whole pages."""
+        sizes = ((path, known.entry.size) for path, known in self._promises(tops))
+        return [path for path, size in sizes if size and not size % _SMALLEST_PAGE]
 
     def _gone(
         self, plan: Plan, tops: AbstractSet[RelPath], scopes: AbstractSet[RelPath]
