@@ -229,10 +229,11 @@ class Planning:
     def _portioned(self, plan: Plan, promises: Promises) -> Plan:
         """Leave all but a portion of the removals, and what databases may name that are left.
 
-        Where that is everything all go at once, or none ever would.
+        Where that is everything all go at once, or none ever would. Renames wait for no portion.
         """
         portion = portioned(plan, _REMOVED_AT_ONCE)
-        tops, stay = second_halves(portion), portion.awaited_removals - plan.awaited_removals
+        tops = second_halves(portion) - {move.source for move in portion.moves}
+        stay = portion.awaited_removals - plan.awaited_removals
         left = staying(tops, stay, promises.databases, self.named)
         return _without(portion, left) if tops - left else plan
 
