@@ -228,7 +228,7 @@ class InotifyWatcher:
                 os.eventfd_read(self._wake)
             if events in ready:
                 self._gather(more, wake)
-                while self._untold:
+                while self._untold and not self._ends:
                     self._take_all(self._untold.popleft())
                     self._read(more)
                 self._tell_of_left()
