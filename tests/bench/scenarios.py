@@ -75,7 +75,6 @@ class Size:
     serial: int
     staged: int
     large: int
-    huge: int
     several: int
     renamed: int
     saved: int
@@ -92,7 +91,6 @@ QUICK = Size(
     serial=10,
     staged=100,
     large=64 * MEBIBYTE,
-    huge=128 * MEBIBYTE,
     several=4,
     renamed=200,
     saved=1,
@@ -108,7 +106,6 @@ FULL = Size(
     serial=100,
     staged=5000,
     large=1024 * MEBIBYTE,
-    huge=6 * 1024 * MEBIBYTE,
     several=8,
     renamed=5000,
     saved=6,
@@ -253,16 +250,10 @@ class Bench:
         """One large file, in both directions; the middle of three turns, in which all take part.
 
         All lies in memory that was used just now: neither a disk of this machine is measured nor
-        how long it takes to get memory for the first time. What is staged in is measured from the
-        program's start on, so that is told of a huge one, too.
+        how long it takes to get memory for the first time.
         """
-        large, huge = self._size.large, self._size.huge
         turns = [
-            [
-                *(self._large_out(make) for make in _PLAIN),
-                *(self._large_in("large file staged in", large, make) for make in _PLAIN),
-                *(self._large_in("huge file staged in", huge, make) for make in (Onesync, Copy)),
-            ]
+            [measure(make) for measure in (self._large_out, self._large_in) for make in _PLAIN]
             for _ in range(3)
         ]
         for rows in zip(*turns, strict=True):
@@ -274,20 +265,20 @@ class Bench:
             self._warm_up()
             return self._measured("large file pushed", tool, 0, 1, tool.push)
 
-    def _large_in(self, scenario: str, size: int, make: Make) -> Row:
+    def _large_in(self, make: Make) -> Row:
         with self._place(passthrough, _MEMORY) as place:
-            self._write(place.backing / "stack.mrcs", size)
+            self._write(place.backing / "stack.mrcs")
             with _ended(self._published(make, place)) as tool:
-                self._warm_up(size)
-                return self._measured(scenario, tool, 0, 1, tool.pull)
+                self._warm_up()
+                return self._measured("large file staged in", tool, 0, 1, tool.pull)
 
     def _warmed_up(self, burst: Callable[[Path, int], float], top: Path, number: int) -> float:
         self._warm_up()
         return burst(top, number)
 
-    def _warm_up(self, size: int = 0) -> None:
+    def _warm_up(self) -> None:
         with tempfile.NamedTemporaryFile(dir=_MEMORY) as file:
-            for _ in range(max(size, 2 * self._size.large) // MEBIBYTE):
+            for _ in range(2 * self._size.large // MEBIBYTE):
                 file.write(bytes(MEBIBYTE))
 
     def several(self) -> None:
