@@ -264,7 +264,7 @@ def test_a_name_that_is_still_to_be_unlinked_holds_up_its_own_file_alone(
     place: Quick, monkeypatch: pytest.MonkeyPatch, slow: str
 ) -> None:
     """Two files go, and are made anew while one of them cannot be unlinked yet."""
-    go, meets = threading.Event(), threading.Event()
+    go, meets, gone = threading.Event(), threading.Event(), threading.Event()
     real = FolderReplica.unlink
     both = ("one", "two")
     other = both[slow == "one"]
@@ -285,10 +285,11 @@ def test_a_name_that_is_still_to_be_unlinked_holds_up_its_own_file_alone(
     def anew(_: Life) -> None:
         assert meets.wait(WAIT)
         assert until(lambda: not (place.store / other).exists())
+        gone.set()
         write(place, "new", *both)
 
     def look() -> None:
-        if meets.is_set() and (place.store / other).exists() and not go.is_set():
+        if gone.is_set() and (place.store / other).exists() and not go.is_set():
             seen.extend((place.store / name).read_text() for name in (slow, other))
             go.set()
 
