@@ -504,11 +504,13 @@ class Batches:
             links=partial(self.planning.links, plan),
             named_by=self.planning.named,
             databases_at=partial(self.planning.databases_at, cut),
-            absent=self.planning.absent(cut, plan),
+            absent=self.planning.absent(cut, plan) | self.only_copies.beneath,
             impatient=self.planning.impatient(),
         )
         for path in self._left_out(plan, cut, everything):
             holds.defer(path)
+        for path in self.only_copies.beneath:
+            holds.put_off(path)
         push = Push(
             self.replica,
             self.root,

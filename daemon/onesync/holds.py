@@ -75,7 +75,7 @@ class Holds:
 
     Attributes:
         outcome: is told what is deferred, and what of the data is lacking.
-        after_absent: the databases that wait for new ones which the cut left out.
+        after_absent: the databases that wait for what is ``absent``.
     """
 
     def __init__(
@@ -102,7 +102,8 @@ class Holds:
             links: returns path and target of every link that rows may name.
             named_by: returns which of some runs the rows of databases in OneData may name.
             databases_at: returns the databases that OneData may have at and beneath some paths.
-            absent: new databases that the cut left out; who may name them is taken anew.
+            absent: new databases that the cut left out, and files whose names are still those of
+                others; who may name them is taken anew.
             impatient: databases that waited long enough for such ones.
         """
         self.outcome = Outcome()
@@ -135,6 +136,10 @@ class Holds:
     def defer(self, path: RelPath) -> None:
         """Leave data to the next batch: it holds back the markers of its run, and databases."""
         self.outcome.deferred.add(path)
+        self._lack(path)
+
+    def put_off(self, path: RelPath) -> None:
+        """Hold back the markers of the run of what is ``absent``."""
         self._lack(path)
 
     def take_up(self, path: RelPath) -> None:
@@ -217,7 +222,7 @@ class Holds:
         self._find_after_absent(snapshots if self._named is None else fresh)
 
     def _find_after_absent(self, snapshots: Mapping[RelPath, bytes]) -> None:
-        """Let those wait that may name a new database which the cut left out."""
+        """Let those wait that may name what is absent."""
         if self._absent:
             found = self._who_names(snapshots, self._with_links(self._absent))
             self.after_absent = found.keys() - self._impatient

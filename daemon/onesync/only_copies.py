@@ -32,7 +32,9 @@ class OnlyCopies:
             ones in OneData wait for it.
         left_out: what the last push left out: in refused directories.
         put_off: where the last plan leaves an old file or directory that something of another kind
-            took the place of, until its files have come under their new names.
+            took the place of, until its files have come under their new names, or the rows that
+            name it are newer.
+        beneath: the files that cannot come for that.
     """
 
     index: Index
@@ -43,13 +45,17 @@ class OnlyCopies:
     _taken_out: AbstractSet[RelPath] = frozenset()
     left_out: AbstractSet[RelPath] = frozenset()
     put_off: AbstractSet[RelPath] = frozenset()
+    beneath: AbstractSet[RelPath] = frozenset()
 
-    def stay(self, plan: Plan, closed: Iterable[RelPath]) -> Plan:
+    def stay(
+        self, plan: Plan, closed: Iterable[RelPath], named: AbstractSet[RelPath] = frozenset()
+    ) -> Plan:
         """Return ``plan`` without the removals of what is not there under its new name.
 
-        ``closed`` are paths that the plan leaves out, for their directories were refused.
+        ``closed`` are paths that the plan leaves out, for their directories were refused. What
+        changed its kind and is ``named`` stays, too.
         """
-        plan = self._without_put_off(plan)
+        plan = self._without_put_off(plan, named)
         gone = plan.awaited_removals.union(d.path for d in plan.removals if d.seen is None)
         self._taken_out = frozenset()
         if not gone:
@@ -77,21 +83,23 @@ class OnlyCopies:
         wait = {top for old in olds if (top := _top_of(old, gone))}
         return restricted(plan, gone - wait, {(m.source, m.target) for m in plan.moves})
 
-    def _without_put_off(self, plan: Plan) -> Plan:
+    def _without_put_off(self, plan: Plan, named: AbstractSet[RelPath]) -> Plan:
         """Leave to the next batch what takes the place of what this one, or a later one, brings.
 
         Such as a link that was left where a directory was moved away from.
         """
         changed = {d.path for d in plan.removals if d.seen is not None}
         if not changed:
-            self.put_off = frozenset()
+            self.put_off = self.beneath = frozenset()
             return plan
         coming = {d.seen.inode: d.path for d in plan.files if d.seen is not None} | dict(self.late)
         # What lies beneath one cannot come before its name is free.
         inodes = {inode for inode, path in coming.items() if not lies_in(path, changed)}
         moves = chain(((m.source, m.target) for m in plan.moves), plan.awaited_moves)
         put_off = {top for source, _ in moves if (top := _top_of(source, changed))}
-        self.put_off = put_off | {top for top in changed if self._holds_any(top, inodes)}
+        put_off |= {top for top in changed if self._holds_any(top, inodes)}
+        self.put_off = put_off | (named & changed)
+        self.beneath = {d.path for d in plan.files if lies_in(d.path, self.put_off)}
         return without_beneath(plan, self.put_off)
 
     def _holds_late(self, top: RelPath) -> bool:

@@ -106,6 +106,8 @@ class Planning:
     _left_once: set[RelPath] = field(default_factory=set)
     _absent: dict[RelPath, float] = field(default_factory=dict)
     _after_absent: dict[RelPath, float] = field(default_factory=dict)
+    _held: AbstractSet[RelPath] = frozenset()
+    _changing: dict[RelPath, float] = field(default_factory=dict)
 
     def plan(self, cut: Cut, waiting: Waiting | None, *, everything: bool) -> Plan:
         """Return what is to be done about ``cut``, after the snapshots that are ``waiting``.
@@ -132,7 +134,8 @@ class Planning:
             plan = restricted(plan, waiting.removals, waiting.moves)
         else:
             plan = self._without_named(plan, cut)
-        plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys())
+        named = self._named_as_it_was(plan, cut, waiting)
+        plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys(), named)
         plan = self._after_databases(promises.first(plan), promises)
         plan = promises.revoked(plan if everything else self._portioned(plan, promises))
         return replace(plan, removals=plan.removals + self._stale(plan.moves))
@@ -208,6 +211,30 @@ class Planning:
             and not any(is_beneath(path, m.source) for path in left)
         }
         return restricted(plan, removals, moves)
+
+    def _named_as_it_was(
+        self, plan: Plan, cut: Cut, waiting: Waiting | None
+    ) -> AbstractSet[RelPath]:
+        """Return what changed its kind and is named by databases that may not come with ``plan``.
+
+        Those are the ones that the cut left out, those that the last batch held back, and where
+        snapshots wait any: they are older. None for long.
+        """
+        now = time.monotonic()
+        changed = {d.path for d in plan.removals if d.seen is not None}
+        looked = cut.looked
+        for path in self._changing.keys() - changed:
+            if path in looked.paths or lies_in(path, looked.trees):
+                del self._changing[path]
+        since = {path: self._changing.setdefault(path, now) for path in changed}
+        changed = {path for path in changed if now - since[path] < _ABSENT_SECONDS}
+        if waiting is not None:
+            return {p for p in changed if not any(is_beneath(d, p) for d in waiting.data)}
+        late = {path for path in cut.deferred | self._held if path in self.cuts.marks.databases}
+        late = {path for path in late if self.committed(path) is not None}
+        runs = {scope_of(path) for path in late}
+        runs |= self.named(late, {scope_of(path) for path in changed})
+        return {path for path in changed if scope_of(path) in runs or b"" in runs}
 
     def _after_databases(self, plan: Plan, promises: Promises) -> Plan:
         """Leave second halves of runs that a database may name which goes with a later batch.
@@ -314,6 +341,7 @@ class Planning:
             plan.awaited_moves | outcome.postponed_moves,
         )
         self.cuts.awaited_moves = self.awaited.moves
+        self._held = {plan.stands_at.get(path, path) for path in outcome.held}
         self._renaming = scopes_of(new) | ({b""} if new and project_held else set())
 
     def lacks_project(self, cut: Cut) -> bool:
