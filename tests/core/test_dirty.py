@@ -146,6 +146,15 @@ class Marking(RuleBasedStateMachine):
 TestMarking = Marking.TestCase
 
 
+def test_what_is_left_keeps_its_age_where_the_whole_tree_was_marked_since() -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    dirty.mark(b"a", 100)
+    due = dirty.take(100, everything=True)
+    dirty.mark_tree(b"", 100.5)
+    dirty.leave_untouched(dict(due.since))
+    assert dirty.oldest() == 100
+
+
 def test_a_path_settles_and_is_never_too_late() -> None:
     dirty = DirtySet(SETTLE, MAX_DELAY)
     dirty.mark(b"a", 0)

@@ -196,7 +196,9 @@ class DirtySet:
             if (mark := self._paths.get(path)) is not None:
                 mark.first = min(mark.first, first)
                 mark.left = True
-            elif b"" not in self._trees:
+            elif b"" in self._trees:
+                self._trees[b""] = min(first, self._trees[b""])
+            else:
                 self._backlog[path] = min(first, self._backlog.get(path, first))
 
     def backlog(self) -> set[RelPath]:
