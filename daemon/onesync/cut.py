@@ -80,6 +80,8 @@ class Cut:
         looked: the paths and trees that were looked at.
         backlog: data that it did not look at: nobody told of them when it began.
         taken_back: sidecars that OneData has and that are let go, whether or not they are gone.
+        turned: what became another kind since the first look: the snapshots and markers may be
+            older than that.
     """
 
     found: dict[RelPath, Difference]
@@ -90,6 +92,7 @@ class Cut:
     seconds: float = 0.0
     taken_back: set[RelPath] = field(default_factory=set)
     backlog: set[RelPath] = field(default_factory=set)
+    turned: AbstractSet[RelPath] = frozenset()
 
 
 @dataclass(slots=True)
@@ -150,6 +153,7 @@ class Cuts:
         self.drain()  # or what went before would seem to go while the databases are copied
         due = [first, self.marks.take(everything=True, resting=as_is)]
         found = self._look(_joined(due), awaited)
+        turned_before = _turned(found)
         self._rewrites.all_is_told()
         databases = self._databases(_all_paths(due) | found.keys())
         self._pin(pins, found, _files(found) - databases)
@@ -197,7 +201,9 @@ class Cuts:
             self._defer(path)  # with a log it may look as it did: nothing found tells of it
         taken_back = self._take_back_sidecars(found, awaited | frozen.keys())
         looked = _joined(due)
-        return Cut(found, looked, frozen, set(looked.moves), self._deferred, 0.0, taken_back)
+        cut = Cut(found, looked, frozen, set(looked.moves), self._deferred, taken_back=taken_back)
+        cut.turned = _turned(found) - turned_before
+        return cut
 
     def _pin(
         self, pins: Pins, found: dict[RelPath, Difference], paths: AbstractSet[RelPath]
@@ -524,6 +530,11 @@ def _files(found: dict[RelPath, Difference]) -> set[RelPath]:
         for path, difference in found.items()
         if difference.seen is not None and difference.seen.kind is Kind.FILE
     }
+
+
+def _turned(found: Mapping[RelPath, Difference]) -> set[RelPath]:
+    """Return what is another kind of thing than OneData has."""
+    return {path for path, difference in found.items() if difference.is_another_kind}
 
 
 def _renew(

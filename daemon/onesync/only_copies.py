@@ -89,7 +89,7 @@ class OnlyCopies:
         Such as a link that was left where a directory was moved away from.
         """
         changed = {d.path for d in plan.removals if d.seen is not None}
-        if not changed:
+        if not (changed or named):
             self.put_off = self.beneath = frozenset()
             return plan
         coming = {d.seen.inode: d.path for d in plan.files if d.seen is not None} | dict(self.late)
@@ -98,7 +98,7 @@ class OnlyCopies:
         moves = chain(((m.source, m.target) for m in plan.moves), plan.awaited_moves)
         put_off = {top for source, _ in moves if (top := _top_of(source, changed))}
         put_off |= {top for top in changed if self._holds_any(top, inodes)}
-        self.put_off = put_off | (named & changed)
+        self.put_off = put_off | named
         self.beneath = {d.path for d in plan.files if lies_in(d.path, self.put_off)}
         return without_beneath(plan, self.put_off)
 

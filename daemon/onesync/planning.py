@@ -218,10 +218,11 @@ class Planning:
         """Return what changed its kind and is named by databases that may not come with ``plan``.
 
         Those are the ones that the cut left out, those that the last batch held back, and where
-        snapshots wait any: they are older. None for long.
+        snapshots wait any: they are older, as all are than what changed while they were taken.
+        None for long.
         """
         now = time.monotonic()
-        changed = {d.path for d in plan.removals if d.seen is not None}
+        changed = plan.turned()
         looked = cut.looked
         for path in self._changing.keys() - changed:
             if path in looked.paths or lies_in(path, looked.trees):
@@ -229,12 +230,14 @@ class Planning:
         since = {path: self._changing.setdefault(path, now) for path in changed}
         changed = {path for path in changed if now - since[path] < _ABSENT_SECONDS}
         if waiting is not None:
-            return {p for p in changed if not any(is_beneath(d, p) for d in waiting.data)}
+            awaited = {p for p in changed if any(is_beneath(d, p) for d in waiting.data)}
+            return changed - (awaited - cut.turned)
         late = {path for path in cut.deferred | self._held if path in self.cuts.marks.databases}
         late = {path for path in late if self.committed(path) is not None}
         runs = {scope_of(path) for path in late}
         runs |= self.named(late, {scope_of(path) for path in changed})
-        return {path for path in changed if scope_of(path) in runs or b"" in runs}
+        of_runs = {path for path in changed if scope_of(path) in runs or b"" in runs}
+        return of_runs | (changed & cut.turned)
 
     def _after_databases(self, plan: Plan, promises: Promises) -> Plan:
         """Leave second halves of runs that a database may name which goes with a later batch.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -46,13 +47,16 @@ class Careful:
     def act(self) -> None:
         """Do the next thing."""
         while not self._next:
-            deed = self._chance.choice(
-                [self._make] * 4
-                + [self._remove, self._rename, self._link, self._replace]
-                + [self._append, self._burst, self._rename_folder, self._pass_by]
-            )
-            self._next.extend(deed())
+            self._next.extend(self._chance.choice(self._deeds())())
         self._next.popleft()()
+
+    def _deeds(self) -> list[Callable[[], Iterator[Deed]]]:
+        """Return what may be begun, the likelier the more often it is there."""
+        return [
+            *[self._make] * 4,
+            *[self._remove, self._rename, self._link, self._replace],
+            *[self._append, self._burst, self._rename_folder, self._pass_by],
+        ]
 
     def close(self) -> None:
         """Leave nothing open; nothing is."""
@@ -207,6 +211,46 @@ class Careful:
             opened.execute(statement, (name,))
 
 
+class Turning(Careful):
+    """Also lets directories and links take the place of files, and files that of directories."""
+
+    def _deeds(self) -> list[Callable[[], Iterator[Deed]]]:
+        return [*super()._deeds(), self._turn_to_directory, self._turn_to_link, self._turn_back]
+
+    def _turn_to_directory(self) -> Iterator[Deed]:
+        name = self._some()
+        if name is not None and not self._links_to(name):
+            yield from self._remove_one(name)
+            yield from self._make(name)
+
+    def _turn_to_link(self) -> Iterator[Deed]:
+        name, target = self._some(), self._some()
+        if name is not None and target not in (None, name) and not self._links_to(name):
+            yield from self._remove_one(name)
+            yield partial(self._symlink, name, str(target))
+            yield partial(self._insert, name)
+
+    def _turn_back(self) -> Iterator[Deed]:
+        """Let a file take the place of a directory that a file was turned to."""
+        turned = {os.path.dirname(name) for name in self._there} - set(FOLDERS)
+        turned = {top for top in turned if not os.path.basename(top).startswith("sub")}
+        if not turned:
+            return
+        top = self._chance.choice(sorted(turned))
+        inner = sorted(name for name in self._there if name.startswith(f"{top}/"))
+        if any(self._links_to(name) for name in inner):
+            return
+        for name in inner:
+            yield from self._remove_one(name)
+        yield lambda: shutil.rmtree(self._work / top)
+        yield lambda: self._write(top)
+        yield lambda: self._insert(top)
+
+    def _remove_one(self, name: str) -> Iterator[Deed]:
+        yield from self._take_back(name)
+        yield partial(self._unlink, name)
+
+
 def broken(life: Life) -> list[str]:
     """Return a sentence for each promise in OneData that is not kept there."""
     store, index = life.place.store, life.engine._index
@@ -245,9 +289,15 @@ def contents(top: Path) -> set[bytes]:
     return found - {b""}
 
 
-def live(place: Place, monkeypatch: pytest.MonkeyPatch, seed: int, mode: str) -> None:
+def live(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    mode: str,
+    program: type[Careful] = Careful,
+) -> None:
     storm = Storm(place, seed, mode)
-    storm.program = Careful(place.work, storm.chance, mode)  # type: ignore[assignment]
+    storm.program = program(place.work, storm.chance, mode)  # type: ignore[assignment]
     wrong: list[str] = []
     committed: list[int] = []
 
@@ -279,6 +329,25 @@ def test_promises_are_kept(
 ) -> None:
     (tmp_path / "store").mkdir()
     live(Place(tmp_path / "node", tmp_path / "store"), monkeypatch, seed, mode)
+
+
+@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+@pytest.mark.parametrize("seed", range(4))
+def test_promises_are_kept_where_things_change_their_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, mode: str
+) -> None:
+    (tmp_path / "store").mkdir()
+    live(Place(tmp_path / "node", tmp_path / "store"), monkeypatch, seed, mode, Turning)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+@pytest.mark.parametrize("seed", range(1000, 1050))
+def test_many_promises_are_kept_where_things_change_their_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, mode: str
+) -> None:
+    (tmp_path / "store").mkdir()
+    live(Place(tmp_path / "node", tmp_path / "store"), monkeypatch, seed, mode, Turning)
 
 
 @pytest.mark.soak

@@ -44,6 +44,12 @@ class Difference:
         """Whether a directory goes, if this is a removal."""
         return self.known is not None and self.known.entry.kind is Kind.DIRECTORY
 
+    @property
+    def is_another_kind(self) -> bool:
+        """Whether another kind of thing stands there now."""
+        known, seen = self.known, self.seen
+        return known is not None and seen is not None and known.entry.kind is not seen.kind
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -90,6 +96,11 @@ class Plan:
         parts = (self.directories, self.files, self.links, self.metadata, *gone)
         moved = {end for move in self.moves for end in (move.source, move.target)}
         return moved.union(difference.path for part in parts for difference in part)
+
+    def turned(self) -> set[RelPath]:
+        """Return what is another kind of thing than before."""
+        parts = chain(self.directories, self.files, self.links)
+        return {difference.path for difference in parts if difference.is_another_kind}
 
     def touched_directories(self) -> set[RelPath]:
         """Return the directories that are renamed or removed."""
@@ -393,7 +404,7 @@ def _bringing(plan: Plan, is_brought: Callable[[RelPath], bool]) -> Plan:
 def _place(plan: Plan, difference: Difference, gone: list[Difference]) -> None:
     seen, known = difference.seen, difference.known
     assert seen is not None
-    if known is not None and known.entry.kind is not seen.kind:
+    if known is not None and difference.is_another_kind:
         if known.entry.kind is not Kind.LINK:
             gone.append(difference)
         known = None
