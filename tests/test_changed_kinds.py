@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,8 @@ import pytest
 
 from onesync import planning
 from onesync.batch import Batches
-from tests.campaign.life import Place
+from onesync.errors import Exit
+from tests.campaign.life import Life, Place
 from tests.test_named_databases import CHANGING, OLD, PROJECT, changing, make_database
 from tests.test_steady_load import (
     MANY,
@@ -175,20 +177,26 @@ def test_what_a_database_names_that_waited_stays(
     assert wrong == []
 
 
-def test_what_is_named_for_long_is_waited_for_no_longer(
-    place: Place, copies: Copies, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A second goes by with each batch; the database is locked for as long as anybody looks."""
-    seconds = [1000.0]
-    monkeypatch.setattr(planning, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The planning's clock: a second goes by with each batch."""
+    now = [1000.0]
+    monkeypatch.setattr(planning, "time", SimpleNamespace(monotonic=lambda: now[0]))
     batch = Batches._batch
-    came: list[float] = []
 
     def second(batches: Batches, everything: bool) -> bool:
-        seconds[0] += 1
+        now[0] += 1
         return batch(batches, everything)
 
     monkeypatch.setattr(Batches, "_batch", second)
+    return now
+
+
+def test_what_is_named_for_long_is_waited_for_no_longer(
+    place: Place, copies: Copies, seconds: list[float]
+) -> None:
+    """The database is locked for as long as anybody looks."""
+    came: list[float] = []
 
     def first(work: Path) -> None:
         execute(work, TWO, "INSERT INTO item VALUES (?)", begin(work, "directory"))
@@ -211,3 +219,291 @@ def test_what_is_named_for_long_is_waited_for_no_longer(
     acts: list[Callable[[Path], None]] = [first, nothing, nothing, changes, *[load] * 30, free]
     act_and_look(place, acts, lambda: None)
     assert 10 <= came[1] - came[0] < 16
+
+
+def first_held_back(work: Path) -> None:
+    put(work, OLD, f"{ONE}/a", f"{THREE}/a")
+    execute(work, ONE, "INSERT INTO item VALUES (?)", OLD, f"{ONE}/a")
+
+
+def hold_back(work: Path) -> None:
+    put(work, CHANGING)
+    execute(work, ONE, "INSERT INTO item VALUES (?)", CHANGING)
+
+
+def turn_and_name(work: Path) -> None:
+    forget(work, ONE, OLD)
+    change(work, "directory")
+    execute(work, ONE, "INSERT INTO item VALUES (?)", NEWER)
+
+
+def test_a_database_and_what_it_names_do_not_wait_for_each_other(
+    place: Place, seconds: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was held back once, names the old thing in OneData, and now what takes its place."""
+    changing(monkeypatch, CHANGING)[0] = 1
+    came: list[float] = []
+
+    def changes(work: Path) -> None:
+        turn_and_name(work)
+        came.append(seconds[0])
+
+    def load(work: Path) -> None:
+        put(work, f"{THREE}/x{seconds[0]}")
+        if NEWER in rows(place.store, ONE):
+            came.append(seconds[0])
+
+    acts = [first_held_back, nothing, nothing, hold_back, changes, *[load] * 10]
+    act_and_look(place, acts, lambda: None)
+    assert came[1] - came[0] < 5
+
+
+def test_a_final_flush_needs_no_second_try(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    changing(monkeypatch, CHANGING)[0] = 1
+
+    def changes(work: Path) -> None:
+        turn_and_name(work)
+        life.engine.stop()
+
+    acts = [first_held_back, nothing, nothing, hold_back, changes]
+
+    def act(_: object = None) -> None:
+        if acts:
+            acts.pop(0)(place.work)
+
+    life = Life(place, [act] * len(acts))
+    life.told_commit = act
+    life.live()
+    assert not acts
+    assert life.end is Exit.CLEAN, life.error
+    assert NEWER in rows(place.store, ONE)
+    assert life.failed_as == []
+    assert "backing_off" not in life.phases
+
+
+def test_kinds_that_change_all_the_time_starve_no_marker(
+    place: Place, copies: Copies, seconds: list[float]
+) -> None:
+    """A database that names the last of them is locked for as long as anybody looks."""
+    marker = f"{ONE}/DONE/1"
+    times: list[float] = []
+    left = list(range(60))
+
+    def first(work: Path) -> None:
+        put(work, *[f"{ONE}/extra/old{n}" for n in left], f"{THREE}/a")
+        execute(work, TWO, "INSERT INTO item VALUES (?)", f"{ONE}/extra/old59")
+
+    def lock(work: Path) -> None:
+        copies.busy, copies.patience = TWO, 100_000
+        execute(work, TWO, "INSERT INTO item VALUES (?)", "x")
+
+    def load(work: Path) -> None:
+        number = left.pop(0)
+        (work / f"{ONE}/extra/old{number}").unlink()
+        put(work, f"{ONE}/extra/old{number}/newer", f"{THREE}/x{number}")
+
+    def mark(work: Path) -> None:
+        put(work, marker)
+        times.append(seconds[0])
+        load(work)
+
+    def free(_: Path) -> None:
+        copies.busy = None
+
+    def look() -> None:
+        if times and (place.store / marker).exists():
+            times.append(seconds[0])
+
+    acts = [first, *[nothing] * 8, lock, *[load] * 4, mark, *[load] * 40, free]
+    act_and_look(place, acts, look)
+    assert 2 < times[1] - times[0] < 15
+
+
+def test_a_link_beneath_comes_before_the_row_that_names_it(place: Place, copies: Copies) -> None:
+    link = f"{OLD}/link"
+    known: list[bool] = []
+
+    def first(work: Path) -> None:
+        put(work, OLD, f"{ONE}/a", f"{THREE}/a")
+        execute(work, TWO, "INSERT INTO item VALUES (?)", OLD, f"{THREE}/a")
+        execute(work, ONE, "INSERT INTO item VALUES (?)", f"{ONE}/a")
+
+    def changes(work: Path) -> None:
+        copies.busy, copies.patience = TWO, 4
+        forget(work, TWO, OLD)
+        (work / OLD).unlink()
+        (work / OLD).mkdir()
+        (work / link).symlink_to("../a")
+        execute(work, ONE, "INSERT INTO item VALUES (?)", link)
+
+    acts: list[Callable[[Path], None]] = [first, nothing, nothing, changes, *[nothing] * 4]
+
+    def act(_: object = None) -> None:
+        if acts:
+            acts.pop(0)(place.work)
+
+    def committed() -> None:
+        if link in rows(place.store, ONE):
+            known.append(life.engine._index.known(link.encode()) is not None)
+        act()
+
+    life = Life(place, [act] * len(acts))
+    life.told_commit = committed
+    life.live()
+    assert life.end is Exit.CLEAN, life.error
+    assert known
+    assert all(known)
+
+
+def test_what_changes_its_kind_again_later_waits_again(
+    place: Place, copies: Copies, seconds: list[float]
+) -> None:
+    look, wrong, seen = looked_for(place, TWO)
+
+    def later(_: Path) -> None:
+        seconds[0] += 60
+
+    def again(work: Path) -> None:
+        copies.busy, copies.patience = TWO, 6
+        forget(work, TWO, NEWER)
+        change(work, "file")
+        put(work, f"{ONE}/x", f"{THREE}/x")
+
+    acts: list[Callable[[Path], None]] = [
+        lambda work: put(work, OLD, f"{ONE}/a", f"{THREE}/a"),
+        nothing,
+        lambda work: change(work, "directory"),
+        *[nothing] * 2,
+        lambda work: execute(work, TWO, "INSERT INTO item VALUES (?)", NEWER, f"{THREE}/a"),
+        nothing,
+        later,
+        again,
+        *[nothing] * 8,
+    ]
+    act_and_look(place, acts, look)
+    assert NEWER in seen
+    assert wrong == []
+
+
+@pytest.mark.parametrize("many", [0, 12])
+@pytest.mark.usefixtures("seconds")
+def test_a_locked_database_is_waited_for_beside_snapshots_that_wait(
+    place: Place, copies: Copies, many: int
+) -> None:
+    look, wrong, seen = looked_for(place, TWO)
+
+    def first(work: Path) -> None:
+        put(work, OLD, f"{ONE}/a", f"{THREE}/a")
+        execute(work, TWO, "INSERT INTO item VALUES (?)", OLD, f"{THREE}/a")
+        execute(work, ONE, "INSERT INTO item VALUES (?)", f"{ONE}/a")
+
+    def changes(work: Path) -> None:
+        copies.busy, copies.patience = TWO, 6
+        forget(work, TWO, OLD)
+        change(work, "directory")
+        put(work, *[f"{OLD}/many{n}" for n in range(many)])
+        write(work, THREE, *[f"{THREE}/many{n}" for n in range(12)])
+        execute(work, ONE, "INSERT INTO item VALUES (?)", NEWER)
+
+    act_and_look(place, [first, nothing, nothing, changes, *[nothing] * 12], look)
+    assert OLD in seen
+    assert wrong == []
+
+
+@pytest.mark.usefixtures("seconds")
+def test_a_locked_database_in_a_renamed_run_is_waited_for(place: Place, copies: Copies) -> None:
+    new = f"{TWO}_b"
+    looks = [looked_for(place, TWO), looked_for(place, new)]
+
+    def look() -> None:
+        for one, _, _ in looks:
+            one()
+
+    def first(work: Path) -> None:
+        put(work, OLD, f"{ONE}/a", f"{THREE}/a", f"{TWO}/a")
+        execute(work, TWO, "INSERT INTO item VALUES (?)", OLD, f"{THREE}/a")
+
+    def changes(work: Path) -> None:
+        copies.busy, copies.patience = "000002_Align", 6
+        forget(work, TWO, OLD)
+        (work / TWO).rename(work / new)
+        change(work, "directory")
+        put(work, f"{THREE}/x")
+
+    act_and_look(place, [first, nothing, nothing, changes, *[nothing] * 12], look)
+    assert [wrong for _, wrong, _ in looks] == [[], []]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("late", ["portioned", "changing"])
+def test_a_database_that_is_held_back_in_the_same_batch_is_waited_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch, kind: str, late: str
+) -> None:
+    look, wrong, seen = looked_for(place, ONE)
+    changing(monkeypatch, CHANGING)
+
+    def first(work: Path) -> None:
+        execute(work, ONE, "INSERT INTO item VALUES (?)", begin(work, kind))
+
+    def changes(work: Path) -> None:
+        write(work, ONE, *(MANY if late == "portioned" else [CHANGING]))
+        forget(work, ONE, named(kind))
+        change(work, kind)
+
+    act_and_look(place, [first, nothing, nothing, changes, *[nothing] * 12], look)
+    assert seen
+    assert wrong == []
+
+
+@pytest.mark.parametrize("how", ["renamed", "renamed and touched", "renamed directory"])
+@pytest.mark.usefixtures("seconds")
+def test_what_is_renamed_into_what_waits_stands_somewhere_meanwhile(
+    place: Place, copies: Copies, how: str
+) -> None:
+    inner = "/y" if how == "renamed directory" else ""
+    old, new = f"{ONE}/x", f"{OLD}/x"
+    lost: list[int] = []
+    begun: list[int] = []
+
+    def first(work: Path) -> None:
+        put(work, OLD, f"{ONE}/a", f"{THREE}/a")
+        (work / old).parent.mkdir(exist_ok=True)
+        put(work, old + inner)
+        (work / (old + inner)).write_bytes(b"the only one")
+        execute(work, TWO, "INSERT INTO item VALUES (?)", OLD, f"{THREE}/a")
+
+    def changes(work: Path) -> None:
+        copies.busy, copies.patience = TWO, 6
+        forget(work, TWO, OLD)
+        (work / OLD).unlink()
+        (work / OLD).mkdir()
+        (work / old).rename(work / new)
+        if how == "renamed and touched":
+            os.utime(work / new, (1, 1))
+        put(work, f"{THREE}/x")
+        begun.append(1)
+
+    def load(work: Path) -> None:
+        put(work, f"{THREE}/z{len(begun)}")
+        begun.append(1)
+
+    acts = [first, nothing, nothing, changes, *[load] * 10]
+
+    def act(_: object = None) -> None:
+        if acts:
+            acts.pop(0)(place.work)
+
+    def committed() -> None:
+        found = [place.store / (name + inner) for name in (old, new)]
+        if begun and b"the only one" not in [p.read_bytes() for p in found if p.is_file()]:
+            lost.append(len(begun))
+        act()
+
+    life = Life(place, [act] * len(acts))
+    life.told_commit = committed
+    life.live()
+    assert life.end is Exit.CLEAN, life.error
+    assert life.failed_as == []
+    assert lost == []
+    assert (place.store / new).exists()
+    assert not (place.store / old).exists()

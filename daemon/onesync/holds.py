@@ -75,7 +75,8 @@ class Holds:
 
     Attributes:
         outcome: is told what is deferred, and what of the data is lacking.
-        after_absent: the databases that wait for what is ``absent``.
+        after_absent: the databases that wait for new ones which the cut left out, or for names
+            that are still those of others.
     """
 
     def __init__(
@@ -102,8 +103,7 @@ class Holds:
             links: returns path and target of every link that rows may name.
             named_by: returns which of some runs the rows of databases in OneData may name.
             databases_at: returns the databases that OneData may have at and beneath some paths.
-            absent: new databases that the cut left out, and files whose names are still those of
-                others; who may name them is taken anew.
+            absent: new databases that the cut left out; who may name them is taken anew.
             impatient: databases that waited long enough for such ones.
         """
         self.outcome = Outcome()
@@ -117,6 +117,8 @@ class Holds:
         self._absent = absent
         self._impatient = impatient
         self.after_absent: set[RelPath] = set()
+        self._put_off: set[RelPath] = set()
+        self._after_put_off: set[RelPath] = set()
         self._new: set[RelPath] = set()
         self._stands_at: Mapping[RelPath, RelPath] = {}
         self._for_fresh = _Lack()
@@ -139,8 +141,13 @@ class Holds:
         self._lack(path)
 
     def put_off(self, path: RelPath) -> None:
-        """Hold back the markers of the run of what is ``absent``."""
-        self._lack(path)
+        """Hold back the markers of the run of what has the name of another thing, and who names it.
+
+        Databases are taken anew: those that waited for it might wait for each other.
+        """
+        self._put_off.add(path)
+        self._markers.add(scope_of(path))
+        self._promised_markers.add(scope_of(path))
 
     def take_up(self, path: RelPath) -> None:
         """Bring data that was deferred, after all; what waits for them waits on."""
@@ -222,11 +229,23 @@ class Holds:
         self._find_after_absent(snapshots if self._named is None else fresh)
 
     def _find_after_absent(self, snapshots: Mapping[RelPath, bytes]) -> None:
-        """Let those wait that may name what is absent."""
-        if self._absent:
-            found = self._who_names(snapshots, self._with_links(self._absent))
-            self.after_absent = found.keys() - self._impatient
-            self._late |= self.after_absent
+        """Let those wait that may name what is absent, or put off."""
+        absent = self._who_waits_for(self._absent, snapshots)
+        put_off = self._who_waits_for(self._put_off, snapshots)
+        self._after_put_off = put_off - absent - self._late
+        self.after_absent = absent | put_off
+        self._late |= self.after_absent
+
+    def _who_waits_for(
+        self, paths: AbstractSet[RelPath], snapshots: Mapping[RelPath, bytes]
+    ) -> set[RelPath]:
+        if not paths:
+            return set()
+        return self._who_names(snapshots, self._with_links(paths)).keys() - self._impatient
+
+    def after_put_off(self) -> set[RelPath]:
+        """Return the databases that wait for what was put off, and for nothing else."""
+        return self._after_put_off - self._held(self._for_fresh) - self._held(self._for_old)
 
     def _with_links(self, paths: AbstractSet[RelPath]) -> AbstractSet[RelPath]:
         """Return ``paths`` with the links that lead there, and the runs of such links."""

@@ -34,7 +34,7 @@ class OnlyCopies:
         put_off: where the last plan leaves an old file or directory that something of another kind
             took the place of, until its files have come under their new names, or the rows that
             name it are newer.
-        beneath: the files that cannot come for that.
+        beneath: the files and links that cannot come for that, with their inodes.
     """
 
     index: Index
@@ -45,7 +45,7 @@ class OnlyCopies:
     _taken_out: AbstractSet[RelPath] = frozenset()
     left_out: AbstractSet[RelPath] = frozenset()
     put_off: AbstractSet[RelPath] = frozenset()
-    beneath: AbstractSet[RelPath] = frozenset()
+    beneath: Mapping[RelPath, int] = field(default_factory=dict)
 
     def stay(
         self, plan: Plan, closed: Iterable[RelPath], named: AbstractSet[RelPath] = frozenset()
@@ -90,17 +90,21 @@ class OnlyCopies:
         """
         changed = {d.path for d in plan.removals if d.seen is not None}
         if not (changed or named):
-            self.put_off = self.beneath = frozenset()
+            self.put_off, self.beneath = frozenset(), {}
             return plan
-        coming = {d.seen.inode: d.path for d in plan.files if d.seen is not None} | dict(self.late)
+        new = {d.seen.inode: d.path for d in plan.files if d.seen is not None} | dict(self.late)
         # What lies beneath one cannot come before its name is free.
-        inodes = {inode for inode, path in coming.items() if not lies_in(path, changed)}
+        inodes = {inode for inode, path in new.items() if not lies_in(path, changed)}
         moves = chain(((m.source, m.target) for m in plan.moves), plan.awaited_moves)
         put_off = {top for source, _ in moves if (top := _top_of(source, changed))}
         put_off |= {top for top in changed if self._holds_any(top, inodes)}
         self.put_off = put_off | named
-        self.beneath = {d.path for d in plan.files if lies_in(d.path, self.put_off)}
-        return without_beneath(plan, self.put_off)
+        coming = [d for d in chain(plan.files, plan.links) if lies_in(d.path, self.put_off)]
+        self.beneath = {d.path: d.seen.inode for d in coming if d.seen is not None}
+        removals = {d.path for d in plan.removals}
+        into = {(m.source, m.target) for m in plan.moves if lies_in(m.target, self.put_off)}
+        others = {(m.source, m.target) for m in plan.moves} - into
+        return restricted(without_beneath(plan, self.put_off), removals, others)
 
     def _holds_late(self, top: RelPath) -> bool:
         """Whether OneData has a file at or beneath ``top`` that may be one of the late."""

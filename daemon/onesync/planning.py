@@ -48,6 +48,7 @@ from onesync.core.plan import (
     staying,
 )
 from onesync.core.renames import renames_among
+from onesync.core.turning import Turning
 from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
 from onesync.holds import ProjectWait
@@ -89,6 +90,7 @@ class Planning:
         problems: what went wrong with single paths, until they are pushed.
         awaited: second halves that the next batch does.
         project_wait: how long the project's databases have waited.
+        turning: what became another kind of thing, until rows do not name it as it was.
     """
 
     index: Index
@@ -99,6 +101,7 @@ class Planning:
     problems: dict[RelPath, Problem]
     awaited: Awaited = field(default_factory=Awaited)
     project_wait: ProjectWait = field(default_factory=ProjectWait)
+    turning: Turning = field(default_factory=lambda: Turning(_ABSENT_SECONDS))
     _mentions: Published = field(default_factory=Published)
     _renaming: set[RelPath] = field(default_factory=set)
     _behind: set[RelPath] = field(default_factory=set)
@@ -106,8 +109,6 @@ class Planning:
     _left_once: set[RelPath] = field(default_factory=set)
     _absent: dict[RelPath, float] = field(default_factory=dict)
     _after_absent: dict[RelPath, float] = field(default_factory=dict)
-    _held: AbstractSet[RelPath] = frozenset()
-    _changing: dict[RelPath, float] = field(default_factory=dict)
 
     def plan(self, cut: Cut, waiting: Waiting | None, *, everything: bool) -> Plan:
         """Return what is to be done about ``cut``, after the snapshots that are ``waiting``.
@@ -134,7 +135,7 @@ class Planning:
             plan = restricted(plan, waiting.removals, waiting.moves)
         else:
             plan = self._without_named(plan, cut)
-        named = self._named_as_it_was(plan, cut, waiting)
+        named = self._named_as_it_was(plan, cut, waiting, everything=everything)
         plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys(), named)
         plan = self._after_databases(promises.first(plan), promises)
         plan = promises.revoked(plan if everything else self._portioned(plan, promises))
@@ -191,8 +192,7 @@ class Planning:
 
         Those of the project name files of all runs, but these are not held back for ever.
         """
-        came_from = {m.target: m.source for m in plan.moves}
-        came_from |= {target: source for source, target in plan.awaited_moves}
+        came_from = _came_from(plan)
         here = {renamed_path(path, came_from): path for path in cut.deferred}
         left = {old: path for old, path in here.items() if self.committed(old) is not None}
         if not left:
@@ -213,31 +213,34 @@ class Planning:
         return restricted(plan, removals, moves)
 
     def _named_as_it_was(
-        self, plan: Plan, cut: Cut, waiting: Waiting | None
+        self, plan: Plan, cut: Cut, waiting: Waiting | None, *, everything: bool
     ) -> AbstractSet[RelPath]:
-        """Return what changed its kind and is named by databases that may not come with ``plan``.
+        """Return what turned into another kind of thing and may still be named as it was.
 
-        Those are the ones that the cut left out, those that the last batch held back, and where
-        snapshots wait any: they are older, as all are than what changed while they were taken.
-        None for long.
+        Snapshots that wait are older, and so are all than what turned while they were taken. Where
+        ``everything`` comes, all databases do that the cut has.
         """
-        now = time.monotonic()
-        changed = plan.turned()
-        looked = cut.looked
-        for path in self._changing.keys() - changed:
-            if path in looked.paths or lies_in(path, looked.trees):
-                del self._changing[path]
-        since = {path: self._changing.setdefault(path, now) for path in changed}
-        changed = {path for path in changed if now - since[path] < _ABSENT_SECONDS}
-        if waiting is not None:
-            awaited = {p for p in changed if any(is_beneath(d, p) for d in waiting.data)}
-            return changed - (awaited - cut.turned)
-        late = {path for path in cut.deferred | self._held if path in self.cuts.marks.databases}
-        late = {path for path in late if self.committed(path) is not None}
-        runs = {scope_of(path) for path in late}
-        runs |= self.named(late, {scope_of(path) for path in changed})
-        of_runs = {path for path in changed if scope_of(path) in runs or b"" in runs}
-        return of_runs | (changed & cut.turned)
+        turned, looked = plan.turned(), cut.looked
+
+        def is_looked_at(path: RelPath) -> bool:
+            return path in looked.paths or path in cut.frozen or lies_in(path, looked.trees)
+
+        self.turning.forget(filter(is_looked_at, self.turning.paths() - turned))
+        coming = set[RelPath]() if everything else cut.frozen.keys() & cut.found.keys()
+        changed = self._in_onedata(plan, cut.deferred | coming)
+        self.turning.came({path for path in self.turning.owed() - changed if is_looked_at(path)})
+        return self.turning.stay(
+            turned,
+            turned - cut.turned if waiting is None else frozenset(),
+            lambda run: {p for p in changed if scope_of(p) == run or self.may_name(p, run)},
+            time.monotonic(),
+        )
+
+    def _in_onedata(self, plan: Plan, databases: Iterable[RelPath]) -> set[RelPath]:
+        """Return ``databases`` by their names in OneData, as far as it has them."""
+        came_from = _came_from(plan)
+        names = {name for path in databases for name in (path, renamed_path(path, came_from))}
+        return {name for name in names if self.committed(name) is not None}
 
     def _after_databases(self, plan: Plan, promises: Promises) -> Plan:
         """Leave second halves of runs that a database may name which goes with a later batch.
@@ -344,7 +347,7 @@ class Planning:
             plan.awaited_moves | outcome.postponed_moves,
         )
         self.cuts.awaited_moves = self.awaited.moves
-        self._held = {plan.stands_at.get(path, path) for path in outcome.held}
+        self.turning.went(plan.turned())
         self._renaming = scopes_of(new) | ({b""} if new and project_held else set())
 
     def lacks_project(self, cut: Cut) -> bool:
@@ -426,6 +429,7 @@ class Planning:
             for path in (change.source, change.target) if isinstance(change, Renamed) else ():
                 self._mentions.forget(path)
         places = {change.path for change in outcome.changes if isinstance(change, Set)}
+        self.turning.came(places)
         self._mentions.know({run_of(path) for path in places} - {b""})
         published = {plan.stands_at.get(path, path) for path in places} & cut.frozen.keys()
         if published:
@@ -438,7 +442,8 @@ class Planning:
         """Remember the inodes of ``paths``: data that did not come, and may have older names."""
         at = plan.stands_at
         seen = {at.get(d.path, d.path): d.seen.inode for d in plan.files if d.seen is not None}
-        late = {at.get(path, path) for path in paths}
+        seen |= self.only_copies.beneath
+        late = {at.get(path, path) for path in paths} | self.only_copies.beneath.keys()
         self.late = {p: inode for p, inode in (self._late | seen).items() if p in late}
 
     @property
@@ -484,6 +489,12 @@ class Planning:
         behind = (problem.path for problem in outcome.problems if problem.kind == BEHIND)
         told = {path for path, problem in self.problems.items() if problem.kind == BEHIND}
         return any(path not in told for path in behind)
+
+
+def _came_from(plan: Plan) -> dict[RelPath, RelPath]:
+    """Return the sources of the renames of ``plan``, and of those that it awaits, by targets."""
+    came_from = {move.target: move.source for move in plan.moves}
+    return came_from | {target: source for source, target in plan.awaited_moves}
 
 
 def _without(plan: Plan, left: AbstractSet[RelPath]) -> Plan:

@@ -216,6 +216,10 @@ class Push:
         """Return those of them that wait for new databases which the cut left out."""
         return self._holds.after_absent
 
+    def after_put_off(self) -> set[RelPath]:
+        """Return those of them that wait for nothing but names that are still those of others."""
+        return self._holds.after_put_off()
+
     def _await_arrival(self, arrive: Callable[[Mapping[RelPath, Entry]], bool]) -> None:
         """Wait for what took the place of older bytes: with the checkpoint those go."""
         written = self.outcome.overwritten.items()
