@@ -31,7 +31,9 @@ from tests.test_steady_load import (
 
 __all__ = ["copies"]
 NEWER = f"{OLD}/newer"
-pytestmark = pytest.mark.usefixtures("small_portions")
+ALWAYS = f"{THREE}/a"
+"""A row that stays: a database without any is being rebuilt, and waits for half a minute."""
+in_portions = pytest.mark.usefixtures("small_portions")
 
 
 def looked_for(place: Place, run: str) -> tuple[Callable[[], None], list[str], list[str]]:
@@ -87,7 +89,7 @@ def test_what_a_locked_database_names_stays(
     look, wrong, seen = looked_for(place, run)
 
     def first(work: Path) -> None:
-        execute(work, run, "INSERT INTO item VALUES (?)", begin(work, kind))
+        execute(work, run, "INSERT INTO item VALUES (?)", begin(work, kind), ALWAYS)
 
     def changes(work: Path) -> None:
         copies.busy, copies.patience = "project.sqlite" if run == PROJECT else run, 6
@@ -116,7 +118,7 @@ def test_rows_that_name_what_took_the_place_wait_with_it(
             one()
 
     def first(work: Path) -> None:
-        execute(work, THREE, "INSERT INTO item VALUES (?)", begin(work, "directory"))
+        execute(work, THREE, "INSERT INTO item VALUES (?)", begin(work, "directory"), ALWAYS)
         make_database(work, "other.sqlite")
 
     def changes(work: Path) -> None:
@@ -130,13 +132,14 @@ def test_rows_that_name_what_took_the_place_wait_with_it(
     assert NEWER in looks[1][2]
 
 
+@in_portions
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_snapshot_that_waits_names_stays(place: Place, kind: str) -> None:
     """Data of many files hold the snapshots back; the newer database does not name the old file."""
     look, wrong, seen = looked_for(place, ONE)
 
     def first(work: Path) -> None:
-        execute(work, ONE, "INSERT INTO item VALUES (?)", begin(work, kind))
+        execute(work, ONE, "INSERT INTO item VALUES (?)", begin(work, kind), ALWAYS)
 
     def late(work: Path) -> None:
         write(work, ONE, *MANY)
@@ -160,7 +163,7 @@ def test_what_a_database_names_that_waited_stays(
     left = changing(monkeypatch, CHANGING)
 
     def first(work: Path) -> None:
-        execute(work, run, "INSERT INTO item VALUES (?)", begin(work, kind))
+        execute(work, run, "INSERT INTO item VALUES (?)", begin(work, kind), ALWAYS)
 
     def names(work: Path) -> None:
         put(work, CHANGING)
@@ -199,7 +202,7 @@ def test_what_is_named_for_long_is_waited_for_no_longer(
     came: list[float] = []
 
     def first(work: Path) -> None:
-        execute(work, TWO, "INSERT INTO item VALUES (?)", begin(work, "directory"))
+        execute(work, TWO, "INSERT INTO item VALUES (?)", begin(work, "directory"), ALWAYS)
 
     def changes(work: Path) -> None:
         copies.busy, copies.patience = TWO, 1000
@@ -300,7 +303,8 @@ def test_kinds_that_change_all_the_time_starve_no_marker(
     def load(work: Path) -> None:
         number = left.pop(0)
         (work / f"{ONE}/extra/old{number}").unlink()
-        put(work, f"{ONE}/extra/old{number}/newer", f"{THREE}/x{number}")
+        put(work, f"{ONE}/extra/old{number}/newer")
+        (work / f"{THREE}/a").write_bytes(b"%d" % number)
 
     def mark(work: Path) -> None:
         put(work, marker)
@@ -314,7 +318,7 @@ def test_kinds_that_change_all_the_time_starve_no_marker(
         if times and (place.store / marker).exists():
             times.append(seconds[0])
 
-    acts = [first, *[nothing] * 8, lock, *[load] * 4, mark, *[load] * 40, free]
+    acts = [first, *[nothing] * 30, lock, *[load] * 4, mark, *[load] * 40, free]
     act_and_look(place, acts, look)
     assert 2 < times[1] - times[0] < 15
 
@@ -385,6 +389,7 @@ def test_what_changes_its_kind_again_later_waits_again(
     assert wrong == []
 
 
+@in_portions
 @pytest.mark.parametrize("many", [0, 12])
 @pytest.mark.usefixtures("seconds")
 def test_a_locked_database_is_waited_for_beside_snapshots_that_wait(
@@ -434,6 +439,7 @@ def test_a_locked_database_in_a_renamed_run_is_waited_for(place: Place, copies: 
     assert [wrong for _, wrong, _ in looks] == [[], []]
 
 
+@in_portions
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("late", ["portioned", "changing"])
 def test_a_database_that_is_held_back_in_the_same_batch_is_waited_for(
@@ -443,7 +449,7 @@ def test_a_database_that_is_held_back_in_the_same_batch_is_waited_for(
     changing(monkeypatch, CHANGING)
 
     def first(work: Path) -> None:
-        execute(work, ONE, "INSERT INTO item VALUES (?)", begin(work, kind))
+        execute(work, ONE, "INSERT INTO item VALUES (?)", begin(work, kind), ALWAYS)
 
     def changes(work: Path) -> None:
         write(work, ONE, *(MANY if late == "portioned" else [CHANGING]))

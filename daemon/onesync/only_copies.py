@@ -13,9 +13,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import chain
 
-from onesync.core.model import Problem, RelPath, lies_in, parent_of
+from onesync.core.model import Problem, RelPath, join, lies_in, parent_of
 from onesync.core.plan import Plan, restricted, without_beneath, without_removals
 from onesync.index import Index
+from onesync.local import is_another
 from onesync.outcome import BEHIND, LASTING
 from onesync.scanner import Scanner
 
@@ -92,12 +93,13 @@ class OnlyCopies:
         if not (changed or named):
             self.put_off, self.beneath = frozenset(), {}
             return plan
-        new = {d.seen.inode: d.path for d in plan.files if d.seen is not None} | dict(self.late)
+        at = plan.stands_at
+        new = {d.seen.inode: at.get(d.path, d.path) for d in plan.files if d.seen is not None}
         # What lies beneath one cannot come before its name is free.
-        inodes = {inode for inode, path in new.items() if not lies_in(path, changed)}
+        new = {i: path for i, path in (new | dict(self.late)).items() if not lies_in(path, changed)}
         moves = chain(((m.source, m.target) for m in plan.moves), plan.awaited_moves)
         put_off = {top for source, _ in moves if (top := _top_of(source, changed))}
-        put_off |= {top for top in changed if self._holds_any(top, inodes)}
+        put_off |= {top for top in changed if self._holds_any(top, new)}
         self.put_off = put_off | named
         coming = [d for d in chain(plan.files, plan.links) if lies_in(d.path, self.put_off)]
         self.beneath = {d.path: d.seen.inode for d in coming if d.seen is not None}
@@ -108,13 +110,16 @@ class OnlyCopies:
 
     def _holds_late(self, top: RelPath) -> bool:
         """Whether OneData has a file at or beneath ``top`` that may be one of the late."""
-        return self._holds_any(top, self.late.keys())
+        return self._holds_any(top, self.late)
 
-    def _holds_any(self, top: RelPath, inodes: AbstractSet[int]) -> bool:
-        if not inodes:
+    def _holds_any(self, top: RelPath, new: Mapping[int, RelPath]) -> bool:
+        """Whether OneData has a file at or beneath ``top`` that may be one of the ``new``."""
+        if not new:
             return False
         stamps = (known.stamp for _, known in self.index.beneath(top))
-        return any(stamp is not None and stamp.inode in inodes for stamp in stamps)
+        found = ((new.get(stamp.inode), stamp) for stamp in stamps if stamp is not None)
+        root = self.scanner.root
+        return any(p is not None and not is_another(join(root, p), stamp) for p, stamp in found)
 
     def taken_out(self) -> AbstractSet[RelPath]:
         """Return, once, which removals the last plan lost.

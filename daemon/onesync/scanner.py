@@ -46,7 +46,7 @@ class Scanner:
 
     def __init__(self, root: bytes, index: Index, excluded: Callable[[RelPath], bool]) -> None:
         """Stand at the absolute path ``root``; ``excluded`` tells what is left out."""
-        self._root = root
+        self.root = root
         self._index = index
         self._excluded = excluded
         self._fd = -1
@@ -106,14 +106,14 @@ class Scanner:
     def _opened(self) -> Iterator[None]:
         """Hold the root open; raises WorkingCopyLost when it is not the one that was deployed."""
         try:
-            self._fd = os.open(self._root, _DIRECTORY)
+            self._fd = os.open(self.root, _DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
             if self.origin is None:
                 raise
-            raise WorkingCopyLost(_lost(self._root, "is gone")) from None
+            raise WorkingCopyLost(_lost(self.root, "is gone")) from None
         try:
             if self.origin is not None and not self.origin.is_same(origin_of(self._fd)):
-                raise WorkingCopyLost(_lost(self._root, "is not the one that was deployed"))
+                raise WorkingCopyLost(_lost(self.root, "is not the one that was deployed"))
             yield
         finally:
             os.close(self._fd)
