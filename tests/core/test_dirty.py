@@ -98,7 +98,9 @@ class Marking(RuleBasedStateMachine):
     @rule()
     def leave_untouched(self) -> None:
         due, gone = self.taken.pop()
-        if b"" not in self.dirty._trees:
+        if b"" in self.dirty._trees:  # which subsumes all
+            self.untouched.clear()
+        else:
             self.untouched |= due.paths - self.expected.keys()
             self.left |= due.paths
         self.dirty.leave_untouched(dict(due.since))
