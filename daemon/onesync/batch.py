@@ -69,7 +69,9 @@ _LOOKED_AT_ONCE = 1000
 last one brought: what many have to wait for must not take its time."""
 
 _CUTS_IN_VAIN = 3
-"""After so many cuts whose data came in part, and then no more, a batch takes all."""
+_CUTS_FOR_ALL = 12
+"""From so many cuts on whose data came in part, and then no more, each batch goes on for twice as
+long as the one before, and the last takes all: if the third did, others might wait for minutes."""
 
 _WAITED_SECONDS = 10.0
 """So long the databases of a run wait for a file that changes whenever it is copied."""
@@ -381,7 +383,7 @@ class Batches:
 
     def _take(self, everything: bool) -> Due:
         first = self._waiting.data if self._waiting is not None else frozenset[RelPath]()
-        backlog = None if everything or self._in_vain >= _CUTS_IN_VAIN else self._looks_at
+        backlog = None if everything or self._in_vain >= _CUTS_FOR_ALL else self._looks_at
         return self.marks.take(everything, resting=everything, backlog=backlog, first=first)
 
     def _is_in_vain(self, plan: Plan, cut: Cut) -> bool:
@@ -640,9 +642,10 @@ class Batches:
         self.left |= self.only_copies.put_off
 
     def _portion_seconds(self, cut: Cut) -> float | None:
-        if self._in_vain >= _CUTS_IN_VAIN:
+        if self._in_vain >= _CUTS_FOR_ALL:
             return None
-        return max(_PORTION_SECONDS, _PORTION_PER_CUT * cut.seconds)
+        times = 2 ** max(0, self._in_vain + 1 - _CUTS_IN_VAIN)
+        return times * max(_PORTION_SECONDS, _PORTION_PER_CUT * cut.seconds)
 
     def _await(self, plan: Plan, outcome: Outcome, *, project_held: bool = False) -> None:
         """Leave second halves to the next batch, which comes at once then."""
