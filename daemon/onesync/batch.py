@@ -644,7 +644,7 @@ class Batches:
     def _portion_seconds(self, cut: Cut) -> float | None:
         if self._in_vain >= _CUTS_FOR_ALL:
             return None
-        times = 2 ** max(0, self._in_vain + 1 - _CUTS_IN_VAIN)
+        times = 1 << max(0, self._in_vain + 1 - _CUTS_IN_VAIN)
         return times * max(_PORTION_SECONDS, _PORTION_PER_CUT * cut.seconds)
 
     def _await(self, plan: Plan, outcome: Outcome, *, project_held: bool = False) -> None:
