@@ -439,28 +439,6 @@ def test_a_locked_database_in_a_renamed_run_is_waited_for(place: Place, copies: 
     assert [wrong for _, wrong, _ in looks] == [[], []]
 
 
-@in_portions
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("late", ["portioned", "changing"])
-def test_a_database_that_is_held_back_in_the_same_batch_is_waited_for(
-    place: Place, monkeypatch: pytest.MonkeyPatch, kind: str, late: str
-) -> None:
-    look, wrong, seen = looked_for(place, ONE)
-    changing(monkeypatch, CHANGING)
-
-    def first(work: Path) -> None:
-        execute(work, ONE, "INSERT INTO item VALUES (?)", begin(work, kind), ALWAYS)
-
-    def changes(work: Path) -> None:
-        write(work, ONE, *(MANY if late == "portioned" else [CHANGING]))
-        forget(work, ONE, named(kind))
-        change(work, kind)
-
-    act_and_look(place, [first, nothing, nothing, changes, *[nothing] * 12], look)
-    assert seen
-    assert wrong == []
-
-
 @pytest.mark.parametrize("how", ["renamed", "renamed and touched", "renamed directory"])
 @pytest.mark.usefixtures("seconds")
 def test_what_is_renamed_into_what_waits_stands_somewhere_meanwhile(

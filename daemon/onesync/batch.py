@@ -506,12 +506,12 @@ class Batches:
             links=partial(self.planning.links, plan),
             named_by=self.planning.named,
             databases_at=partial(self.planning.databases_at, cut),
-            absent=self.planning.absent(cut, plan) - self.only_copies.beneath.keys(),
+            absent=self.planning.absent(cut, plan) - self.only_copies.named,
             impatient=self.planning.impatient(),
         )
         for path in self._left_out(plan, cut, everything):
             holds.defer(path)
-        for path in self.only_copies.beneath:
+        for path in self.only_copies.named:
             holds.put_off(path)
         push = Push(
             self.replica,
@@ -571,7 +571,7 @@ class Batches:
         self._half_done = False
         self.planning.see_published(plan, cut, outcome)
         self.planning.waited_for_absent(push.after_absent())
-        self.planning.turning.came(push.after_put_off())
+        self.planning.see_held(plan, outcome.held - push.after_put_off())
         self._keep(cut, plan, push)
         self._is_behind = bool(outcome.deferred) or self._waiting is not None
         self._log(plan, outcome, cut.seconds, time.monotonic() - began)

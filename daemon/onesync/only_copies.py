@@ -36,6 +36,7 @@ class OnlyCopies:
             took the place of, until its files have come under their new names, or the rows that
             name it are newer.
         beneath: the files and links that cannot come for that, with their inodes.
+        named: those of them that wait for rows.
     """
 
     index: Index
@@ -47,6 +48,7 @@ class OnlyCopies:
     left_out: AbstractSet[RelPath] = frozenset()
     put_off: AbstractSet[RelPath] = frozenset()
     beneath: Mapping[RelPath, int] = field(default_factory=dict)
+    named: AbstractSet[RelPath] = frozenset()
 
     def stay(
         self, plan: Plan, closed: Iterable[RelPath], named: AbstractSet[RelPath] = frozenset()
@@ -91,18 +93,20 @@ class OnlyCopies:
         """
         changed = {d.path for d in plan.removals if d.seen is not None}
         if not (changed or named):
-            self.put_off, self.beneath = frozenset(), {}
+            self.put_off, self.beneath, self.named = frozenset(), {}, frozenset()
             return plan
         at = plan.stands_at
         new = {d.seen.inode: at.get(d.path, d.path) for d in plan.files if d.seen is not None}
-        # What lies beneath one cannot come before its name is free.
-        new = {i: path for i, path in (new | dict(self.late)).items() if not lies_in(path, changed)}
+        # What lies beneath one that goes now cannot come before its name is free.
+        going = changed - named
+        new = {i: path for i, path in (new | dict(self.late)).items() if not lies_in(path, going)}
         moves = chain(((m.source, m.target) for m in plan.moves), plan.awaited_moves)
         put_off = {top for source, _ in moves if (top := _top_of(source, changed))}
         put_off |= {top for top in changed if self._holds_any(top, new)}
         self.put_off = put_off | named
         coming = [d for d in chain(plan.files, plan.links) if lies_in(d.path, self.put_off)]
         self.beneath = {d.path: d.seen.inode for d in coming if d.seen is not None}
+        self.named = {path for path in self.beneath if lies_in(path, named)}
         removals = {d.path for d in plan.removals}
         into = {(m.source, m.target) for m in plan.moves if lies_in(m.target, self.put_off)}
         others = {(m.source, m.target) for m in plan.moves} - into
@@ -110,7 +114,11 @@ class OnlyCopies:
 
     def _holds_late(self, top: RelPath) -> bool:
         """Whether OneData has a file at or beneath ``top`` that may be one of the late."""
-        return self._holds_any(top, self.late)
+        return self._holds_any(top, self.late_now())
+
+    def late_now(self) -> dict[int, RelPath]:
+        """Return ``late`` with what the last plan puts off."""
+        return {**self.late, **{inode: path for path, inode in self.beneath.items()}}
 
     def _holds_any(self, top: RelPath, new: Mapping[int, RelPath]) -> bool:
         """Whether OneData has a file at or beneath ``top`` that may be one of the ``new``."""
@@ -146,7 +154,7 @@ class OnlyCopies:
 
     def lacking(self) -> dict[int, RelPath]:
         """Return what OneData does not have whole, by inode: its old name may be all there is."""
-        found = dict(self.late)
+        found = self.late_now()
         told = dict(self.scanner.problems)
         for path in self._lacking() | self.left_out:
             seen = self.scanner.look(path)

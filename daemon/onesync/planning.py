@@ -54,7 +54,7 @@ from onesync.deletions import Deletions
 from onesync.holds import ProjectWait
 from onesync.index import Index
 from onesync.local import is_another, on_this_machine
-from onesync.mentions import Published
+from onesync.mentions import Published, linked
 from onesync.only_copies import OnlyCopies
 from onesync.outcome import BEHIND, LASTING, NAME_REFUSED, Outcome
 from onesync.waiting import Waiting
@@ -90,7 +90,7 @@ class Planning:
         problems: what went wrong with single paths, until they are pushed.
         awaited: second halves that the next batch does.
         project_wait: how long the project's databases have waited.
-        turning: what became another kind of thing, until rows do not name it as it was.
+        turning: how long what became another kind of thing waits for newer rows.
     """
 
     index: Index
@@ -102,6 +102,7 @@ class Planning:
     awaited: Awaited = field(default_factory=Awaited)
     project_wait: ProjectWait = field(default_factory=ProjectWait)
     turning: Turning = field(default_factory=lambda: Turning(_ABSENT_SECONDS))
+    _held: AbstractSet[RelPath] = frozenset()
     _mentions: Published = field(default_factory=Published)
     _renaming: set[RelPath] = field(default_factory=set)
     _behind: set[RelPath] = field(default_factory=set)
@@ -135,8 +136,9 @@ class Planning:
             plan = restricted(plan, waiting.removals, waiting.moves)
         else:
             plan = self._without_named(plan, cut)
-        named = self._named_as_it_was(plan, cut, waiting, everything=everything)
+        named = self._named_as_it_was(plan, cut, waiting, promises)
         plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys(), named)
+        promises = replace(promises, late=self.only_copies.late_now())
         plan = self._after_databases(promises.first(plan), promises)
         plan = promises.revoked(plan if everything else self._portioned(plan, promises))
         return replace(plan, removals=plan.removals + self._stale(plan.moves))
@@ -213,28 +215,37 @@ class Planning:
         return restricted(plan, removals, moves)
 
     def _named_as_it_was(
-        self, plan: Plan, cut: Cut, waiting: Waiting | None, *, everything: bool
+        self, plan: Plan, cut: Cut, waiting: Waiting | None, promises: Promises
     ) -> AbstractSet[RelPath]:
-        """Return what turned into another kind of thing and may still be named as it was.
+        """Return what turned into another kind of thing and is named by rows that do not come now.
 
-        Snapshots that wait are older, and so are all than what turned while they were taken. Where
-        ``everything`` comes, all databases do that the cut has.
+        Those are rows of the databases that the cut left out, of those that were held back before
+        or are to go with a later batch, and of snapshots that wait: these are older. So are all
+        than what turned while they were taken.
         """
-        turned, looked = plan.turned(), cut.looked
+        turned = plan.turned()
+        if not turned:
+            return self.turning.stay(turned, time.monotonic())
+        left = cut.deferred | self._held | (set() if waiting is None else waiting.frozen.keys())
+        late = self._in_onedata(plan, left & self.cuts.marks.databases)
+        late |= set(promises.databases(plan.awaited_removals | self._gone_databases(cut)))
+        links = list(self.links(plan))
+        by_run = {run: self._may_any_name(late, run, links) for run in set(map(scope_of, turned))}
+        named = {p for p in turned if p in cut.turned or by_run[scope_of(p)]}
+        stay = self.turning.stay(named, time.monotonic())
+        # Their wait ends by itself.
+        return stay if waiting is None else stay | waiting.named_of(turned, links)
 
-        def is_looked_at(path: RelPath) -> bool:
-            return path in looked.paths or path in cut.frozen or lies_in(path, looked.trees)
+    def _gone_databases(self, cut: Cut) -> set[RelPath]:
+        gone = (path for path, difference in cut.found.items() if difference.seen is None)
+        return {path for path in gone if self.cuts.is_promise(path)}
 
-        self.turning.forget(filter(is_looked_at, self.turning.paths() - turned))
-        coming = set[RelPath]() if everything else cut.frozen.keys() & cut.found.keys()
-        changed = self._in_onedata(plan, cut.deferred | coming)
-        self.turning.came({path for path in self.turning.owed() - changed if is_looked_at(path)})
-        return self.turning.stay(
-            turned,
-            turned - cut.turned if waiting is None else frozenset(),
-            lambda run: {p for p in changed if scope_of(p) == run or self.may_name(p, run)},
-            time.monotonic(),
-        )
+    def _may_any_name(
+        self, databases: Iterable[RelPath], run: RelPath, links: Iterable[tuple[RelPath, bytes]]
+    ) -> bool:
+        """Whether rows of ``databases`` may name what lies in ``run``, or links that lead there."""
+        runs = {run} | {scope_of(link) for link in linked(links, {run} - {b""})}
+        return any(scope_of(path) in runs or self.named([path], runs) for path in databases)
 
     def _in_onedata(self, plan: Plan, databases: Iterable[RelPath]) -> set[RelPath]:
         """Return ``databases`` by their names in OneData, as far as it has them."""
@@ -252,7 +263,8 @@ class Planning:
         tops, sources = second_halves(plan), {move.source for move in plan.moves}
         going = plan.awaited_removals.union(source for source, _ in plan.awaited_moves)
         before = self.awaited.removals.union(source for source, _ in self.awaited.moves)
-        always = staying(tops, going & before, promises.databases, self.named)
+        stays = (going & before) | self.only_copies.put_off
+        always = staying(tops, stays, promises.databases, self.named)
         once = staying(tops - always, going - before, promises.databases, self.named)
         once |= always & sources
         left = (always - sources) | (once - self._left_once)
@@ -347,7 +359,7 @@ class Planning:
             plan.awaited_moves | outcome.postponed_moves,
         )
         self.cuts.awaited_moves = self.awaited.moves
-        self.turning.went(plan.turned())
+        self.turning.began_anew()
         self._renaming = scopes_of(new) | ({b""} if new and project_held else set())
 
     def lacks_project(self, cut: Cut) -> bool:
@@ -385,6 +397,10 @@ class Planning:
         now = time.monotonic()
         for path in databases:
             self._after_absent.setdefault(path, now)
+
+    def see_held(self, plan: Plan, held: AbstractSet[RelPath]) -> None:
+        """Remember what was ``held`` back (as ``plan`` calls it), and not for what was put off."""
+        self._held = {plan.stands_at.get(path, path) for path in held}
 
     def _lacks_file(self, path: RelPath) -> bool:
         entry = self.committed(path)
@@ -429,7 +445,6 @@ class Planning:
             for path in (change.source, change.target) if isinstance(change, Renamed) else ():
                 self._mentions.forget(path)
         places = {change.path for change in outcome.changes if isinstance(change, Set)}
-        self.turning.came(places)
         self._mentions.know({run_of(path) for path in places} - {b""})
         published = {plan.stands_at.get(path, path) for path in places} & cut.frozen.keys()
         if published:

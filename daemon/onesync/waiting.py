@@ -8,7 +8,7 @@ published as soon as the data of their own cut are there.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,13 @@ class Waiting:
             return True
         names = {name_of(path) for path in gone}
         return any(holds_name(item.path, names) for item in self.frozen.values())
+
+    def named_of(
+        self, paths: AbstractSet[RelPath], links: Sequence[tuple[RelPath, bytes]]
+    ) -> set[RelPath]:
+        """Return those of ``paths`` that a snapshot may name, and all where they are many."""
+        is_many = len(paths) > _LOOKED_FOR
+        return {path for path in paths if is_many or self.may_name({path}, links)}
 
     def runs(self) -> set[RelPath]:
         """Return the runs of what waits and of what it waits for; all their databases wait."""
