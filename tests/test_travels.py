@@ -46,7 +46,8 @@ def new() -> bytes:
 def one(nodes: list[Node], old: bytes) -> Node:
     """A node whose replica has the old version, and which makes short rounds."""
     node = nodes[0]
-    node.configure(mount__require_fuse=True, push__round_seconds=0.3)
+    # What is written all the time is pushed so often, and what a round left half way goes on then.
+    node.configure(mount__require_fuse=True, push__round_seconds=0.3, batch__max_delay_seconds=10.0)
     node.deploy()
     (node.work / STACK).parent.joinpath("DONE").mkdir(parents=True)
     (node.work / STACK).write_bytes(old)
@@ -60,8 +61,8 @@ def replica(mounted: Mounted) -> Path:
     return mounted.backing / "project" / STACK
 
 
-def until(node: Node, holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
+def until(node: Node, holds: Callable[[], bool], seconds: float = SOON) -> None:
+    deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, node.log()
         time.sleep(0.02)
@@ -324,6 +325,8 @@ def written_all_the_time(path: Path, places: Callable[[], int]) -> Iterator[set[
     pieces = {path.read_bytes()[:1000]}
 
     def write() -> None:
+        # However much runs beside: what nobody writes for a while is copied as it is.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -15)
         with path.open("r+b", buffering=0) as file:
             while not ended.wait(0.001):
                 piece = os.urandom(1000)
@@ -371,17 +374,21 @@ def test_a_new_file_that_changes_everywhere_is_told_of_and_sent_when_it_rests(
     """OneData has the beginning of it meanwhile, so rows that name it need not wait for ever."""
     path, there = (one.work / STACK).with_name("new.mrcs"), replica.with_name("new.mrcs")
     database = mounted.backing / "project" / "Runs/000001_ProtMock/particles.sqlite"
+    mounted.latency(0.01)  # or it might be copied between two writes
     path.write_bytes(new)
-    mounted.reset()
     chance = random.Random(0)
     with written_all_the_time(path, lambda: chance.randrange(SIZE - 1000)):
         names_it(one, "new.mrcs")
-        until(one, lambda: database.exists() and any("new.mrcs" in text for text in behind(one)))
+        # While the disk is busy nobody writes, and it is copied as it is: that is no failure.
+        told = lambda: any("new.mrcs" in text for text in behind(one))  # noqa: E731
+        until(one, lambda: database.exists() and told(), 90)
+        mounted.latency(0)
+        mounted.reset()
         for number in range(5):
             (one.work / f"other_{number}").write_bytes(b"other")
             until(one, (mounted.backing / "project" / f"other_{number}").exists)
-        assert mounted.counts()["bytes_written"] < 2 * SIZE
-    until(one, lambda: content(there) == path.read_bytes())
+        assert mounted.counts()["bytes_written"] < SIZE
+    until(one, lambda: content(there) == path.read_bytes(), 90)
     until(one, lambda: behind(one) == [])
 
 
