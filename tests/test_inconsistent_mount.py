@@ -174,7 +174,9 @@ def test_nothing_is_cleaned_that_the_client_lost_without_a_word(
     one.configure(mount__require_fuse=True, undeploy__clean_working_dir=between != "a deployment")
     one.deploy()
     mounted.drop_at("write", pattern=OF_USERS, times=1)
-    (one.work / "large").write_bytes(os.urandom(3 * LARGE))
+    # At once: sent again when it was written on it would come whole.
+    (one.home / "large").write_bytes(os.urandom(3 * LARGE))
+    (one.home / "large").rename(one.work / "large")
     flushed(one)
     (one.work / "small").write_bytes(os.urandom(SIZE))
     flushed(one)

@@ -8,10 +8,15 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
+from onesync.cut import Cut, Cuts
+from onesync.errors import Exit
 from onesync.snapshot import state_of
+from tests.campaign.life import Life, Place
 from tests.node import SOON, Node
 from tests.standin.mounted import Mounted
 from tests.test_databases import make
@@ -187,3 +192,29 @@ def test_a_log_whose_index_tells_nothing_is_copied(tmp_path: Path, lost: str) ->
     assert state_of(bytes(path)) is None
     index.write_bytes(content)
     assert state_of(bytes(path)) is not None
+
+
+def test_a_copy_of_what_proved_to_be_unchanged_does_not_stay(tmp_path: Path) -> None:
+    """A log that was filled and rolled back tells nothing cheap: it is copied, and is the same."""
+    (tmp_path / "store").mkdir()
+    place = Place(tmp_path / "node", tmp_path / "store")
+    copies: list[int] = []
+    take = Cuts.take
+
+    def counted(cuts: Cuts, *arguments: Any, **named: Any) -> Cut:
+        cut = take(cuts, *arguments, **named)
+        copies.append(len(cut.frozen))
+        return cut
+
+    def rolls_back(life: Life) -> None:
+        copies.clear()
+        roll_back_what_was_written(life.place.work / "run.db")
+
+    def begin(life: Life) -> None:
+        make(life.place.work / "run.db", 1000, "WAL")
+
+    with mock.patch.object(Cuts, "take", counted):
+        life = Life(place, [begin, rolls_back]).live()
+    assert life.end is Exit.CLEAN, life.error
+    assert any(copies), "it was copied"
+    assert not any(place.state.glob("**/*.snapshot"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -12,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
@@ -51,7 +49,7 @@ from onesync.replica.door import Replica
 from onesync.tidying import Tidying
 from onesync.travels import Travels
 from onesync.unverified import Unverified
-from onesync.waiting import Waiting, what_waits
+from onesync.waiting import Waiting, remove_copies, what_waits
 
 log = logging.getLogger(__name__)
 
@@ -375,6 +373,7 @@ class Batches:
                 self.planning.see_late(plan, cut.backlog)
                 self._put_off()
                 self._let_go()
+                remove_copies(cut.frozen.values())
                 self._explained()
                 return False
             cut.seconds = time.monotonic() - began
@@ -447,9 +446,7 @@ class Batches:
             self._in_vain += 1
         self._waiting = waiting
         kept = waiting.frozen if waiting is not None else {}
-        for path, item in cut.frozen.items():
-            if path not in kept:
-                Path(os.fsdecode(item.path)).unlink(missing_ok=True)
+        remove_copies(item for path, item in cut.frozen.items() if path not in kept)
 
     def _let_go(self) -> None:
         """Let the databases that wait be taken anew."""

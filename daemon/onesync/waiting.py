@@ -87,8 +87,13 @@ class Waiting:
 
     def let_go(self) -> None:
         """Remove the snapshots."""
-        for item in self.frozen.values():
-            Path(os.fsdecode(item.path)).unlink(missing_ok=True)
+        remove_copies(self.frozen.values())
+
+
+def remove_copies(snapshots: Iterable[Frozen]) -> None:
+    """Remove the copies of ``snapshots`` from the spool."""
+    for item in snapshots:
+        Path(os.fsdecode(item.path)).unlink(missing_ok=True)
 
 
 def what_waits(
