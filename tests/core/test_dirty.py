@@ -66,7 +66,7 @@ class Marking(RuleBasedStateMachine):
             assert not (everything or ripe) or path in gone, "due, and not taken"
         for path in gone:
             del self.expected[path]
-        self.left -= gone.keys() | due.paths
+        self.left = {path for path in self.left if not covered(path, due)}
         self.untouched &= self.left
         assert set(due.moves) <= self.moves
         self.moves -= set(due.moves)
@@ -98,9 +98,7 @@ class Marking(RuleBasedStateMachine):
     @rule()
     def leave_untouched(self) -> None:
         due, gone = self.taken.pop()
-        if b"" in self.dirty._trees:  # which subsumes all
-            self.untouched.clear()
-        else:
+        if b"" not in self.dirty._trees:
             self.untouched |= due.paths - self.expected.keys()
             self.left |= due.paths
         self.dirty.leave_untouched(dict(due.since))
@@ -122,6 +120,12 @@ class Marking(RuleBasedStateMachine):
         """What is given back settles anew, unless it was marked as left meanwhile."""
         self.left -= due.paths & self.untouched
         self.untouched -= due.paths
+
+    @invariant()
+    def a_mark_of_the_whole_tree_subsumes_what_was_left(self) -> None:
+        if b"" in self.dirty._trees:
+            self.left.clear()
+            self.untouched.clear()
 
     @invariant()
     def its_length_and_age_are_told(self) -> None:
