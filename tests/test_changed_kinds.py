@@ -12,6 +12,7 @@ import pytest
 from onesync import planning
 from onesync.batch import Batches
 from onesync.errors import Exit
+from tests import test_named_databases
 from tests.campaign.life import Life, Place
 from tests.test_named_databases import CHANGING, OLD, PROJECT, changing, make_database
 from tests.test_steady_load import (
@@ -38,15 +39,7 @@ in_portions = pytest.mark.usefixtures("small_portions")
 
 def looked_for(place: Place, run: str) -> tuple[Callable[[], None], list[str], list[str]]:
     """Return what looks at the rows of ``run``'s database, which names are no files, and all."""
-    wrong: list[str] = []
-    seen: list[str] = []
-
-    def look() -> None:
-        found = rows(place.store, run)
-        seen.extend(found)
-        wrong.extend(name for name in found if not (place.store / name).is_file())
-
-    return look, wrong, seen
+    return test_named_databases.looked_for(place, run, Path.is_file)
 
 
 def change(work: Path, kind: str) -> None:

@@ -41,7 +41,9 @@ OLD = f"{ONE}/extra/old"
 pytestmark = pytest.mark.usefixtures("small_portions")
 
 
-def looked_for(place: Place, run: str) -> tuple[Callable[[], None], list[str], list[str]]:
+def looked_for(
+    place: Place, run: str, is_there: Callable[[Path], bool] = Path.exists
+) -> tuple[Callable[[], None], list[str], list[str]]:
     """Return what looks at the rows of ``run``'s database, which names lie nowhere, and all."""
     wrong: list[str] = []
     seen: list[str] = []
@@ -49,7 +51,7 @@ def looked_for(place: Place, run: str) -> tuple[Callable[[], None], list[str], l
     def look() -> None:
         found = rows(place.store, run)
         seen.extend(found)
-        wrong.extend(name for name in found if not (place.store / name).exists())
+        wrong.extend(name for name in found if not is_there(place.store / name))
 
     return look, wrong, seen
 
