@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 from onesync import holds, local, planning, push, transfer
+from onesync.batch import Batches
+from onesync.core.dirty import Due
 from onesync.core.plan import Difference, Plan
+from onesync.cut import Cut
 from onesync.errors import Exit
 from onesync.push import Push
 from onesync.unverified import Unverified
@@ -371,3 +374,13 @@ def test_a_death_meanwhile_leaves_rows_of_the_project_that_name_what_is_there(
     place: Place, tmp_path: Path, number: int
 ) -> None:
     _live_and_die(place, tmp_path, number)
+
+
+def test_cuts_in_vain_make_a_batch_longer_until_one_takes_all() -> None:
+    cut = Cut({}, Due(frozenset(), frozenset(), (), ()))
+    batches = object.__new__(Batches)
+    seconds = []
+    for number in (0, 2, 3, 4, 11, 12):
+        batches._in_vain = number
+        seconds.append(batches._portion_seconds(cut))
+    assert seconds == [0.5, 0.5, 1.0, 2.0, 256.0, None]
