@@ -50,15 +50,18 @@ def table(rows: list[Row], failed: Mapping[str, str]) -> str:
 
     ``failed`` are the scenarios that broke off, and why.
     """
-    scenarios = dict.fromkeys(row.scenario for row in rows if _is_told(row))
-    parts = [_scenario(name, [row for row in rows if row.scenario == name]) for name in scenarios]
-    entries = [row for row in rows if row.scenario in (ENTRIES, *_OF_SCALE)]
-    if entries:
-        parts.append(_entries(entries))
+    parts = _scenarios(rows)
     parts += [
         f"**{name}** broke off, what it lacks was not measured: {failed[name]}\n" for name in failed
     ]
     return "\n".join([*parts, "**Targets**\n", targets(rows), ""])
+
+
+def _scenarios(rows: list[Row]) -> list[str]:
+    scenarios = dict.fromkeys(row.scenario for row in rows if _is_told(row))
+    parts = [_scenario(name, [row for row in rows if row.scenario == name]) for name in scenarios]
+    entries = [row for row in rows if row.scenario in (ENTRIES, *_OF_SCALE)]
+    return [*parts, _entries(entries)] if entries else parts
 
 
 def _is_told(row: Row) -> bool:
@@ -158,7 +161,8 @@ def into_readme(readme: Path, rows: list[Row], place: str, plot: Path) -> None:
     if plot.exists():
         shown.write_bytes(plot.read_bytes())
     drawn = f"\n\n![time against latency](tests/bench/{plot.name})" if plot.exists() else ""
-    text = f"Measured on {place}:\n\n{summary(rows)}\n\n{targets(rows)}{drawn}\n"
+    whole = "\n".join(["<details><summary>All of it</summary>\n", *_scenarios(rows), "</details>"])
+    text = f"Measured on {place}:\n\n{summary(rows)}\n\n{targets(rows)}{drawn}\n\n{whole}\n"
     before, _, rest = readme.read_text().partition(_BEGIN)
     after = rest.partition(_END)[2]
     readme.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")

@@ -33,6 +33,7 @@ from onesync.replica.folder import FolderReplica
 from onesync.scanner import Scanner
 from onesync.stored_tree import stored_trees
 from tests.apart import grown_kib
+from tests.bench.usage import memory_of
 from tests.node import Node
 
 PLACE = Path(os.environ.get("ONESYNC_SCALE", "/dev/shm/onesync-scale"))
@@ -270,7 +271,8 @@ def live(node: Node) -> dict[str, Any]:
     found["scanned_seconds"] = round(time.monotonic() - began, 1)
     found["start_peak_mb"] = _memory(node, "VmHWM")
     time.sleep(RETIRED_SECONDS)
-    found["idle_rss_mb"], found["idle_pss_mb"] = _memory(node, "VmRSS"), _pss(node)
+    found["idle_rss_mb"] = _memory(node, "VmRSS")
+    found["idle_once_mb"] = round(memory_of(_processes(node)) / 1e6, 1)
     found["each_rss_mb"] = [_kilobytes(pid, "VmRSS") // 1000 for pid in _processes(node)]
     before, wakes = _cpu(node), _wakes(node)
     time.sleep(IDLE_SECONDS)
@@ -317,14 +319,6 @@ def _kilobytes(pid: int, key: str) -> int:
 
 def _memory(node: Node, key: str) -> float:
     return round(sum(_kilobytes(pid, key) for pid in _processes(node)) / 1e3, 1)
-
-
-def _pss(node: Node) -> float:
-    total = 0
-    for pid in _processes(node):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return round(total / 1e3, 1)
 
 
 def _cpu(node: Node) -> float:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import select
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -21,21 +19,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyinotify
 from blake3 import blake3
 
 from onesync import control
-from onesync.watcher import MASK
 from tests.bench.known import known_tree
 from tests.bench.mounts import Mount, calls_of, passthrough, standin
 from tests.bench.tools import (
     Copy,
     Lsyncd,
+    LsyncdDelta,
     Onesync,
     Place,
     Rclone,
     RcloneMany,
     RcloneRenames,
+    RcloneUnchecked,
     Rsync,
     RsyncAppend,
     RsyncDelta,
@@ -44,7 +42,7 @@ from tests.bench.tools import (
     Used,
 )
 from tests.bench.usage import Watch, cpu_seconds
-from tests.node import Node
+from tests.node import Node, as_a_unit
 
 MEBIBYTE = 1 << 20
 _DIRECTORIES = 20
@@ -64,7 +62,7 @@ SPREAD = "directories: "
 Make = Callable[[Place], Tool]
 Burst = Callable[[Path, int], float]
 _PLAIN: tuple[Make, ...] = (Onesync, Rsync, Rclone, Copy)
-_MANY_AT_ONCE: tuple[Make, ...] = (Onesync, Rclone, RcloneMany)
+_MANY_AT_ONCE: tuple[Make, ...] = (Onesync, Rclone, RcloneMany, RcloneUnchecked)
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,7 @@ class Size:
     serial: int
     staged: int
     large: int
+    huge: int
     several: int
     renamed: int
     saved: int
@@ -91,6 +90,7 @@ QUICK = Size(
     serial=10,
     staged=100,
     large=64 * MEBIBYTE,
+    huge=128 * MEBIBYTE,
     several=4,
     renamed=200,
     saved=1,
@@ -106,6 +106,7 @@ FULL = Size(
     serial=100,
     staged=5000,
     large=1024 * MEBIBYTE,
+    huge=4096 * MEBIBYTE,
     several=8,
     renamed=5000,
     saved=6,
@@ -202,7 +203,7 @@ class Bench:
 
     def staged_in(self) -> None:
         """Small files into an empty working directory; no disk is measured."""
-        for make in (Onesync, Rsync, Rclone, RcloneMany, Unison, Copy):
+        for make in (Onesync, Rsync, Rclone, RcloneMany, RcloneUnchecked, Unison, Copy):
             number = self._size.staged if make in _MANY_AT_ONCE else self._number(make)
             with self._place(passthrough, _MEMORY) as place:
                 self._fill(place.backing, number)
@@ -222,7 +223,7 @@ class Bench:
     def changed(self) -> None:
         """1 MB appended to a large file, then 1 MB changed in its middle."""
         megabyte = 10**6
-        for make in (Onesync, Rsync, RsyncAppend, RsyncDelta, Lsyncd, Rclone, Unison):
+        for make in (Onesync, Rsync, RsyncAppend, RsyncDelta, Lsyncd, LsyncdDelta, Rclone, Unison):
             with self._equal(
                 make, passthrough, lambda top: self._write(top / "stack.mrcs")
             ) as tool:
@@ -252,10 +253,10 @@ class Bench:
         All lies in memory that was used just now: neither a disk of this machine is measured nor
         how long it takes to get memory for the first time.
         """
-        turns = [
-            [measure(make) for measure in (self._large_out, self._large_in) for make in _PLAIN]
-            for _ in range(3)
-        ]
+        measures = [(way, make) for way in (self._large_out, self._large_in) for make in _PLAIN]
+        # How fast a yet larger one goes is asked of who is compared with cp alone.
+        measures += [(self._huge_in, make) for make in (Onesync, Copy)]
+        turns = [[measure(make) for measure, make in measures] for _ in range(3)]
         for rows in zip(*turns, strict=True):
             self._found(sorted(rows, key=lambda row: row.seconds)[1])
 
@@ -266,19 +267,25 @@ class Bench:
             return self._measured("large file pushed", tool, 0, 1, tool.push)
 
     def _large_in(self, make: Make) -> Row:
+        return self._one_in(make, "large file staged in", self._size.large)
+
+    def _huge_in(self, make: Make) -> Row:
+        return self._one_in(make, "file of 4 GB staged in", self._size.huge)
+
+    def _one_in(self, make: Make, name: str, size: int) -> Row:
         with self._place(passthrough, _MEMORY) as place:
-            self._write(place.backing / "stack.mrcs")
+            self._write(place.backing / "stack.mrcs", size)
             with _ended(self._published(make, place)) as tool:
-                self._warm_up()
-                return self._measured("large file staged in", tool, 0, 1, tool.pull)
+                self._warm_up(size)
+                return self._measured(name, tool, 0, 1, tool.pull)
 
     def _warmed_up(self, burst: Callable[[Path, int], float], top: Path, number: int) -> float:
         self._warm_up()
         return burst(top, number)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, size: int = 0) -> None:
         with tempfile.NamedTemporaryFile(dir=_MEMORY) as file:
-            for _ in range(2 * self._size.large // MEBIBYTE):
+            for _ in range(2 * (size or self._size.large) // MEBIBYTE):
                 file.write(bytes(MEBIBYTE))
 
     def several(self) -> None:
@@ -326,6 +333,7 @@ class Bench:
                 act = partial(self._brought, tool, count)
                 row = self._measured(scenario, tool, 0, count, act)
             row.slowed = beside / alone - 1
+            row.note = row.note or (f"{count:,} files" if count != number else "")
             self._found(row)
 
     def _by_turns(self, one: Burst, other: Burst, number: int) -> tuple[float, float]:
@@ -554,27 +562,18 @@ def _burst(top: Path, number: int) -> float:
 
 
 def _burst_told(top: Path, number: int) -> float:
-    """Let the kernel tell of each file, to one who only reads it away."""
-    watches = pyinotify.WatchManager()
+    """Let the kernel tell of each file, to one who only reads it away, as polite as the rest."""
     folders = [top / str(folder) for folder in range(_BURST_DIRECTORIES)]
     for folder in folders:
         folder.mkdir(parents=True)
-        watches.add_watch(str(folder), MASK)
-    over = threading.Event()
-
-    def read() -> None:
-        while not over.is_set():
-            if select.select([watches.get_fd()], [], [], 0.1)[0]:
-                os.read(watches.get_fd(), MEBIBYTE)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        return _burst(top, number)
-    finally:
-        over.set()
-        reader.join()
-        watches.close()
+    reader = [*as_a_unit(_NICE), sys.executable, "-m", "tests.bench.reader", *map(str, folders)]
+    with subprocess.Popen(reader, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            return _burst(top, number)
+        finally:
+            process.kill()
 
 
 def _politely(make: Make) -> Make:
@@ -608,7 +607,7 @@ def _of_scale(name: str, entries: int, told: dict[str, Any]) -> list[Row]:
         f"{told['idle_cpu_percent']} % of a core, {told['idle_wakes_per_second']} wake-ups a second"
     )
     # What two processes share counts once.
-    rows = [row("idle", 0, told["idle_cpu_percent"], told["idle_pss_mb"], idle)]
+    rows = [row("idle", 0, told["idle_cpu_percent"], told["idle_once_mb"], idle)]
     if name == "daemon":
         flushed = row("final flush, nothing dirty", told["stop_seconds"], 0, told["flush_peak_mb"])
         rows.append(flushed)

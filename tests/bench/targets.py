@@ -94,6 +94,13 @@ TARGETS = (
         _times("large file staged in", "cp"),
         True,
     ),
+    Target(
+        "file of 4 GB staged in: times cp's speed",
+        0.9,
+        "",
+        _times("file of 4 GB staged in", "cp"),
+        True,
+    ),
     Target("a small file staged in: calls", 6, "", _of(STAGED, lambda row: row.calls_each)),
     Target("a small file staged in: times rsync's speed", 60, "", _times(STAGED, "rsync"), True),
     Target("a small file staged in: times rclone's speed", 5, "", _times(STAGED, "rclone"), True),

@@ -83,13 +83,16 @@ def test_a_new_small_file_is_eight_calls(node: Node, mounted: Mounted) -> None:
     folders = _folders(node.work)
     _flushed(node)
 
+    node.pause()  # so that all come in one batch: each walks to its directories
+    _fill(folders, 200)
+
     def create() -> None:
-        _fill(folders, 200)
+        node.go_on()
         _flushed(node)
 
     calls = _calls(mounted, create)
     of_data = _of_data(calls)
-    looked_for_folders = 3 * _FOLDERS  # once for each child process that holds them
+    looked_for_folders = 3 * _FOLDERS  # once for each child process, and once for the sizes
     assert of_data.total() <= 200 * 8 + 3 * looked_for_folders, of_data
     assert of_data["create"] == 200
     assert of_data["rename"] == 0
@@ -132,7 +135,7 @@ def test_a_file_that_is_removed_is_two_calls(node: Node, mounted: Mounted) -> No
         _flushed(node)
 
     of_data = _of_data(_calls(mounted, remove))
-    looked_for_folders = 3 * _FOLDERS  # once for each child process that holds them
+    looked_for_folders = 3 * _FOLDERS  # once for each child process, and once for the sizes
     assert of_data.total() <= 200 * 2 + 3 * looked_for_folders, of_data
     assert of_data["unlink"] == 200
     assert of_data["rename"] == 0
@@ -271,6 +274,23 @@ def test_a_small_file_that_is_staged_in_is_six_calls(
         assert of_data.total() <= 400 * 6, of_data
 
 
+def test_what_nobody_knew_and_was_staged_in_is_not_sent(
+    nodes: list[Node], node: Node, mounted: Mounted
+) -> None:
+    folder = mounted.backing / "project"
+    earlier = nodes[1]
+    earlier.deploy()
+    (earlier.work / "known").write_bytes(b"x")
+    assert earlier.end() == 0, earlier.log()
+    for number in range(20):
+        (folder / f"{number}").write_bytes(os.urandom(50_000))
+    (folder / "large").write_bytes(os.urandom(3 * MEBIBYTE))
+    mounted.reset()
+    node.deploy()
+    assert node.flush() == 0, node.log()
+    assert mounted.counts()["bytes_written"] < 20_000, "the claim and the manifest"
+
+
 @pytest.mark.session
 def test_what_precedes_the_first_file_waits_for_few_calls(
     nodes: list[Node], node: Node, mounted: Mounted
@@ -308,6 +328,8 @@ def test_large_files_are_staged_in_side_by_side(
     assert of_data.total() - of_data["read"] <= 12 * 5 + 6 * asked_again
     reads = [call for call in calls if call.operation == "read" and "stack" in call.path]
     assert _most_at_once(reads) == 6
+    # 256 KiB a call, and less at the beginning, while the kernel finds out that all is read.
+    assert len(reads) <= 6 * (2 * 4 + 4)
 
 
 def _most_at_once(calls: list[Call]) -> int:

@@ -27,7 +27,8 @@ _UNISON = ("-batch", "-ui", "text", "-silent", "-times", "-perms", "0", "-ignore
 _LSYNCD = """
 settings {{ nodaemon = true, statusInterval = 3600, maxProcesses = 8 }}
 sync {{ default.rsync, source = "{work}", target = "{store}", delay = 1,
-       rsync = {{ archive = false, perms = true, times = true, _extra = {{ "--recursive" }} }} }}
+       rsync = {{ archive = false, perms = true, times = true, {more}
+                  _extra = {{ "--recursive" }} }} }}
 """
 
 
@@ -153,11 +154,23 @@ class RcloneMany(Rclone):
     at_once = "64"
 
 
+class RcloneUnchecked(RcloneMany):
+    """Without reading anew what it copied, to compare it."""
+
+    name = "rclone --transfers 64 --ignore-checksum"
+
+    def _command(self, source: Path, target: Path) -> list[str]:
+        return [*super()._command(source, target), "--ignore-checksum"]
+
+
 class RcloneRenames(Rclone):
+    """Which knows what was renamed by its time, and reads nothing for that."""
+
     name = "rclone --track-renames"
 
     def _command(self, source: Path, target: Path) -> list[str]:
-        return [*super()._command(source, target), "--track-renames"]
+        strategy = ("--track-renames", "--track-renames-strategy", "modtime,leaf")
+        return [*super()._command(source, target), *strategy]
 
 
 class Unison(Tool):
@@ -187,6 +200,7 @@ class Lsyncd(Tool):
     """With rsync, one second after a change (its default is fifteen)."""
 
     name = "lsyncd + rsync"
+    more = ""
 
     def __init__(self, place: Place, nice: int = 0) -> None:
         super().__init__(place)
@@ -195,7 +209,8 @@ class Lsyncd(Tool):
 
     def start(self) -> None:
         config = self.place.home / "lsyncd.lua"
-        config.write_text(_LSYNCD.format(work=self.place.work, store=self.place.store))
+        places = {"work": self.place.work, "store": self.place.store}
+        config.write_text(_LSYNCD.format(**places, more=self.more))
         log = (self.place.home / "lsyncd.log").open("wb")
         command = [*self._politely, "lsyncd", str(config)]
         self._process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -227,6 +242,13 @@ class Lsyncd(Tool):
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+
+class LsyncdDelta(Lsyncd):
+    """With rsync's delta, as ``RsyncDelta``."""
+
+    name = "lsyncd + rsync --inplace --no-whole-file"
+    more = "inplace = true, whole_file = false,"
 
 
 def _shape(top: Path) -> set[tuple[str, int, int]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +13,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _PAUSE_SECONDS = 0.5
 """Looking at memory holds up who uses it, the more the more he has."""
 _FIRST_SECONDS = 0.05
+_MAPPING = re.compile(rb"^(?=[0-9a-f]+-)", re.MULTILINE)
+_NUMBER = re.compile(rb"^(\w+): +(\d+) kB", re.MULTILINE)
 
 
 def descendants(top: int) -> list[int]:
@@ -34,14 +38,31 @@ def cpu_seconds(top: int) -> float:
 
 
 def memory_bytes(top: int) -> int:
-    """Return the resident memory of ``top`` and its descendants; what is shared counts once."""
-    size = 0
-    for process in descendants(top):
-        with suppress(OSError, ValueError, IndexError):
-            for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    size += 1024 * int(line.split()[1])
-    return size
+    """Return the resident memory of ``top`` and its descendants (``memory_of``)."""
+    return memory_of(descendants(top))
+
+
+def memory_of(processes: Iterable[int]) -> int:
+    """Return the resident bytes of ``processes``; the pages of a file that they share count once.
+
+    Whoever else has that file mapped, too, takes nothing off: their part is no merit of theirs.
+    """
+    own, files = 0, dict[bytes, int]()
+    for process in processes:
+        with suppress(OSError):
+            for place, size, shared in _mappings(Path(f"/proc/{process}/smaps").read_bytes()):
+                own += size - shared
+                files[place] = max(files.get(place, 0), shared)
+    return own + sum(files.values())
+
+
+def _mappings(told: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield of each mapping which part of which file it is, its resident bytes and the file's."""
+    for mapping in _MAPPING.split(told)[1:]:
+        place = b" ".join(mapping.split(b"\n", 1)[0].split()[2:5])
+        numbers = {key: 1024 * int(number) for key, number in _NUMBER.findall(mapping)}
+        is_file = not place.endswith(b" 0")
+        yield place, numbers[b"Rss"], numbers[b"Rss"] - numbers[b"Anonymous"] if is_file else 0
 
 
 class Watch:
