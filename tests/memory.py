@@ -38,6 +38,8 @@ class MemoryReplica:
     def identify(self) -> Identity:
         return Identity(0, 0, is_fuse=False, is_mount_root=False)
 
+    def walk_anew(self) -> None: ...
+
     def look(self, path: RelPath) -> Listed | None:
         with self._guard:
             if path not in self._tree:
@@ -46,6 +48,9 @@ class MemoryReplica:
         if content is None:
             return Listed(name_of(path), Kind.DIRECTORY, 0)
         return Listed(name_of(path), Kind.FILE, len(content))
+
+    def look_at(self, paths: Sequence[RelPath]) -> Sequence[Listed | None]:
+        return [self.look(path) for path in paths]
 
     def list(
         self, path: RelPath, known: Mapping[bytes, Kind] = MappingProxyType({})
@@ -218,10 +223,12 @@ class MemoryReplica:
                 del self._tree[place]
         return left
 
-    def unlink(self, path: RelPath) -> None:
+    def unlink(self, path: RelPath) -> Kind | None:
         with self._guard:
+            was_there = path in self._tree
             if self._tree.get(path) is not None:
                 del self._tree[path]
+            return None if not was_there else Kind.DIRECTORY if path in self._tree else Kind.FILE
 
     def read(self, path: RelPath) -> bytes:
         with self._guard:

@@ -304,7 +304,7 @@ def test_an_owner_that_lost_the_folder_in_a_pause_leaves_at_once(
     one, two = nodes
     for node in nodes:
         node.configure(
-            mount__io_timeout_seconds=1,
+            mount__io_timeout_seconds=5,
             lock__beat_seconds=0.3,
         )
     one.deploy()

@@ -114,6 +114,14 @@ def test_a_status_folder_of_a_newer_format(node: Node) -> None:
     refused(node, 13, "format 99", "Install a newer onesync")
 
 
+@pytest.mark.parametrize("folder_id", ["\ud800", "\x1b[31mred", "f1", "A" * 32, "0" * 33, 5, None])
+def test_a_folder_record_whose_id_onesync_never_wrote(node: Node, folder_id: object) -> None:
+    (node.store / STATUS).mkdir()
+    record = {"onesync": "folder", "format": 1, "folder_id": folder_id}
+    (node.store / STATUS / "folder.json").write_text(json.dumps(record))
+    refused(node, 13, "folder.json of the status folder cannot be read", "Restore it from a backup")
+
+
 def test_a_damaged_checkpoint_is_passed_over_loudly(node: Node) -> None:
     node.deploy()
     (node.work / "first").write_bytes(b"1")

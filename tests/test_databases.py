@@ -13,8 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from onesync.core.model import STATUS_FOLDER
 from onesync.snapshot import HEADER
 from tests.node import SOON, Node
+
+SCHEMA_FORMAT = slice(44, 48)
+STRAY = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
+"""How a journal begins."""
 
 
 @pytest.fixture
@@ -74,12 +79,12 @@ def test_a_stray_journal_in_onedata_is_removed_and_never_restored(nodes: list[No
     make(one.work / "project.sqlite", 10)
     assert one.flush() == 0
     stray = one.store / "project.sqlite-journal"
-    stray.write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(100))
+    stray.write_bytes(STRAY + bytes(100))
     make(one.work / "project.sqlite", 5)
     assert one.flush() == 0
     assert not stray.exists()
     assert one.end() == 0, one.log()
-    stray.write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(100))
+    stray.write_bytes(STRAY + bytes(100))
     two.deploy()
     assert not (two.work / "project.sqlite-journal").exists()
     assert {problem["kind"] for problem in two.status()["problems"]} == {"stray_sidecar"}
@@ -87,11 +92,87 @@ def test_a_stray_journal_in_onedata_is_removed_and_never_restored(nodes: list[No
     assert two.end() == 0, two.log()
 
 
+def test_a_stray_journal_beside_an_unchanged_database_is_kept_elsewhere(nodes: list[Node]) -> None:
+    one, two = nodes
+    one.deploy()
+    make(one.work / "run.db", 10)
+    (one.work / "lab").mkdir()
+    assert one.end() == 0, one.log()
+    stray, content = one.store / "run.db-journal", STRAY + bytes(100)
+    stray.write_bytes(content)
+    (one.store / "lab-journal").write_bytes(content)
+    (one.store / "run.db-wal").mkdir()
+    (one.store / "run.db-wal" / "file").touch()
+    two.deploy()
+    assert not stray.exists()
+    [kept] = (one.store / STATUS_FOLDER.decode() / "torn").iterdir()
+    assert kept.read_bytes() == content
+    told = {problem["path"]: problem["text"] for problem in two.status()["problems"]}
+    assert told.keys() == {"lab-journal", "run.db-journal", "run.db-wal"}
+    assert str(kept.relative_to(one.store)) in told["run.db-journal"]
+    assert (one.store / "lab-journal").exists(), "lab is no database"
+    assert (one.store / "run.db-wal" / "file").exists(), "no journal is a directory"
+    assert {path.name for path in two.work.iterdir()} == {"lab", "run.db"}
+    assert two.end() == 0, two.log()
+    three = Node(one.home.with_name("three"), one.store)
+    three.deploy()
+    still = {problem["path"] for problem in three.status()["problems"]}
+    assert still == {"lab-journal", "run.db-wal"}
+    assert three.end() == 0, three.log()
+
+
 def test_a_file_that_only_looks_like_a_database_is_a_file(node: Node) -> None:
     content = HEADER + os.urandom(5000)
     (node.work / "fake.sqlite").write_bytes(content)
     assert node.flush() == 0, node.log()
     assert (node.store / "fake.sqlite").read_bytes() == content
+
+
+def test_one_of_a_format_that_is_newer_than_ours_is_pushed_as_it_is(node: Node) -> None:
+    made, path = node.home / "made.sqlite", node.work / "newer.sqlite"
+    make(made, 10)
+    content = bytearray(made.read_bytes())
+    content[SCHEMA_FORMAT] = (5).to_bytes(4, "big")
+    path.write_bytes(content)
+    assert node.flush() == 0, node.log()
+    assert (node.store / path.name).read_bytes() == content
+    assert node.status()["problems"] == []
+
+
+WRITES_WHAT_WE_CANNOT_PARSE = """
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute(f"PRAGMA journal_mode={sys.argv[2]}")
+db.execute("CREATE TABLE Steps (id INTEGER)")
+db.execute("CREATE VIEW newer AS SELECT 1000")
+db.execute("PRAGMA writable_schema=ON")
+db.execute("UPDATE sqlite_master SET sql = 'CREATE VIEW newer AS SELECT 1_o' WHERE type = 'view'")
+db.execute("PRAGMA writable_schema=OFF")
+while True:
+    db.execute("INSERT INTO Steps VALUES (7)")
+    print(flush=True)
+    time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+def test_a_live_one_whose_schema_we_cannot_parse_is_snapshotted(node: Node, mode: str) -> None:
+    path = node.work / "newer.sqlite"
+    command = [sys.executable, "-c", WRITES_WHAT_WE_CANNOT_PARSE, str(path), mode]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline()
+            assert node.flush() == 0, node.log()
+        finally:
+            writer.kill()
+    assert node.status()["problems"] == []
+    stored = node.store / path.name
+    assert [item.name for item in node.store.glob("newer.sqlite*")] == [path.name]
+    with closing(sqlite3.connect(f"file:{stored}?mode=ro&immutable=1", uri=True)) as db:
+        db.execute("PRAGMA writable_schema=ON")
+        assert db.execute("SELECT count(*) FROM Steps").fetchone()[0] > 0
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_a_dead_writers_transaction_is_rolled_back_before_it_is_taken(node: Node) -> None:
@@ -123,6 +204,25 @@ def test_what_is_only_in_the_log_is_pushed(node: Node) -> None:
         assert count(node.store / "set.sqlite") == 2
     assert not list(node.store.glob("*-wal"))
     assert not list(node.store.glob("*-shm"))
+
+
+def test_one_that_was_closed_is_pushed_without_anything_made_beside_it(nodes: list[Node]) -> None:
+    one, two = nodes
+    one.deploy()
+    folder = one.work / "set"
+    folder.mkdir()
+    make(folder / "set.sqlite", 5, "WAL")
+    os.utime(folder, ns=(1, 10**18 + 7))
+    for _ in range(2):
+        assert one.flush() == 0, one.log()
+        assert [item.name for item in folder.iterdir()] == ["set.sqlite"]
+        os.utime(folder / "set.sqlite")
+    assert folder.stat().st_mtime_ns == 10**18 + 7
+    assert one.end() == 0, one.log()
+    assert count(one.store / "set" / "set.sqlite") == 5
+    two.deploy()
+    assert (two.work / "set").stat().st_mtime_ns == 10**18 + 7
+    assert two.end() == 0, two.log()
 
 
 def test_a_database_without_a_new_row_is_not_pushed_again(node: Node) -> None:
@@ -169,6 +269,37 @@ def test_a_lock_that_changed_nothing_is_no_problem_afterwards(node: Node) -> Non
         db.execute("ROLLBACK")
     assert node.flush() == 0, node.log()
     assert node.status()["problems"] == []
+
+
+@pytest.mark.parametrize("how", ["deleted", "renamed"])
+def test_one_that_goes_while_it_is_locked_is_no_problem_afterwards(node: Node, how: str) -> None:
+    made, path = node.home / "made.sqlite", node.work / "new.sqlite"
+    make(made, 1)
+    with closing(sqlite3.connect(made, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        made.rename(path)
+        assert node.flush() == 3
+        assert [problem["kind"] for problem in node.status()["problems"]] == ["database_busy"]
+        if how == "deleted":
+            path.unlink()
+        else:
+            path.rename(node.work / "renamed.sqlite")
+    assert node.flush() == 0, node.log()
+    assert node.status()["problems"] == []
+    assert (node.store / "renamed.sqlite").exists() == (how == "renamed")
+
+
+@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+def test_databases_that_live_for_moments_leave_no_problem(node: Node, mode: str) -> None:
+    path = node.work / "moment.sqlite"
+    for number in range(20):
+        make(path, 1, mode)
+        time.sleep(number % 10 * 0.01)  # so that it goes at any moment of a cut
+        path.unlink()
+    assert node.flush() == 0, node.log()
+    assert node.status()["problems"] == []
+    # A log stays here where a snapshot had the database open when it was closed.
+    assert not (node.store / path.name).exists()
 
 
 def test_the_journal_of_a_database_with_any_name_stays_here(node: Node) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -21,7 +22,9 @@ from onesync.core.model import STATUS_FOLDER
 from onesync.replica.folder import FolderReplica
 from tests.node import SOON, Node, picture
 from tests.standin.mounted import Mounted
+from tests.test_acts import metrics
 from tests.test_program import names_of_ours
+from tests.test_prometheus import free_port
 
 pytestmark = pytest.mark.fuse
 
@@ -72,6 +75,12 @@ def is_up(node: Node) -> bool:
     return bool(mount["up"])
 
 
+def silent_seconds(node: Node) -> float:
+    found = re.search(r"^onesync_remote_silent_seconds (.+)$", metrics(node), re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
 def unverified(node: Node) -> int:
     """How many files are not known to have arrived."""
     with closing(sqlite3.connect(node.home / "state" / "index.sqlite")) as index:
@@ -116,6 +125,26 @@ def test_after_a_connection_error_lost_bytes_are_found_and_sent_anew(
     assert stored.read_bytes() == CONTENT
     assert "OneData does not hold what was pushed" in one.log()
     assert one.end() == 0, one.log()
+    assert names_of_ours(mounted.backing) == []
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_after_a_connection_error_what_was_only_believed_is_read_back(
+    one: Node, mounted: Mounted, ends: bool
+) -> None:
+    one.deploy()
+    lose(mounted, one, "file", CONTENT)
+    stored = mounted.backing / "project" / "file"
+    wait_for(lambda: unverified(one) == 0, one)
+    assert stored.read_bytes() != CONTENT, "the mount cannot tell, and nobody noticed"
+    mounted.fail("mkdir", errno.ETIMEDOUT, pattern="other")
+    (one.work / "other").mkdir()
+    (one.work / "other" / "file").write_bytes(b"x")
+    if not ends:
+        wait_for(lambda: stored.exists() and stored.read_bytes() == CONTENT, one)
+    assert one.end() == 0, one.log()
+    assert stored.read_bytes() == CONTENT
+    assert (mounted.backing / "project" / "other" / "file").read_bytes() == b"x"
     assert names_of_ours(mounted.backing) == []
 
 
@@ -397,6 +426,24 @@ def test_a_bare_directory_in_the_middle_of_a_batch_gets_nothing(
     assert list(mounted.backing.rglob("file")) != []
     stored = {p.read_bytes() for p in (mounted.backing / "project").glob("*/file")}
     assert stored == {CONTENT}
+
+
+def test_a_call_that_does_not_answer_is_told_before_it_is_given_up(
+    one: Node, mounted: Mounted
+) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    one.configure(mount__require_fuse=True, metrics__listen=listen)
+    one.deploy()
+    flushed(one)
+    assert silent_seconds(one) < 1
+    mounted.hang_at("create", pattern="file", times=1)
+    (one.work / "file").write_bytes(CONTENT)
+    wait_for(lambda: silent_seconds(one) > 2, one)
+    assert one.status()["phase"] == "syncing"
+    mounted.release()
+    flushed(one)
+    assert silent_seconds(one) < 1
+    assert one.end() == 0, one.log()
 
 
 def test_another_folder_at_the_same_place_is_left_alone(one: Node, mounted: Mounted) -> None:

@@ -58,6 +58,38 @@ def test_no_failure_of_one_beat_ends_the_next_ones() -> None:
 # -- no thread dies unnoticed ----------------------------------------------------------------------
 
 
+_LOOKS_LONG = """
+import threading, time
+from onesync.service import Service
+
+real = Service._look
+
+def fail(*_):
+    raise MemoryError("no room for it")
+
+def look(service):
+    found = real(service)
+    if threading.current_thread().name == "engine":
+        soon = time.monotonic() + 2
+        while "unexpected" not in open(WHERE).read() and time.monotonic() < soon:
+            time.sleep(0.0001)
+    return found
+
+Service._look, Service._watch_mounts = look, fail
+"""
+
+
+def test_the_last_word_stays_the_last(nodes: list[Node]) -> None:
+    """Another thread that began to tell the status before does not tell it afterwards."""
+    one = nodes[0]
+    one.deploy()
+    one.end(signal.SIGKILL)
+    told = one.home / "state" / "status.json"
+    one.start_after(f"WHERE = {str(told)!r}\n{_LOOKS_LONG}")
+    assert one.wait() == 1, one.log()
+    assert [p["kind"] for p in one.status()["problems"]] == ["unexpected"]
+
+
 @pytest.mark.parametrize(
     "place", ["watcher.InotifyWatcher._take_all", "service.Service._watch_mounts"]
 )

@@ -223,6 +223,7 @@ def _nothing(_: object) -> None:
 
 CALLS: dict[str, Callable[[FolderReplica, bytes, bytes], object]] = {
     "look": lambda r, p, s: r.look(p),
+    "look_at": lambda r, p, s: r.look_at([p])[0],
     "list": lambda r, p, s: r.list(p.rpartition(b"/")[0] or p),
     "names": lambda r, p, s: r.names(p.rpartition(b"/")[0] or p),
     "read": lambda r, p, s: r.read(p),
@@ -249,7 +250,7 @@ CALLS: dict[str, Callable[[FolderReplica, bytes, bytes], object]] = {
     "undo of": lambda r, p, s: r.undo(p, b"undo", 8),
     "undo by": lambda r, p, s: r.undo(b"plain/eight", p + b".undo", 8),
 }
-NO_PATHS = {"identify", "compare"}
+NO_PATHS = {"identify", "walk_anew", "compare"}
 """Of the replica's calls those that take no path of it."""
 
 

@@ -115,7 +115,9 @@ def test_a_hole_that_no_size_tells_is_found_at_the_undeploy(
     mounted.buffer(1 << 20 if profile != "plain" else 0)
     one.deploy()
     mounted.drop_at("write" if profile == "plain" else "store", pattern=OF_USERS, times=1)
-    (one.work / "large").write_bytes(os.urandom(3 * LARGE))
+    # At once: sent again when it was written on it would come whole.
+    (one.home / "large").write_bytes(os.urandom(3 * LARGE))
+    (one.home / "large").rename(one.work / "large")
     flushed(one)
     stored = mounted.backing / "project" / "large"
     assert stored.stat().st_size == 3 * LARGE

@@ -10,7 +10,7 @@ import pytest
 
 from onesync.core.blocks import Blocks
 from onesync.core.chain import Gone, Renamed, Set
-from onesync.core.model import Entry, Kind, Known, Stamp
+from onesync.core.model import Entry, Kind, Known, Stamp, is_doubted
 from onesync.errors import Halted
 from onesync.index import Index
 
@@ -185,3 +185,30 @@ def _steps_of_a_commit(path: Path, rows: int) -> int:
 def test_a_commit_costs_what_it_changes_whatever_the_index_holds(tmp_path: Path) -> None:
     few, many = (_steps_of_a_commit(tmp_path / f"{n}", n) for n in (1_000, 30_000))
     assert many <= few * 1.2 + 1, (few, many)
+
+
+def test_what_is_doubted_with_all_beneath_is_not_in_the_replica(tmp_path: Path) -> None:
+    index = Index(tmp_path / "index.sqlite")
+    entries = {
+        b"d": Entry(Kind.DIRECTORY),
+        b"d/file": Entry(Kind.FILE, 5),
+        b"d/e/deep": Entry(Kind.FILE, 5),
+        b"d/link": Entry(Kind.LINK, target=b"file"),
+        b"d/never here": Entry(Kind.FILE, 5),
+        b"d0": Entry(Kind.FILE, 5),
+    }
+    changes = [Set(path, entry) for path, entry in entries.items()]
+    stamps = {path: Stamp(entry.kind, 7, 5, 6, 7, 0o644) for path, entry in entries.items()}
+    del stamps[b"d/never here"]
+    index.commit(changes, stamps)
+    index.agree(b"d", b"listing")
+    assert index.doubt_tree(b"d") == 3
+    known = {path: index.known(path) for path in entries}
+    assert {path for path, one in known.items() if one and is_doubted(one.stamp)} == {
+        b"d",
+        b"d/file",
+        b"d/e/deep",
+    }
+    assert index.known(b"d/never here") == Known(Entry(Kind.FILE, 5), None)
+    assert index.agreed(b"d") is None
+    index.close()

@@ -48,6 +48,12 @@ def in_the_middle(stack: Path) -> None:
     change(stack, (1 << 29) + 12345, os.urandom(MEGABYTE))
 
 
+def in_pieces(stack: Path) -> None:
+    """As many small images are written anew, all over the stack."""
+    for number in range(16):
+        change(stack, (number << 26) + 12345, os.urandom(MEGABYTE // 16))
+
+
 def at_the_end(stack: Path) -> None:
     change(stack, 1 << 30, os.urandom(MEGABYTE))
 
@@ -58,7 +64,7 @@ def with_its_header(stack: Path) -> None:
     at_the_end(stack)
 
 
-@pytest.mark.parametrize("edit", [in_the_middle, at_the_end, with_its_header])
+@pytest.mark.parametrize("edit", [in_the_middle, in_pieces, at_the_end, with_its_header])
 def test_a_megabyte_changed_in_a_gigabyte_writes_a_few(
     one: Node, nodes: list[Node], mounted: Mounted, edit: Callable[[Path], None]
 ) -> None:
@@ -104,6 +110,20 @@ def _data_from(fd: int, offset: int) -> int:
         if error.errno != errno.ENXIO:
             raise
         return os.fstat(fd).st_size
+
+
+@pytest.mark.parametrize("left", [0, 10, 1_500_000, 2_000_000 + 4096])
+@pytest.mark.parametrize("grown", [4, 3 * MEGABYTE])
+def test_what_grows_where_somebody_cut_it_comes_whole(one: Node, left: int, grown: int) -> None:
+    """Written behind what is left it would have the right size, and zeros in it."""
+    path = one.work / STACK
+    path.write_bytes(os.urandom(2_000_000))
+    assert one.flush() == 0, one.log()
+    os.truncate(one.store / STACK, left)
+    change(path, 2_000_000, os.urandom(grown))
+    assert one.flush() == 0, one.log()
+    assert (one.store / STACK).read_bytes() == path.read_bytes()
+    assert one.end() == 0, one.log()
 
 
 def test_a_restored_file_is_patched_too(one: Node, nodes: list[Node], mounted: Mounted) -> None:

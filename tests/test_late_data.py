@@ -13,6 +13,12 @@ from pathlib import Path
 import pytest
 
 from onesync.core.model import Kind, RelPath, Stamp
+from onesync.core.ordering import (
+    SCIPION_ORDER,
+    SCIPION_SCRATCH,
+    SCIPION_UNNAMED,
+    PublishOrder,
+)
 from onesync.core.plan import Move, Plan
 from onesync.holds import Holds, ProjectWait
 from tests.campaign.life import PORTION, Place
@@ -225,11 +231,35 @@ def test_steady_data_starve_no_rename_of_their_directory(
     assert known[-1] > 1 or brings is not write
 
 
+def some_holds() -> Holds:
+    none = frozenset[RelPath]()
+    order = PublishOrder(SCIPION_ORDER, SCIPION_SCRATCH, SCIPION_UNNAMED)
+    named, at = lambda *_: none, lambda _: none
+    return Holds(None, none, none, ProjectWait(), none, tuple, named, at, none, none, order)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_held"), [(b"Logs/project.log", False), (b"Movies/1.mrc", True), (b"1.mrc", True)]
+)
+def test_databases_wait_for_what_is_missing_but_for_what_no_row_names(
+    tmp_path: Path, path: bytes, is_held: bool
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "set.sqlite")) as database, database:
+        database.execute("CREATE TABLE item (path TEXT)")
+    copies = {
+        name: os.fsencode(tmp_path / "set.sqlite")
+        for name in (b"project.sqlite", b"Runs/000002_Y/set.sqlite")
+    }
+    holds = some_holds()
+    holds.leave_behind(path, is_missing=True)
+    holds.begin_databases(copies, (), Plan())
+    for name in copies:
+        assert holds.is_held(name, is_database=True) == is_held
+
+
 def test_a_rename_is_judged_while_workers_take_up_what_was_left() -> None:
     stamp = Stamp(Kind.FILE, 1, 0, 0, 0, 0o644)
-    none = frozenset[RelPath]()
-    wait = ProjectWait()
-    holds = Holds(None, none, none, wait, none, tuple, lambda *_: none, lambda _: none, none, none)
+    holds = some_holds()
     names = [b"Runs/000001_X/extra/%d" % number for number in range(5000)]
     for name in names:
         holds.defer(name)

@@ -24,6 +24,8 @@ from onesync.core.claims import (
     LockTimes,
     Ours,
     Remembered,
+    decode_remembered,
+    encode_remembered,
     parse_lock,
 )
 from onesync.core.clock import Happening
@@ -593,6 +595,38 @@ def test_what_an_earlier_life_left_is_removed(replica: Replica) -> None:
     put(replica, place(1, b"end.json"), b"{}")
     lock_of(replica, "one", lock.state()).release_earlier("head")
     assert replica.look(LOCK) is None
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+def test_what_another_deployment_holds_is_not_released_as_an_earlier_lifes(
+    replica: Replica, is_ended: bool
+) -> None:
+    """The same epoch of another folder."""
+    lock, _ = claimed(replica)
+    theirs = replica.read(LOCK)
+    if is_ended:
+        put(replica, place(1, b"end.json"), b"{}")
+    mine = lock_of(replica, "one", Remembered("another", 1, 1))
+    if is_ended:
+        mine.release_earlier("head")
+    else:
+        with pytest.raises(Halted, match="another folder stands at"):
+            mine.release_earlier("head")
+        lock.check()
+    assert replica.read(LOCK) == theirs
+
+
+def test_the_folder_is_remembered_with_the_claim(replica: Replica) -> None:
+    kept: list[Remembered] = []
+    claimant = Claimant("one", "boot", "machine", "me", "/work", "/data", "0")
+    lock = Lock(replica, FakeClock(), TIMES, claimant, None, kept.append)
+    lock.acquire()
+    lock.folder_id = "f1"
+    lock.beat()
+    assert [told.folder_id for told in kept] == [None, None, "f1"]
+    assert decode_remembered(encode_remembered(kept[-1])) == kept[-1]
+    earlier = '{"format": 1, "deployment_id": "d", "epoch": 1, "beat": 2}'
+    assert decode_remembered(earlier) == Remembered("d", 1, 2, None)
 
 
 def test_the_wall_clock_decides_nothing(replica: Replica) -> None:

@@ -431,7 +431,8 @@ def texts(browser: Browser, node: Node, word: str) -> list[str]:
 def test_a_browser_shows_that_all_is_safe_and_what_was_pushed(node: Node, browser: Browser) -> None:
     node.deploy()
     assert node.flush() == 0, "what is written from now on is one batch"
-    (node.work / "file").write_bytes(b"x" * 2_000_000)
+    (node.home / "file").write_bytes(b"x" * 2_000_000)
+    (node.home / "file").rename(node.work / "file")
     assert node.flush() == 0, node.log()
     found = texts(browser, node, "safe")
     assert "everything is in OneData" in found

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from onesync import working_copy
+from onesync import lost_copy, working_copy
 from onesync.core.model import STATUS_FOLDER
+from onesync.errors import StateDirFailed
 from onesync.index import Index
 from onesync.scanner import Scanner
 from tests.node import SOON, Node
@@ -287,6 +290,60 @@ def test_a_lost_copy_is_staged_in_anew_where_the_operator_wants_it(
     assert names_in(store) == {"safe", "more"}
 
 
+def test_the_report_of_a_lost_copy_is_kept_when_the_next_one_is_lost_too(
+    nodes: list[Node],
+) -> None:
+    one, _ = nodes
+    deployed_with_unsynced(one)
+    one.configure(stagein__lost_copy="restage")
+    told = []
+    for _ in range(3):  # nothing is pushed between them: all three are of one checkpoint
+        shutil.rmtree(one.work)
+        one.deploy()
+        told.append({path: path.read_text() for path in (one.home / "state").glob("lost-*.json")})
+        one.end(signal.SIGKILL)
+    first, second, third = told
+    assert [json.loads(text)["names"] for text in first.values()] == [["lost"]]
+    assert first.items() < second.items() < third.items()
+    one.deploy()
+    assert one.end() == 0, one.log()
+
+
+def test_the_report_of_a_lost_copy_is_on_the_disk_before_the_index_forgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+
+    def synced(fd: int) -> None:
+        happened.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+
+    with closing(Index(tmp_path / "index.sqlite")) as index:
+        index.set(staged="d", head_name="E000001-000002.jsonl.gz")
+        monkeypatch.setattr(os, "fsync", synced)
+        monkeypatch.setattr(index, "replace", lambda *_, **__: happened.append("forgotten"))
+        unsynced = lost_copy.remembered(index, None)
+        lost_copy.give_up(index, os.fsencode(tmp_path / "work"), tmp_path, unsynced)
+    file, directory, forgotten = happened
+    assert file.startswith("lost")
+    assert (directory, forgotten) == (tmp_path.name, "forgotten")
+
+
+def test_a_report_that_cannot_be_written_forgets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with closing(Index(tmp_path / "index.sqlite")) as index:
+        index.set(staged="d", head_name="E000001-000002.jsonl.gz")
+        monkeypatch.setattr(os, "fsync", full)
+        unsynced = lost_copy.remembered(index, None)
+        with pytest.raises(StateDirFailed, match="nothing was forgotten"):
+            lost_copy.give_up(index, os.fsencode(tmp_path / "work"), tmp_path, unsynced)
+        assert index.get("staged") == "d"
+    assert list(tmp_path.glob("lost-*")) == []
+
+
 def test_a_lost_copy_is_never_staged_in_over_something_else(nodes: list[Node], store: Path) -> None:
     one, _ = nodes
     deployed_with_unsynced(one)
@@ -297,6 +354,11 @@ def test_a_lost_copy_is_never_staged_in_over_something_else(nodes: list[Node], s
     assert one.refusal() == 13
     assert (names_in(one.work), names_in(store)) == ({"mine"}, {"safe"})
     assert is_locked(store)
+    (one.work / "mine").unlink()
+    one.deploy()
+    (report,) = (one.home / "state").glob("lost-*.json")
+    assert json.loads(report.read_text())["names"] == ["lost"]
+    assert one.end() == 0, one.log()
 
 
 def test_a_copy_that_goes_while_it_is_deployed_halts_at_once(

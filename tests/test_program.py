@@ -40,7 +40,10 @@ def fill(work: Path) -> None:
 
 
 def names_of_ours(store: Path) -> list[str]:
-    return [str(p) for p in store.rglob("*") if p.name.startswith(".onesync~")]
+    """Return the paths with a name of ours below, also while a daemon is tidying them."""
+    walked = os.walk(store)  # passes over what goes meanwhile, which rglob does not
+    named = ((top, name) for top, *kinds in walked for names in kinds for name in names)
+    return [os.path.join(top, name) for top, name in named if name.startswith(".onesync~")]
 
 
 def test_a_second_node_gets_the_identical_tree(nodes: list[Node], store: Path) -> None:

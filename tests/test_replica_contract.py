@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from operator import methodcaller
 from pathlib import Path
 
 import pytest
@@ -175,11 +176,12 @@ def test_of_a_tree_only_what_is_ours_is_removed(replica: Replica) -> None:
 def test_unlink_takes_a_file_and_leaves_a_directory(replica: Replica) -> None:
     replica.make_directory(b"a")
     replica.write_new(b"a/file", b"1")
-    replica.unlink(b"a/file")
+    assert replica.unlink(b"a/file") is Kind.FILE
     assert replica.look(b"a/file") is None
     replica.write_new(b"a/file", b"2")
-    for path in (b"a", b"a/nothing", b"a/file/beneath", b"nothing/at all"):
-        replica.unlink(path)
+    assert replica.unlink(b"a") is Kind.DIRECTORY
+    for path in (b"a/nothing", b"a/file/beneath", b"nothing/at all"):
+        assert replica.unlink(path) is None
     assert replica.read(b"a/file") == b"2"
 
 
@@ -964,7 +966,53 @@ def test_a_directory_is_opened_from_the_nearest_one_above(
     replica = FolderReplica(os.fsencode(tmp_path))
     replica.look(b"a/b/there")
     replica.look(b"a/b/c/there")
-    assert opened == [b"a/b", b"c"]
+    assert opened == [b"a", b"b", b"c"]
+    opened.clear()
+    replica.walk_anew()
+    replica.look(b"a/there")
+    replica.look(b"a/b/c/there")
+    assert opened == [b"a", b"b", b"c"], "the root is held on"
+
+
+def test_what_is_looked_at_together_is_what_each_look_tells(replica: Replica, source: Path) -> None:
+    replica.make_directory(b"d")
+    replica.put(os.fsencode(source), b"d/file")
+    paths = [b"d/file", b"d", b"d/nothing", b"nowhere/x", b"d/file/x"]
+    file, folder = Listed(b"file", Kind.FILE, 9000), Listed(b"d", Kind.DIRECTORY, 0)
+    assert list(replica.look_at(paths)) == [file, folder, None, None, None]
+
+
+def test_unlinking_tells_whether_anything_was_there(replica: Replica) -> None:
+    replica.write_new(b"file", b"")
+    found = [replica.unlink(path) for path in (b"file", b"file", b"no/file")]
+    assert found == [Kind.FILE, None, None]
+
+
+@pytest.mark.parametrize("begins_anew", [methodcaller("walk_anew"), methodcaller("identify")])
+def test_a_directory_that_somebody_moved_is_found_by_its_path(
+    replica: Replica, backing: Path, begins_anew: Callable[[Replica], object]
+) -> None:
+    if isinstance(replica, MemoryReplica):
+        pytest.skip("holds no directories")
+    replica.make_directory(b"d")
+    replica.identify()
+    assert replica.look(b"d/nothing") is None  # the directory is held from here on
+    (backing / "d").rename(backing.parent / "moved")
+    (backing / "d").mkdir()
+    begins_anew(replica)
+    replica.write_new(b"d/file", b"")
+    assert [path.name for path in (backing / "d").iterdir()] == ["file"]
+
+
+def test_a_link_in_the_place_of_a_directory_is_none(replica: Replica, backing: Path) -> None:
+    if isinstance(replica, MemoryReplica):
+        pytest.skip("holds no links")
+    (backing / "elsewhere").mkdir()
+    (backing / "elsewhere" / "file").touch()
+    (backing / "d").symlink_to("elsewhere")
+    assert replica.look(b"d/file") is None
+    with pytest.raises(NotADirectoryError):
+        replica.write_new(b"d/new", b"")
 
 
 def test_a_directory_below_one_that_somebody_made_again_is_found(tmp_path: Path) -> None:

@@ -96,8 +96,8 @@ def test_who_browses_never_sees_the_old_promise_beside_the_new_item(
     seen: list[bool] = []
     real = Push._confirm
 
-    def look(self: Push, path: bytes, size: int) -> None:
-        real(self, path, size)
+    def look(self: Push, written: list[tuple[bytes, int]]) -> None:
+        real(self, written)
         if content(place.store) == SECOND:
             seen.append(promised(place.store))
 
@@ -172,8 +172,8 @@ def test_a_batch_that_fails_gives_back_what_it_revoked(
     returned: list[tuple[bytes | None, bool]] = []
     real, settle = Push._confirm, recovery.settle
 
-    def fail(self: Push, path: bytes, size: int) -> None:
-        real(self, path, size)
+    def fail(self: Push, written: list[tuple[bytes, int]]) -> None:
+        real(self, written)
         if not failed and content(place.store) == SECOND:
             failed.append(promised(place.store))
             raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -80,6 +80,23 @@ def test_what_is_bad_on_both_sides_is_told_and_kept(
     assert (store / MIC).read_bytes() == content
 
 
+def test_what_another_kind_of_thing_stands_in_the_way_of_is_not_said_to_be_sent(
+    one: Node, store: Path
+) -> None:
+    shutil.rmtree(store / "Runs/000001_Import/extra")
+    (store / "Runs/000001_Import/extra").write_bytes(b"of somebody else")
+    assert "extra is a file in OneData now" in one.command("verify").stdout
+    done = one.command("scrub")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "extra is a file in OneData now: not sent, for what stands at" in done.stderr
+    assert f"{MIC} is missing: not sent, for what stands at" in done.stderr
+    assert (store / "Runs/000001_Import/extra").read_bytes() == b"of somebody else"
+    (store / "Runs/000001_Import/extra").unlink()
+    assert one.flush() == 0
+    assert one.command("scrub").returncode == 0
+    assert one.command("verify", "--content").returncode == 0
+
+
 def test_scrub_needs_the_daemon(nodes: list[Node]) -> None:
     done = nodes[0].command("scrub")
     assert done.returncode == 1

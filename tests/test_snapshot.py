@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -126,3 +127,56 @@ def test_a_writer_waits_no_longer_than_five_seconds_for_a_gigabyte(tmp_path: Pat
     assert path.stat().st_size > 200_000_000
     assert longest_commit(path, target) <= 1.0
     assert count(target) >= 10
+
+
+COMMITS = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("INSERT INTO Steps VALUES (7)")
+if sys.argv[2] == "checkpoints":
+    db.execute("PRAGMA wal_checkpoint(FULL)")
+print(flush=True)
+if sys.argv[2] != "closes":
+    sys.stdin.read()
+db.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["closes", "checkpoints", "stays"])
+def test_who_opens_a_closed_database_while_it_is_copied_is_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    source, target = tmp_path / "set.sqlite", tmp_path / "snapshot"
+    make(source, 1, "WAL")
+    copy_bytes = snapshot._copy_bytes
+    writers: list[subprocess.Popen[bytes]] = []
+
+    def opened_meanwhile(fd: int, copied: bytes) -> None:
+        copy_bytes(fd, copied)
+        if not writers:
+            command = [sys.executable, "-c", COMMITS, str(source), how]
+            writers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            assert writers[0].stdout is not None
+            assert writers[0].stdout.readline()
+            if how == "closes":
+                writers[0].wait()
+
+    monkeypatch.setattr(snapshot, "_copy_bytes", opened_meanwhile)
+    found = snapshot._take_one(bytes(source), bytes(target))
+    assert found.taken, found.reason
+    assert count(target) == 2, "its commit was there before the snapshot was"
+    writers[0].communicate()
+    with closing(sqlite3.connect(source)) as db:  # its log may be left: we had it open as well
+        assert db.execute("SELECT count(*) FROM Steps").fetchone() == (2,)
+
+
+def test_a_closed_database_is_waited_for_when_it_is_locked(tmp_path: Path) -> None:
+    source, target = tmp_path / "set.sqlite", tmp_path / "snapshot"
+    make(source, 1, "WAL")
+    with closing(sqlite3.connect(source, isolation_level=None)) as db:
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        db.execute("INSERT INTO Steps VALUES (7)")
+        found = taken(source, target)
+        assert (found.taken, found.is_database) == (False, True)
+    assert taken(source, target).taken
+    assert count(target) == 2

@@ -613,6 +613,67 @@ def test_outside_of_runs_any_row_may_name_what_is_late(place: Place) -> None:
     assert all(come == len(outside) for two, come in seen if two)
 
 
+def rotated(work: Path, number: int = 3) -> None:
+    """Rename ``number`` logs in a chain, and begin a new one."""
+    for n in reversed(range(number)):
+        (work / f"Logs/log_{n}").rename(work / f"Logs/log_{n + 1}")
+    put(work, "Logs/log_0")
+    (work / "Logs/log_0").write_text(str(number))
+
+
+def rotating(place: Place) -> list[tuple[int, int, int]]:
+    """Let a log be rotated at each checkpoint while MANY come, after some files of the second run.
+
+    Returns of each checkpoint how many of MANY are there, and how many rows of both runs.
+    """
+    seen: list[tuple[int, int, int]] = []
+    own = [f"{TWO}/extra/own_{n}" for n in range(8)]
+    turns: list[int] = []
+
+    def begin(work: Path) -> None:
+        put(work, *own, *(f"Logs/log_{n}" for n in range(3)))
+
+    def goes_on(work: Path) -> None:
+        turns.append(3 + len(turns))
+        rotated(work, turns[-1])
+        execute(work, TWO, "INSERT INTO item VALUES (?)", own[len(turns) - 1])
+
+    def look() -> None:
+        come = sum((place.store / name).exists() for name in MANY)
+        known = [len(rows(place.store, run)) for run in (ONE, TWO)]
+        seen.append((come, known[0], known[1]))
+
+    burst: Act = lambda work: write(work, ONE, *MANY)  # noqa: E731
+    acts = [begin, *[nothing] * 8, burst, *[goes_on] * len(own), *[nothing] * 8]
+    act_and_look(place, acts, look)
+    assert seen[-1] == (len(MANY), len(MANY), len(own))
+    assert len(os.listdir(place.store / "Logs")) == 3 + len(own)
+    return seen
+
+
+def test_a_rotated_log_holds_back_no_database(place: Place) -> None:
+    seen = [known for known in rotating(place) if 0 < known[0] < len(MANY)]
+    assert len({two for *_, two in seen}) > 2, seen
+    assert not any(one for _, one, _ in seen), seen
+
+
+def test_nothing_waits_for_late_data_that_no_row_names(place: Place) -> None:
+    logs = [f"Logs/late_{n}" for n in range(12)]
+    seen: list[tuple[set[str], int]] = []
+
+    def begin(work: Path) -> None:
+        put(work, *logs)
+        write(work, TWO, f"{TWO}/extra/own")
+
+    def look() -> None:
+        come = sum((place.store / name).exists() for name in logs)
+        seen.append((rows(place.store, TWO), come))
+
+    act_and_look(place, [begin, nothing], look)
+    assert any(found and come < len(logs) for found, come in seen), seen
+    assert seen[-1] == ({f"{TWO}/extra/own"}, len(logs))
+
+
 def test_a_directory_is_renamed_when_what_it_carries_along_has_come(place: Place) -> None:
     """No database waits for it here; what is late comes under its old name all the same."""
     renamed: list[set[str]] = []

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -261,13 +261,14 @@ def test_large_files_are_few_at_once_and_hold_back_no_small_one(
             replica.fetch(b"large", b"/nowhere", 0o644, None)
 
     with ThreadPoolExecutor(6) as pool:
-        calls = [pool.submit(fetch_large) for _ in range(4)]
+        calls: list[Future[Any]] = [pool.submit(fetch_large) for _ in range(4)]
         assert [begun.get(timeout=20) for _ in range(2)] == ["fetch"] * 2
-        calls.append(pool.submit(replica.unlink, b"small"))
+        small = pool.submit(replica.unlink, b"small")
         assert begun.get(timeout=20) == "unlink"
         end.set()
         for call in calls:
             call.result(20)
+        small.result(20)
     assert [begun.get(timeout=20) for _ in range(2)] == ["fetch"] * 2
     replica.close()
 

@@ -210,11 +210,17 @@ def test_a_copy_of_what_proved_to_be_unchanged_does_not_stay(tmp_path: Path) -> 
         copies.clear()
         roll_back_what_was_written(life.place.work / "run.db")
 
+    readers: list[sqlite3.Connection] = []
+
     def begin(life: Life) -> None:
-        make(life.place.work / "run.db", 1000, "WAL")
+        path = life.place.work / "run.db"
+        make(path, 1000, "WAL")
+        readers.append(sqlite3.connect(path))  # so that the log stays
+        readers[0].execute("SELECT count(*) FROM Steps").fetchone()
 
     with mock.patch.object(Cuts, "take", counted):
         life = Life(place, [begin, rolls_back]).live()
+    readers[0].close()
     assert life.end is Exit.CLEAN, life.error
     assert any(copies), "it was copied"
     assert not any(place.state.glob("**/*.snapshot"))

@@ -12,8 +12,8 @@ import pytest
 from blake3 import blake3
 
 from onesync.core.chain import Gone, Renamed, Set
-from onesync.core.model import Entry, Kind, RelPath, is_doubted
-from onesync.errors import NotArrived
+from onesync.core.model import Entry, Kind, RelPath, is_doubted, lost_stamp
+from onesync.errors import NotArrived, OnesyncError
 from onesync.index import Index
 from onesync.replica.door import Listed
 from onesync.unverified import Unverified
@@ -34,6 +34,7 @@ class Telling(MemoryReplica):
         self.read_back: list[RelPath] = []
         self.unreadable: set[RelPath] = set()
         self.unreachable = False
+        self.reading: Callable[[], None] = lambda: None
 
     def look(self, path: RelPath) -> Listed | None:
         if self.unreachable:
@@ -46,6 +47,7 @@ class Telling(MemoryReplica):
 
     def digest(self, path: RelPath) -> tuple[str, int]:
         self.read_back.append(path)
+        self.reading()
         if path in self.unreadable:
             raise OSError(errno.EIO, "unreadable")
         return super().digest(path)
@@ -171,6 +173,40 @@ def test_what_onedata_has_told_of_is_not_read_back(bench: Bench) -> None:
     assert bench.replica.read_back == []
 
 
+def test_what_onedata_lost_since_is_found_by_name_where_cleaning_would_remove_it(
+    bench: Bench,
+) -> None:
+    bench.replica.make_directory(b"d")
+    bench.push(b"good", b"gone", b"held", b"short", b"d/a")
+    bench.index.commit([Set(b"d", Entry(Kind.DIRECTORY))], {b"d": lost_stamp(Kind.DIRECTORY)})
+    bench.index.lose_stamps([b"good", b"gone", b"held", b"short", b"d/a"])
+    for path in (b"gone", b"held", b"d"):
+        bench.replica.remove(path)
+    bench.replica.truncate(b"short", 3)
+    told: list[tuple[int, int]] = []
+    lost = bench.unverified.find_lost(lambda p: p != b"held", lambda *count: told.append(count))
+    assert lost == {b"gone", b"short", b"d/a"}
+    assert told == [(6, 6)]
+    assert bench.unverified.doubt(lost) == lost | {b"d"}, "its directory has to be made first"
+    assert all(map(bench.is_doubted, lost | {b"d"}))
+    assert bench.unverified.find_lost(lambda p: p != b"held", lambda *_: None) == set()
+
+
+def test_what_took_the_place_of_a_file_is_told_when_all_others_were_sent_anew(
+    bench: Bench,
+) -> None:
+    bench.push(b"a", b"b")
+    bench.index.lose_stamps([b"a", b"b"])
+    for path in (b"a", b"b"):
+        bench.replica.remove(path)
+    bench.replica.make_directory(b"a")
+    assert bench.unverified.find_lost(lambda _: True, lambda *_: None) == {b"b"}
+    bench.replica.write_new(b"b", b"content")
+    with pytest.raises(OnesyncError, match="a is something else in OneData"):
+        bench.unverified.find_lost(lambda _: True, lambda *_: None)
+    assert bench.unverified.find_lost(lambda path: path != b"a", lambda *_: None) == set()
+
+
 def test_databases_are_read_back(bench: Bench) -> None:
     bench.push(b"good", is_read=True)
     bench.push(b"bad", is_read=True, stored=b"zeros..")
@@ -187,6 +223,98 @@ def test_after_a_connection_error_everything_is_read_back_at_once(bench: Bench) 
     assert bench.unverified.look() == {b"lost"}
     assert not bench.unverified.suspected
     assert bench.replica.asked == 0
+
+
+def believed(bench: Bench) -> None:
+    """Let what was pushed be believed."""
+    bench.now += 3
+    assert bench.unverified.look() == set()
+    assert bench.left() == []
+    assert bench.replica.read_back == []
+
+
+def test_after_a_connection_error_what_was_only_believed_is_read_back_beside_the_batches(
+    bench: Bench,
+) -> None:
+    bench.replica.tells = False
+    bench.push(b"good")
+    bench.push(b"lost", stored=bytes(7))
+    believed(bench)
+    bench.unverified.suspect()
+    assert not bench.unverified.suspected, "nobody waits for it before something is pushed"
+    assert bench.unverified.next_due() == 0
+    assert bench.unverified.look() == {b"lost"}
+    assert bench.is_doubted(b"lost")
+    assert bench.unverified.next_due() is None
+    bench.unverified.suspect()
+    assert bench.unverified.next_due() is None
+    assert sorted(bench.replica.read_back) == [b"good", b"lost"], "once is enough"
+
+
+def test_what_was_believed_is_read_after_what_holds_up_the_batches(bench: Bench) -> None:
+    bench.replica.tells = False
+    bench.push(b"believed")
+    believed(bench)
+    bench.push(b"young")
+    bench.unverified.suspect()
+    assert bench.unverified.suspected
+    assert bench.unverified.look() == set()
+    assert bench.replica.read_back == [b"young"]
+    assert bench.unverified.next_due() == 0
+    assert bench.unverified.look() == set()
+    assert bench.replica.read_back == [b"young", b"believed"]
+
+
+def test_only_what_this_deployment_pushed_is_read_back_after_a_connection_error(
+    bench: Bench,
+) -> None:
+    bench.replica.tells = False
+    bench.push(b"earlier")
+    believed(bench)
+    with bench.index.refilled():  # the next stage-in
+        pass
+    bench.push(b"pushed")
+    bench.index.believe([b"made anew"], lately=False)  # after a lost index
+    believed(bench)
+    bench.unverified.suspect()
+    assert bench.unverified.look() == set()
+    assert bench.replica.read_back == [b"pushed"]
+    assert bench.index.believed() == [b"earlier", b"made anew"], "that is read before cleaning"
+
+
+def test_such_a_suspicion_survives_a_restart_a_rename_and_another_push(bench: Bench) -> None:
+    bench.replica.tells = False
+    bench.push(b"renamed", b"grown", b"gone")
+    believed(bench)
+    bench.unverified.suspect()
+    bench.index.commit([Renamed(b"renamed", b"moved"), Gone(b"gone")], {})
+    bench.replica.rename(b"renamed", b"moved")
+    entry = Entry(Kind.FILE, 8, digest="x")
+    bench.index.commit([Set(b"grown", entry)], {}, pushed={b"grown": False})
+    assert bench.left() == [(b"grown", True)], "it is built on what may be lost"
+    later = bench.again()
+    assert later.suspected
+    assert later.look() == {b"grown"}
+    assert later.look() == set()
+    assert bench.replica.read_back == [b"grown", b"moved"]
+    assert bench.again().next_due() is None
+
+
+def test_what_was_believed_is_read_in_portions_that_rest_as_long_as_they_take(
+    bench: Bench,
+) -> None:
+    bench.replica.tells = False
+    paths = [b"%03d" % number for number in range(250)]
+    bench.push(*paths)
+    believed(bench)
+    bench.unverified.suspect()
+    ended = bench.now + 10
+    bench.replica.reading = lambda: setattr(bench, "now", ended)
+    assert bench.unverified.look() == set()
+    assert len(bench.replica.read_back) == 100
+    assert bench.unverified.next_due() == 10
+    assert bench.unverified.finish(_pausing(bench)) == set()
+    assert sorted(bench.replica.read_back) == paths
 
 
 def test_what_is_gone_from_onedata_differs(bench: Bench) -> None:

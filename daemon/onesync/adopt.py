@@ -57,6 +57,7 @@ from onesync.scanner import Scanner
 from onesync.service import Service, lock_to_look_at, own_state_dir
 from onesync.settings import Settings, check_directories
 from onesync.verify import listing
+from onesync.working_copy import owned
 
 LINKLIST = join(STATUS_FOLDER, b"linklist")
 KEPT = "predecessor"
@@ -105,7 +106,8 @@ def adopt_folder(
     check_directories(settings, are_ours_made_later=True)
     owner = own_state_dir(settings.state_dir)
     try:
-        compared = _prepare(settings, disable_cron, advanced, tell)
+        with owned(os.fsencode(settings.working_dir.resolve())):
+            compared = _prepare(settings, disable_cron, advanced, tell)
     finally:
         os.close(owner)
     if (seconds := settings.lock_times().settle) > 0:
@@ -511,7 +513,7 @@ def _record(index: Index, root: bytes, theirs: Mapping[str, str], compared: Comp
     index.replace(rows, staged=None)
     index.remember_blocks(compared.rebuilt.blocks)
     index.hold(compared.held, ())
-    index.set(staged=ADOPTED, **root_values(root))
+    index.set(staged=ADOPTED, folder_id=None, **root_values(root))
 
 
 def _put_away(settings: Settings) -> None:

@@ -20,6 +20,7 @@ from onesync.core.chain import Change, Noted, Renamed, Set, follow
 from onesync.core.dirty import Due
 from onesync.core.model import (
     Entry,
+    Kind,
     Problem,
     RelPath,
     Stamp,
@@ -31,13 +32,13 @@ from onesync.core.model import (
 )
 from onesync.core.ordering import PublishOrder, scope_of
 from onesync.core.plan import Difference, Plan
-from onesync.core.trouble import is_full
+from onesync.core.trouble import is_full, is_missing
 from onesync.cut import Cut, Cuts
 from onesync.deletions import Deletions
-from onesync.errors import MountNotThere, NotArrived
+from onesync.errors import LocalError, MountNotThere, NotArrived
 from onesync.holds import Holds
 from onesync.index import Index
-from onesync.local import on_this_machine
+from onesync.local import on_this_machine, write_out
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
 from onesync.only_copies import OnlyCopies
@@ -49,6 +50,7 @@ from onesync.replica.door import Replica
 from onesync.tidying import Tidying
 from onesync.travels import Travels
 from onesync.unverified import Unverified
+from onesync.vanished import Vanished
 from onesync.waiting import Waiting, remove_copies, what_waits
 
 log = logging.getLogger(__name__)
@@ -88,7 +90,7 @@ class Events(Protocol):
         """A batch that took so long was committed; each path had ``waited`` so many seconds."""
 
     def advanced(self, done: int, total: int) -> None:
-        """Of ``total`` files that were only believed so many were read back."""
+        """Of ``total`` files so many were read back, or looked up."""
 
     def differed(self, files: int) -> None:
         """So many files in OneData were not what had been pushed; they are sent anew."""
@@ -114,6 +116,7 @@ class Batches:
         left: what the last batch took and could not commit.
         planning: what a batch does about what it found.
         tidying: what the last batches left behind goes.
+        vanished: what somebody else took out of OneData.
     """
 
     replica: Replica
@@ -139,6 +142,7 @@ class Batches:
     left: set[RelPath] = field(default_factory=set)
     planning: Planning = field(init=False)
     tidying: Tidying = field(init=False)
+    vanished: Vanished = field(init=False)
     _half_done: bool = False
     _is_full: bool = False
     _unrecorded: Callable[[], None] | None = None
@@ -161,20 +165,32 @@ class Batches:
             self.order,
             self.problems,
         )
-        self.tidying = Tidying(self.lanes, self._note, self.marks.arrived.set)
+        self.vanished = Vanished(self.replica, self.index, self.pool)
+        tell = self.marks.arrived.set
+        self.tidying = Tidying(self.lanes, self._note, self.vanished.met, tell)
 
     def batch(self, *, everything: bool = False) -> bool:
         """Do one batch; returns whether anything was committed.
 
         Raises OSError or OnesyncError where the mount fails as a whole: what was taken is dirty
         again and the next call settles the replica first. What is suspected is verified first.
+        Where it fails because something is not there that OneData had, it is done again with that.
         """
+        try:
+            return self._one_batch(everything)
+        except OSError as error:
+            if not (is_missing(error) and self._finds_vanished()):
+                raise
+        return self._one_batch(everything)
+
+    def _one_batch(self, everything: bool) -> bool:
         self.left = set()
         try:
             with self._unless_it_fails():
                 self.tidying.collect()
             if self.unverified.next_due() == 0:
                 self._verify()
+            self._finds_vanished()
             began = time.monotonic()
             committed = self._make_room() or self._batch(everything)
         except BaseException as error:
@@ -195,7 +211,10 @@ class Batches:
         """Batch until what was dirty at the call is committed, or keeps changing (``left``)."""
         for _ in range(_ROUNDS):
             self.batch(everything=True)
-            if not self.left and not self.awaits():
+            if self.left or self.awaits():
+                continue
+            self._tidied()
+            if not self.vanished.suspected:
                 break
         # What is not dirty any more, or failed, travels no further.
         self._tidied()
@@ -225,6 +244,19 @@ class Batches:
                 " sent anew."
             )
 
+    def find_lost(self) -> bool:
+        """Look up all that OneData should hold; returns whether some of it is to be sent anew."""
+        self.may_write()
+        self._prepare()
+        lost = self.unverified.find_lost(self._is_as_pushed, self.events.advanced)
+        self._send_anew(self.unverified.doubt(lost))
+        return bool(lost)
+
+    @on_this_machine()
+    def _is_as_pushed(self, path: RelPath) -> bool:
+        known = self.index.known(path)
+        return known is not None and self.cuts.scanner.look(path) == known.stamp
+
     def _verify(self) -> None:
         """Verify some of what was pushed lately; all of it where it is suspected."""
         self.may_write()
@@ -236,8 +268,18 @@ class Batches:
         self.unverified.suspect()
         self.travels.suspect()
 
-    def _prepare(self) -> None:
-        """See to it that the replica is the right one, is settled, and holds what it should."""
+    def _finds_vanished(self) -> bool:
+        """Let all be sent again that OneData had and has no more; returns whether there is any."""
+        if not self.vanished.suspected:
+            return False
+        self.may_write()
+        return self._prepare()
+
+    def _prepare(self) -> bool:
+        """See to it that the replica is the right one, is settled, and holds what it should.
+
+        Returns whether something has vanished there.
+        """
         if self.check_mount():
             self.suspect()
         if self._half_done:
@@ -247,6 +289,13 @@ class Batches:
             self.travels.mend()
         while self.unverified.suspected:
             self._send_anew(self.unverified.look())
+        found = self.vanished.find() if self.vanished.suspected else {}
+        for top in found:
+            self.travels.end_beneath(top)
+            self.marks.tree_changed(top)
+        if found:
+            self.events.differed(sum(found.values()))
+        return bool(found)
 
     @contextmanager
     def _unless_it_fails(self) -> Iterator[None]:
@@ -282,7 +331,13 @@ class Batches:
     def _send_anew(self, differing: set[RelPath]) -> None:
         if differing:
             self.marks.again(differing)
+            for path in filter(self._is_directory, differing):
+                self.marks.tree_changed(path)
             self.events.differed(len(differing))
+
+    def _is_directory(self, path: RelPath) -> bool:
+        known = self.index.known(path)
+        return known is not None and known.entry.kind is Kind.DIRECTORY
 
     def settle(self) -> None:
         """Bring the replica back to the last checkpoint after a batch that died half way."""
@@ -356,7 +411,7 @@ class Batches:
         with Pins(self.root) as pins:
             with on_this_machine():
                 cut = self._cut(due, pins, everything)
-                self.planning.forget_renamed(due)
+                self.planning.forget_gone(cut.looked)
                 plan = self.planning.plan(cut, self._waiting, everything=everything)
                 if self._is_in_vain(plan, cut):
                     self._let_go()
@@ -505,10 +560,11 @@ class Batches:
             databases_at=partial(self.planning.databases_at, cut),
             absent=self.planning.absent(cut, plan) - self.only_copies.named,
             impatient=self.planning.impatient(),
+            order=self.order,
         )
         for path in self._left_out(plan, cut, everything):
             holds.defer(path)
-        for path in self.only_copies.named:
+        for path in self.planning.hold_back(self.only_copies.beneath.keys()):
             holds.put_off(path)
         push = Push(
             self.replica,
@@ -521,7 +577,7 @@ class Batches:
             self.index.blocks,
             self._is_waited_for,
             self.travels.get,
-            self.only_copies.lacking(),
+            self.only_copies.lacking(plan),
             holds,
             seconds=None if everything else self.round_seconds,
             portion_seconds=None if everything else self._portion_seconds(cut),
@@ -529,7 +585,14 @@ class Batches:
         with self._unless_it_fails():
             self.tidying.make_way(plan, holds.outcome.deferred)
         self._half_done = True
-        return self._push_and_commit(push, plan, cut, pins)
+        try:
+            return self._push_and_commit(push, plan, cut, pins)
+        except (OSError, NotArrived) as error:
+            if is_missing(error) or isinstance(error, NotArrived):
+                self.vanished.met(plan.paths())
+            raise
+        finally:
+            self.planning.taken |= push.taken
 
     def _left_out(self, plan: Plan, cut: Cut, everything: bool) -> set[RelPath]:
         """Return the data that a batch leaves to the next ones from the beginning.
@@ -556,7 +619,8 @@ class Batches:
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self.planning.take_problems(plan, outcome)
         self.only_copies.left_out = outcome.left_out
-        self.planning.see_late(plan, outcome.deferred | outcome.lacking)
+        self.vanished.met(outcome.missing)
+        self.planning.see_late(plan, outcome.deferred | outcome.lacking | outcome.retry)
         self._kept |= outcome.kept
         self.events.pushed(outcome.files, outcome.size)
         self._mark_what_is_left(plan, cut, outcome)
@@ -565,6 +629,9 @@ class Batches:
         renamed = [(c.source, c.target) for c in outcome.changes if isinstance(c, Renamed)]
         self._explained(renamed)
         leaves_more = push.leftovers.tidy()
+        for problem in push.leftovers.problems:
+            self._note(problem)
+        push.leftovers.problems.clear()
         self._half_done = False
         self.planning.see_published(plan, cut, outcome)
         self.planning.waited_for_absent(push.after_absent())
@@ -602,8 +669,23 @@ class Batches:
         arrived = outcome.overwritten.keys() if outcome.is_told else set()
         self._stamps = outcome.stamps
         self._sent = {p: is_read for p, is_read in read.items() if is_read or p not in arrived}
+        self._write_out()
         written = self.manifest.write(changes, "incremental")
         self._record(written, changes, outcome.stamps, outcome.blocks, self._sent)
+
+    def _write_out(self) -> None:
+        """Let the disk here have what OneData is to have, or a power cut would set that back.
+
+        What would be missing or empty here afterwards would go, or become empty, there.
+        """
+        try:
+            write_out(self.root)
+        except LocalError as error:
+            log.warning(
+                "The disk of the working directory does not take what is written: %s. OneData gets"
+                " all the same what can be read; look after the disk.",
+                error.strerror,
+            )
 
     def _mark_what_is_left(self, plan: Plan, cut: Cut, outcome: Outcome) -> None:
         held = {plan.stands_at.get(path, path) for path in outcome.held}

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,9 @@ from onesync.core.model import Kind, is_user_path, printable, show
 from onesync.errors import ConfigurationError, OnesyncError
 from onesync.settings import Settings, check_directories, check_user, load, state_dirs
 from onesync.systemd import hold_signals
+
+if TYPE_CHECKING:
+    from onesync.verify import Finding
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -289,9 +292,7 @@ def scrub(config: Config = None, instance: Instance = None) -> None:
     _ask(settings, "status")
     with shown("scrub") as bar:
         mendable, lost, moving = find_damage(settings, bar.advanced, bar.copied)
-    for finding in mendable:
-        _ask(settings, "doubt", path=finding.path.decode("utf-8", "surrogateescape"))
-        typer.echo(f"{show(finding.path)} {finding.text}: sent anew")
+    is_sent = _send_anew(settings, mendable) if mendable else True
     for finding in lost:
         typer.echo(
             f"{show(finding.path)} {finding.text}, and the working copy has no good one: restore it"
@@ -304,15 +305,36 @@ def scrub(config: Config = None, instance: Instance = None) -> None:
             " Nothing was changed; scrub again then",
             err=True,
         )
-    if mendable and not (reply := _ask(settings, "flush")).get("ok"):
+    if not mendable and not lost and not moving:
+        typer.echo("No damage.")
+    raise typer.Exit(0 if is_sent and not lost else 3)
+
+
+def _send_anew(settings: Settings, mendable: list[Finding]) -> bool:
+    """Let the daemon send ``mendable`` anew; returns whether nothing of others stands there."""
+    from onesync.outcome import OCCUPIED
+
+    for finding in mendable:
+        _ask(settings, "doubt", path=finding.path.decode("utf-8", "surrogateescape"))
+    if not (reply := _ask(settings, "flush")).get("ok"):
         typer.echo(
             f"Not sent: {printable(str(reply.get('reason')))}; it is sent with the next flush.",
             err=True,
         )
         raise typer.Exit(1)
-    if not mendable and not lost and not moving:
-        typer.echo("No damage.")
-    raise typer.Exit(3 if lost else 0)
+    problems = _ask(settings, "status")["problems"]
+    occupied = [problem["path"] for problem in problems if problem["kind"] == OCCUPIED]
+    is_sent = True
+    for finding in mendable:
+        path = show(finding.path)
+        above = [top for top in occupied if path == top or path.startswith(top + "/")]
+        if above:
+            is_sent = False
+            text = f"not sent, for what stands at {above[0]} in OneData is kept. Rename that"
+            typer.echo(f"{path} {finding.text}: {text}", err=True)
+        else:
+            typer.echo(f"{path} {finding.text}: sent anew")
+    return is_sent
 
 
 manifest_app = typer.Typer(no_args_is_help=True, help="Show what the newest checkpoint holds.")

@@ -35,6 +35,7 @@ from onesync.core.plan import Difference
 from onesync.index import Index
 from onesync.local import digest_local
 from onesync.marks import Marks
+from onesync.outcome import DATABASE_BUSY, NOT_COPIED, SPOOL_FULL
 from onesync.pins import Pins
 from onesync.rewrites import Rewrites
 from onesync.scanner import Scanner
@@ -45,8 +46,6 @@ _REBUILD_SECONDS = 30.0
 """So long OneData keeps the last good version of a database that is momentarily none."""
 _ROUNDS = 6
 _STRICT_ROUNDS = 3
-_BUSY = "database_busy"
-_SPOOL_FULL = "spool_full"
 _FULL = ("database or disk is full", os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
@@ -171,6 +170,7 @@ class Cuts:
             # What was gone already before the snapshot is told of late, no more.
             came = late.paths - (earlier - found.keys())
             young = self._come_upon(found, late, late_found)
+            turned = self._turned_away(late_found, pins)
             _renew(found, late, late_found)
             told = late.paths | late_found.keys()
             databases = (databases - told) | self._databases(told)
@@ -179,12 +179,13 @@ class Cuts:
             # tries it is taken for what it nearly always is, a temporary that no row names.
             strict = number < _STRICT_ROUNDS
             went = self._came_and_went(came if strict else came & earlier, pins)
+            went |= set(map(scope_of, turned))
             if waiting is not None and frozen.keys() == old.keys():
                 # Those snapshots are older than anything that came since.
                 went &= set(map(scope_of, self._markers(found, databases)))
             if not went:
                 break
-            self._let_go_of_gone(found, pins, late)
+            self._let_go_of_gone(found, pins, late, turned)
         else:
             # Too much comes and goes: data are pushed, what promises them waits.
             frozen, self._unchanged = dict(old), set()
@@ -293,8 +294,29 @@ class Cuts:
         """Return the files of ``found`` that promise data of their run, but for ``databases``."""
         return [path for path in _files(found) - databases if self._is_marker(path)]
 
-    def _let_go_of_gone(self, found: dict[RelPath, Difference], pins: Pins, late: Due) -> None:
-        """Begin a new cut: what is gone before it is not part of it."""
+    def _turned_away(self, late_found: Mapping[RelPath, Difference], pins: Pins) -> set[RelPath]:
+        """Return the pinned files that OneData does not have and whose place something else took.
+
+        They cannot be pushed as they were beside that, and snapshots may name both.
+        """
+        seen = ((path, difference.seen) for path, difference in late_found.items())
+        others = {path for path, stamp in seen if stamp and stamp.kind is not Kind.FILE}
+        return {path for path in others if path in pins and not self._has_file(path)}
+
+    def _has_file(self, path: RelPath) -> bool:
+        known = self.index.known(path)
+        return known is not None and known.entry.kind is Kind.FILE
+
+    def _let_go_of_gone(
+        self,
+        found: dict[RelPath, Difference],
+        pins: Pins,
+        late: Due,
+        turned: AbstractSet[RelPath],
+    ) -> None:
+        """Begin a new cut: what is gone before it, or ``turned``, is not part of it."""
+        for path in turned:
+            pins.release(path)
         for path in self._gone(pins, late):
             pins.release(path)
             if (gone := found.get(path)) is not None and gone.seen is not None:
@@ -439,17 +461,17 @@ class Cuts:
         self.marks.databases.discard(path)
 
     def _not_frozen(self, path: RelPath, reason: str) -> None:
-        kind = _BUSY
+        kind = DATABASE_BUSY
         text = f"The database {show(path)} could not be copied ({reason}); it is tried again."
         if reason in _FULL:
-            kind = _SPOOL_FULL
+            kind = SPOOL_FULL
             text += f" All else goes on: make room in {self.spool.parent}."
         self.problems[path] = Problem(path, kind, text)
 
     def _not_busy(self, paths: Iterable[RelPath]) -> None:
         for path in paths:
             problem = self.problems.get(path)
-            if problem is not None and problem.kind in (_BUSY, _SPOOL_FULL):
+            if problem is not None and problem.kind in NOT_COPIED:
                 del self.problems[path]
 
     def _remember_sidecars(self, base: RelPath) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -17,21 +17,24 @@ from pathlib import Path
 from onesync import recovery, working_copy
 from onesync.batch import Batches
 from onesync.core.chain import Change, Gone, Head, Noted, Set
+from onesync.core.claims import Ours
 from onesync.core.model import (
     Kind,
     Problem,
     RelPath,
     Stamp,
     is_unconfirmed,
+    join,
     lost_stamp,
     show,
     unconfirmed,
 )
+from onesync.core.ordering import database_of
 from onesync.core.tree import Fold, Tree
-from onesync.errors import Halted
+from onesync.errors import Halted, MountNotThere
 from onesync.index import Index
 from onesync.intent import INTENTS
-from onesync.local import Origin, origin_of
+from onesync.local import Origin, origin_of, write_out
 from onesync.lock import Lock
 from onesync.manifest import MANIFEST, read_head, remove_torn_beginnings
 from onesync.mount import Mount
@@ -41,6 +44,7 @@ from onesync.replica.door import Replica
 from onesync.scanner import Scanner
 from onesync.settings import Settings
 from onesync.sidecars import Sidecars
+from onesync.snapshot import is_database
 from onesync.stagein import CHANGED_OUTSIDE, Conflict, Staged, StageIn
 from onesync.stored_tree import stored_trees
 from onesync.workers import each
@@ -106,6 +110,24 @@ class Deploy:
         keys = ("staged", "undeployed", "staging")
         return any(self._index.get(key) is not None for key in keys)
 
+    def may_wait(self) -> bool:
+        """Return whether something here may wait for OneData, before the folder is ours again.
+
+        An index that was lost tells nothing of the copy: then the claim of its deployment counts.
+        """
+        if self._index.get("staged") is not None:
+            return True
+        return self._index.get("claimed") is not None and not self.is_known_copy()
+
+    def is_held_copy(self) -> bool:
+        """Return whether what stands here is of the claim that was taken, and may wait for OneData.
+
+        Where the index was lost, that is so if the claim goes on with an earlier one.
+        """
+        if self.is_known_copy():
+            return self._index.get("staged") in (self._lock.state().deployment_id, ADOPTED)
+        return self._lock.is_resumed()
+
     def verify_root(self) -> None:
         """Raise WorkingCopyLost unless the working copy is the one that was staged in."""
         inode, birth = self._index.get("root_inode"), self._index.get("root_birth")
@@ -127,9 +149,9 @@ class Deploy:
         return batches
 
     def _take_over(self, epoch: int, make_tree: Callable[[], Fold]) -> Batches:
-        named = self._pool.submit(self._mount.open_folder)
+        named = self._pool.submit(self._mount.open_folder, self._lock.folder_id)
         each(self._pool, self._make_folder, (MANIFEST, INTENTS))
-        folder_id = named.result()
+        folder_id = self._lock.folder_id = named.result()
         head = read_head(self._replica, folder_id, self._spool, make_tree, self._pool, epoch)
         if head is None:
             remove_torn_beginnings(self._replica)
@@ -164,6 +186,47 @@ class Deploy:
             log.error(text)
             self._problems[MANIFEST] = Problem(MANIFEST, "manifest_damaged", text)
 
+    def refuse_another_folder(self) -> None:
+        """Raise Halted where this node's state is another folder's, or a newer onesync's is there.
+
+        Nothing is changed. A state of before folders were remembered goes with any. Raises
+        MountNotThere where the folder has no id: it may be a bare mount point.
+        """
+        wanted, found = self._folder_of_state(), self._mount.read_id()
+        is_lost = found is None and wanted is not None and self._is_claimed_here()
+        self._lock.folder_id = wanted if is_lost else found
+        if wanted in (None, self._lock.folder_id):
+            return
+        state_dir, path = self._settings.state_dir, self._settings.onedata_dir
+        way_out = (
+            "Mount the right folder there, or correct onedata_dir, then start again. To give up"
+            " what of that deployment is here alone, move the working directory and state_dir away,"
+            " and free its folder with 'onesync unlock'."
+        )
+        if found is None:
+            raise MountNotThere(
+                f"{path} has no folder.json, so it is not the OneData folder {wanted} that the"
+                f" state in {state_dir} belongs to; nothing was changed there. {way_out}"
+            )
+        raise Halted(
+            f"The state in {state_dir} belongs to the OneData folder {wanted}, and {path} is the"
+            f" folder {found}; nothing was changed there. {way_out}"
+        )
+
+    def _folder_of_state(self) -> str | None:
+        """Return the folder to which the state is bound, until it is released; None: to none."""
+        if all(self._index.get(key) is None for key in ("staged", "cleaning", "claimed")):
+            return None
+        told = self._index.get("folder_id")
+        if told is None and self._index.get("claimed") is not None:
+            return self._lock.claimed_folder()
+        return told
+
+    def _is_claimed_here(self) -> bool:
+        """Whether a claim in the folder is this node's own, though OneData lost folder.json."""
+        holder = self._lock.holder()
+        return isinstance(holder, Ours) and holder.claim.record is not None
+
     def refuse_foreign(self) -> None:
         """Raise Halted where the working copy is not ours and no claim tells that it may be."""
         if self._index.get("adopting") is not None and self._index.get("staged") is None:
@@ -182,14 +245,16 @@ class Deploy:
         log.error("index lost, the working copy is compared with the manifest")
         damaged = {p for p, it in head.problems.items() if it.kind == CHANGED_OUTSIDE}
         rebuilt = rebuild(self._root, self._scanner, head.tree, self._pool, self._advanced, damaged)
+        write_out(self._root)
         self._index.replace(
             rebuilt.rows,
             staged=self._lock.state().deployment_id,
-            head_name=head.name,
+            **self._known_of(head),
             **root_values(self._root),
         )
         # Nobody knows any more what of it was staged in, and what pushed and only believed.
-        self._index.believe(p for p, entry, _ in rebuilt.rows if entry.kind is Kind.FILE)
+        files = (path for path, entry, _ in rebuilt.rows if entry.kind is Kind.FILE)
+        self._index.believe(files, lately=False)
         self._index.remember_blocks(rebuilt.blocks)
         log.info("index made anew", extra={"paths": len(rebuilt.rows)})
         if rebuilt.absent:
@@ -200,12 +265,14 @@ class Deploy:
         """Commit what OneData holds as the first checkpoint of a copy that was compared with it."""
         batches.settle()
         batches.base()
-        self._index.set(staged=self._lock.state().deployment_id, adopting=None)
+        write_out(self._root)
+        staged = self._lock.state().deployment_id
+        self._index.set(staged=staged, adopting=None, folder_id=self._lock.folder_id)
 
     def _resume(self, batches: Batches, head: Head | None) -> None:
         """Go on on this node: what the chain has and the index lacks is taken over as dirty."""
         ours = self._index.get("staged") == self._lock.state().deployment_id
-        if not ours and (head is None or head.name != self._index.get("head_name")):
+        if not ours and not self._equals(head):
             raise Halted(
                 "The deployment of this working directory was ended elsewhere and the folder went"
                 " on without it; nothing was changed. What was not yet in OneData is still here:"
@@ -215,6 +282,7 @@ class Deploy:
         if head is not None:
             self._catch_up(head)
             self._problems.update(_lasting(head))
+        self._index.set(**self._known_of(head))
         batches.settle()
         if head is None or head.ignored:
             batches.base()
@@ -222,6 +290,17 @@ class Deploy:
             # the head lacks is pushed again, and the new base needs nothing that is damaged.
             if self._problems.pop(MANIFEST, None) is not None:
                 log.info("manifest mended from the working copy")
+
+    def _equals(self, head: Head | None) -> bool:
+        """Whether the index is that of the head; earlier ones may have kept another's digest."""
+        if head is None or head.name != self._index.get("head_name"):
+            return False
+        return self._index.get("folder_id") is None or head.digest == self._index.get("head_digest")
+
+    def _known_of(self, head: Head | None) -> dict[str, str | None]:
+        """Return what the index keeps of the folder, to know it again, and of its head."""
+        told = {"folder_id": self._lock.folder_id}
+        return told if head is None else told | {"head_name": head.name, "head_digest": head.digest}
 
     def _catch_up(self, head: Head) -> None:
         """Take over what the chain has and the index lacks."""
@@ -262,10 +341,15 @@ class Deploy:
             unwritten = working_copy.reuse(self._root, self._index, self._scanner, tree, sidecars)
         elif not self._goes_on(name) and os.listdir(self._root):
             raise Halted(
-                "The working directory holds half of an older state of the folder, which went on"
-                " elsewhere; nothing was changed. Empty it, then start again."
+                "The working directory holds half of another folder, or of an older state of this"
+                " one, which went on elsewhere; nothing was changed. Empty it, then start again."
             )
-        self._index.set(staging=name, stager=self._lock.state().deployment_id, undeployed=None)
+        self._index.set(
+            staging=name,
+            stager=self._lock.state().deployment_id,
+            undeployed=None,
+            folder_id=self._lock.folder_id,
+        )
         asked = head.problems.keys() if head else set()
         try:
             with self._index.refilled() as rows:
@@ -292,10 +376,13 @@ class Deploy:
         Where the same deployment began it, nobody else wrote meanwhile: a newer head is the
         checkpoint that recorded what was staged in.
         """
-        ours = self._index.get("stager") == self._lock.state().deployment_id
-        return ours or self._index.get("staging") in (None, head_name)
+        if self._index.get("stager") == self._lock.state().deployment_id:
+            return True
+        is_same = self._index.get("folder_id") in (None, self._lock.folder_id)
+        return is_same and self._index.get("staging") in (None, head_name)
 
     def _take_staged(self, batches: Batches, head: Head | None, staged: Staged) -> None:
+        staged.problems += self._set_aside(staged.strays, batches)
         marked = self._still_marked(head, staged)
         for problem in staged.problems + marked:
             self._problems[problem.path] = problem
@@ -312,13 +399,35 @@ class Deploy:
             batches.base()
         elif fresh or staged.problems:
             batches.commit([*fresh, *map(Noted, staged.problems)], {}, "incremental")
+        # After a power cut what the disk lacks would seem to have been deleted, or emptied.
+        write_out(self._root)
+        name, digest = batches.manifest.head or (None, None)
         self._index.set(
             staged=self._lock.state().deployment_id,
             staging=None,
             stager=None,
-            head_name=batches.manifest.head[0] if batches.manifest.head else None,
+            head_name=name,
+            head_digest=digest,
             **root_values(self._root),
         )
+
+    def _set_aside(self, strays: Mapping[RelPath, Kind], batches: Batches) -> list[Problem]:
+        """Take journals away from databases, which they would undo; leave and tell all else."""
+        found = []
+        for path, kind in sorted(strays.items()):
+            base = database_of(path) or b""
+            text = f"{show(path)} is not of the {show(base)} that is restored: "
+            if kind is Kind.FILE and is_database(join(self._root, base)):
+                batches.may_write()
+                try:
+                    kept = recovery.keep_torn(self._replica, path, batches.manifest.position)
+                except FileNotFoundError:
+                    continue  # somebody removed it
+                text += f"kept in OneData as {show(kept)}, for it would undo that."
+            else:
+                text += "left in OneData."
+            found.append(Problem(path, "stray_sidecar", text))
+        return found
 
     def _fresh(self, head: Head | None, healed: AbstractSet[RelPath]) -> list[Change]:
         """Return what the next checkpoint must tell of: as much as a base is not better for."""

@@ -31,7 +31,7 @@ from onesync.core.trouble import Reaction, judge, pause_seconds
 from onesync.core.view import age_text
 from onesync.cut import Cuts
 from onesync.deletions import Deletions, Held
-from onesync.deploy import ADOPTED, Deploy
+from onesync.deploy import Deploy
 from onesync.errors import (
     ConfigurationError,
     Exit,
@@ -128,7 +128,8 @@ class Engine:
         self._root = os.fsencode(settings.working_dir.resolve())
         self._spool = settings.state_dir / "spool"
         self._pool = ThreadPoolExecutor(settings.push.workers, thread_name_prefix="push")
-        self._order = PublishOrder(settings.push.publish_order, settings.push.scratch)
+        push = settings.push
+        self._order = PublishOrder(push.publish_order, push.scratch, push.unnamed)
         excluded = PathSpec.from_lines("gitignore", settings.push.exclude)
         self._scanner = Scanner(
             self._root,
@@ -360,19 +361,23 @@ class Engine:
     def live(self) -> Exit:
         """Deploy, sync, undeploy; returns the exit code or raises an OnesyncError."""
         if self._index.get("cleaning") is not None:
-            return self._finish_cleaning()
+            with working_copy.owned(self._root):
+                return self._finish_cleaning()
         self._set_phase("starting")
         if self._index.get("staged") is not None:
             self._find_copy()
+        with working_copy.owned(self._root):
+            return self._live()
+
+    def _live(self) -> Exit:
         self.mount.look()
         try:
-            self.mount.refuse_newer()
+            self._deployment.refuse_another_folder()
             if self._expiry.is_over() and not self._has_deployment():
                 self._expiry.refuse_past()
             batches = self._deploy()
         except StopRequested:
-            log.info("stopped before the folder was deployed")
-            return Exit.CLEAN
+            return self._stopped()
         except OSError as error:
             raise _mount_failed(error) from error
         try:
@@ -387,21 +392,35 @@ class Engine:
             self._deletions.remember()
             self._orders.end(OnesyncError("onesync is stopping"))
 
+    def _stopped(self) -> Exit:
+        """Tell what becomes of a deployment that was stopped before it was complete."""
+        if self._index.get("claimed") is not None:
+            raise FlushNotFinished(
+                "Stopped before the folder was deployed again; the lock and all local data are"
+                " kept, and the deployment goes on with the next start on this node."
+            )
+        log.info("stopped before the folder was deployed")
+        return Exit.CLEAN
+
     def adopt(self) -> None:
         """Claim the folder whose index was made for it, commit its first checkpoint, and leave.
 
         The lock is kept: the next start goes on without stage-in. Raises an OnesyncError.
         """
         self._find_copy()
+        with working_copy.owned(self._root):
+            self._adopt()
+        self.marks.tree_changed(b"")  # nobody looked yet what is newer here: the status says so
+
+    def _adopt(self) -> None:
         self.mount.look()
         try:
-            self.mount.refuse_newer()
+            self._deployment.refuse_another_folder()
             self._deploy()
         except OSError as error:
             raise _mount_failed(error) from error
         finally:
             self._end_threads()
-        self.marks.tree_changed(b"")  # nobody looked yet what is newer here: the status says so
 
     def _has_deployment(self) -> bool:
         """Whether something of this node waits to be undeployed: a copy, or a claim at least."""
@@ -451,7 +470,7 @@ class Engine:
         """
         self._observer.alive()
         is_stopped = self._clock.wait(self._orders.stop, seconds)
-        if is_stopped and self._index.get("staged") is None:
+        if is_stopped and not self._deployment.may_wait():
             raise StopRequested
         return is_stopped
 
@@ -504,7 +523,7 @@ class Engine:
 
     def _withdraw(self) -> None:
         """Leave the folder as it was found, unless something of ours here waits for OneData."""
-        if self._index.get("staged") in (self.lock.state().deployment_id, ADOPTED):
+        if self._deployment.is_held_copy():
             return
         try:
             self.lock.release(None, "withdrawn")
@@ -784,13 +803,16 @@ class Engine:
         if keep:
             log.info("left with the lock kept", extra={"handover": handed_over})
             return Exit.CLEAN
+        cleans = self._settings.undeploy.clean_working_dir
+        if cleans:
+            self._retry(batches, lambda: self._bring_lost(batches), None)
         self._retry(batches, lambda: self._last_checkpoint(batches), None)
         left = {"staged": None, "undeployed": self.last_checkpoint}
         self._retry(batches, lambda: self._index.set(**left), None)
-        if self._settings.undeploy.clean_working_dir:
+        if cleans:
             self._clean()
         self._retry(batches, lambda: self.lock.release(self.last_checkpoint), None)
-        self._index.set(claimed=None)
+        self._index.set(claimed=None, folder_id=None)
         log.info("undeployed", extra={"checkpoint": self.last_checkpoint})
         return self._cleaned()
 
@@ -810,6 +832,19 @@ class Engine:
                 return
         restless = show(min(batches.left)) if batches.left else "The working directory"
         raise OnesyncError(f"{restless} changes all the time: end the program that writes there")
+
+    def _bring_lost(self, batches: Batches) -> None:
+        """Send anew what OneData lost since it was verified: what is cleaned here is nowhere else.
+
+        Somebody may have removed it there days ago. What cannot be sent is not cleaned.
+        """
+        for _ in range(_FINAL_ROUNDS):
+            if not batches.find_lost():
+                return
+            self._final_flush(batches, verified=True)
+        raise OnesyncError(
+            "What is sent to OneData goes from there all the time: end the program that removes it"
+        )
 
     def _last_checkpoint(self, batches: Batches) -> None:
         """Write the final checkpoint, and another one where somebody still wrote meanwhile."""
@@ -891,10 +926,11 @@ class Engine:
         self._clean()
         self.mount.look()
         self._retry(None, self._release_old, None)
-        self._index.set(claimed=None)
+        self._index.set(claimed=None, folder_id=None)
         return self._cleaned()
 
     def _release_old(self) -> None:
+        self._deployment.refuse_another_folder()
         self.lock.release_earlier(self._index.get("undeployed"))
 
 

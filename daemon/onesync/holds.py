@@ -9,9 +9,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from onesync.core.model import Kind, RelPath, is_beneath, is_unconfirmed, lies_in
-from onesync.core.ordering import is_in_scope, run_of, scope_of, scopes_of
+from onesync.core.ordering import PublishOrder, is_in_scope, run_of, scope_of, scopes_of
 from onesync.core.plan import Difference, Named, Plan, staying
-from onesync.mentions import by_run, leading, linked, mentioned
+from onesync.mentions import by_run, leading, linked, mentioned, runs_leading
 from onesync.outcome import Outcome
 
 _PATIENCE_SECONDS = 10.0
@@ -91,6 +91,7 @@ class Holds:
         databases_at: Callable[[AbstractSet[RelPath]], Iterable[RelPath]],
         absent: AbstractSet[RelPath],
         impatient: AbstractSet[RelPath],
+        order: PublishOrder,
     ) -> None:
         """Hold nothing back yet.
 
@@ -105,6 +106,7 @@ class Holds:
             databases_at: returns the databases that OneData may have at and beneath some paths.
             absent: new databases that the cut left out; who may name them is taken anew.
             impatient: databases that waited long enough for such ones.
+            order: tells what nobody names: it holds nothing back.
         """
         self.outcome = Outcome()
         self._named = named
@@ -116,6 +118,7 @@ class Holds:
         self._databases_at = databases_at
         self._absent = absent
         self._impatient = impatient
+        self._order = order
         self.after_absent: set[RelPath] = set()
         self._put_off: set[RelPath] = set()
         self._after_put_off: set[RelPath] = set()
@@ -182,12 +185,16 @@ class Holds:
         self._leave(path, is_missing=True)
 
     def _leave(self, path: RelPath, *, is_missing: bool) -> None:
+        if self._order.is_unnamed(path):
+            return
         for lack in (self._for_fresh, self._for_old) if self.is_named(path) else (self._for_fresh,):
             lack.databases.add(scope_of(path))
             if is_missing:
                 lack.missing.add(scope_of(path))
 
     def _lack(self, path: RelPath) -> None:
+        if self._order.is_unnamed(path):
+            return
         self._markers.add(scope_of(path))
         self._lacking.add(path)
         if self.is_named(path):
@@ -409,13 +416,17 @@ class Holds:
             return tops
         lack = self._for_old
         held = self._held(lack) | (self._late & lack.snapshots.keys())
-        named = self._named_by(held, {run_of(top) for top in tops}) if held else frozenset()
+        through = runs_leading(list(self._links()), removals) if held and removals else {}
+        runs = {run_of(top) for top in tops}.union(*through.values())
+        named = self._named_by(held, runs) if held else frozenset()
         carried = {top for top in sources if any(is_beneath(s, top) for s in list(lack.databases))}
         waiting = carried | {
             top
             for top in tops
             if run_of(top) in named or top in self._late or self._is_lacking(top, lack)
         }
+        of_links = named | set(map(scope_of, held))
+        waiting |= {top for top, of in through.items() if not of_links.isdisjoint(of)}
         # With a removal that waits what it removes stays as it was, and so may rows.
         new = waiting
         while new:

@@ -61,7 +61,13 @@ _LARGEST_LOG = 64 << 20
 _HAS_ENTRY = 10
 """So many of the columns tell of the entry, the others of its stamp."""
 _BELIEVED = -1
-"""``unverified.is_read`` of a file of which a mount could not tell: less than of any other one."""
+"""``unverified.is_read`` of a file of which a mount could not tell: less than of any other one.
+
+So it is of an earlier deployment's, and after a lost index."""
+_BELIEVED_LATELY = -2
+"""Of one that was pushed by this deployment."""
+_SUSPECTED = -3
+"""Of such a one that is read back, for a connection was lost since, and holds up no others."""
 _MOST_INTEGER = (1 << 63) - 1
 _COLUMNS = (
     "parent, name, kind, size, mtime_ns, mode, digest, target, link_group, xattrs,"
@@ -420,12 +426,24 @@ class Index:
             query = "UPDATE unverified SET is_read = 1 WHERE is_read >= 0"
             return self._db.execute(query).rowcount > 0
 
-    def believe(self, paths: Iterable[RelPath]) -> None:
+    def suspect_believed(self) -> None:
+        """Let what this deployment pushed, and nobody could tell of, be ``suspected``."""
+        with self._transaction():
+            query = "UPDATE unverified SET is_read = ? WHERE is_read = ?"
+            self._db.execute(query, (_SUSPECTED, _BELIEVED_LATELY))
+
+    def suspected(self, limit: int) -> list[RelPath]:
+        """Return up to ``limit`` of those files, by path: they are to be read back."""
+        query = "SELECT path FROM unverified WHERE is_read = ? ORDER BY path LIMIT ?"
+        return [path for (path,) in self._rows(query, (_SUSPECTED, limit))]
+
+    def believe(self, paths: Iterable[RelPath], *, lately: bool = True) -> None:
         """Remember that nobody could tell of the files at ``paths`` whether they arrived.
 
-        They are not ``unverified`` any more; an older onesync reads them back.
+        They are not ``unverified`` any more; an older onesync reads them back. ``lately`` are those
+        that this deployment is known to have pushed.
         """
-        rows = [(path, _BELIEVED) for path in paths]
+        rows = [(path, _BELIEVED_LATELY if lately else _BELIEVED) for path in paths]
         if rows:
             with self._transaction():
                 self._db.executemany("INSERT OR REPLACE INTO unverified VALUES (?, ?)", rows)
@@ -438,8 +456,9 @@ class Index:
     def _put_unverified(self, pushed: Mapping[RelPath, bool]) -> None:
         # What was suspected before and only grew since stays so.
         self._db.executemany(
-            "INSERT INTO unverified VALUES (?, ?)"
-            " ON CONFLICT (path) DO UPDATE SET is_read = max(is_read, excluded.is_read)",
+            "INSERT INTO unverified VALUES (?, ?) ON CONFLICT (path) DO UPDATE SET"
+            f" is_read = CASE is_read WHEN {_SUSPECTED} THEN 1"
+            " ELSE max(is_read, excluded.is_read) END",
             list(pushed.items()),
         )
 
@@ -454,6 +473,22 @@ class Index:
                 self._db.execute(f"DELETE FROM entry WHERE {_IS}", _place(path))
             else:
                 self._put(path, known.entry, doubted_stamp(Kind.FILE))
+
+    def doubt_tree(self, path: RelPath) -> int:
+        """Remember that the replica has nothing at ``path`` and beneath, whatever the rows say.
+
+        Returns how many that are. What this node never had stays so: it has nothing to send.
+        """
+        values = "inode = -1, s_size = -1, s_mtime = 0, s_ctime = 0, s_mode = 0, s_linked = 0"
+        which = "kind != 'link' AND inode IS NOT NULL"
+        with self._transaction():
+            self._agreed.clear()
+            return sum(
+                self._db.execute(
+                    f"UPDATE entry SET {values} WHERE {which} AND {where}", at
+                ).rowcount
+                for where, at in _parts(path)
+            )
 
     def remember_damaged(self, digests: Iterable[str]) -> None:
         """Remember what came damaged with this stage-in, in the place of what came before."""
@@ -548,6 +583,7 @@ class Index:
         with self._transaction():
             self._empty()
             self._db.execute("DELETE FROM unverified WHERE is_read >= 0")
+            self._db.execute("UPDATE unverified SET is_read = ?", (_BELIEVED,))
         filling = Filling(self._put_rows)
         yield filling
         filling.write()

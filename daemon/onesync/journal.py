@@ -23,6 +23,7 @@ EVENTS = {
     "ended": "394451a63378467dbdba5b98f317daf7",
     "deletions held": "c33a58306b5f4a588b7b533786b255eb",
     "OneData does not hold what was pushed": "0cebdf73a6a14be9933aa319ecaf8d2e",
+    "OneData does not have it any more, it is sent again": "d7e7e15564b74143a5bd8df637beee74",
     "kernel events were dropped, everything is scanned": "64d8ecedba3f4f769b087ea530d3c0a7",
     "half-done batch settled": "24337c15c42b48149e7d536ef5ad87a0",
     "the deployment ends soon": "7222556161ff424484f54b2851d138b0",

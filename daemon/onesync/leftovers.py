@@ -7,12 +7,12 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from onesync.core.model import Problem, RelPath, lies_in, renamed_path
+from onesync.core.model import Kind, Problem, RelPath, lies_in, renamed_path
 from onesync.core.ordering import DATA, PublishOrder
 from onesync.core.plan import Plan
 from onesync.intent import Intent
 from onesync.outcome import Outcome
-from onesync.removals import take_out
+from onesync.removals import kept_beside, newcomer, take_out
 from onesync.replica.door import Ours, Replica
 from onesync.workers import each
 
@@ -39,15 +39,22 @@ class Leftovers:
         self._removal = removal
         self._outcome = outcome
         self._asides: list[RelPath] = []
+        self._replaced: list[tuple[RelPath, RelPath]] = []
         self._removed: list[tuple[RelPath, RelPath, Ours]] = []
         self._unlinked: list[RelPath] = []
         self._gone: set[RelPath] = set()
         self.problems: list[Problem] = []
         """What was found of others where something was removed, when all is done."""
+        self.missing: set[RelPath] = set()
+        """What was to be unlinked and was gone already, likewise."""
 
     def add(self, aside: RelPath) -> None:
-        """Leave a file that went aside, a temporary or a note."""
+        """Leave a temporary, an undo file or a note."""
         self._asides.append(aside)
+
+    def add_replaced(self, path: RelPath, aside: RelPath) -> None:
+        """Leave what went aside from ``path``: a file of ours, unless somebody took its place."""
+        self._replaced.append((path, aside))
 
     def add_removed(self, path: RelPath, aside: RelPath) -> None:
         """Leave what went aside from ``path`` as the intent says, a directory with all in it."""
@@ -60,6 +67,10 @@ class Leftovers:
     def follow(self, renamed: Mapping[RelPath, RelPath]) -> None:
         """Tell what lies beneath renamed directories by their new names."""
         self._asides = [renamed_path(path, renamed) for path in self._asides]
+        self._replaced = [
+            (renamed_path(path, renamed), renamed_path(aside, renamed))
+            for path, aside in self._replaced
+        ]
         self._removed = [
             (renamed_path(path, renamed), renamed_path(aside, renamed), ours)
             for path, aside, ours in self._removed
@@ -89,11 +100,16 @@ class Leftovers:
         same names.
         """
         each(self._pool, self._replica.remove, self._asides)
+        each(self._pool, self._remove_replaced, *zip(*self._replaced, strict=True))
         if self._removed or self._unlinked:
             return True
         self._end_removal()  # all removals were postponed
         self._end_intent()
         return False
+
+    def _remove_replaced(self, path: RelPath, aside: RelPath) -> None:
+        if self._replica.unlink(aside) is Kind.DIRECTORY:
+            self.problems.append(kept_beside(self._replica, path, aside))
 
     def unlink(self, pool: ThreadPoolExecutor, lanes: int) -> None:
         """Remove, by ``lanes`` of ``pool``, the files that stand under their own names."""
@@ -113,7 +129,11 @@ class Leftovers:
 
     def _unlink(self, paths: list[RelPath]) -> None:
         for path in paths:
-            self._replica.unlink(path)
+            found = self._replica.unlink(path)
+            if found is None:
+                self.missing.add(path)
+            elif found is Kind.DIRECTORY:
+                self.problems.append(newcomer(path))
             self._gone.add(path)
 
     def _take_out(self, removed: list[tuple[RelPath, RelPath, Ours]]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import attrgetter
+from pathlib import Path
 
 from blake3 import blake3
 
@@ -37,6 +38,7 @@ told_by_kernel: Callable[[os.stat_result], ToldByKernel] = attrgetter(
 _libc = ctypes.CDLL(None, use_errno=True)
 _statx = _libc.statx
 _sync_file_range = _libc.sync_file_range
+_syncfs = _libc.syncfs
 _FROM_START = _TO_END = ctypes.c_int64(0)
 _BEGIN_WRITING = 2
 """SYNC_FILE_RANGE_WRITE: a page that is on its way to the disk counts as clean."""
@@ -66,6 +68,15 @@ class Origin:
         """Return whether both are one directory, as far as both tell."""
         births = {self.birth_ns, other.birth_ns} - {None}
         return self.inode == other.inode and len(births) <= 1
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable, or a power cut brings the old ones back."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def origin_of(fd: int) -> Origin:
@@ -184,6 +195,21 @@ def date_stores(fd: int) -> None:
             os.fdatasync(fd)
     else:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+@on_this_machine()
+def write_out(directory: bytes) -> None:
+    """Return when all is on its disk that was written to the file system of ``directory``.
+
+    Raises LocalError where the disk cannot take it.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), directory)
+    finally:
+        os.close(fd)
 
 
 def local_size(source: bytes) -> int:

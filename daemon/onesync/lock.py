@@ -114,6 +114,8 @@ class Lock:
         self._sent: tuple[float, bytes] | None = None  # a beat whose result is unknown
         self._releasing = False
         self._adopted: Mapping[str, str] | None = None
+        self.folder_id: str | None = None
+        """Of the folder, once it is known: a later life of this node asks for it."""
         self.is_released = False
         self._pause: Callable[[float], None] = clock.sleep
 
@@ -129,7 +131,7 @@ class Lock:
     def state(self) -> Remembered:
         """Return what the state directory must remember."""
         record = self._held()
-        return Remembered(record.deployment_id, record.epoch, self._beat)
+        return Remembered(record.deployment_id, record.epoch, self._beat, self.folder_id)
 
     def is_held(self) -> bool:
         """Whether this lock was taken; says nothing about whether it was lost since."""
@@ -138,6 +140,10 @@ class Lock:
     def remembers(self) -> bool:
         """Whether this node's state directory tells of a claim of its own."""
         return self._remembered is not None
+
+    def claimed_folder(self) -> str | None:
+        """Return the id of the folder that an earlier life claimed last; None: nobody knows."""
+        return None if self._remembered is None else self._remembered.folder_id
 
     def is_resumed(self) -> bool:
         """Whether the claim that was taken goes on with a deployment that this node had before."""
@@ -261,18 +267,31 @@ class Lock:
         self.check()
         self._releasing = True
         # The lock file first: as long as the claim is open nobody else can have put his there.
-        self._remove_lock(record.epoch)
+        self._remove_lock(record.epoch, record.deployment_id)
         self._end(record.epoch, how, checkpoint)
         self.is_released = True
 
     def release_earlier(self, checkpoint: str | None) -> None:
-        """End the claim that an earlier life of ours left; nothing to end is success."""
+        """End the claim that an earlier life of ours left; nothing to end is success.
+
+        Raises Halted where the claim of that epoch is another deployment's: of another folder.
+        """
         remembered = self._remembered
         for claim in self._claims():
             if remembered is not None and claim.epoch == remembered.epoch:
-                self._remove_lock(claim.epoch)
+                self._refuse_another(claim, remembered)
+                self._remove_lock(claim.epoch, remembered.deployment_id)
                 if claim.ended is None:
                     self._end(claim.epoch, "undeployed", checkpoint)
+
+    def _refuse_another(self, claim: Claim, remembered: Remembered) -> None:
+        if claim.record is None or claim.record.deployment_id == remembered.deployment_id:
+            return
+        raise Halted(
+            f"Epoch {claim.epoch} of the folder is another deployment's than the one that this node"
+            f" remembers, so another folder stands at {self._claimant.replica_dir}; nothing was"
+            " changed in OneData. Mount the right one, then start again."
+        )
 
     def unlock(self, epoch: int) -> list[str]:
         """End a dead claim, after watching it for life; returns what was removed.
@@ -307,7 +326,7 @@ class Lock:
             self._end(epoch, "unlocked", None)
         if ours:
             # As long as the next epoch is ours and open, the lock file cannot be a successor's.
-            removed = not woke_up and self._remove_lock(epoch)
+            removed = not woke_up and self._remove_lock(epoch, None)
             self._end(epoch + 1, WITHDRAWN, None)
         if woke_up:
             raise DeployedElsewhere(
@@ -403,19 +422,27 @@ class Lock:
         deployment = uuid.uuid4().hex
         if isinstance(verdict, Ours) and self._remembered is not None:
             deployment = self._remembered.deployment_id
-        self._remember(Remembered(deployment, epoch, 0))
+        self._remember(Remembered(deployment, epoch, 0, self.folder_id))
         try:
             self._replica.make_directory(self._place(epoch))
         except FileExistsError:
-            if self._remembered is not None:
-                self._remember(self._remembered)
+            self._remember_earlier()
             return Held(f"another node claimed epoch {epoch} at the same moment", epoch)
         try:
             self._pause(self.times.settle)
         except BaseException:
-            self._end(epoch, WITHDRAWN, None)
+            self._withdraw(epoch)
             raise
         return self._settled(verdict, epoch, deployment, newest)
+
+    def _withdraw(self, epoch: int) -> None:
+        """End a claim that was tried for in vain: the one before it is ours as it was."""
+        self._end(epoch, WITHDRAWN, None)
+        self._remember_earlier()
+
+    def _remember_earlier(self) -> None:
+        if self._remembered is not None:
+            self._remember(self._remembered)
 
     def _settled(
         self, verdict: Free | Ours, epoch: int, deployment: str, newest: int
@@ -425,13 +452,13 @@ class Lock:
         beat = self._newest_beat(verdict.claim.epoch) if isinstance(verdict, Ours) else 0
         lists = self._lists()()
         if (twin := self._twin_in(lists)) is not None:
-            self._end(epoch, WITHDRAWN, None)
+            self._withdraw(epoch)
             raise Halted(_second_provider(twin))
         if isinstance(verdict, Ours) and beat > newest:
-            self._end(epoch, WITHDRAWN, None)
+            self._withdraw(epoch)
             return Held(f"epoch {verdict.claim.epoch} came to life again", verdict.claim.epoch)
         if following() or _highest_in(lists[EPOCHS]) > epoch:
-            self._end(epoch, WITHDRAWN, None)
+            self._withdraw(epoch)
             return Held(f"a claim newer than ours ({epoch}) stands there", self._highest())
         self._remove_probes(lists[EPOCHS])
         try:
@@ -473,7 +500,8 @@ class Lock:
             return arrived
         sent = self._clock.boottime()
         number = self._beat + 1
-        self._remember(Remembered(record.deployment_id, record.epoch, number))
+        mine = Remembered(record.deployment_id, record.epoch, number, self.folder_id)
+        self._remember(mine)
         suspend, dead = self.times.suspend, self.times.dead
         content = encode_record(Beat(self._now(), checkpoint, uuid.uuid4().hex, suspend, dead))
         self._sent = sent, content
@@ -591,10 +619,15 @@ class Lock:
         except FileNotFoundError:
             return None
 
-    def _remove_lock(self, epoch: int) -> bool:
-        """Remove the lock file if it is that epoch's, or torn; returns whether it was."""
+    def _remove_lock(self, epoch: int, deployment: str | None) -> bool:
+        """Remove the lock file if it is that epoch's, or torn; returns whether it was.
+
+        With ``deployment`` it must not be another one's either.
+        """
         fields = self._lock_fields()
         if fields is None or is_old_scripts(fields) or epoch_of(fields) not in (epoch, None):
+            return False
+        if deployment is not None and fields.get("DEPLOYMENT", deployment) != deployment:
             return False
         self._replica.remove(LOCK)
         return True

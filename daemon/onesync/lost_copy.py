@@ -16,8 +16,9 @@ from typing import Any
 
 from onesync import working_copy
 from onesync.core.model import RelPath, show
-from onesync.errors import WorkingCopyLost
+from onesync.errors import StateDirFailed, WorkingCopyLost
 from onesync.index import Index
+from onesync.local import sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,7 @@ def remembered(index: Index, status: Mapping[str, Any] | None) -> Unsynced:
 
 def refused(index: Index, lost: WorkingCopyLost, unsynced: Unsynced) -> WorkingCopyLost:
     """Remember what was unsynced and return the failure that names it."""
-    if index.get("lost") is None:
-        index.set(lost=json.dumps(asdict(unsynced)))
+    _note(index, unsynced)
     return WorkingCopyLost(
         f"{lost} {unsynced.sentence()} Bring the directory back and start again; if it is lost for"
         ' good, set stagein.lost_copy to "restage" and start with an empty one.'
@@ -85,8 +85,9 @@ def give_up(index: Index, root: bytes, state_dir: Path, unsynced: Unsynced) -> N
     """Forget the lost copy, so that it is staged in anew; a report of what it had is kept.
 
     Raises Halted where something else stands in its place, WorkingCopyLost where no directory can
-    be made there.
+    be made there, StateDirFailed where the report cannot be kept.
     """
+    _note(index, unsynced)  # the next start's status tells nothing of it any more
     try:
         os.mkdir(root)
     except FileExistsError:
@@ -96,12 +97,47 @@ def give_up(index: Index, root: bytes, state_dir: Path, unsynced: Unsynced) -> N
             f"The working directory {show(root)} is gone and cannot be made anew"
             f" ({error.strerror}); nothing was changed. {unsynced.sentence()}"
         ) from error
-    report = state_dir / f"lost-{unsynced.checkpoint}.json"
-    values = {"onesync": "lost", "format": FORMAT, "root": show(root), **asdict(unsynced)}
-    report.write_text(json.dumps(values, indent=2) + "\n")
+    report = _reported(root, state_dir, unsynced)
     log.error(
         "the working copy was lost and is staged in anew; %s It is kept in %s.",
         unsynced.sentence(),
         report,
     )
     index.replace((), staged=None, root_inode=None, root_birth=None, lost=None)
+
+
+def _note(index: Index, unsynced: Unsynced) -> None:
+    if index.get("lost") is None:
+        index.set(lost=json.dumps(asdict(unsynced)))
+
+
+def _reported(root: bytes, state_dir: Path, unsynced: Unsynced) -> Path:
+    """Keep a report durably under a name of its own, and return its path.
+
+    Raises StateDirFailed where there is no room for it.
+    """
+    values = {"onesync": "lost", "format": FORMAT, "root": show(root), **asdict(unsynced)}
+    begun = state_dir / "lost.new"
+    try:
+        with begun.open("w") as file:
+            file.write(json.dumps(values, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        report = begun.rename(_free_name(state_dir, f"lost-{unsynced.checkpoint}"))
+        sync_directory(state_dir)
+    except OSError as error:
+        raise StateDirFailed(
+            f"state_dir {state_dir} cannot be written ({error.strerror}), so what the lost working"
+            " directory had not sent cannot be kept there; nothing was forgotten. Make room there"
+            " or mend its disk, then start again."
+        ) from error
+    return report
+
+
+def _free_name(state_dir: Path, stem: str) -> Path:
+    """Return a name that no earlier loss of the same checkpoint has."""
+    found, number = state_dir / f"{stem}.json", 1
+    while found.exists():
+        number += 1
+        found = state_dir / f"{stem}-{number}.json"
+    return found

@@ -11,7 +11,7 @@ import mmap
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 
@@ -35,6 +35,8 @@ _PLAIN = re.compile(rb"[\w.-]{4,}", re.ASCII)
 
 
 _LARGE = 64 << 20
+_TOLD_APART = 10_000
+"""Pairs of a link and what it may lead to that are looked at one by one: 30 ms."""
 
 
 class Published:
@@ -222,8 +224,15 @@ def leading(
 ) -> AbstractSet[RelPath]:
     """Return the paths of those of ``links`` that lead to ``paths``, or above or beneath them.
 
-    At once, or through each other.
+    At once, or through each other; none of ``paths`` themselves.
     """
+    return _leading(links, paths) - paths
+
+
+def _leading(
+    links: Iterable[tuple[RelPath, bytes]], paths: AbstractSet[RelPath]
+) -> AbstractSet[RelPath]:
+    """Return as ``leading`` does, and which of ``paths`` lead to others of them."""
     found: set[RelPath] = set()
     to = {path: _led_to(path, target) for path, target in links}
     above = {top for path in paths for top in _tops(path)}
@@ -232,12 +241,26 @@ def leading(
         new = {
             path
             for path, place in to.items()
-            if place and path not in reached and (place in above or lies_in(place, reached))
+            if place and path not in found and (place in above or lies_in(place, reached))
         }
         if not new:
             return found
         found |= new
         above |= {top for path in new for top in _tops(path)}
+
+
+def runs_leading(
+    links: Sequence[tuple[RelPath, bytes]], tops: AbstractSet[RelPath]
+) -> dict[RelPath, AbstractSet[RelPath]]:
+    """Return, of each of ``tops``, the runs with ``links`` that lead there, above or beneath it.
+
+    Of many the same for each: to tell them apart would take longer than what waits for it.
+    """
+    near = _leading(links, tops) if tops else frozenset()
+    if len(near) * len(tops) > _TOLD_APART:
+        return dict.fromkeys(tops, frozenset(map(run_of, near)))
+    few = [(path, target) for path, target in links if path in near]
+    return {top: {run_of(path) for path in _leading(few, {top})} for top in tops} if few else {}
 
 
 def _led_to(link: RelPath, target: bytes) -> RelPath:

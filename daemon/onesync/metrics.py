@@ -212,6 +212,10 @@ class Metrics:
         self.remote_allowed = self._gauge(
             "remote_operations_allowed", "Small calls on the mount that may be under way at once"
         )
+        self.remote_silent = self._gauge(
+            "remote_silent_seconds",
+            "So long a call that is under way on the mount has not advanced; 0: none is",
+        )
         self.remote_errors = self._counter(
             "remote_errors", "Calls on the mount that failed", "op", "kind"
         )

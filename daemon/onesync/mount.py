@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pwd
+import re
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 FOLDER = STATUS_FOLDER + b"/folder.json"
 _BEGUN = FOLDER + b".new"
 FORMAT = 1
+_ID = re.compile("[0-9a-f]{32}")
 _TRUSTED_SECONDS = 30.0
 """So long a folder that looks the same is not asked for its name again."""
 
@@ -119,15 +121,11 @@ class Mount:
         self.up = True
         return identity
 
-    def refuse_newer(self) -> None:
-        """Raise Halted where a newer onesync made the status folder; nothing is changed."""
-        self.read_id()
-
-    def open_folder(self) -> str:
-        """Return the folder's id; a folder without one gets it."""
+    def open_folder(self, lost: str | None = None) -> str:
+        """Return the folder's id; one without gets the id that it ``lost``, or a new one."""
         found = self.read_id()
         if found is None:
-            found = uuid.uuid4().hex
+            found = lost or uuid.uuid4().hex
             content = {"onesync": "folder", "format": FORMAT, "folder_id": found}
             # Under another name first: a torn one would be refused by every node for ever.
             self._replica.remove(_BEGUN)
@@ -174,8 +172,7 @@ class Mount:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            found = json.loads(content)
-            number, folder_id = int(found["format"]), str(found["folder_id"])
+            number, folder_id = _record_in(content)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Halted(
                 f"folder.json of the status folder cannot be read ({error!r}); nothing was changed."
@@ -187,3 +184,15 @@ class Mount:
                 " was changed. Install a newer onesync."
             )
         return folder_id
+
+
+def _record_in(content: bytes) -> tuple[int, str]:
+    """Return format and id of folder.json. Raises ValueError and others where it has no such.
+
+    Metrics and sentences carry the id, so it must be one that onesync makes.
+    """
+    found = json.loads(content)
+    number, folder_id = int(found["format"]), str(found["folder_id"])
+    if number <= FORMAT and not _ID.fullmatch(folder_id):
+        raise ValueError("its id is none that onesync makes")
+    return number, folder_id

@@ -13,14 +13,12 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import chain
 
-from onesync.core.model import Problem, RelPath, join, lies_in, parent_of
-from onesync.core.plan import Plan, restricted, without_beneath, without_removals
+from onesync.core.model import Kind, Problem, RelPath, Stamp, join, lies_in, parent_of, show
+from onesync.core.plan import Difference, Plan, restricted, without_beneath, without_removals
 from onesync.index import Index
 from onesync.local import is_another
-from onesync.outcome import BEHIND, LASTING
+from onesync.outcome import BEHIND, LASTING, OCCUPIED
 from onesync.scanner import Scanner
-
-_LACKING = LASTING | {BEHIND}
 
 
 @dataclass(slots=True)
@@ -28,10 +26,11 @@ class OnlyCopies:
     """See the module.
 
     Attributes:
-        problems: what went wrong with single paths, until they are pushed.
+        problems: what went wrong with single paths, until they are pushed; is told what waits for
+            those.
         late: what did not come with the last batch, by inode; the removals of what has the same
             ones in OneData wait for it.
-        left_out: what the last push left out: in refused directories.
+        left_out: what the last push left out: in directories that are refused or occupied.
         put_off: where the last plan leaves an old file or directory that something of another kind
             took the place of, until its files have come under their new names, or the rows that
             name it are newer.
@@ -41,8 +40,11 @@ class OnlyCopies:
 
     index: Index
     scanner: Scanner
-    problems: Mapping[RelPath, Problem]
+    problems: dict[RelPath, Problem]
     _kept: dict[RelPath, RelPath] = field(default_factory=dict)
+    _standing: dict[RelPath, RelPath] = field(default_factory=dict)
+    _waiting: set[RelPath] = field(default_factory=set)
+    _owed: set[RelPath] = field(default_factory=set)
     late: Mapping[int, RelPath] = field(default_factory=dict)
     _taken_out: AbstractSet[RelPath] = frozenset()
     left_out: AbstractSet[RelPath] = frozenset()
@@ -51,26 +53,36 @@ class OnlyCopies:
     named: AbstractSet[RelPath] = frozenset()
 
     def stay(
-        self, plan: Plan, closed: Iterable[RelPath], named: AbstractSet[RelPath] = frozenset()
+        self,
+        plan: Plan,
+        closed: Iterable[RelPath],
+        named: AbstractSet[RelPath] = frozenset(),
     ) -> Plan:
         """Return ``plan`` without the removals of what is not there under its new name.
 
-        ``closed`` are paths that the plan leaves out, for their directories were refused. What
-        changed its kind and is ``named`` stays, too.
+        ``closed`` are paths that the plan leaves out, for OneData cannot have their directories, or
+        they wait for others. What changed its kind and is ``named`` stays, too.
         """
-        plan = self._without_put_off(plan, named)
+        lasting = self._lasting()
+        self._waiting = {path for path in self._waiting if lies_in(path, lasting)}.union(
+            closed, self.left_out
+        )
+        self._owed = {path for path in self._owed if self._lacks(path)}
+        plan = self._without_standing(plan)
+        plan = self._without_put_off(plan, named - self._standing.keys())
         gone = plan.awaited_removals.union(d.path for d in plan.removals if d.seen is None)
         self._taken_out = frozenset()
         if not gone:
             return plan
-        for path in {*self._lacking(), *closed, *self.left_out}:
+        for path in self._lacking():
             for old in self._old_names(path):
                 if top := _top_of(old, gone):
                     self._kept[top] = path
         self._taken_out = gone & self._kept.keys()
         plan = self._that_came_before(without_removals(plan, self._taken_out))
         now = {d.path for d in plan.removals if d.seen is None}
-        wait = {top for top in now if self._holds_late(top)}
+        late = self.late_now() if now else {}
+        wait = {top for top in now if self._holds_any(top, late)}
         return restricted(plan, now - wait, {(m.source, m.target) for m in plan.moves})
 
     def _that_came_before(self, plan: Plan) -> Plan:
@@ -86,6 +98,46 @@ class OnlyCopies:
         wait = {top for old in olds if (top := _top_of(old, gone))}
         return restricted(plan, gone - wait, {(m.source, m.target) for m in plan.moves})
 
+    def _without_standing(self, plan: Plan) -> Plan:
+        """Leave out what took the place of the only copy of what cannot come before somebody helps.
+
+        And what would come at and beneath that, and what took the place of its only copies.
+        """
+        tops = {d.path for d in plan.removals if d.seen is not None}
+        tops |= {d.path for d in plan.files if _replaces(d)}
+        if not tops:
+            return plan
+        at = plan.stands_at
+        waiting = self._by_inode({at.get(p, p) for p in self._lasting() | self._waiting})
+        found: set[RelPath] = set()
+        while waiting and tops:
+            new = {top: path for top in tops if (path := self._held_by(top, waiting, plan))}
+            self._standing |= new
+            self.problems |= {top: _waits(top, path) for top, path in new.items()}
+            waiting = _coming(plan, new.keys())
+            self._waiting |= set(waiting.values())
+            tops -= new.keys()
+            found |= new.keys()
+        return _without(plan, found)
+
+    def standing(self) -> AbstractSet[RelPath]:
+        """Return where something waits until the only copy that stands there has come elsewhere."""
+        for top in [top for top in self._standing if not self._is_other_thing(top)]:
+            self._stands_no_more(top)
+        return self._standing.keys()
+
+    def _is_other_thing(self, top: RelPath) -> bool:
+        known, seen = self.index.known(top), self._look(top)
+        if known is None or known.stamp is None or seen is None:
+            return False
+        if known.entry.kind is not seen.kind:
+            return True
+        return seen.kind is Kind.FILE and known.stamp.inode != seen.inode
+
+    def _stands_no_more(self, top: RelPath) -> None:
+        del self._standing[top]
+        self.problems.pop(top, None)
+
     def _without_put_off(self, plan: Plan, named: AbstractSet[RelPath]) -> Plan:
         """Leave to the next batch what takes the place of what this one, or a later one, brings.
 
@@ -95,8 +147,7 @@ class OnlyCopies:
         if not (changed or named):
             self.put_off, self.beneath, self.named = frozenset(), {}, frozenset()
             return plan
-        at = plan.stands_at
-        new = {d.seen.inode: at.get(d.path, d.path) for d in plan.files if d.seen is not None}
+        new = self._by_inode(self._behind() | self._owed) | _coming(plan)
         # What lies beneath one that goes now cannot come before its name is free.
         going = changed - named
         new = {i: path for i, path in (new | dict(self.late)).items() if not lies_in(path, going)}
@@ -107,27 +158,39 @@ class OnlyCopies:
         coming = [d for d in chain(plan.files, plan.links) if lies_in(d.path, self.put_off)]
         self.beneath = {d.path: d.seen.inode for d in coming if d.seen is not None}
         self.named = {path for path in self.beneath if lies_in(path, named)}
-        removals = {d.path for d in plan.removals}
-        into = {(m.source, m.target) for m in plan.moves if lies_in(m.target, self.put_off)}
-        others = {(m.source, m.target) for m in plan.moves} - into
-        return restricted(without_beneath(plan, self.put_off), removals, others)
-
-    def _holds_late(self, top: RelPath) -> bool:
-        """Whether OneData has a file at or beneath ``top`` that may be one of the late."""
-        return self._holds_any(top, self.late_now())
+        return _without(plan, self.put_off)
 
     def late_now(self) -> dict[int, RelPath]:
-        """Return ``late`` with what the last plan puts off."""
-        return {**self.late, **{inode: path for path, inode in self.beneath.items()}}
+        """Return ``late`` with what the last plan puts off, and what was waited for and is due."""
+        put_off = {inode: path for path, inode in self.beneath.items()}
+        return {**self.late, **put_off, **self._by_inode(self._owed)}
 
     def _holds_any(self, top: RelPath, new: Mapping[int, RelPath]) -> bool:
-        """Whether OneData has a file at or beneath ``top`` that may be one of the ``new``."""
+        return self._held_by(top, new) is not None
+
+    def _held_by(
+        self, top: RelPath, new: Mapping[int, RelPath], plan: Plan | None = None
+    ) -> RelPath | None:
+        """Return which of the ``new`` OneData may have under another name, at or beneath ``top``.
+
+        What ``plan`` brings under an old name does not count as another.
+        """
         if not new:
-            return False
-        stamps = (known.stamp for _, known in self.index.beneath(top))
-        found = ((new.get(stamp.inode), stamp) for stamp in stamps if stamp is not None)
-        root = self.scanner.root
-        return any(p is not None and not is_another(join(root, p), stamp) for p, stamp in found)
+            return None
+        for path, known in self.index.beneath(top):
+            place = None if known.stamp is None else new.get(known.stamp.inode)
+            if place is None or place == (plan.stands_at.get(path, path) if plan else None):
+                continue
+            if known.stamp and known.stamp.linked and self._has_other_name(known.stamp, top):
+                continue
+            if known.stamp and not is_another(join(self.scanner.root, place), known.stamp):
+                return place
+        return None
+
+    def _has_other_name(self, stamp: Stamp, top: RelPath) -> bool:
+        """Whether OneData has the file of ``stamp`` also outside of ``top``, where it still is."""
+        names = (path for path, _ in self.index.by_inode(stamp.inode) if not lies_in(path, {top}))
+        return any(_is_same_file(stamp, self._look(path)) for path in names)
 
     def taken_out(self) -> AbstractSet[RelPath]:
         """Return, once, which removals the last plan lost.
@@ -139,45 +202,101 @@ class OnlyCopies:
         return taken_out
 
     def released(self) -> set[RelPath]:
-        """Return, once, which removals need to wait no longer: they are to be looked at again."""
-        if not self._kept:
+        """Return, once, what needs to wait no longer: it is to be looked at again."""
+        if not (self._kept or self._standing):
             return set()
-        waiting = self._lacking() | self.left_out
-        free = {
-            old
-            for old, new in self._kept.items()
-            if not (lies_in(new, waiting) and self._is_at(old, new))
-        }
-        for old in free:
+        waiting = self._lacking()
+        kept, standing = (
+            {o for o, n in waits.items() if not (lies_in(n, waiting) and self._is_at(o, n))}
+            for waits in (self._kept, self._standing)
+        )
+        self._owed |= {self._kept[old] for old in kept} | {self._standing[o] for o in standing}
+        for old in kept:
             del self._kept[old]
-        return free
+        for top in standing:
+            self._stands_no_more(top)
+        return kept | standing
 
-    def lacking(self) -> dict[int, RelPath]:
-        """Return what OneData does not have whole, by inode: its old name may be all there is."""
-        found = self.late_now()
+    def _lacks(self, path: RelPath) -> bool:
+        """Whether OneData does not have under its name yet what stands at ``path``."""
+        known, seen = self.index.known(path), self._look(path)
+        return seen is not None and (known is None or not _is_same_file(known.stamp, seen))
+
+    def lacking(self, plan: Plan) -> dict[int, RelPath]:
+        """Return what OneData does not have whole, by inode: its old name may be all there is.
+
+        Nothing where ``plan`` replaces no file.
+        """
+        if not any(map(_replaces, plan.files)):
+            return {}
+        return self.late_now() | self._by_inode(self._lacking())
+
+    def _by_inode(self, paths: AbstractSet[RelPath]) -> dict[int, RelPath]:
+        seen = ((path, self._look(path)) for path in paths)
+        return {stamp.inode: path for path, stamp in seen if stamp is not None}
+
+    def _look(self, path: RelPath) -> Stamp | None:
         told = dict(self.scanner.problems)
-        for path in self._lacking() | self.left_out:
-            seen = self.scanner.look(path)
-            if seen is not None:
-                found[seen.inode] = path
+        seen = self.scanner.look(path)
         self.scanner.problems |= told  # a look at a directory tells nothing of what it cannot list
-        return found
+        return seen
 
     def _lacking(self) -> set[RelPath]:
-        told = {path for path, problem in self.problems.items() if problem.kind in _LACKING}
-        return told | self.scanner.problems.keys()
+        return self._lasting() | self._behind() | self._waiting
+
+    def _lasting(self) -> set[RelPath]:
+        """Return what cannot come before somebody does something."""
+        told = {path for path, problem in self.problems.items() if problem.kind in LASTING}
+        return told | self.scanner.problems.keys() | self.left_out
+
+    def _behind(self) -> set[RelPath]:
+        """Return what has not come whole yet."""
+        return {path for path, problem in self.problems.items() if problem.kind == BEHIND}
 
     def _old_names(self, path: RelPath) -> set[RelPath]:
-        seen = self.scanner.look(path)
+        seen = self._look(path)
         if seen is None:
             return set()
-        found = self.index.by_inode(
-            seen.inode
-        )  # a number that a new file may have after an old one
+        # A number that a new file may have after an old one.
+        found = self.index.by_inode(seen.inode)
         return {old for old, known in found if known.entry.kind is seen.kind} - {path}
 
     def _is_at(self, old: RelPath, new: RelPath) -> bool:
         return any(lies_in(name, {old}) for name in self._old_names(new))
+
+
+def _is_same_file(one: Stamp | None, other: Stamp | None) -> bool:
+    return one is not None and other is not None and one.inode == other.inode
+
+
+def _replaces(difference: Difference) -> bool:
+    """Whether a file takes the place of a file, as far as inodes tell."""
+    known, seen = difference.known, difference.seen
+    if known is None or known.stamp is None or seen is None:
+        return False
+    return known.entry.kind is Kind.FILE and known.stamp.inode != seen.inode
+
+
+def _coming(plan: Plan, tops: AbstractSet[RelPath] | None = None) -> dict[int, RelPath]:
+    """Return the files that ``plan`` brings (at and beneath ``tops``), by inode, where they are."""
+    coming = (d for d in plan.files if tops is None or lies_in(d.path, tops))
+    at = plan.stands_at
+    return {d.seen.inode: at.get(d.path, d.path) for d in coming if d.seen is not None}
+
+
+def _without(plan: Plan, tops: AbstractSet[RelPath]) -> Plan:
+    """Leave out what is done at and beneath ``tops``, and renames to there."""
+    removals = {d.path for d in plan.removals}
+    moves = {(m.source, m.target) for m in plan.moves if not lies_in(m.target, tops)}
+    return restricted(without_beneath(plan, tops), removals, moves)
+
+
+def _waits(top: RelPath, path: RelPath) -> Problem:
+    text = (
+        f"{show(top)} waits: what has its name in OneData is all that there is of {show(path)},"
+        " which cannot come under its own."
+    )
+    return Problem(top, OCCUPIED, text)
 
 
 def _top_of(path: RelPath, tops: AbstractSet[RelPath]) -> RelPath:

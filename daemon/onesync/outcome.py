@@ -15,9 +15,14 @@ OCCUPIED = "occupied"
 REFUSED = "refused"
 UNREADABLE = "unreadable"
 NEWCOMER = "newcomer"
+DATABASE_BUSY = "database_busy"
+SPOOL_FULL = "spool_full"
 
 LASTING = frozenset({NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE})
 """What keeps a file out of OneData until somebody does something about it."""
+
+NOT_COPIED = frozenset({DATABASE_BUSY, SPOOL_FULL})
+"""What keeps a database out of OneData until its snapshot is taken."""
 
 
 @dataclass(slots=True)
@@ -28,12 +33,13 @@ class Outcome:
         changes: to be committed, in order.
         stamps: the stamps that the sources had.
         retry: paths that changed while they were copied, or went; they stay dirty.
+        missing: where something that should be in the replica is not there.
         lacking: data that did not come and that the databases of the cut may name.
         is_late: whether databases were held back because such data were not there in time.
         deferred: data that the next batches bring, for this one has lasted long enough.
         held: markers and databases that wait for data.
         kept: markers that wait for data which cannot come before somebody does something.
-        left_out: what lies in directories whose names OneData refused.
+        left_out: what lies in directories whose names OneData refused, or has for others.
         growing: paths that are not done and stay dirty, with the seconds that they took in vain or
             to be published as far as they had come: the dearer, the longer they rest.
         travels: whole copies that go on in the next batches, by their targets.
@@ -51,6 +57,7 @@ class Outcome:
     changes: list[Change] = field(default_factory=list)
     stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     retry: set[RelPath] = field(default_factory=set)
+    missing: set[RelPath] = field(default_factory=set)
     lacking: set[RelPath] = field(default_factory=set)
     is_late: bool = False
     deferred: set[RelPath] = field(default_factory=set)

@@ -54,9 +54,9 @@ from onesync.deletions import Deletions
 from onesync.holds import ProjectWait
 from onesync.index import Index
 from onesync.local import is_another, on_this_machine
-from onesync.mentions import Published, linked
+from onesync.mentions import Published, linked, runs_leading
 from onesync.only_copies import OnlyCopies
-from onesync.outcome import BEHIND, LASTING, NAME_REFUSED, Outcome
+from onesync.outcome import BEHIND, LASTING, NAME_REFUSED, NOT_COPIED, OCCUPIED, Outcome
 from onesync.waiting import Waiting
 
 _REMOVED_AT_ONCE = 2000
@@ -91,6 +91,7 @@ class Planning:
         awaited: second halves that the next batch does.
         project_wait: how long the project's databases have waited.
         turning: how long what became another kind of thing waits for newer rows.
+        taken: the targets of renames that the last try met in OneData: they are sent as new things.
     """
 
     index: Index
@@ -102,6 +103,7 @@ class Planning:
     awaited: Awaited = field(default_factory=Awaited)
     project_wait: ProjectWait = field(default_factory=ProjectWait)
     turning: Turning = field(default_factory=lambda: Turning(_ABSENT_SECONDS))
+    taken: set[RelPath] = field(default_factory=set)
     _held: AbstractSet[RelPath] = frozenset()
     _mentions: Published = field(default_factory=Published)
     _renaming: set[RelPath] = field(default_factory=set)
@@ -110,20 +112,24 @@ class Planning:
     _left_once: set[RelPath] = field(default_factory=set)
     _absent: dict[RelPath, float] = field(default_factory=dict)
     _after_absent: dict[RelPath, float] = field(default_factory=dict)
+    _put_off_since: dict[RelPath, float] = field(default_factory=dict)
+    _put_off_over: set[RelPath] = field(default_factory=set)
 
     def plan(self, cut: Cut, waiting: Waiting | None, *, everything: bool) -> Plan:
         """Return what is to be done about ``cut``, after the snapshots that are ``waiting``.
 
         ``everything``: all removals at once, and none waits for an explanation.
         """
-        # In a directory that OneData refused nothing can be kept until it is tried again.
+        # In a directory that OneData does not have nothing can be kept until it is tried again.
         closed = self._refused() - cut.found.keys()
         open_to = {p: d for p, d in cut.found.items() if not lies_in(parent_of(p), closed)}
+        if standing := self.only_copies.standing():
+            open_to = {p: d for p, d in open_to.items() if not lies_in(p, standing)}
         open_to |= self._no_longer_behind(cut)
         renames = renames_among(open_to, cut.moves | self.awaited.moves)
         promises = self._promises(cut)
         copied = self._rather_copied(renames, promises)
-        renames = [move for move in renames if move not in copied]
+        renames = [m for m in renames if m not in copied and m.target not in self.taken]
         settled = self.awaited.removals | {move.source for move in renames} | cut.taken_back
         found = self.deletions.judge(
             open_to, cut.looked, settled, self.cuts.drain, at_once=everything
@@ -137,21 +143,34 @@ class Planning:
         else:
             plan = self._without_named(plan, cut)
         named = self._named_as_it_was(plan, cut, waiting, promises)
-        plan = self.only_copies.stay(plan, cut.found.keys() - open_to.keys(), named)
+        left = cut.found.keys() - open_to.keys()
+        plan = self.only_copies.stay(plan, left, named)
         promises = replace(promises, late=self.only_copies.late_now())
         plan = self._after_databases(promises.first(plan), promises)
         plan = promises.revoked(plan if everything else self._portioned(plan, promises))
         return replace(plan, removals=plan.removals + self._stale(plan.moves))
 
-    def forget_renamed(self, due: Due) -> None:
-        """Let go of refused names that are gone: they were renamed, as they had to be."""
-        for path in self._refused():
-            told = lies_in(path, due.paths | due.trees)
-            if told and self.cuts.scanner.look(path) is None:
-                del self.problems[path]
+    def forget_gone(self, looked: Due) -> None:
+        """Forget what could not come and is gone: it was renamed, as it had to be, or deleted.
+
+        Where it was renamed it has not come until it is pushed under its new name. Of a database
+        the try to copy it tells, under each name.
+        """
+        told, moved = looked.paths | looked.trees, dict(looked.moves)
+        kinds = LASTING | NOT_COPIED
+        kept_out = [path for path, problem in self.problems.items() if problem.kind in kinds]
+        for path in kept_out:
+            if lies_in(path, told) and self.cuts.scanner.look(path) is None:
+                problem = self.problems.pop(path)
+                now = renamed_path(path, moved)
+                is_told = problem.kind in LASTING
+                if is_told and now != path and self.cuts.scanner.look(now) is not None:
+                    self.problems[now] = replace(problem, path=now)
 
     def _refused(self) -> set[RelPath]:
-        return {p.path for p in self.problems.values() if p.kind == NAME_REFUSED}
+        """Return the names that OneData refused, or has for others: nothing lies beneath there."""
+        kinds = (NAME_REFUSED, OCCUPIED)
+        return {p.path for p in self.problems.values() if p.kind in kinds}
 
     def _no_longer_behind(self, cut: Cut) -> dict[RelPath, Difference]:
         """Return what was behind, and is here now as OneData has it: that is to be told.
@@ -204,8 +223,15 @@ class Planning:
             return restricted(plan, set(), set())
 
         of_runs = {database for database in left if scope_of(database)}
-        waiting = scopes | self.named(of_runs, {scope_of(top) for top in second_halves(plan)})
-        removals = {d.path for d in plan.removals if scope_of(d.path) not in waiting}
+        tops = {d.path for d in plan.removals if d.seen is None}
+        through = runs_leading(list(self.links(plan)), tops) if tops else {}
+        runs = {scope_of(top) for top in second_halves(plan)}.union(*through.values())
+        waiting = scopes | self.named(of_runs, runs)
+        removals = {
+            top
+            for top in tops
+            if scope_of(top) not in waiting and waiting.isdisjoint(through.get(top, ()))
+        }
         moves = {
             (m.source, m.target)
             for m in plan.moves
@@ -360,7 +386,20 @@ class Planning:
         )
         self.cuts.awaited_moves = self.awaited.moves
         self.turning.began_anew()
+        # Where nothing was held back all may wait anew; what waits on, for other things, may not.
+        for run in self._put_off_over - set(map(scope_of, outcome.held)):
+            self._put_off_since.pop(run, None)
+        self.taken.clear()
         self._renaming = scopes_of(new) | ({b""} if new and project_held else set())
+
+    def hold_back(self, beneath: AbstractSet[RelPath]) -> set[RelPath]:
+        """Return what of ``beneath`` others wait for, which is put off: none of a run for long."""
+        now = time.monotonic()
+        runs = {scope_of(path) for path in beneath}
+        self._put_off_since = {run: self._put_off_since.get(run, now) for run in runs}
+        since = self._put_off_since
+        self._put_off_over = {run for run in runs if now - since[run] >= _ABSENT_SECONDS}
+        return {path for path in beneath if scope_of(path) not in self._put_off_over}
 
     def lacks_project(self, cut: Cut) -> bool:
         """Whether ``cut`` left out a database of the project that OneData has."""
@@ -493,8 +532,9 @@ class Planning:
         left = outcome.deferred | outcome.retry | outcome.held
         parts = (plan.files, plan.directories, plan.links, plan.removals, plan.revoked)
         for difference in chain(*parts):
-            if difference.path not in left:
-                self.problems.pop(difference.path, None)
+            if (path := difference.path) not in left:
+                self.problems.pop(path, None)
+                self.problems.pop(plan.stands_at.get(path, path), None)
         self.problems.update({p.path: p for p in outcome.problems})
         self._behind |= {p.path for p in outcome.problems if p.kind == BEHIND}
         self._behind &= self.problems.keys()

@@ -7,13 +7,14 @@ first, names every temporary and every aside, so that any node can settle a half
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -27,6 +28,7 @@ from onesync.core.model import (
     Problem,
     RelPath,
     Stamp,
+    doubted_stamp,
     is_beneath,
     join,
     lies_in,
@@ -36,7 +38,7 @@ from onesync.core.model import (
 )
 from onesync.core.ordering import DATA, SIDECARS, PublishOrder, spread
 from onesync.core.plan import Difference, Plan
-from onesync.core.trouble import Reaction, judge
+from onesync.core.trouble import Reaction, is_missing, judge
 from onesync.errors import LocalError, NotArrived, OnesyncError
 from onesync.holds import Holds
 from onesync.intent import Intent
@@ -47,7 +49,7 @@ from onesync.outcome import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE,
 from onesync.patience import comes
 from onesync.preparation import CREATED_AT_MOST, Preparation
 from onesync.removals import Removals
-from onesync.replica.door import NameRefused, Replica
+from onesync.replica.door import Listed, NameRefused, Replica
 from onesync.snapshot import HEADER
 from onesync.transfer import (
     Brought,
@@ -59,6 +61,8 @@ from onesync.transfer import (
 )
 from onesync.travels import Travel
 from onesync.workers import each
+
+log = logging.getLogger(__name__)
 
 _LANES = 4
 """So many workers go on with data while the others publish. Most of it lies in one directory,
@@ -73,6 +77,9 @@ each takes two renames more, which wait for each other as its creation did."""
 
 _AT_ONCE = 256
 """There are no more workers than that."""
+
+_LOOKED_AT_ONCE = 10
+"""So many files of one directory are looked at one after the other, before their commit."""
 
 _PORTION_FILES = 1000
 _PORTIONS = 8
@@ -136,6 +143,7 @@ class Push:
         self.intent = Intent(position)
         self.removal = Intent(position, is_removal=True)
         self.outcome = holds.outcome
+        self.taken: set[RelPath] = set()
         self.leftovers = Leftovers(replica, pool, order, self.intent, self.removal, self.outcome)
         self._replica = replica
         self._root = root
@@ -148,7 +156,7 @@ class Push:
             order,
             self.intent,
             self.removal,
-            Removals(replica, pool, known_beneath, self._note),
+            Removals(replica, pool, known_beneath, self._note, self.outcome.missing.add),
             blocks_of,
             travel_to,
             lacking,
@@ -163,6 +171,7 @@ class Push:
         self._pinned: Mapping[RelPath, bytes] = {}
         self._ranks: Mapping[RelPath, int | None] = {}
         self._to_confirm: list[tuple[RelPath, int]] = []
+        self._unsent: set[RelPath] = set()
         self._refused: set[RelPath] = set()
         self._renamed: dict[RelPath, RelPath] = {}
         self._guard = threading.Lock()
@@ -298,12 +307,14 @@ class Push:
         except FileExistsError:
             found = self._replica.look(path)
             if found is None or found.kind is not Kind.DIRECTORY:
-                self._occupied(path)
+                with self._guard:
+                    self._refused.add(path)
+                    self._occupied(path)
                 return
         self._record_seen(difference)
 
     def _without_refused(self, plan: Plan) -> Plan:
-        """Return the plan without what lies in directories that OneData refused."""
+        """Return the plan without what lies in directories that OneData cannot have."""
 
         def good(differences: list[Difference]) -> list[Difference]:
             return [d for d in differences if not lies_in(d.path, self._refused)]
@@ -490,7 +501,7 @@ class Push:
         if brought.undo is not None:
             self.leftovers.add(brought.undo)
         if brought.in_place:
-            self._written(path, brought)
+            self._written(difference, brought)
         stamp = _seen(difference) if source.frozen else brought.copied.before
         assert stamp is not None
         group = self._order.group_of(path, is_database=source.frozen)
@@ -500,8 +511,10 @@ class Push:
 
     def _not_brought(self, source: Source, path: RelPath, error: OSError) -> None:
         """Let one path wait or have a problem; raises ``error`` where it is not about that path."""
-        if isinstance(error, FileNotFoundError | NotADirectoryError | InterruptedError):
+        if is_missing(error) or isinstance(error, InterruptedError):
             self.outcome.retry.add(path)  # gone or changed its kind since the scan: still dirty
+            if is_missing(error):
+                self.outcome.missing.add(path)
             return
         if isinstance(error, NameRefused):
             self._refuse(path)
@@ -659,7 +672,7 @@ class Push:
             self._patch(path, brought)
         elif not self._change_names(path, brought.temporary, self._prepared.replaced.get(path)):
             return False
-        self._written(path, brought)
+        self._written(item.difference, brought)
         return True
 
     def _patch(self, path: RelPath, brought: Brought) -> None:
@@ -676,7 +689,7 @@ class Push:
         try:
             if aside is not None:
                 self._replica.rename(path, aside, is_file=True)
-                self.leftovers.add(aside)
+                self.leftovers.add_replaced(path, aside)
         except FileNotFoundError:
             pass  # somebody removed it in the replica: the new version takes its place
         try:
@@ -695,9 +708,13 @@ class Push:
             return False
         return True
 
-    def _written(self, path: RelPath, brought: Brought) -> None:
+    def _written(self, difference: Difference, brought: Brought) -> None:
+        path = difference.path
         with self._guard:
             self._to_confirm.append((path, brought.copied.size))
+            # Of an empty file no byte travels either, but where there was none it came now.
+            if brought.in_place and not brought.sent and replaces(difference.known):
+                self._unsent.add(path)
             self.outcome.files += 1
             self.outcome.size += brought.sent
 
@@ -705,24 +722,46 @@ class Push:
         """A journal of another version beside a database would undo what it holds."""
         for suffix in SIDECARS:
             self._may_write()
-            self._replica.remove(path + suffix)
+            self._replica.unlink(path + suffix)
 
-    def _confirm(self, path: RelPath, size: int) -> None:
-        def is_there() -> bool:
-            found = self._replica.look(path)
-            return found is not None and found.size == size
+    def _confirm(self, written: list[tuple[RelPath, int]]) -> None:
+        """Look at files of one directory; raises NotArrived where one has not all its bytes."""
+        left = written
 
-        if not comes(is_there):
-            raise NotArrived(
-                f"{show(path)} does not have its {size} bytes in OneData after the push; nothing"
-                " was committed, the batch is done again."
-            )
+        def are_there() -> bool:
+            nonlocal left
+            found = self._replica.look_at([path for path, _ in left])
+            looked = zip(left, found, strict=True)
+            left = [item for item, one in looked if not _is_file_of(item[1], one)]
+            return not left
+
+        if comes(are_there):
+            return
+        for path, size in left:
+            if path not in self._unsent:
+                raise NotArrived(
+                    f"{show(path)} does not have its {size} bytes in OneData after the push;"
+                    " nothing was committed, the batch is done again."
+                )
+        for path, _ in left:
+            self._doubt(path)
+
+    def _doubt(self, path: RelPath) -> None:
+        """Let the next batch send whole what somebody changed in OneData, or removed there."""
+        log.warning("OneData does not hold what was pushed", extra={"path": show(path)})
+        with self._guard:
+            self.outcome.stamps[path] = doubted_stamp(Kind.FILE)
+            self.outcome.retry.add(path)
+            self.outcome.missing.add(path)  # with all that may have gone with it
 
     def _confirm_written(self) -> None:
         # Not one by one: a look-up between creates waits for its turn in their directory.
         with self._guard:
             written, self._to_confirm = self._to_confirm, []
-        each(self._pool, self._confirm, *zip(*written, strict=True))
+        if written:
+            # A directory that somebody moved meanwhile would show what went there with it.
+            self._replica.walk_anew()
+        each(self._pool, self._confirm, _by_directory(written))
 
     def _second_halves(self, plan: Plan) -> None:
         sources = {move.source for move in plan.moves}
@@ -747,6 +786,11 @@ class Push:
             except NameRefused:
                 self._refuse(move.target)  # what it was renamed from stays in OneData until then
                 continue
+            except OSError as error:
+                # What promises it may be there by now: all is undone, once for all of them.
+                if isinstance(error, FileExistsError) or lies_in(move.target, self._refused):
+                    self.taken |= self._taken_ones(plan) | {move.target}
+                raise
             self.outcome.changes.append(Renamed(move.source, move.target))
             self._renamed[move.source] = move.target
         each(self._pool, self._remove, [d for d in early if d.removes_directory])
@@ -755,12 +799,23 @@ class Push:
         self.leftovers.unlink_later([difference.path for difference in late])
         self.outcome.changes.extend(Gone(difference.path) for difference in late)
 
+    def _taken_ones(self, plan: Plan) -> set[RelPath]:
+        """Return the targets of the renames that are left where something stands in OneData."""
+        left = [m for m in plan.moves if m.source not in self._renamed and m.kind is not Kind.LINK]
+        beneath = {m.target for m in left if lies_in(m.target, self._refused)}
+        targets = [m.target for m in left if m.target not in beneath]
+        found = each(self._pool, self._replica.look, targets)
+        return beneath | {t for t, one in zip(targets, found, strict=True) if one is not None}
+
     def _remove(self, difference: Difference) -> None:
         for path in self._prepared.removes[difference.path]:
             self._may_write()
             aside = self._prepared.removed[path]
-            with suppress(FileNotFoundError):  # somebody removed it in the replica
+            try:
                 self._replica.rename(path, aside)
+            except (FileNotFoundError, NotADirectoryError):  # somebody removed it in the replica
+                self.outcome.missing.add(path)
+            else:
                 self.leftovers.add_removed(path, aside)
         self.outcome.changes.append(Gone(difference.path))
 
@@ -829,6 +884,22 @@ def _became_database(difference: Difference, source: Source) -> bool:
         return os.pread(fd, len(HEADER), 0) == HEADER
     finally:
         os.close(fd)
+
+
+def _is_file_of(size: int, found: Listed | None) -> bool:
+    return found is not None and found.kind is Kind.FILE and found.size == size
+
+
+def _by_directory(written: list[tuple[RelPath, int]]) -> list[list[tuple[RelPath, int]]]:
+    """Return portions that are looked at by one process, which has to walk there."""
+    directories: dict[RelPath, list[tuple[RelPath, int]]] = {}
+    for item in written:
+        directories.setdefault(parent_of(item[0]), []).append(item)
+    return [
+        items[number : number + _LOOKED_AT_ONCE]
+        for items in directories.values()
+        for number in range(0, len(items), _LOOKED_AT_ONCE)
+    ]
 
 
 def _parted(

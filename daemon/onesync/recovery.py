@@ -36,7 +36,7 @@ from onesync.core.model import (
 from onesync.core.trouble import judge
 from onesync.errors import Halted
 from onesync.intent import INTENTS, Forged, Intent, NewerFormat, Torn, noted_by
-from onesync.removals import take_out
+from onesync.removals import kept_beside, take_out
 from onesync.replica.door import Listed, Replica
 from onesync.workers import each
 
@@ -92,8 +92,9 @@ def settle(
             left = {p: found.kind for p, found in done.items() if not lies_in(p, taken.keys())}
             published(_with_digests(left, intent))
         else:
-            each(pool, replica.remove, _old_and_new({aside for _, aside in intent.replace}, intent))
-            for problems in each(pool, partial(_finish_removal, replica, intent), intent.remove):
+            found = each(pool, partial(_finish_replacing, replica, intent), intent.replace)
+            found += each(pool, partial(_finish_removal, replica, intent), intent.remove)
+            for problems in found:
                 told += [problem.text for problem in problems]
                 list(map(note, problems))
         names = _old_and_new({name for _, name in intent.new + intent.patch}, intent)
@@ -106,13 +107,30 @@ def settle(
     return told
 
 
+def _finish_replacing(
+    replica: Replica, intent: Intent, pair: tuple[RelPath, RelPath]
+) -> list[Problem]:
+    """Remove the old version of what a committed batch replaced; returns what it was not."""
+    return [
+        kept_beside(replica, path, aside)
+        for path, aside in _now_and_then(pair, intent)
+        if replica.unlink(aside) is Kind.DIRECTORY
+    ]
+
+
+def _now_and_then(pair: tuple[RelPath, RelPath], intent: Intent) -> set[tuple[RelPath, RelPath]]:
+    """Return ``pair`` with the names that it has where the batch's renames were carried out."""
+    renamed = dict(intent.rename)
+    return {pair, (renamed_path(pair[0], renamed), renamed_path(pair[1], renamed))}
+
+
 def _finish_removal(
     replica: Replica, intent: Intent, pair: tuple[RelPath, RelPath]
 ) -> list[Problem]:
     """Remove what a committed batch put aside; returns what others had put there."""
     ours = intent.ours.get(pair[1])
     found: list[Problem] = []
-    for path, aside in {pair, tuple(renamed_path(end, dict(intent.rename)) for end in pair)}:
+    for path, aside in _now_and_then(pair, intent):
         if ours is None:  # an older onesync's: it did not tell
             replica.remove(aside)
         else:
@@ -286,7 +304,7 @@ def _roll_back(
     told += _returned(replica, intent, intent.replace + intent.remove, pool)
     for path, undo in intent.patch:
         entry = committed(path)
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             if entry is not None and replica.undo(path, undo, entry.size):
                 told.append(f"{show(path)} has its blocks of the last checkpoint again.")
     for path, length in intent.append:
@@ -352,9 +370,14 @@ def _take_away(replica: Replica, intent: Intent, path: RelPath, kind: Kind) -> s
     if found is None or not (found.size or (kind is Kind.DIRECTORY and replica.list(path))):
         replica.remove(path)
         return f"{show(path)} was taken back: no checkpoint has it."
-    place = b"E%06d-%06d" % (intent.position.epoch, intent.position.sequence)
-    kept = _keep(replica, path, TORN, name_of(path)[:_LONGEST], place)
+    kept = keep_torn(replica, path, intent.position)
     return f"{show(path)} was taken back: no checkpoint has it. It is kept as {show(kept)}."
+
+
+def keep_torn(replica: Replica, path: RelPath, position: Position) -> RelPath:
+    """Take a file out of the folder as long as checkpoints of ``position`` are kept; says where."""
+    place = b"E%06d-%06d" % (position.epoch, position.sequence)
+    return _keep(replica, path, TORN, name_of(path)[:_LONGEST], place)
 
 
 def _keep(

@@ -28,15 +28,18 @@ class Removals:
         pool: ThreadPoolExecutor,
         known_beneath: Callable[[RelPath], Iterable[tuple[RelPath, Known]]],
         note: Callable[[Problem], None],
+        miss: Callable[[RelPath], None],
     ) -> None:
         """Look by ``pool``; ``note`` is told what somebody else put into a directory of ours.
 
-        ``known_beneath`` returns the index's rows at and beneath a path.
+        ``known_beneath`` returns the index's rows at and beneath a path; ``miss`` is told which
+        directories are gone already.
         """
         self._replica = replica
         self._pool = pool
         self._known_beneath = known_beneath
         self._note = note
+        self._miss = miss
 
     def tops(self, removals: list[Difference]) -> list[dict[RelPath, Ours]]:
         """Return what each removal takes out of the replica, and what of that is ours.
@@ -76,10 +79,11 @@ class Removals:
                 items = self._replica.list(directory, dict.fromkeys(files, Kind.FILE))
             except (FileNotFoundError, NotADirectoryError):
                 gone.add(directory)
+                self._miss(directory)
                 continue
             strange = [join(directory, item.name) for item in items if item.name not in known]
             for path in strange:
-                self._note(_newcomer(path))
+                self._note(newcomer(path))
             if strange:
                 kept.add(directory)
             own = [item for item in items if item.name in known]
@@ -112,9 +116,17 @@ def take_out(replica: Replica, path: RelPath, aside: RelPath, ours: Ours) -> lis
         return []
     place = _bring_back(replica, path, aside)
     return [
-        _newcomer(join(place, inner) if inner else place, is_seen=inner not in ours)
+        newcomer(join(place, inner) if inner else place, is_seen=inner not in ours)
         for inner in left
     ]
+
+
+def kept_beside(replica: Replica, path: RelPath, aside: RelPath) -> Problem:
+    """Bring back what went ``aside`` from ``path`` as a file of ours, and is somebody's directory.
+
+    Something new stands there by now, mostly. Returns what is to be told of it.
+    """
+    return newcomer(_bring_back(replica, path, aside))
 
 
 def _bring_back(replica: Replica, path: RelPath, aside: RelPath) -> RelPath:
@@ -130,7 +142,8 @@ def _bring_back(replica: Replica, path: RelPath, aside: RelPath) -> RelPath:
             return place
 
 
-def _newcomer(path: RelPath, *, is_seen: bool = True) -> Problem:
+def newcomer(path: RelPath, *, is_seen: bool = True) -> Problem:
+    """Return what is told of what others put at ``path``, or into it where no listing shows it."""
     if is_seen:
         text = f"{show(path)} was put into OneData by somebody else; it is kept there."
     else:

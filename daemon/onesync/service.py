@@ -51,7 +51,7 @@ from onesync.errors import (
 )
 from onesync.exposition import Exposition, Textfile, Tls
 from onesync.index import keep_damaged, open_index
-from onesync.local import give_memory_back, use_one_heap
+from onesync.local import give_memory_back, sync_directory, use_one_heap
 from onesync.lock import Claimant, Lock
 from onesync.metrics import Metrics, last_word
 from onesync.progress import Progress
@@ -132,6 +132,8 @@ class Service:
         self._rests_since = float("inf")
         self._is_retired = False
         self._published_seconds = 0.0
+        self._publishing = threading.Lock()
+        self._has_left = False
         self._outcome: Future[Exit] = Future()
         claim = _ClaimFile(settings.state_dir / REMEMBERED_NAME)
         self._engine = Engine(
@@ -290,14 +292,21 @@ class Service:
             self._notifier.extend(patience)
         self._publish()
 
-    def _publish(self) -> None:
-        began = time.monotonic()
-        self._status_file.write(self._look().document)
-        self._published_seconds = time.monotonic() - began
+    def _publish(self, *, is_last: bool = False) -> None:
+        """Write the status, in whatever thread; after the last word there is no other one."""
+        with self._publishing:
+            if self._has_left:
+                return
+            began = time.monotonic()
+            self._status_file.write(self._look().document)
+            self._published_seconds = time.monotonic() - began
+            self._has_left = is_last
 
     def _update_metrics(self) -> None:
         engine = self._engine
         self._metrics.remote_allowed.set(self._replica.allowed)
+        lanes = (self._replica, self._lock_lane)
+        self._metrics.remote_silent.set(max(lane.silent_seconds() for lane in lanes))
         self._metrics.update(self.status(), engine.marks.overflows, engine.mount.folder_id)
 
     def _look(self) -> Look:
@@ -313,7 +322,7 @@ class Service:
     def _leave_word(self, code: Exit) -> None:
         self._engine.phase = {Exit.CLEAN: "stopped", Exit.LOCK_LOST: "fenced"}.get(code, "halted")
         self._progress.end()
-        self._publish()
+        self._publish(is_last=True)
 
     def _leave_textfile(self, code: Exit, port: int) -> None:
         """Tell how it went where the server cannot be asked any more."""
@@ -659,11 +668,7 @@ class _ClaimFile:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)  # or a power cut brings the old one back
-            finally:
-                os.close(directory)
+            sync_directory(self._path.parent)
         except OSError as error:
             raise _state_dir_failed(self._path, error) from error
 

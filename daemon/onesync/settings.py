@@ -29,7 +29,7 @@ from onesync import instance as units
 from onesync.core.claims import LockTimes
 from onesync.core.duration import seconds_of
 from onesync.core.model import printable
-from onesync.core.ordering import SCIPION_ORDER, SCIPION_SCRATCH
+from onesync.core.ordering import SCIPION_ORDER, SCIPION_SCRATCH, SCIPION_UNNAMED
 from onesync.errors import ConfigurationError
 
 CONFIGURATIONS = Path(units.CONFIGURATIONS)
@@ -92,8 +92,9 @@ class PushSettings(_Section):
     exclude: tuple[str, ...] = ()
     publish_order: tuple[str, ...] = SCIPION_ORDER
     scratch: tuple[str, ...] = SCIPION_SCRATCH
+    unnamed: tuple[str, ...] = SCIPION_UNNAMED
 
-    @field_validator("exclude", "publish_order", "scratch")
+    @field_validator("exclude", "publish_order", "scratch", "unnamed")
     @classmethod
     def _are_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in value:

@@ -36,6 +36,10 @@ _HEADER_BYTES = 100
 _SMALLEST_PAGE = 512
 _VERSIONS, _ROLLBACK = slice(18, 20), b"\1\1"
 """Where the header tells the file's format, and that of a database without a log."""
+_READ_VERSION, _LOGGED = 19, b"\2"
+"""Where the header tells how to read the file, and that there may be a log."""
+_SHARED_PLACE, _SHARED_BYTES = (1 << 30) + 2, 510
+"""What SQLite locks of a file while it reads it, and as long as a database with a log is open."""
 _INDEX_BYTES = 48
 """The head of a log's index, which stands there twice: one that is being written differs."""
 _CHUNK = 64 << 20
@@ -50,7 +54,23 @@ _NO_FILE = (*_NOTHING, errno.ENXIO, errno.ENODEV, errno.EINVAL)
 
 All else says nothing of it.
 """
-_NO_DATABASE = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
+_NO_DATABASE = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
+_NOT_NOW = frozenset(
+    {
+        None,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_NOMEM,
+    }
+)
+"""Why a database cannot be copied that a later try may copy; None: SQLite was not even asked."""
+_TAKES_LOCK = "PRAGMA schema_version"
+"""Reads the header alone: a newer SQLite may have written a schema that ours cannot parse."""
 
 
 Traces = tuple[tuple[tuple[int, ...], ...], tuple[bytes, ...]]
@@ -254,26 +274,30 @@ def _take_one(source: bytes, target: bytes) -> Taken:
     try:
         _copy(source, target)
     except sqlite3.Error as error:
-        return Taken(False, not _is_none(error), str(error))
+        return Taken(False, _answer_of(error) in _NOT_NOW, str(error))
     except OSError as error:
         return Taken(False, True, error.strerror or repr(error))
     try:
         return Taken(True, has_rows=_has_rows(target))
     except sqlite3.Error as error:
-        if _is_none(error):
+        if _answer_of(error) in _NO_DATABASE:
             return Taken(False, False, str(error))
-        return Taken(True)  # a table that only its own program can read
+        return Taken(True)  # a table that only its own program can read, or a newer SQLite
 
 
-def _is_none(error: sqlite3.Error) -> bool:
-    """Whether SQLite says that the file is no database, or no whole one."""
-    return getattr(error, "sqlite_errorname", "").startswith(_NO_DATABASE)
+def _answer_of(error: sqlite3.Error) -> int | None:
+    """Return what SQLite answered; None where it is Python's own error."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
 
 
 def _has_rows(target: bytes) -> bool:
     uri = f"file:{quote(target)}?mode=ro&immutable=1"
     with closing(sqlite3.connect(uri, uri=True)) as copy:
         copy.execute("PRAGMA trusted_schema=OFF")
+        copy.execute("BEGIN")
+        copy.execute(_TAKES_LOCK).fetchone()  # half a database is none, which is not asked below
+        copy.execute("PRAGMA writable_schema=ON")  # what it cannot parse is passed over
         names = copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         return any(
             copy.execute('SELECT 1 FROM "{}" LIMIT 1'.format(name.replace('"', '""'))).fetchone()
@@ -287,10 +311,12 @@ def _copy(source: bytes, target: bytes) -> None:
     # SQLite's locks on it in this process.
     fd = _open_file(source)
     try:
+        if _is_copied_closed(source, fd, target):
+            return
         try:
             _backup(source, fd, target)
         except sqlite3.OperationalError as error:
-            if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+            if _answer_of(error) == sqlite3.SQLITE_BUSY:
                 raise
             # A hot journal or lone WAL of dead writers.
             _clear(target)
@@ -316,6 +342,32 @@ def _clear(target: bytes) -> None:
             os.unlink(target + suffix)
 
 
+def _is_copied_closed(source: bytes, fd: int, target: bytes) -> bool:
+    """Copy a database that would have a log if anybody had it open; returns whether it did.
+
+    SQLite makes a log and its index even to read one, and these would stay in the user's directory.
+    Whoever opens it makes its log first, and only who has it alone takes that away again: nobody
+    has while we share its lock.
+    """
+    if os.pread(fd, 1, _READ_VERSION) != _LOGGED:
+        return False
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB, _SHARED_BYTES, _SHARED_PLACE)
+    except OSError:
+        return False  # somebody has it open: SQLite waits
+    try:
+        before = [_stamp(os.lstat(source))]
+        if _stamps(source, fd) != before:
+            return False  # it has a sidecar, or its name no more
+        _copy_bytes(fd, target)
+        if _stamps(source, fd) == before:
+            return True
+    finally:
+        fcntl.lockf(fd, fcntl.LOCK_UN, _SHARED_BYTES, _SHARED_PLACE)
+    _clear(target)
+    return False
+
+
 def _backup(source: bytes, fd: int, target: bytes) -> None:
     uri = f"file:{quote(source)}?mode=ro"
     with closing(
@@ -323,7 +375,7 @@ def _backup(source: bytes, fd: int, target: bytes) -> None:
     ) as origin:
         _refuse_another(fd)
         origin.execute("BEGIN")
-        origin.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        origin.execute(_TAKES_LOCK).fetchone()
         if _holds_bytes(source + b"-wal"):
             with closing(sqlite3.connect(os.fsdecode(target))) as copy:
                 origin.backup(copy, pages=-1)
@@ -363,7 +415,7 @@ def _roll_back_copy(source: bytes, fd: int, target: bytes) -> None:
     if _names_another(target + b"-journal"):
         raise OSError(errno.EPERM, "its journal names another one: open it with its own program")
     with closing(sqlite3.connect(os.fsdecode(target))) as copy:
-        copy.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        copy.execute(_TAKES_LOCK).fetchone()
 
 
 def _stamps(source: bytes, fd: int) -> list[tuple[int, ...]]:

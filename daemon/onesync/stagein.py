@@ -99,12 +99,14 @@ class Staged:
             here already.
         damaged: digests of what came with other bytes than the manifest says.
         relocated: how many links followed the working directory to its new place.
+        strays: what has a sidecar's name in OneData and is not of what is restored beside it.
     """
 
     problems: list[Problem] = field(default_factory=list)
     fetched: set[RelPath] = field(default_factory=set)
     damaged: set[str] = field(default_factory=set)
     relocated: int = 0
+    strays: dict[RelPath, Kind] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -372,9 +374,13 @@ class StageIn:
                     path = join(directory, item.name)
                     if is_reserved(path) or item.kind is Kind.LINK:
                         continue
+                    is_new = item.name not in known
+                    if is_new and database_of(path) in wanted.tree:
+                        staged.strays[path] = item.kind
+                        continue
                     if item.kind is Kind.DIRECTORY:
                         below.append(path)
-                    if item.name not in known:
+                    if is_new:
                         self._add_newcomer(path, item, blocked(directory), wanted, staged)
         return lambda path: path not in absent and parent_of(path) in listed
 
@@ -403,11 +409,7 @@ class StageIn:
         staged: Staged,
     ) -> None:
         """Want what the manifest does not know, unless it must stay in OneData."""
-        base = database_of(path)
-        if base is not None and base in wanted.tree:
-            text = f"{show(path)} is not of the {show(base)} that is restored: left in OneData."
-            staged.problems.append(Problem(path, "stray_sidecar", text))
-        elif above is not None:
+        if above is not None:
             text = f"{show(path)} is left in OneData: {show(above)} is no directory here."
             staged.problems.append(Problem(path, "newcomer", text))
         elif item.kind is Kind.DIRECTORY:

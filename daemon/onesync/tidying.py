@@ -22,17 +22,23 @@ class Tidying:
     """Used by the engine's thread; works with several of its own."""
 
     def __init__(
-        self, lanes: int, note: Callable[[Problem], None], tell: Callable[[], None]
+        self,
+        lanes: int,
+        note: Callable[[Problem], None],
+        miss: Callable[[Collection[RelPath]], None],
+        tell: Callable[[], None],
     ) -> None:
         """Begin with nothing.
 
         Args:
             lanes: of one batch so many files are removed at once.
             note: told, by the engine's thread, what was found of others where something went.
+            miss: told, by the engine's thread, what was gone already.
             tell: called, by any thread, when there is something to be collected.
         """
         self._lanes = lanes
         self._note = note
+        self._miss = miss
         self._tell = tell
         self._going: dict[Future[None], Leftovers] = {}
         self._unlinked: Future[None] | None = None
@@ -88,7 +94,9 @@ class Tidying:
             self._unlinked = None
         errors = [task.exception() for task in tasks]
         for task in tasks:
-            for problem in self._going.pop(task).problems:
+            leftovers = self._going.pop(task)
+            self._miss(leftovers.missing)
+            for problem in leftovers.problems:
                 self._note(problem)
         for error in errors:
             if error is not None:
@@ -108,5 +116,5 @@ class Tidying:
         leftovers.take_out(self._pool, self._lanes)
 
     def _ended(self, leftovers: Leftovers, task: Future[None]) -> None:
-        if task.exception() is not None or leftovers.problems:
+        if task.exception() is not None or leftovers.problems or leftovers.missing:
             self._tell()

@@ -7,11 +7,13 @@ batches. Called in the push's workers.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, replace
 
 from onesync.core.blocks import DIGEST_BYTES, PATCH_FROM, Blocks, block_size
 from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, is_doubted
 from onesync.core.plan import Difference
+from onesync.errors import LocalError
 from onesync.local import digest_local, local_size, on_this_machine
 from onesync.replica.door import Compared, Copied, Replica
 from onesync.replica.flights import aloft
@@ -43,6 +45,10 @@ class Source:
     blocks: Blocks | None
     digest: str | None = None
     so_far: Copied | None = None
+
+
+_NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENXIO)
+"""What OneData answers where something else than a file stands."""
 
 
 class NameTaken(Exception):
@@ -121,7 +127,15 @@ def _transfer(
         return _onwards(replica, source, source.so_far, known, seconds)
     if known is None or known.entry.kind is not Kind.FILE or is_doubted(known.stamp):
         return _whole(replica, source, known, seconds)
-    return _changed(replica, difference, known, source, seconds)
+    try:
+        return _changed(replica, difference, known, source, seconds)
+    except OSError as error:
+        if isinstance(error, LocalError) or error.errno not in _NO_FILE:
+            raise
+    # Somebody put another kind of thing there: a whole new version takes its place.
+    if source.undo is not None:
+        replica.remove(source.undo)
+    return _whole(replica, source, known, seconds)
 
 
 def _changed(
@@ -265,6 +279,12 @@ def _is_worth_it(compared: Compared, numbers: tuple[int, ...], length: int, size
     return compared.copied.size >= length and moved < compared.copied.size
 
 
+def _has_length(replica: Replica, path: RelPath, length: int) -> bool:
+    """Whether a file that only grew ends where what it grew by begins: else zeros lay between."""
+    found = replica.look(path)
+    return found is not None and found.kind is Kind.FILE and found.size == length
+
+
 def _patched(
     replica: Replica,
     path: RelPath,
@@ -279,9 +299,11 @@ def _patched(
     assert source.blocks is not None
     assert blocks is not None
     undo = source.undo if compared.changed else None
-    if undo is not None and not replica.write_undo(
-        path, undo, length, source.blocks, compared.changed
-    ):
+    if undo is None:
+        is_as_it_was = _has_length(replica, path, length)
+    else:
+        is_as_it_was = replica.write_undo(path, undo, length, source.blocks, compared.changed)
+    if not is_as_it_was:
         # The replica's file is not what it was: the whole new version takes its place.
         return _whole(replica, source, known, seconds)
     sent = (len(compared.changed) + len(numbers)) * blocks.size

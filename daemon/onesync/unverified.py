@@ -3,23 +3,37 @@
 OneData's client may lose its connection, drop what it buffered and still answer every call with
 success. So the index remembers which files were pushed since the last verified checkpoint, until
 some seconds later OneData itself says that it has all their bytes, or they were read back. After a
-connection error, and where an earlier life of the daemon left some, all of them are read back.
-Engine's thread only.
+connection error, and where an earlier life of the daemon left some, all of them are read back
+before anything more is pushed; after a connection error also, between the batches, what was only
+believed, for the mount cannot tell. Engine's thread only.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
-from onesync.core.model import STATUS_FOLDER, Entry, Kind, RelPath, is_doubted, join, show
-from onesync.errors import NotArrived
+from onesync.core.model import (
+    STATUS_FOLDER,
+    Entry,
+    Kind,
+    Known,
+    RelPath,
+    is_damaged_copy,
+    is_doubted,
+    is_unconfirmed,
+    join,
+    lies_in,
+    parent_of,
+    show,
+)
+from onesync.errors import NotArrived, OnesyncError
 from onesync.index import Index
-from onesync.replica.door import Replica
+from onesync.replica.door import Listed, Replica
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +75,9 @@ class Unverified:
 
     def __post_init__(self) -> None:
         """Doubt what an earlier life left: the client may have died with it."""
-        if self.index.unverified(1):
-            self.suspect()
+        self._suspect_unverified()
+        if self.index.suspected(1):
+            self._next = self.now()
 
     def pushed(self, paths: Iterable[RelPath]) -> None:
         """Remember when ``paths`` were committed; the index has them already."""
@@ -72,8 +87,14 @@ class Unverified:
             self._next = now + _REST_SECONDS
 
     def suspect(self) -> None:
-        """Let everything be read back that is not verified yet; durable."""
+        """Let everything be read back that is not verified yet, or was only believed; durable."""
         self._tells = None  # the mount may be another one
+        self._suspect_unverified()
+        self.index.suspect_believed()
+        if self.index.suspected(1):
+            self._next = self.now()
+
+    def _suspect_unverified(self) -> None:
         if self.index.suspect():
             self.suspected = True
             self._next = self.now()
@@ -87,12 +108,12 @@ class Unverified:
 
         They are doubted in the index. Raises OSError or MountNotThere where the mount fails.
         """
+        is_free = not self.suspected
         rows = self._ripe()
         late = self._late_ones([path for path, is_read in rows.items() if not is_read])
         read = {path for path, is_read in rows.items() if is_read or self._is_overdue(path, late)}
         entries = {path: entry for path in read if (entry := self._entry(path)) is not None}
-        differing = self._differing(entries)
-        self._doubt(differing)
+        differing = self.doubt(self._differing(entries))
         verified = rows.keys() - (late - read)
         believed = verified - read if self._tells is False else set()
         self.index.believe(believed)
@@ -100,7 +121,10 @@ class Unverified:
         for known in (self._closed, self._late, self._failures):
             for path in verified:
                 known.pop(path, None)
-        self._plan_next(full=len(rows) == _SLICE)
+        began = self.now()
+        if is_free:
+            differing |= self._read_suspected()
+        self._plan_next(full=len(rows) == _SLICE, rest=self.now() - began)
         return differing
 
     def arrive(self, entries: Mapping[RelPath, Entry], pause: Callable[[float], None]) -> bool:
@@ -144,7 +168,20 @@ class Unverified:
             elif not self._ripe() or self._late:
                 pause(_ASK_AGAIN_SECONDS)
             differing |= self.look()
+        while self.index.suspected(1):
+            differing |= self._read_suspected()
         return differing
+
+    def _read_suspected(self) -> set[RelPath]:
+        """Read back some of what was believed before a connection was lost, or one that is huge."""
+        some: list[RelPath] = []
+        size = 0
+        for path in self.index.suspected(_READ_SLICE):
+            size += entry.size if (entry := self._entry(path)) else 0
+            if some and size > _READ_AT_ONCE:
+                break
+            some.append(path)
+        return self._read_back(some)
 
     def read_believed(self, told: Callable[[int, int], None]) -> set[RelPath]:
         """Read back what a mount that cannot tell was believed; returns as ``look`` does.
@@ -158,18 +195,82 @@ class Unverified:
         differing: set[RelPath] = set()
         for number in range(0, len(paths), _READ_SLICE):
             some = paths[number : number + _READ_SLICE]
-            entries = {p: entry for p in some if (entry := self._entry(p)) and entry.size}
-            lost = self._differing(entries)
-            self._doubt(lost)
-            self.index.verified(some)
-            differing |= lost
+            differing |= self._read_back(some)
             told(number + len(some), len(paths))
         return differing
 
-    def _doubt(self, differing: set[RelPath]) -> None:
-        for path in differing:
+    def _read_back(self, paths: list[RelPath]) -> set[RelPath]:
+        """Read files back, and remember that; returns as ``look`` does."""
+        entries = {p: entry for p in paths if (entry := self._entry(p)) and entry.size}
+        differing = self.doubt(self._differing(entries))
+        self.index.verified(paths)
+        for path in paths:
+            self._failures.pop(path, None)
+        return differing
+
+    def find_lost(
+        self, is_cleaned: Callable[[RelPath], bool], told: Callable[[int, int], None]
+    ) -> set[RelPath]:
+        """Look up every file that OneData should hold; returns those that it lost, whoever did it.
+
+        Only what cleaning would remove (``is_cleaned``) is missed: what is not in the working copy
+        any more cannot be sent, and what is another one stays there. ``told`` is called with the
+        number of rows done so far and that of all. Raises OnesyncError where something else took
+        the place of a file: it is not overwritten.
+        """
+        lost: set[RelPath] = set()
+        taken: set[RelPath] = set()
+        for path, entry, found in self._looked_up(told):
+            if found is not None and found.kind is not Kind.FILE:
+                taken.add(path)
+            elif found is None or found.size != entry.size:
+                lost.add(path)
+        lost, taken = set(filter(is_cleaned, lost)), set(filter(is_cleaned, taken))
+        above = self._look_above(lost).items()
+        taken |= {path for path, found in above if found and found.kind is not Kind.DIRECTORY}
+        lost = {path for path in lost if not lies_in(path, taken)}
+        if taken and not lost:
+            raise OnesyncError(
+                f"{show(min(taken))} is something else in OneData than what was pushed there; it"
+                " was not touched: move it away in OneData, or set undeploy.clean_working_dir ="
+                " false"
+            )
+        return lost
+
+    def _looked_up(
+        self, told: Callable[[int, int], None]
+    ) -> Iterator[tuple[RelPath, Entry, Listed | None]]:
+        """Yield what stands under the name of each file: no listing is evidence."""
+        rows, done, total = self.index.upwards(), 0, self.index.count()
+        while some := list(islice(rows, _SLICE)):
+            held = {path: known.entry for path, known in some if _is_held(known)}
+            found = self.pool.map(self.replica.look, held)
+            yield from zip(held, held.values(), found, strict=True)
+            done += len(some)
+            told(done, total)
+
+    def doubt(self, differing: set[RelPath]) -> set[RelPath]:
+        """Let what OneData does not hold as it was pushed be sent anew by the next batch.
+
+        Returns it, and the directories above it that are gone: they must be made first.
+        """
+        gone = {path for path, found in self._look_above(differing).items() if found is None}
+        for path in sorted(differing):
             log.warning("OneData does not hold what was pushed", extra={"path": show(path)})
+        for path in differing:
             self.index.doubt(path)
+        for path in gone:
+            if parent_of(path) not in gone:
+                self.index.doubt_tree(path)
+        return differing | gone
+
+    def _look_above(self, paths: set[RelPath]) -> dict[RelPath, Listed | None]:
+        """Look up the directories of ``paths``, and what is above those that are not there."""
+        looked: dict[RelPath, Listed | None] = {}
+        while above := sorted({parent_of(path) for path in paths} - looked.keys() - {b""}):
+            looked.update(zip(above, self.pool.map(self.replica.look, above), strict=True))
+            paths = {path for path in above if looked[path] is None}
+        return looked
 
     def _can_tell(self, path: RelPath) -> bool:
         if self._tells is None:
@@ -186,11 +287,15 @@ class Unverified:
             return dict(islice(ripe, _SLICE))
         return dict(self.index.unverified(_SLICE))
 
-    def _plan_next(self, *, full: bool) -> None:
+    def _plan_next(self, *, full: bool, rest: float) -> None:
+        """Plan the next look; half of the time what is ``suspected`` rests, others are pushed."""
         if full:
             self._next = self.now()
             return
         self.suspected = False
+        if self.index.suspected(1):
+            self._next = self.now() + rest
+            return
         self._next = self.now() + _ROUND_SECONDS if self.index.unverified(1) else None
 
     def _late_ones(self, paths: list[RelPath]) -> set[RelPath]:
@@ -245,3 +350,11 @@ class Unverified:
             if self._failures[path] < _READ_TRIES:
                 raise
             return True
+
+
+def _is_held(known: Known) -> bool:
+    """Whether a row is of a file that OneData holds as it says: not sent anew, nor come damaged."""
+    entry, stamp = known.entry, known.stamp
+    if entry.kind is not Kind.FILE or stamp is None or is_unconfirmed(entry):
+        return False
+    return not is_doubted(stamp) and not is_damaged_copy(entry, stamp)

@@ -14,6 +14,7 @@ from onesync.replica.door import Listed, Replica
 from onesync.scanner import Scanner
 
 _SHORT = 12
+_KINDS = {Kind.FILE: "file", Kind.DIRECTORY: "directory", Kind.LINK: "link"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,11 @@ class Verification:
             if entry.kind is Kind.LINK:
                 continue
             found = listed.get(path) or self._replica.look(path)
-            if found is None or found.kind is not entry.kind:
+            if found is None:
                 yield Finding(path, "replica", "is missing", is_damage=True, entry=entry)
+            elif found.kind is not entry.kind:
+                text = f"is a {_KINDS[found.kind]} in OneData now"
+                yield Finding(path, "replica", text, is_damage=True, entry=entry)
             elif entry.kind is Kind.FILE and found.size != entry.size:
                 text = f"has {found.size} of {entry.size} bytes"
                 yield Finding(path, "replica", text, is_damage=True, entry=entry)

@@ -117,21 +117,21 @@ def what_waits(
     """
     if not outcome.is_late:
         return None
-    anew = _anew(plan, outcome) if earlier is None else set()
-    taken_anew = outcome.held & ((who_names(anew) if anew else set()) | after_absent)
+    anew = _Anew(_runs_anew(plan, outcome) if earlier is None else set(), may_name)
     left = frozenset(outcome.postponed_moves)
-    is_project_anew = project_waits and bool(anew) and any(not scope_of(p) for p in cut.frozen)
-    is_project_anew |= any(not scope_of(path) for path in taken_anew & after_absent)
-    if is_project_anew:
-        anew |= scopes_of(left)
-
-    def is_anew(path: RelPath) -> bool:
-        is_named = path in taken_anew and bool(scope_of(path))
-        return is_named or is_in_scope(path, anew) or (is_project_anew and not scope_of(path))
-
-    def is_named_anew(path: RelPath) -> bool:
-        named = (may_name(one, scope_of(path)) for one in taken_anew if scope_of(one))
-        return is_anew(path) or any(named)
+    has_project = any(not scope_of(path) for path in cut.frozen)
+    anew.is_project = project_waits and bool(anew.runs) and has_project
+    anew.is_project |= any(not scope_of(path) for path in outcome.held & after_absent)
+    if anew.is_project:
+        anew.runs |= scopes_of(left)
+    while True:
+        naming = who_names(anew.runs) if anew.runs else set()
+        anew.databases = outcome.held & (naming | after_absent)
+        moves = frozenset(pair for pair in left if not anew.may_name_it(pair[0]))
+        # What does not wait for its cut's rename must not be named by what does.
+        if not (more := scopes_of(left - moves) - anew.runs):
+            break
+        anew.runs |= more
 
     def may_wait(path: RelPath) -> bool:
         # Those that were taken since are taken anew: what they may name is not told apart.
@@ -139,18 +139,46 @@ def what_waits(
 
     now = {_place(plan, d.path): d.seen for d in plan.files}
     seen = now if earlier is None else earlier.markers
-    held = {_place(plan, path) for path in outcome.held if not is_anew(path)}
-    moves = frozenset(pair for pair in left if not is_named_anew(pair[0]))
-    removals = frozenset() if is_project_anew else frozenset(outcome.postponed)
+    held = {_place(plan, path) for path in outcome.held if path not in anew}
+    removals = frozenset() if anew.is_project else frozenset(outcome.postponed)
     waiting = Waiting(
         {path: item for path, item in cut.frozen.items() if path in held and may_wait(path)},
         {path: seen[path] for path in held - cut.frozen.keys() if path in seen},
         {_place(plan, path) for path in outcome.lacking}.union(target for _, target in moves),
-        frozenset(path for path in removals if not is_named_anew(path)),
+        frozenset(path for path in removals if not anew.may_name_it(path)),
         moves,
     )
     second_halves = waiting.removals or waiting.moves
     return waiting if waiting.frozen or waiting.markers or second_halves else None
+
+
+@dataclass(slots=True)
+class _Anew:
+    """What is taken anew, for it may name what a rename of its cut has not brought yet.
+
+    Attributes:
+        runs: where that lies; ``b""`` among them stands for all.
+        may_name: whether a database that OneData has may name what lies in a run.
+        databases: those that may name it.
+        is_project: whether the project's are among them.
+    """
+
+    runs: set[RelPath]
+    may_name: Callable[[RelPath, RelPath], bool]
+    databases: AbstractSet[RelPath] = frozenset()
+    is_project: bool = False
+
+    def __contains__(self, path: RelPath) -> bool:
+        """Whether a database or marker is taken anew."""
+        if self.is_project and not scope_of(path):
+            return True
+        is_naming = path in self.databases and bool(scope_of(path))
+        return is_naming or is_in_scope(path, self.runs)
+
+    def may_name_it(self, path: RelPath) -> bool:
+        """Whether rows of what is taken anew may name what a removal or rename has at ``path``."""
+        of_runs = filter(scope_of, self.databases)
+        return path in self or any(self.may_name(one, scope_of(path)) for one in of_runs)
 
 
 def _brought_as(plan: Plan, places: Iterable[RelPath]) -> set[RelPath]:
@@ -164,7 +192,7 @@ def _place(plan: Plan, path: RelPath) -> RelPath:
     return plan.stands_at.get(path, path)
 
 
-def _anew(plan: Plan, outcome: Outcome) -> set[RelPath]:
+def _runs_anew(plan: Plan, outcome: Outcome) -> set[RelPath]:
     """Return the runs whose databases may name what a rename of the cut has not brought yet."""
     anew = scopes_of(plan.awaited_moves)
     left = [scopes_of([move]) for move in outcome.postponed_moves]

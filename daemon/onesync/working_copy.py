@@ -7,10 +7,12 @@ says that OneData holds.
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,12 +31,14 @@ from onesync.core.model import (
     show,
 )
 from onesync.core.plan import Difference
-from onesync.errors import Halted
+from onesync.errors import DeployedElsewhere, Halted
 from onesync.index import Index
 from onesync.local import digest_local
 from onesync.scanner import Scanner
 from onesync.sidecars import Sidecars
 from onesync.snapshot import may_be_database
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -50,6 +54,40 @@ class Cleaned:
 
     removed: int = 0
     kept: list[RelPath] = field(default_factory=list)
+
+
+@contextmanager
+def owned(root: bytes) -> Iterator[None]:
+    """Hold the working directory against every other onesync of this node.
+
+    The kernel frees it with the process, for no child inherits the descriptor. A directory that is
+    gone is nobody's. Raises DeployedElsewhere where another onesync has it.
+    """
+    try:
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        _own(root, fd)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _own(root: bytes, fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DeployedElsewhere(
+            f"Another onesync of this node uses the working directory {show(root)}; nothing was"
+            " changed. Stop it first, or give each its own working_dir."
+        ) from None
+    except OSError as error:  # a file system without locks
+        log.warning(
+            "the working directory cannot be locked, a second onesync there would not be noticed",
+            extra={"reason": error.strerror},
+        )
 
 
 def refuse_foreign(root: bytes) -> None:
@@ -87,7 +125,8 @@ def reuse(
         edited = sorted(edits)
         named = ", ".join(show(path) for path in edited[:_NAMED])
         raise Halted(
-            f"{len(edited)} files in the working directory changed after the last undeploy"
+            f"{len(edited)} files in the working directory changed after the last undeploy, or"
+            " could not be sent before it"
             f" ({named}{', …' if len(edited) > _NAMED else ''}); nothing was overwritten. Move them"
             " away, then start again."
         )

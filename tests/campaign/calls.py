@@ -20,7 +20,7 @@ from onesync.beneath import open_beneath, rename_new
 from onesync.replica import folder, inplace, pour
 from onesync.replica.statx import Looked, look_up
 
-_NO_CALLS = ("fsdecode", "fsencode", "pipe2", "readlink", "strerror")
+_NO_CALLS = ("fsdecode", "fsencode", "pipe2", "posix_fadvise", "readlink", "strerror")
 """These ask the mount for nothing: of links, only those in /proc are read."""
 _LOCAL = ("fchmod", "fdatasync", "read", "utime")
 """These get descriptors of this machine alone. Any other function must be numbered."""

@@ -75,6 +75,8 @@ Act = Callable[[Node], object]
 OPERATIONS: list[tuple[str, Act, str]] = [
     ("identify", lambda n: n.replica.identify(), "open"),
     ("look", lambda n: n.replica.look(b"folder/small"), "open walk look"),
+    ("look_at", lambda n: n.replica.look_at([b"folder/small"]), "open walk look"),
+    ("walk_anew", lambda n: n.replica.walk_anew(), ""),
     ("list", lambda n: n.replica.list(b"folder"), "open walk list look"),
     ("names", lambda n: n.replica.names(b"folder"), "open walk list"),
     ("make_directory", lambda n: n.replica.make_directory(b"folder/new"), "open walk mkdir"),

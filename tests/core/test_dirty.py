@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -222,12 +224,39 @@ def test_a_flush_takes_what_rests_too() -> None:
     assert dirty.take(1, everything=True).paths == {b"growing"}
 
 
-def test_a_move_waits_for_both_its_ends() -> None:
+def test_the_ends_of_moves_are_taken_together() -> None:
+    """Or what took the old name would replace the only copy of what is written on under the new."""
     dirty = DirtySet(SETTLE, MAX_DELAY)
     dirty.moved(b"a", b"b", 0)
-    dirty.mark(b"b", 1.5)
-    assert dirty.take(2.0).moves == ()
-    assert dirty.take(3.5).moves == ((b"a", b"b"),)
+    dirty.moved(b"b", b"c", 0)
+    for path in (b"b", b"c", b"other"):
+        dirty.mark(path, 1.5)
+    due = dirty.take(2.0)
+    assert due.paths == {b"a", b"b", b"c"}
+    assert due.moves == ((b"a", b"b"), (b"b", b"c"))
+
+
+def test_what_is_renamed_over_a_file_that_rests_does_not_rest() -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    dirty.mark(b"b", 0)
+    dirty.rest(b"b", 20)
+    dirty.moved(b"a", b"b", 1)
+    due = dirty.take(3.0, resting=False)
+    assert due.paths == {b"a", b"b"}
+    assert due.moves == ((b"a", b"b"),)
+    assert not dirty.rests(b"b")
+
+
+def test_a_long_chain_of_moves_is_taken_in_little_time() -> None:
+    """Whoever marks waits meanwhile; one look at all pairs for each link would take minutes."""
+    dirty = DirtySet(SETTLE, 30)
+    count = 20_000
+    for number in range(count):
+        dirty.moved(b"%d" % (number + 1), b"%d" % number, 100 + number * 1e-5)
+    began = time.monotonic()
+    due = dirty.take(102.0)
+    assert len(due.paths) == count + 1
+    assert time.monotonic() - began < 10
 
 
 @given(st.lists(st.tuples(STEPS, PATHS), max_size=20), STEPS)

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from pathspec import PathSpec
 
 from onesync.core.model import parent_of
-from onesync.core.ordering import DATA, SCIPION_ORDER, SCIPION_SCRATCH, PublishOrder, ranks, spread
+from onesync.core.ordering import (
+    DATA,
+    SCIPION_ORDER,
+    SCIPION_SCRATCH,
+    SCIPION_UNNAMED,
+    PublishOrder,
+    ranks,
+    spread,
+)
 
 PATHS = st.lists(st.sampled_from([b"a/1", b"a/2", b"a/3", b"b/1", b"b/2", b"c", b"d/e/1"]))
 
@@ -35,22 +43,27 @@ NAMES = st.lists(
 PLACES = st.lists(NAMES.filter(lambda name: name not in (b".", b"..")), min_size=1, max_size=4)
 
 
-@given(PATTERNS, PATTERNS, PLACES.map(b"/".join))
-@example([*SCIPION_ORDER], [*SCIPION_SCRATCH], b"Runs/000012_X/tmp/a/DONE/steps.sqlite")
-@example([], ["*", "!a", "a/b"], b"a/b")
+@given(PATTERNS, PATTERNS, PATTERNS, PLACES.map(b"/".join))
+@example([*SCIPION_ORDER], [*SCIPION_SCRATCH], [], b"Runs/000012_X/tmp/a/DONE/steps.sqlite")
+@example([*SCIPION_ORDER], [], [*SCIPION_UNNAMED], b"Logs/project.log")
+@example([], ["*", "!a", "a/b"], [], b"a/b")
 def test_a_path_is_in_the_group_that_its_patterns_say(
-    order: list[str], scratch: list[str], path: bytes
+    order: list[str], scratch: list[str], unnamed: list[str], path: bytes
 ) -> None:
     try:
         judged = [PathSpec.from_lines("gitignore", [line]) for line in order]
         worked_on = PathSpec.from_lines("gitignore", scratch)
+        nobodys = PathSpec.from_lines("gitignore", unnamed)
     except ValueError:
         return
     text = path.decode("utf-8", "surrogateescape")
     groups = [number for number, spec in enumerate(judged, 1) if spec.match_file(text)]
-    found = PublishOrder(order, scratch)
+    found = PublishOrder(order, scratch, unnamed)
     assert found.group_of(path, is_database=False) == max(groups, default=DATA)
     assert found.is_scratch(path) == worked_on.match_file(text)
+    assert found.is_unnamed(path) == nobodys.match_file(text)
+    if found.is_promised(path):
+        assert not any((groups, found.is_scratch(path), found.is_unnamed(path)))
 
 
 def test_no_path_is_spelled_anew_for_each_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +76,12 @@ def test_no_path_is_spelled_anew_for_each_pattern(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(PathSpec, "match_file", matched)
     assert found.group_of(b"Runs/000012_X/extra/mic.mrc", is_database=False) == DATA
     assert found.is_scratch(b"Runs/000012_X/tmp/mic.mrc")
+
+
+def test_what_nobody_names_in_scipions_projects() -> None:
+    order = PublishOrder(SCIPION_ORDER, SCIPION_SCRATCH, SCIPION_UNNAMED)
+    assert order.is_unnamed(b"Logs/project.log.1")
+    assert not any(map(order.is_unnamed, (b"Logs", b"Runs/000012_X/Logs/x", b"project.sqlite")))
 
 
 def test_how_many_have_to_come_before() -> None:

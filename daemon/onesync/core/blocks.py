@@ -11,7 +11,7 @@ DIGEST_BYTES = 16
 PATCH_FROM = 1 << 20
 """Smaller files are copied whole: a patch costs as many calls as their bytes do."""
 
-_SIZES = ((1 << 30, 1 << 20), (64 << 20, 64 << 10), (0, 16 << 10))
+_SIZES = ((16 << 30, 1 << 20), (1 << 30, 256 << 10), (64 << 20, 64 << 10), (0, 16 << 10))
 """From which length on a file's blocks have which size: a live database changes page by page, and
 the digests of a huge file must not be many."""
 

@@ -297,11 +297,13 @@ class Remembered:
         deployment_id: of the deployment.
         epoch: the claim; with beat 0 it may have been tried for in vain.
         beat: the last beat that may have been sent.
+        folder_id: of the folder; None where it had none yet, or an earlier onesync wrote it.
     """
 
     deployment_id: str
     epoch: int
     beat: int
+    folder_id: str | None = None
 
 
 def encode_remembered(remembered: Remembered) -> str:
@@ -312,8 +314,14 @@ def encode_remembered(remembered: Remembered) -> str:
 def decode_remembered(content: str) -> Remembered:
     """Read ``claim.json``. Raises BadRecord."""
     found = _load(content.encode())
+    folder = found.get("folder_id")
     try:
-        return Remembered(str(found["deployment_id"]), int(found["epoch"]), int(found["beat"]))
+        return Remembered(
+            str(found["deployment_id"]),
+            int(found["epoch"]),
+            int(found["beat"]),
+            folder if isinstance(folder, str) else None,
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise BadRecord(f"the remembered claim lacks {error}") from error
 

@@ -131,8 +131,9 @@ class DirtySet:
     ) -> Due:
         """Remove and return what is due; with ``everything`` all there is.
 
-        Without ``resting`` what still rests stays, and so does scratch that is not due. Of the
-        backlog no more than so many are taken (None: all), every second of them of the ``first``.
+        Without ``resting`` what still rests stays, and so does scratch that is not due. Both ends
+        of a rename are due when one of them is. Of the backlog no more than so many are taken
+        (None: all), every second of them of the ``first``.
         """
         if resting:
             self._resting.clear()
@@ -144,6 +145,7 @@ class DirtySet:
             if p not in self._resting
             and ((everything and (resting or not m.scratch)) or self._due(p, m) <= now)
         }
+        self._join_ends(paths)
         trees, self._trees = self._trees, {}
         for path in paths:
             del self._paths[path]
@@ -161,6 +163,23 @@ class DirtySet:
         written = frozenset(p for p in self._written if p not in self._paths)
         self._written -= written
         return Due(frozenset(chain(paths, left)), frozenset(trees), moves, tuple(since), written)
+
+    def _join_ends(self, paths: dict[RelPath, _Mark]) -> None:
+        """Add to the ``paths`` that are taken the other ends of their renames.
+
+        What is at the one end now, or nothing, must not replace what only the other one tells of.
+        """
+        ends: dict[RelPath, list[RelPath]] = {}
+        for one, other in self._moves:
+            ends.setdefault(one, []).append(other)
+            ends.setdefault(other, []).append(one)
+        new = paths.keys() & ends.keys()
+        while new:
+            others = {end for path in new for end in ends[path]}
+            new = {end for end in others if end in self._paths and end not in paths}
+            paths |= {path: self._paths[path] for path in new}
+            for path in new:
+                self._resting.pop(path, None)  # it is another file than the one that rests
 
     def _in_turns(self, first: AbstractSet[RelPath]) -> Iterator[RelPath]:
         """Yield the backlog in turns over its directories, and over those of the ``first``."""

@@ -38,23 +38,26 @@ SCIPION_ORDER = (
     "/project.sqlite",
 )
 SCIPION_SCRATCH = ("/Runs/*/tmp/",)
+SCIPION_UNNAMED = ("/Logs/",)
 
 
 class PublishOrder:
     """Groups of paths, published one after the other."""
 
-    def __init__(self, patterns: Iterable[str], scratch: Iterable[str] = ()) -> None:
+    def __init__(
+        self, patterns: Iterable[str], scratch: Iterable[str] = (), unnamed: Iterable[str] = ()
+    ) -> None:
         """Read patterns as in .gitignore, the earliest published first; ValueError on a bad one.
 
         Files that ``scratch`` matches are worked on, and moved or copied elsewhere when they are
-        done: nothing waits for them.
+        done: nothing waits for them. Of what ``unnamed`` matches no row tells and no marker.
         """
-        self._scratch = _rules(scratch)
         self._specs = [_rules([pattern]) for pattern in patterns]
         self.groups = range(len(self._specs) + 1)
         # Asked with every event of the kernel, about the same few files again and again.
         self._matched = lru_cache(_REMEMBERED)(self._match)
-        self.is_scratch = lru_cache(_REMEMBERED)(self._is_scratch)
+        self.is_scratch = _matcher(scratch)
+        self.is_unnamed = _matcher(unnamed)
 
     def group_of(self, path: RelPath, *, is_database: bool) -> int:
         """Return the group of ``path``: that of the last pattern that matches it.
@@ -66,10 +69,8 @@ class PublishOrder:
 
     def is_promised(self, path: RelPath) -> bool:
         """Return whether markers may promise ``path``: data, and not what is only worked on."""
-        return self._matched(path) == DATA and not self.is_scratch(path)
-
-    def _is_scratch(self, path: RelPath) -> bool:
-        return _matches(self._scratch, path.decode("utf-8", "surrogateescape"))
+        is_named = not (self.is_scratch(path) or self.is_unnamed(path))
+        return is_named and self._matched(path) == DATA
 
     def _match(self, path: RelPath) -> int:
         text = path.decode("utf-8", "surrogateescape")
@@ -86,6 +87,16 @@ def _rules(lines: Iterable[str]) -> list[_Rule]:
         for pattern in reversed(patterns)
         if pattern.regex is not None and pattern.include is not None  # as no comment has
     ]
+
+
+def _matcher(lines: Iterable[str]) -> Callable[[RelPath], bool]:
+    rules = _rules(lines)
+
+    @lru_cache(_REMEMBERED)
+    def is_matched(path: RelPath) -> bool:
+        return _matches(rules, path.decode("utf-8", "surrogateescape"))
+
+    return is_matched
 
 
 def _matches(rules: Iterable[_Rule], text: str) -> bool:

@@ -18,6 +18,7 @@ from onesync.core.model import (
     RelPath,
     Stamp,
     is_beneath,
+    is_doubted,
     lies_in,
     parent_of,
     renamed_path,
@@ -409,7 +410,8 @@ def _place(plan: Plan, difference: Difference, gone: list[Difference]) -> None:
             gone.append(difference)
         known = None
     if seen.kind is Kind.DIRECTORY:
-        (plan.directories if known is None else plan.metadata).append(difference)
+        is_there = known is not None and not is_doubted(known.stamp)
+        (plan.metadata if is_there else plan.directories).append(difference)
     elif seen.kind is Kind.LINK:
         plan.links.append(difference)
     else:

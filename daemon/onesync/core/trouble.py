@@ -107,6 +107,7 @@ _UNKNOWN = Row(
 )
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+MISSING = (errno.ENOENT, errno.ENOTDIR)
 
 MOUNT: Mapping[int, Row] = {
     **_rows(
@@ -232,6 +233,13 @@ def is_full(error: BaseException) -> bool:
     if not isinstance(error, OSError) or isinstance(error, LocalError):
         return False
     return error.errno in FULL
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether something that a call needs is not in the replica."""
+    if not isinstance(error, OSError) or isinstance(error, LocalError):
+        return False
+    return error.errno in MISSING
 
 
 def of_mount(number: int | None) -> Row:

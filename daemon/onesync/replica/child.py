@@ -79,7 +79,10 @@ class _Servant:
             number, expected, forgotten, method, arguments = request
             self._replica.expect(expected)
             for top in forgotten:
-                self._replica.forget(top)
+                if top is None:
+                    self._replica.walk_anew()
+                else:
+                    self._replica.forget(top)
             self._asked.put((number, method, arguments))
             if not self._idle.acquire(blocking=False) and threads:
                 threads -= 1

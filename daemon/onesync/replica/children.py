@@ -40,7 +40,6 @@ _ENDED = "The process that talks to the mount ended; nothing is lost, the call i
 
 _REMEMBERED = 1000
 _END_SECONDS = 5.0
-_HELD_SECONDS = 30.0
 _LEASE_SECONDS = 1.0
 """So often a call that changes something, and lasts, is asked for whether it still may."""
 _DESCRIPTORS = 12
@@ -71,17 +70,17 @@ class _Forgotten:
     """Directories whose descriptors mean something else from here on; told to each child once."""
 
     def __init__(self) -> None:
-        self._newest: deque[RelPath] = deque(maxlen=_REMEMBERED)
+        self._newest: deque[RelPath | None] = deque(maxlen=_REMEMBERED)
         self._guard = threading.Lock()
         self.count = 0
 
-    def add(self, *tops: RelPath) -> None:
-        """Add directories; ``b""`` is all."""
+    def add(self, *tops: RelPath | None) -> None:
+        """Add directories; ``b""`` is all, with their names, and None is ``walk_anew``."""
         with self._guard:
             self._newest.extend(tops)
             self.count += len(tops)
 
-    def since(self, told: int) -> tuple[int, tuple[RelPath, ...]]:
+    def since(self, told: int) -> tuple[int, tuple[RelPath | None, ...]]:
         """Return the count and what came after the first ``told``."""
         with self._guard:
             news = self.count - told
@@ -267,7 +266,7 @@ class ChildrenReplica:
         self._homes: OrderedDict[tuple[int, int], _Child] = OrderedDict()
         self._guard = threading.Lock()
         self._forgotten = _Forgotten()
-        self._identified: tuple[Identity | None, float] = (None, 0.0)
+        self._identified: Identity | None = None
 
     @property
     def allowed(self) -> int:
@@ -294,6 +293,13 @@ class ChildrenReplica:
         with self._guard:
             children = list(self._children)
         return [(call.method, call.flight) for child in children for call in child.calls()]
+
+    def silent_seconds(self) -> float:
+        """Return for how long a call that is under way has not advanced; 0 where there is none."""
+        with self._guard:
+            children = list(self._children)
+        advanced = [call.advanced for child in children for call in child.calls()]
+        return time.monotonic() - min(advanced) if advanced else 0.0
 
     def warm(self, *, all_of_them: bool = False) -> None:
         """Have a child for the next call, before it comes, or as many as there may be."""
@@ -348,7 +354,7 @@ class ChildrenReplica:
         return self._ask(child, method, (source, *arguments))
 
     def _ask(self, home: _Child | None, method: str, arguments: tuple[Any, ...]) -> Any:
-        before, _ = self._identified
+        before = self._identified
         expected = before.mount if before is not None else None
         try:
             while True:
@@ -391,13 +397,12 @@ class ChildrenReplica:
 
     def identify(self) -> Identity:
         found = cast(Identity, self._call("identify"))
-        before, when = self._identified
-        now = time.monotonic()
-        # Somebody else may rename a directory, though he should not: descriptors go after a while.
-        if found != before or now - when > _HELD_SECONDS:
-            self._forgotten.add(b"")
-            self._identified = found, now
+        self._forgotten.add(None if found == self._identified else b"")
+        self._identified = found
         return found
+
+    def walk_anew(self) -> None:
+        self._forgotten.add(None)
 
     def space(self) -> os.statvfs_result:
         """Return what statfs says of the root."""
@@ -412,6 +417,9 @@ class ChildrenReplica:
 
     def look(self, path: RelPath) -> Listed | None:
         return cast("Listed | None", self._call("look", path))
+
+    def look_at(self, paths: Sequence[RelPath]) -> Sequence[Listed | None]:
+        return cast("Sequence[Listed | None]", self._call("look_at", paths))
 
     def list(
         self, path: RelPath, known: Mapping[bytes, Kind] = MappingProxyType({})
@@ -507,8 +515,8 @@ class ChildrenReplica:
         finally:
             self._forgotten.add(path)
 
-    def unlink(self, path: RelPath) -> None:
-        self._call("unlink", path)
+    def unlink(self, path: RelPath) -> Kind | None:
+        return cast("Kind | None", self._call("unlink", path))
 
     def read(self, path: RelPath) -> bytes:
         return cast(bytes, self._call("read", path))

@@ -106,12 +106,21 @@ class Replica(Protocol):
     def identify(self) -> Identity:
         """Look at the root with one look-up; all later calls work on this mount alone.
 
-        They raise OSError (ESTALE) where another one was mounted. Raises FileNotFoundError or
-        NotADirectoryError where there is no directory.
+        They raise OSError (ESTALE) where another one was mounted, and ``walk_anew``. Raises
+        FileNotFoundError or NotADirectoryError where there is no directory.
+        """
+
+    def walk_anew(self) -> None:
+        """Let later calls find every directory by its path; makes no call itself.
+
+        One that was opened before may stand elsewhere by now, also outside of the folder.
         """
 
     def look(self, path: RelPath) -> Listed | None:
         """Look ``path`` up afresh; None when nothing stands there."""
+
+    def look_at(self, paths: Sequence[RelPath]) -> Sequence[Listed | None]:
+        """Look ``paths`` up, one after the other: only one process walks to their directory."""
 
     def list(
         self, path: RelPath, known: Mapping[bytes, Kind] = MappingProxyType({})
@@ -250,8 +259,11 @@ class Replica(Protocol):
         anything in, and that is not empty all the same, as itself. Nothing there is success.
         """
 
-    def unlink(self, path: RelPath) -> None:
-        """Remove a file; nothing there is success, and so is a directory, which stays."""
+    def unlink(self, path: RelPath) -> Kind | None:
+        """Remove a file; nothing there is success, and so is a directory, which stays.
+
+        Returns what was there: a directory, or a file for all else.
+        """
 
     def read(self, path: RelPath) -> bytes:
         """Return the content of a small file (status folder). Raises FileNotFoundError."""

@@ -11,7 +11,19 @@ from typing import Any, cast
 
 from onesync.replica.door import Replica
 
-_READING = ("identify", "look", "list", "names", "fetch", "compare", "digest", "read", "arrived")
+_READING = (
+    "identify",
+    "walk_anew",
+    "look",
+    "look_at",
+    "list",
+    "names",
+    "fetch",
+    "compare",
+    "digest",
+    "read",
+    "arrived",
+)
 
 _mine = threading.local()
 

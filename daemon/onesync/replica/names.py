@@ -75,6 +75,9 @@ class EscapedNames:
             self._drop(b"")
             self._folder.expect(mount)
 
+    def walk_anew(self) -> None:
+        self._folder.walk_anew()
+
     def identify(self) -> Identity:
         return self._folder.identify()
 
@@ -87,8 +90,14 @@ class EscapedNames:
         return self._folder.probe(place, name)
 
     def look(self, path: RelPath) -> Listed | None:
+        return self._look(path, self._folder.look)
+
+    def look_at(self, paths: Sequence[RelPath]) -> Sequence[Listed | None]:
+        return [self._look(path, lambda place: self._folder.look_at([place])[0]) for path in paths]
+
+    def _look(self, path: RelPath, look: Callable[[RelPath], Listed | None]) -> Listed | None:
         try:
-            found = self._at(path, self._folder.look)
+            found = self._at(path, look)
         except NameRefused:
             return None
         return None if found is None else replace(found, name=name_of(path))
@@ -216,10 +225,11 @@ class EscapedNames:
         finally:
             self._drop(path)
 
-    def unlink(self, path: RelPath) -> None:
+    def unlink(self, path: RelPath) -> Kind | None:
         try:
             with suppress(NameRefused):
-                self._at(path, self._folder.unlink)
+                return self._at(path, self._folder.unlink)
+            return None
         finally:
             self._drop(path, is_file=True)
 

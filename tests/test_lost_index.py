@@ -1,0 +1,108 @@
+"""A node that lost its index: the claim tells alone that a deployment is there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from onesync.core.model import STATUS_FOLDER
+from tests.node import SOON, Node
+
+STATUS = os.fsdecode(STATUS_FOLDER)
+ENDLESS = """
+import time
+import onesync.deploy
+def compares_for_ever(root, scanner, tree, pool, advanced, damaged):
+    while True:
+        advanced(0, 1)
+        time.sleep(0.01)
+onesync.deploy.rebuild = compares_for_ever
+"""
+REFUSED = """
+import onesync.deploy
+from onesync.errors import {error}
+def refuses(*arguments):
+    raise {error}("a person must decide")
+onesync.deploy.rebuild = refuses
+"""
+
+
+@pytest.fixture
+def one(nodes: list[Node]) -> Node:
+    """A node that died with unsent work, and lost its index."""
+    one, _ = nodes
+    one.deploy()
+    (one.work / "file").write_bytes(b"old")
+    assert one.flush() == 0, one.log()
+    one.end(signal.SIGKILL)
+    (one.work / "unsent").write_bytes(b"precious")
+    for path in (one.home / "state").glob("index.sqlite*"):
+        path.unlink()
+    return one
+
+
+def is_locked(store: Path) -> bool:
+    return (store / STATUS / "lock").exists()
+
+
+def wait_for(node: Node, happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not happened():
+        assert node.running(), node.log()
+        assert time.monotonic() < deadline, node.log()
+        time.sleep(0.02)
+
+
+def is_told(node: Node, known: str, text: str) -> bool:
+    """Whether the log has ``text`` after what it was ``known`` to tell."""
+    return text in node.log().removeprefix(known)
+
+
+def goes_on(node: Node, store: Path) -> None:
+    """The deployment is still this node's, and brings what was not sent."""
+    node.configure()
+    node.deploy()
+    assert node.end() == 0, node.log()
+    assert (store / "unsent").read_bytes() == b"precious"
+    assert not is_locked(store)
+
+
+def test_a_stop_while_a_lost_index_is_made_anew_keeps_the_deployment(
+    one: Node, store: Path
+) -> None:
+    for _ in range(2):
+        known = one.log()
+        one.start_after(ENDLESS)
+        wait_for(one, partial(is_told, one, known, "index lost"))
+        assert one.end() == 10, one.log()
+        assert "goes on with the next start on this node" in one.log()
+        assert is_locked(store)
+    goes_on(one, store)
+
+
+@pytest.mark.parametrize(("error", "code"), [("Halted", 13), ("ConfigurationError", 78)])
+def test_a_refusal_while_a_lost_index_is_made_anew_keeps_the_deployment(
+    one: Node, store: Path, error: str, code: int
+) -> None:
+    one.start_after(REFUSED.format(error=error))
+    assert one.wait() == code, one.log()
+    assert is_locked(store)
+    goes_on(one, store)
+
+
+def test_stops_while_the_lock_is_taken_again_keep_the_deployment(one: Node, store: Path) -> None:
+    one.configure(lock__settle_seconds=60)
+    for number in range(3):
+        one.start()
+        claim = store / STATUS / "epochs" / f"{number + 2:06}"
+        wait_for(one, claim.exists)
+        assert one.end() == 10, one.log()
+        assert "goes on with the next start on this node" in one.log()
+        assert is_locked(store)
+    goes_on(one, store)
