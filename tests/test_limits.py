@@ -91,11 +91,8 @@ class FewWatches(InotifyWatcher):
 
     def _add(self, fd: int) -> int:
         watch = super()._add(fd)
-        if (
-            watch not in self._paths
-            and watch != self._cookie_watch
-            and len(self._paths) >= self.most
-        ):
+        is_new = watch not in self._paths and watch != self._cookie_watch
+        if is_new and len(self._paths) >= self.most + (self._cookie_watch < 0):
             self._manager._inotify_wrapper.inotify_rm_watch(self._manager.get_fd(), watch)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return watch
@@ -174,20 +171,132 @@ def test_what_is_gone_is_polled_no_more(few: tuple[Path, Told, FewWatches]) -> N
     wait_for(lambda: (watcher.polled(), watcher.watches()) == (0, 1), told)
 
 
+def test_what_is_deleted_where_nobody_watches_is_told(few: tuple[Path, Told, FewWatches]) -> None:
+    root, told, watcher = few
+    for name in ("d/e/1", "d/e/2", "a/b/c/3", "a/b/c/4", "a/b/5"):
+        (root / name).write_bytes(b"1")
+    assert watcher.drain(SOON)
+    told.gone.clear()
+    (root / "d" / "e" / "1").unlink()
+    (root / "a" / "b" / "5").rename(root / "elsewhere")
+    shutil.rmtree(root / "a" / "b" / "c")
+    (root / "a" / "b" / "c").mkdir()  # as a protocol that runs again does
+    assert watcher.drain(SOON)
+    assert told.gone == {b"a/b/c/3", b"a/b/c/4", b"d/e/1", b"a/b/5"}
+    told.gone.clear()
+    shutil.rmtree(root / "a")
+    assert watcher.drain(SOON)
+    assert b"a" in told.gone
+
+
+def test_what_a_rename_took_along_is_told_when_it_goes(few: tuple[Path, Told, FewWatches]) -> None:
+    root, told, watcher = few
+    (root / "a" / "b" / "c" / "1").write_bytes(b"1")
+    (root / "d" / "e" / "2").write_bytes(b"1")
+    assert watcher.drain(SOON)
+    (root / "a").rename(root / "was a")
+    (root / "d").rename(root / "was d")
+    assert watcher.drain(SOON)
+    (root / "was a" / "b" / "c" / "1").unlink()
+    (root / "was d" / "e" / "2").unlink()
+    assert watcher.drain(SOON)
+    assert told.gone >= {b"was a/b/c/1", b"was d/e/2"}
+
+
+def test_what_a_mount_hides_was_not_deleted(few: tuple[Path, Told, FewWatches]) -> None:
+    root, told, watcher = few
+    for name in ("d/e/1", "a/b/c/2"):
+        (root / name).write_bytes(b"1")
+    assert watcher.drain(SOON)
+    for hidden in ("d/e", "a/b"):
+        subprocess.run(["mount", "-t", "tmpfs", "none", root / hidden], check=True)
+    try:
+        (root / "a" / "b" / "new").write_bytes(b"1")
+        assert watcher.drain(SOON)
+    finally:
+        for hidden in ("d/e", "a/b"):
+            subprocess.run(["umount", root / hidden], check=True)
+    assert watcher.drain(SOON)
+    assert told.gone == set()
+    (root / "d" / "e" / "1").unlink()
+    assert watcher.drain(SOON)
+    assert told.gone == {b"d/e/1"}
+
+
+def test_a_root_that_somebody_swapped_tells_no_deletions(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "1").write_bytes(b"1")
+    told = Told()
+    watcher = FewWatches(os.fsencode(root), os.fsencode(tmp_path / "cookie"), told, 0.1)
+    watcher.most = 0
+    watcher.start()
+    root.rename(tmp_path / "aside")
+    root.mkdir()
+    assert watcher.drain(SOON)
+    watcher.stop()
+    assert watcher.polled() == 1
+    assert told.gone == set()
+
+
+def test_a_drain_without_any_watch_tells_all(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "1").write_bytes(b"1")
+    told = Told()
+    watcher = FewWatches(os.fsencode(root), os.fsencode(tmp_path / "cookie"), told, 60.0)
+    watcher.most = -1  # not even the cookies'
+    watcher.start()
+    assert (watcher.watches(), watcher.polled()) == (0, 2)
+    (root / "a" / "1").unlink()
+    (root / "new").write_bytes(b"1")
+    assert watcher.drain(SOON)
+    watcher.stop()
+    assert told.covers(b"new")
+    assert told.gone == {b"a/1"}
+
+
 def may_limit_watches() -> bool:
     script = "echo 100 > /proc/sys/user/max_inotify_watches"
     done = subprocess.run(["unshare", "-Ur", "sh", "-c", script], capture_output=True, check=False)
     return done.returncode == 0
 
 
-def test_a_node_with_few_watches_misses_nothing_and_says_so(node: PrefixedNode) -> None:
+def limited_to(watches: int, node: PrefixedNode) -> None:
     if not may_limit_watches():
         reason = "needs user namespaces with a limit of watches of their own"
         lacks(reason, but_root_has=True)
+    limit = f"echo {watches} > /proc/sys/user/max_inotify_watches"
+    node.prefix = ("unshare", "-Ur", "sh", "-c", f'{limit}; exec "$@"', "sh")
+
+
+@pytest.mark.parametrize("watches", [0, 5])
+def test_who_deletes_a_run_where_nobody_watches_is_asked_nothing(
+    node: PrefixedNode, watches: int
+) -> None:
+    for run in range(10):
+        (node.store / f"{run}").mkdir()
+        for number in range(200):
+            (node.store / f"{run}" / f"{number}").touch()
+    limited_to(watches, node)
+    node.deploy()
+    for run in range(9):
+        shutil.rmtree(node.work / f"{run}")
+    (node.work / "0").mkdir()
+    (node.work / "0" / "new").touch()
+    until(lambda: same(node), node)  # nobody asked for a flush
+    shutil.rmtree(node.work / "9")
+    assert node.flush() == 0
+    status = node.status()
+    assert (status["held_deletions"], status["phase"]) == (0, "syncing")
+    assert same(node)
+    assert node.end() == 0, node.log()
+
+
+def test_a_node_with_few_watches_misses_nothing_and_says_so(node: PrefixedNode) -> None:
     for number in range(10):
         (node.store / f"{number}").mkdir()
-    limit = "echo 5 > /proc/sys/user/max_inotify_watches"
-    node.prefix = ("unshare", "-Ur", "sh", "-c", f'{limit}; exec "$@"', "sh")
+    limited_to(5, node)
     node.deploy()
     assert node.status()["watches"] == {"kernel": 4, "polled": 7}
     assert "fs.inotify.max_user_watches" in problems(node)["unwatched"]

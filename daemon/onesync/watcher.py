@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,16 @@ from watchdog.events import (
 from watchdog.observers.polling import PollingObserverVFS
 
 from onesync.beneath import open_plain
-from onesync.core.model import RelPath, is_beneath, is_reserved, join, lies_in, parent_of
+from onesync.core.model import (
+    RelPath,
+    is_beneath,
+    is_reserved,
+    join,
+    lies_in,
+    parent_of,
+    renamed_path,
+)
+from onesync.local import Origin, origin_of
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +87,7 @@ class Sink(Protocol):
         """All of these files may have changed; True: somebody wrote into one, or closed it."""
 
     def deleted(self, path: RelPath) -> None:
-        """The kernel deleted ``path``, or moved it away, with all that was beneath."""
+        """Somebody deleted ``path``, or moved it away, with all that was beneath."""
 
     def moved(self, source: RelPath, target: RelPath) -> None:
         """The kernel renamed ``source`` to ``target``."""
@@ -122,6 +131,30 @@ class _Event:
     name: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What a directory that nobody watches held when it was looked at.
+
+    Attributes:
+        device: of the directory: one that is mounted there, or no more, holds other things.
+        origin: of the root alone: another directory that took its place is no evidence.
+        names: sorted, each followed by NUL, those of directories by ``/`` and NUL.
+    """
+
+    device: int
+    origin: Origin | None
+    names: bytes
+
+    def gone_since(self, before: _Listing) -> set[bytes]:
+        """Return the names of ``before`` that somebody must have deleted or moved away."""
+        if before.device != self.device or before.names == self.names:
+            return set()
+        if before.origin and self.origin and not before.origin.is_same(self.origin):
+            return set()
+        gone = set(before.names.split(b"\0")) - set(self.names.split(b"\0"))
+        return {name.rstrip(b"/") for name in gone}
+
+
 @contextmanager
 def _opened(path: bytes, flags: int = os.O_PATH) -> Iterator[int]:
     fd = open_plain(path, flags | os.O_DIRECTORY)
@@ -144,13 +177,14 @@ class InotifyWatcher:
     ) -> None:
         """Watch ``root``; cookie files are made in ``cookies``. Both are absolute.
 
-        What cannot be watched is told as changed every ``interval`` seconds, and tried again.
-        Events are left to gather for ``rest`` seconds.
+        What cannot be watched is told as changed every ``interval`` seconds, with what went since
+        it was looked at before, and tried again. Events are left to gather for ``rest`` seconds.
         """
         self._interval = interval
         self._rest = rest
         self._ends = False
         self._unwatched: set[RelPath] = set()
+        self._listings: dict[RelPath, _Listing] = {}
         self._polled_at = 0.0
         self._root = root
         self._cookies = cookies
@@ -181,15 +215,9 @@ class InotifyWatcher:
             self._cookie_watch = self._add(fd)
 
     def drain(self, timeout: float) -> bool:
-        if self._cookie_watch < 0:  # not even one watch was left
-            self._sink.tree_changed(b"")
-            return timeout >= 0
         name = uuid.uuid4().hex.encode()
         seen = self._waiting[name] = threading.Event()
         path = Path(os.fsdecode(join(self._cookies, name)))
-        # Nobody tells what happened there: have it scanned.
-        for top in self._tops():
-            self._sink.tree_changed(top)
         try:
             path.touch()
             os.eventfd_write(self._wake, 1)
@@ -235,7 +263,9 @@ class InotifyWatcher:
                 # Each event that finds us waiting wakes us up, at the cost of who caused it: a
                 # writer of small files was 18 % slower.
                 wake.poll(1000 * self._rest)
-            if self._unwatched and time.monotonic() >= self._polled_at + self._interval:
+            is_due = time.monotonic() >= self._polled_at + self._interval
+            # Without the cookies' watch nobody tells when those are done who wait.
+            if (self._unwatched and is_due) or (self._waiting and self._cookie_watch < 0):
                 self._poll()
 
     def _gather(self, more: select.poll, wake: select.poll) -> None:
@@ -265,22 +295,33 @@ class InotifyWatcher:
 
     def _poll(self) -> None:
         """Tell of all that is not watched, and watch it where that is possible again."""
-        self._polled_at = time.monotonic()
+        is_blind = self._cookie_watch < 0
         self._watch_cookies()
-        tops = self._tops()
+        waiting = list(self._waiting.values()) if is_blind else []
+        tops, before = self._tops(), dict(self._listings)
         for top in tops:
-            if self._watch(top) == -errno.ENOSPC:
-                break  # the limit is still reached: it would be asked in vain for all others
-            self._unwatched = {path for path in self._unwatched if not is_beneath(path, top)}
             self._watch_tree(top)
+        self._forget_gone(p for p, told in before.items() if self._listings.get(p) is told)
+        self._polled_at = time.monotonic()
         # After the watches: what changed before they stood is found by these scans.
-        for top in tops:
+        for top in [b""] if waiting else tops:
             self._sink.tree_changed(top)
+        self._let_go(waiting)
+
+    def _forget_gone(self, missed: Iterable[RelPath]) -> None:
+        """Poll those no more that a walk ``missed`` because they are gone."""
+        for path in [path for path in missed if self._is_gone(path, {})]:
+            self._unwatched.discard(path)
+            self._listings.pop(path, None)
 
     def _tops(self) -> list[RelPath]:
         """Return the unwatched directories that lie beneath no other one."""
-        unwatched = self._unwatched
+        unwatched = frozenset(self._unwatched)  # at once: it may be another thread that asks
         return [path for path in unwatched if not path or not lies_in(parent_of(path), unwatched)]
+
+    def _let_go(self, waiting: Iterable[threading.Event]) -> None:
+        for seen in waiting:
+            seen.set()
 
     def _take_all(self, events: bytes) -> None:
         # Taken apart here: pyinotify gives up on a name that is not UTF-8, and its own map of paths
@@ -326,13 +367,15 @@ class InotifyWatcher:
             self._tell_of_displaced(dict(self._paths), self._watch_tree(b""))
             # After the watches: what changed before they stood is found by this scan.
             self._sink.tree_changed(b"")
-            for seen in list(self._waiting.values()):
-                seen.set()  # a cookie may be among what was dropped, and all is told by this
+            # A cookie may be among what was dropped, and all is told by this.
+            self._let_go(list(self._waiting.values()))
             return
         if event.watch == self._cookie_watch:
             self._tell_of_left()  # it came before, and is waited for
             waiting = self._waiting.get(event.name)
             if waiting is not None:
+                if self._unwatched:
+                    self._poll()  # who waits is told what went, as by events
                 waiting.set()
             return
         directory = self._paths.get(event.watch)
@@ -430,6 +473,10 @@ class InotifyWatcher:
     def _renamed(self, source: RelPath, target: RelPath) -> None:
         """Kernel watches follow a renamed directory: give them its new name."""
         replaced = False
+        moved = {source: target}
+        self._unwatched = {renamed_path(path, moved) for path in self._unwatched}
+        kept = {p: told for p, told in self._listings.items() if not is_beneath(p, target)}
+        self._listings = {renamed_path(path, moved): told for path, told in kept.items()}
         for watch, path in self._paths.items():
             replaced |= path == target
             if is_beneath(path, source):
@@ -457,9 +504,11 @@ class InotifyWatcher:
         """Watch ``top`` and all beneath it, each before it is listed; returns these watches."""
         found: dict[int, RelPath] = {}
         waiting = [top]
+        watch = 0
         while waiting:
             path = waiting.pop()
-            watch = self._watch(path)
+            if watch != -errno.ENOSPC or path not in self._unwatched:  # or it is asked in vain
+                watch = self._watch(path)
             if watch >= 0:
                 found[watch] = self._paths[watch] = path
             if watch >= 0 or path in self._unwatched:
@@ -468,14 +517,33 @@ class InotifyWatcher:
 
     def _directories(self, path: RelPath) -> list[RelPath]:
         local = join(self._root, path) if path else self._root
+        is_polled = path in self._unwatched or path in self._listings
         try:
             with _opened(local, os.O_RDONLY) as fd, os.scandir(fd) as items:
-                names = [i.name for i in items if i.is_dir(follow_symlinks=False)]
+                device, origin = os.fstat(fd).st_dev, None if path else origin_of(fd)
+                names = sorted(
+                    os.fsencode(i.name) + b"/" * i.is_dir(follow_symlinks=False)
+                    for i in items
+                    if is_polled or i.is_dir(follow_symlinks=False)
+                )
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 self._unwatched.add(path)  # nobody knows what is in it: it is looked at again
             return []  # gone or unreadable: the scan tells
-        return [p for p in (join(path, os.fsencode(name)) for name in names) if not is_reserved(p)]
+        if is_polled:
+            self._compare(path, _Listing(device, origin, b"".join(name + b"\0" for name in names)))
+        inner = (join(path, name[:-1]) for name in names if name.endswith(b"/"))
+        return [directory for directory in inner if not is_reserved(directory)]
+
+    def _compare(self, directory: RelPath, listing: _Listing) -> None:
+        """Tell what went from a directory that nobody watched since it was looked at before."""
+        before = self._listings.pop(directory, None)
+        if directory in self._unwatched:
+            self._listings[directory] = listing
+        names = set() if before is None else listing.gone_since(before)
+        gone = {path for path in (join(directory, n) for n in names) if not is_reserved(path)}
+        for path in gone:
+            self._sink.deleted(path)
 
     def _watch(self, path: RelPath) -> int:
         """Return the kernel's number of a watch on the directory ``path``, or minus an errno."""

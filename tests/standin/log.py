@@ -1,4 +1,7 @@
-"""The log of every call on the stand-in's mount, as lines of JSON; off until it is asked for."""
+"""The log of every call on the stand-in's mount, as lines of JSON; off until it is asked for.
+
+Only ``opendir`` and ``releasedir`` are left out, which 18.02 does not have.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ _ARGUMENTS = {
     "chmod": ("mode",),
     "open": ("flags",),
     "fsync": ("datasync",),
+    "fsyncdir": ("datasync",),
     "getxattr": ("name",),
 }
 

@@ -301,6 +301,7 @@ class OneData(mfusepy.Operations):  # type: ignore[misc]  # the library has no t
         self._handles.settle(self._handles[fh], "fsync")
         return 0
 
+    @counted
     def fsyncdir(self, path: str, datasync: int, fh: int) -> int:
         raise OSError(errno.ENOSYS, "no effect")
 
@@ -314,6 +315,7 @@ class OneData(mfusepy.Operations):  # type: ignore[misc]  # the library has no t
     def _release(self, path: str, fh: int) -> int:
         return 0
 
+    @counted
     def statfs(self, path: str) -> dict[str, int]:
         if not self.profile.measures_space:
             return {"f_bsize": 4096, "f_namemax": 255}
