@@ -30,6 +30,8 @@ CREATE TABLE entry (
 ) WITHOUT ROWID
 """
 _PUT = f"INSERT OR REPLACE INTO entry ({_ALL}) VALUES (?,?,?,?,?,?,?,?,?,?)"
+_PUT_FILE = f"INSERT OR REPLACE INTO entry ({_ALL}) VALUES (?,?,'file',?,?,?,?,x'',0,'')"
+"""What nearly all rows are: a third faster than with values that are always the same."""
 _IS = "parent = ? AND name = ?"
 _BENEATH = "(parent = ? OR (parent > ? AND parent < ?))"
 _MOVE = f"""
@@ -41,6 +43,7 @@ _GROUPS = 1 << 64
 """SQLite's numbers are signed, those of groups are not."""
 
 Row = tuple[bytes, bytes, str, int, int, int, str, bytes, int, str]
+FileRow = tuple[bytes, bytes, int, int, int, str]
 
 
 @contextmanager
@@ -68,7 +71,8 @@ class StoredTree(Fold):
     def __init__(self, directory: Path) -> None:
         """Begin with an empty one."""
         self._directory = directory
-        self._waiting: list[Row] = []
+        self._waiting: list[Row | FileRow] = []
+        self._waits_for = _PUT
         self._greatest = (b"", b"")
         path = directory / _NAME
         with self._told(), on_this_machine():
@@ -111,7 +115,7 @@ class StoredTree(Fold):
         if self._waiting:
             rows, self._waiting = self._waiting, []
             with self._told():
-                self._db.executemany(_PUT, rows)
+                self._db.executemany(self._waits_for, rows)
 
     # -- the mapping ---------------------------------------------------------------------------
 
@@ -157,19 +161,25 @@ class StoredTree(Fold):
     def put(self, path: RelPath, entry: Entry) -> None:
         group = entry.group if entry.group < _GROUPS // 2 else entry.group - _GROUPS
         known = (entry.kind.value, entry.size, entry.mtime_ns, entry.mode, entry.digest)
-        self._put((*_place(path), *known, entry.target, group, xattrs_text(entry.xattrs)))
+        row = (*_place(path), *known, entry.target, group, xattrs_text(entry.xattrs))
+        self._put(row, _PUT, is_directory=entry.kind is Kind.DIRECTORY)
 
     def put_file(self, path: RelPath, size: int, mtime_ns: int, mode: int, digest: bytes) -> None:
-        self._put((*_place(path), "file", size, mtime_ns, mode, digest.decode(), b"", 0, ""))
+        above, _, name = path.rpartition(b"/")
+        row = (above, name, size, mtime_ns, mode, digest.decode())
+        self._put(row, _PUT_FILE, is_directory=False)
 
-    def _put(self, row: Row) -> None:
+    def _put(self, row: Row | FileRow, how: str, *, is_directory: bool) -> None:
         # What comes in order, as in a base, is new for certain.
         if row[:2] <= self._greatest:
             path = join(row[0], row[1])
-            if row[2] != Kind.DIRECTORY.value and self._kind(path) is Kind.DIRECTORY:
+            if not is_directory and self._kind(path) is Kind.DIRECTORY:
                 self._remove_beneath(path)
         else:
             self._greatest = row[:2]
+        if how is not self._waits_for:
+            self._write()  # the order counts: one path may come twice
+            self._waits_for = how
         self._waiting.append(row)
         if len(self._waiting) >= _PORTION:
             self._write()
