@@ -27,6 +27,7 @@ from tests.test_steady_load import (
     nothing,
     put,
     rows,
+    without_files,
     write,
 )
 
@@ -44,8 +45,7 @@ def wrong(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def looks(operation: Callable[..., object]) -> Callable[..., object]:
         def looked(replica: FolderReplica, *arguments: object, **more: object) -> object:
             result = operation(replica, *arguments, **more)
-            named = rows(place.store, TWO) | rows(place.store, THREE)
-            found.extend(name for name in named if not (place.store / name).exists())
+            found.extend(without_files(place.store, TWO, THREE))
             return result
 
         return looked

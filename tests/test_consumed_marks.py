@@ -30,6 +30,7 @@ from tests.test_steady_load import (
     nothing,
     put,
     rows,
+    without_files,
     write,
 )
 
@@ -140,8 +141,7 @@ def test_what_is_locked_holds_the_removals_of_what_it_named(
         (work / SECOND).unlink()
 
     def look() -> None:
-        named = rows(place.store, ONE)
-        wrong.update(name for name in named if not (place.store / name).is_file())
+        wrong.update(without_files(place.store, ONE, is_there=Path.is_file))
 
     act_and_look(place, [begin, nothing, busy, nothing], look, at_rest=True)
     assert not wrong

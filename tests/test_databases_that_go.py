@@ -32,7 +32,7 @@ from tests.test_steady_load import (
     execute,
     nothing,
     put,
-    rows,
+    without_files,
 )
 
 __all__ = ["copies"]
@@ -79,8 +79,7 @@ def test_many_runs_that_name_each_other_are_deleted_in_portions(
             shutil.rmtree(work / run)
 
     def look() -> None:
-        named = [name for run in runs for name in rows(place.store, run)]
-        wrong.extend(name for name in named if not (place.store / name).exists())
+        wrong.extend(without_files(place.store, *runs))
 
     act_and_look(place, [begin, nothing, delete, nothing], look, at_rest=True)
     assert wrong == []
@@ -226,8 +225,7 @@ def test_as_browsed_a_database_goes_before_what_it_named(
     def looks(operation: Callable[..., object]) -> Callable[..., object]:
         def looked(replica: FolderReplica, *arguments: object, **more: object) -> object:
             result = operation(replica, *arguments, **more)
-            found = rows(place.store, TWO)
-            wrong.extend(name for name in found if not (place.store / name).exists())
+            wrong.extend(without_files(place.store, TWO))
             return result
 
         return looked

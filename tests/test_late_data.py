@@ -36,6 +36,7 @@ from tests.test_steady_load import (
     nothing,
     put,
     rows,
+    without_files,
     write,
 )
 
@@ -108,7 +109,7 @@ def test_a_row_waits_for_a_new_database_of_a_run_that_waits(place: Place) -> Non
         execute(work, TWO, "INSERT INTO item VALUES (?)", other)
 
     def look() -> None:
-        wrong.extend(n for n in rows(place.store, TWO) if not (place.store / n).exists())
+        wrong.extend(without_files(place.store, TWO))
 
     begin: Act = lambda work: write(work, ONE, *MANY)  # noqa: E731
     act_and_look(place, [begin, nothing, tells, nothing, nothing], look)
@@ -158,7 +159,7 @@ def test_a_row_waits_for_a_rename_in_another_run(place: Place, at_once: bool) ->
         burst(work)
 
     def look() -> None:
-        wrong.extend(n for n in rows(place.store, THREE) if not (place.store / n).exists())
+        wrong.extend(without_files(place.store, THREE))
 
     begin: list[Act] = [lambda work: write(work, TWO, old), *[nothing] * 3]
     acts: list[Act] = [both] if at_once else [renames, burst]

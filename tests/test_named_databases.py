@@ -30,6 +30,7 @@ from tests.test_steady_load import (
     nothing,
     put,
     rows,
+    without_files,
     write,
 )
 
@@ -49,9 +50,8 @@ def looked_for(
     seen: list[str] = []
 
     def look() -> None:
-        found = rows(place.store, run)
-        seen.extend(found)
-        wrong.extend(name for name in found if not is_there(place.store / name))
+        seen.extend(rows(place.store, run))
+        wrong.extend(without_files(place.store, run, is_there=is_there))
 
     return look, wrong, seen
 

@@ -21,6 +21,7 @@ from tests.test_steady_load import (
     nothing,
     put,
     rows,
+    without_files,
 )
 
 __all__ = ["copies"]
@@ -76,10 +77,9 @@ class Linked:
         put(work, f"{THREE}/x{len(self.left)}")
 
     def look(self) -> None:
-        named = rows(self.place.store, TWO) & {LINK, f"{LINK}/old"}
-        is_there = (self.place.store / OLD).is_file()
-        self.seen += bool(named)
-        if named and not is_there:
+        store, names = self.place.store, {LINK, f"{LINK}/old"}
+        self.seen += bool(rows(store, TWO) & names)
+        if names & without_files(store, TWO, is_there=lambda _: (store / OLD).is_file()):
             self.wrong.append(len(self.left))
 
 

@@ -52,8 +52,29 @@ def rows(folder: Path, run: str) -> set[str]:
     database = folder / run / "set.sqlite"
     if not database.exists():
         return set()
-    with closing(sqlite3.connect(f"file:{database}?immutable=1", uri=True)) as opened:
-        return {path for (path,) in opened.execute("SELECT path FROM item")}
+    try:
+        with closing(sqlite3.connect(f"file:{database}?immutable=1", uri=True)) as opened:
+            return {path for (path,) in opened.execute("SELECT path FROM item")}
+    except sqlite3.OperationalError:
+        if database.exists():
+            raise
+        return set()  # it went just now
+
+
+def without_files(
+    folder: Path, *runs: str, is_there: Callable[[Path], bool] = Path.exists
+) -> set[str]:
+    """Return what rows of ``runs`` name in ``folder`` and is not there.
+
+    A database goes beside the batches, and then what it named: perhaps between two of our looks.
+    So what is missing counts where a database names it still.
+    """
+
+    def named() -> set[str]:
+        return set().union(*(rows(folder, run) for run in runs))
+
+    missing = {name for name in named() if not is_there(folder / name)}
+    return missing & named() if missing else missing
 
 
 def put(work: Path, *names: str) -> None:
@@ -109,8 +130,7 @@ def live(place: Place, acts: Sequence[Act], *, at_rest: bool = False) -> set[str
     wrong: set[str] = set()
 
     def look() -> None:
-        named = rows(place.store, ONE) | rows(place.store, TWO)
-        wrong.update(name for name in named if not (place.store / name).is_file())
+        wrong.update(without_files(place.store, ONE, TWO, is_there=Path.is_file))
 
     act_and_look(place, acts, look, at_rest=at_rest)
     return wrong

@@ -14,7 +14,16 @@ import pytest
 
 from onesync.cut import Cuts
 from tests.campaign.life import Place
-from tests.test_steady_load import ONE, TWO, act_and_look, execute, nothing, put, rows
+from tests.test_steady_load import (
+    ONE,
+    TWO,
+    act_and_look,
+    execute,
+    nothing,
+    put,
+    rows,
+    without_files,
+)
 
 THREE = "Runs/000003_Extract"
 FOLDER = f"{ONE}/extra/sub"
@@ -71,10 +80,9 @@ class Turned:
 
     def look(self) -> None:
         store = self.place.store
-        found = rows(store, TWO)
-        if self.turn is not to_link:  # what is a link there is not seen in OneData
-            found |= rows(store, THREE)
-        self.wrong += [name for name in found if not (store / name).is_file()]
+        # What is a link there is not seen in OneData.
+        runs = (TWO,) if self.turn is to_link else (TWO, THREE)
+        self.wrong += without_files(store, *runs, is_there=Path.is_file)
         if (store / MARKER).exists() and not (store / NEW).is_file():
             self.wrong.append(MARKER)
 
