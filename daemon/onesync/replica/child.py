@@ -24,6 +24,8 @@ from onesync.replica.names import EscapedNames
 from onesync.replica.pace import Pace
 
 LENGTH = struct.Struct("!I")
+READY = 0
+"""The number of no call: under it a child says, once, that it has begun to listen."""
 _SMALL = 1 << 16
 """Messages of up to so many bytes are copied once more, to be sent by one call."""
 
@@ -74,6 +76,7 @@ class _Servant:
 
     def serve(self, threads: int) -> None:
         """Answer until the parent goes; what is being done then goes no further either."""
+        self._send((READY, None, None, 0))
         # An executor's module would take an eighth of a child's start to import.
         while (request := receive(self._connection)) is not None:
             number, expected, forgotten, method, arguments = request

@@ -28,7 +28,7 @@ from onesync.core.model import Kind, RelPath, parent_of
 from onesync.core.trouble import judge
 from onesync.errors import LocalError, MountHung, MountNotThere, OnesyncError
 from onesync.local import open_source
-from onesync.replica.child import receive, send
+from onesync.replica.child import READY, receive, send
 from onesync.replica.door import Compared, Copied, Identity, Listed, NameRefused, Ours
 from onesync.replica.flights import Flight, of_this_thread
 from onesync.replica.leased import lease_of_this_thread
@@ -36,9 +36,11 @@ from onesync.replica.pace import shared_place
 from onesync.replica.turns import Turns
 
 _ENDED = "The process that talks to the mount ended; nothing is lost, the call is made again."
-
+_NOT_BEGUN = "The process that talks to the mount did not begin; nothing is lost, another one will."
 
 _REMEMBERED = 1000
+_BEGIN_SECONDS = 30.0
+"""So long a child may take to begin, on a machine that has much to do."""
 _END_SECONDS = 5.0
 _LEASE_SECONDS = 1.0
 """So often a call that changes something, and lasts, is asked for whether it still may."""
@@ -109,6 +111,7 @@ class _Child:
         self._calls: dict[int, _Call] = {}
         self._guard = threading.Lock()
         self._next = 0
+        self._begun = threading.Event()
         self.gone: Exception | None = None
         program = [sys.executable, "-m", "onesync.replica.child"]
         places = [] if limit is None else [limit[0]]
@@ -129,13 +132,15 @@ class _Child:
         self, expected: int | None, method: str, arguments: tuple[Any, ...], patience: float
     ) -> Any:
         number, call = self._register(method)
+        lease = lease_of_this_thread()
+        if not self._begun.is_set():
+            self._begin(call, lease)
         try:
             with self._sending:
                 self._told, forgotten = self._forgotten.since(self._told)
                 send(self._connection, (number, expected, forgotten, method, arguments))
         except OSError as error:
             self.abandon(MountNotThere(f"{_ENDED} ({error})"))
-        lease = lease_of_this_thread()
         while True:
             left = max(0.01, call.advanced + patience - time.monotonic())
             try:
@@ -151,6 +156,13 @@ class _Child:
                             " lost, the call is tried again when the mount answers."
                         )
                     )
+
+    def _begin(self, call: _Call, lease: Callable[[], None] | None) -> None:
+        """Wait until the process has begun: that takes this machine's time, not the mount's."""
+        if not self._begun.wait(_BEGIN_SECONDS):
+            self.abandon(MountNotThere(_NOT_BEGUN))
+        self._end_unless_leased(lease)
+        call.advanced = time.monotonic()
 
     def _end_unless_leased(self, lease: Callable[[], None] | None) -> None:
         """End the process where nothing may be written any more: no call ends sooner than that."""
@@ -169,6 +181,7 @@ class _Child:
         for call in calls:
             if not call.future.done():
                 call.future.set_exception(reason)
+        self._begun.set()  # nobody waits for that any more
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         with suppress(ProcessLookupError):
@@ -215,6 +228,9 @@ class _Child:
         self._connection.close()
 
     def _take(self, number: int, good: bool | None, result: Any, moved: int) -> None:
+        if number == READY:
+            self._begun.set()
+            return
         with self._guard:
             call = self._calls.get(number) if good is None else self._calls.pop(number, None)
         if call is None:
