@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyinotify
 import pytest
 
+from onesync import watcher as watchers
 from onesync.core.model import STATUS_FOLDER
 from onesync.errors import IndexDamaged, StateDirFailed
 from onesync.index import Index, open_index
@@ -196,26 +197,40 @@ def test_what_a_rename_took_along_is_told_when_it_goes(few: tuple[Path, Told, Fe
     assert watcher.drain(SOON)
     (root / "a").rename(root / "was a")
     (root / "d").rename(root / "was d")
-    assert watcher.drain(SOON)
     (root / "was a" / "b" / "c" / "1").unlink()
     (root / "was d" / "e" / "2").unlink()
     assert watcher.drain(SOON)
     assert told.gone >= {b"was a/b/c/1", b"was d/e/2"}
 
 
-def test_what_a_mount_hides_was_not_deleted(few: tuple[Path, Told, FewWatches]) -> None:
+@contextmanager
+def mounted_over(place: Path, *options: str) -> Iterator[None]:
+    subprocess.run(["mount", *options, place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("how", ["another", "bind"])
+def test_what_a_mount_hides_was_not_deleted(
+    few: tuple[Path, Told, FewWatches], tmp_path: Path, how: str
+) -> None:
     root, told, watcher = few
+    other = tmp_path / "other"
+    other.mkdir()
+    options = ["--bind", str(other)] if how == "bind" else ["-t", "tmpfs", "none"]
     for name in ("d/e/1", "a/b/c/2"):
         (root / name).write_bytes(b"1")
     assert watcher.drain(SOON)
     for hidden in ("d/e", "a/b"):
-        subprocess.run(["mount", "-t", "tmpfs", "none", root / hidden], check=True)
-    try:
-        (root / "a" / "b" / "new").write_bytes(b"1")
+        with mounted_over(root / hidden, *options):
+            (root / hidden / "new").write_bytes(b"1")
+            assert watcher.drain(SOON)
         assert watcher.drain(SOON)
-    finally:
-        for hidden in ("d/e", "a/b"):
-            subprocess.run(["umount", root / hidden], check=True)
+        with mounted_over(root / hidden, *options):  # its device may have the same number
+            (root / hidden / "new").unlink(missing_ok=True)
+            assert watcher.drain(SOON)
     assert watcher.drain(SOON)
     assert told.gone == set()
     (root / "d" / "e" / "1").unlink()
@@ -223,20 +238,129 @@ def test_what_a_mount_hides_was_not_deleted(few: tuple[Path, Told, FewWatches]) 
     assert told.gone == {b"d/e/1"}
 
 
-def test_a_root_that_somebody_swapped_tells_no_deletions(tmp_path: Path) -> None:
+@pytest.fixture
+def none(tmp_path: Path) -> Iterator[tuple[Path, Told, FewWatches]]:
+    """A watcher without a watch but that of the cookies, which polls when it is asked."""
     root = tmp_path / "root"
-    (root / "a").mkdir(parents=True)
-    (root / "a" / "1").write_bytes(b"1")
+    for name in ("a/1", "a/2", "b/c/1", "b/c/2"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"1")
     told = Told()
-    watcher = FewWatches(os.fsencode(root), os.fsencode(tmp_path / "cookie"), told, 0.1)
+    watcher = FewWatches(os.fsencode(root), os.fsencode(tmp_path / "cookie"), told, 60.0)
     watcher.most = 0
     watcher.start()
+    yield root, told, watcher
+    watcher.stop()
+
+
+@pytest.mark.parametrize("is_empty", [True, False], ids=["empty", "half"])
+def test_a_root_that_somebody_swapped_tells_no_deletions(
+    none: tuple[Path, Told, FewWatches], tmp_path: Path, *, is_empty: bool
+) -> None:
+    root, told, watcher = none
     root.rename(tmp_path / "aside")
     root.mkdir()
+    if not is_empty:
+        (root / "a").mkdir()
+        (root / "a" / "1").write_bytes(b"1")
+        (root / "b" / "c").mkdir(parents=True)
     assert watcher.drain(SOON)
-    watcher.stop()
-    assert watcher.polled() == 1
+    (tmp_path / "aside" / "b" / "c" / "1").unlink()
+    root.rename(tmp_path / "other")
+    (tmp_path / "aside").rename(root)
+    assert watcher.drain(SOON)
     assert told.gone == set()
+    (root / "a" / "2").unlink()
+    assert watcher.drain(SOON)
+    assert told.gone == {b"a/2"}
+
+
+def test_a_root_that_was_away_is_polled_on(
+    none: tuple[Path, Told, FewWatches], tmp_path: Path
+) -> None:
+    root, told, watcher = none
+    root.rename(tmp_path / "aside")
+    assert watcher.drain(SOON)
+    (tmp_path / "aside").rename(root)
+    told.forget()
+    assert watcher.drain(SOON)
+    assert watcher.polled() == 4
+    assert told.covers(b"a/1")
+
+
+def test_who_drains_lets_all_be_looked_at_once(
+    none: tuple[Path, Told, FewWatches], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, watcher = none
+    assert watcher.drain(SOON)  # the first look is not by the clock any more
+    looks: list[int] = []
+    look = watcher._poll
+
+    def counted() -> None:
+        looks.append(1)
+        look()
+
+    monkeypatch.setattr(watcher, "_poll", counted)
+    for _ in range(20):
+        assert watcher.drain(SOON)
+    assert len(looks) == 20
+
+
+def test_what_goes_while_it_is_looked_at_is_polled_no_more(
+    none: tuple[Path, Told, FewWatches], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _, watcher = none
+    (root / "late").mkdir()
+    watch = watcher._watch
+
+    def goes(path: bytes) -> int:
+        result = watch(path)
+        if path == b"late" and (root / "late").exists():
+            (root / "late").rmdir()
+        return result
+
+    monkeypatch.setattr(watcher, "_watch", goes)
+    for _ in range(2):
+        assert watcher.drain(SOON)
+    assert not (root / "late").exists()
+    assert watcher.polled() == 4
+
+
+def test_events_that_come_during_a_long_look_are_read(
+    few: tuple[Path, Told, FewWatches], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, told, watcher = few
+    monkeypatch.setattr(watchers, "_READ_AFTER", 1)
+    read: list[int] = []
+    directories = watcher._directories
+
+    def slow(path: bytes) -> list[bytes]:
+        if not read:
+            (root / "seen").write_bytes(b"1")  # the root is watched
+        found = directories(path)
+        read.append(len(watcher._untold))
+        return found
+
+    assert watcher.drain(SOON)
+    told.forget()
+    monkeypatch.setattr(watcher, "_directories", slow)
+    assert watcher.drain(SOON)
+    assert any(read)
+    wait_for(lambda: b"seen" in told.paths, told)
+
+
+def test_a_drain_on_a_disk_that_is_read_only_says_so(tmp_path: Path) -> None:
+    root, cookies = tmp_path / "root", tmp_path / "cookie"
+    root.mkdir()
+    cookies.mkdir()
+    told = Told()
+    with mounted_over(cookies, "-t", "tmpfs", "none"):
+        watcher = FewWatches(os.fsencode(root), os.fsencode(cookies), told, 60.0)
+        watcher.start()
+        subprocess.run(["mount", "-o", "remount,ro", cookies], check=True)
+        assert not watcher.drain(SOON)
+        assert watcher._waiting == {}
+        watcher.stop()
 
 
 def test_a_drain_without_any_watch_tells_all(tmp_path: Path) -> None:
@@ -268,6 +392,26 @@ def limited_to(watches: int, node: PrefixedNode) -> None:
         lacks(reason, but_root_has=True)
     limit = f"echo {watches} > /proc/sys/user/max_inotify_watches"
     node.prefix = ("unshare", "-Ur", "sh", "-c", f'{limit}; exec "$@"', "sh")
+
+
+def test_what_a_mount_hides_where_nobody_watches_is_kept(
+    node: PrefixedNode, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    for run in range(3):
+        (node.store / f"{run}").mkdir()
+        for number in range(300):
+            (node.store / f"{run}" / f"{number}").touch()
+    node.configure(guards__unexplained_deletions=10)
+    limited_to(0, node)
+    node.deploy()
+    with mounted_over(node.work / "1", "--bind", str(tmp_path / "other")):
+        assert node.flush() == 3
+        assert node.status()["held_deletions"] == 300
+    assert len(list((node.store / "1").iterdir())) == 300
+    until(lambda: node.flush() == 0, node)
+    assert node.end() == 0, node.log()
+    assert same(node)
 
 
 @pytest.mark.parametrize("watches", [0, 5])

@@ -44,9 +44,14 @@ _BEGIN_WRITING = 2
 """SYNC_FILE_RANGE_WRITE: a page that is on its way to the disk counts as clean."""
 _M_ARENA_MAX = -8
 _EMPTY_PATH = 0x1000
+_DONT_SYNC = 0x4000
+"""AT_STATX_DONT_SYNC: a remote file system is not asked."""
 _BIRTH_TIME = 0x800
 _BIRTH = struct.Struct("=I76xqI")
 """Of struct statx: what was answered, and the birth time."""
+_MOUNT_ID = 0x1000
+_MOUNT = struct.Struct("=I140xQ")
+"""Of struct statx: what was answered, and the mount's id (Linux 5.8)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,20 @@ def sync_directory(path: Path) -> None:
 def origin_of(fd: int) -> Origin:
     """Return which directory ``fd`` is."""
     return Origin(os.fstat(fd).st_ino & _MOST_INODE, _birth_of(fd))
+
+
+def mount_of(fd: int) -> int:
+    """Return the id of the mount that ``fd`` was opened on; costs a mount nothing."""
+    answer = ctypes.create_string_buffer(256)
+    if _statx(fd, b"", _EMPTY_PATH | _DONT_SYNC, _MOUNT_ID, answer) == 0:
+        mask, mount = _MOUNT.unpack_from(answer)
+        if mask & _MOUNT_ID:
+            return int(mount)
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as table:
+        for line in table:
+            if line.startswith(b"mnt_id:"):
+                return int(line.split()[1])
+    raise OSError(errno.ENODEV, "the kernel does not tell the mount")
 
 
 def is_another(source: bytes, stamp: Stamp) -> bool:

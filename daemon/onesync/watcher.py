@@ -17,7 +17,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,7 +31,7 @@ from watchdog.events import (
 )
 from watchdog.observers.polling import PollingObserverVFS
 
-from onesync.beneath import open_plain
+from onesync.beneath import open_beneath, open_plain
 from onesync.core.model import (
     RelPath,
     is_beneath,
@@ -41,7 +41,7 @@ from onesync.core.model import (
     parent_of,
     renamed_path,
 )
-from onesync.local import Origin, origin_of
+from onesync.local import Origin, mount_of, origin_of
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,9 @@ _BURST_BYTES = 1 << 16
 
 _GATHERED_SECONDS = 1.0
 _GATHERED_PARTS = 64
+_READ_AFTER = 100
+"""So many directories are watched or listed before the kernel's queue is read again."""
+
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _DEEPEST = 500
 """Watchdog calls itself for each level that it lists: what lies deeper, the scan tells."""
@@ -132,27 +135,11 @@ class _Event:
 
 
 @dataclass(frozen=True, slots=True)
-class _Listing:
-    """What a directory that nobody watches held when it was looked at.
+class _Own:
+    """The root, opened, while it is the one that was there at the start, and its mount's id."""
 
-    Attributes:
-        device: of the directory: one that is mounted there, or no more, holds other things.
-        origin: of the root alone: another directory that took its place is no evidence.
-        names: sorted, each followed by NUL, those of directories by ``/`` and NUL.
-    """
-
-    device: int
-    origin: Origin | None
-    names: bytes
-
-    def gone_since(self, before: _Listing) -> set[bytes]:
-        """Return the names of ``before`` that somebody must have deleted or moved away."""
-        if before.device != self.device or before.names == self.names:
-            return set()
-        if before.origin and self.origin and not before.origin.is_same(self.origin):
-            return set()
-        gone = set(before.names.split(b"\0")) - set(self.names.split(b"\0"))
-        return {name.rstrip(b"/") for name in gone}
+    fd: int
+    mount: int
 
 
 @contextmanager
@@ -184,7 +171,9 @@ class InotifyWatcher:
         self._rest = rest
         self._ends = False
         self._unwatched: set[RelPath] = set()
-        self._listings: dict[RelPath, _Listing] = {}
+        self._listings: dict[RelPath, bytes] = {}
+        self._origin: Origin | None = None
+        self._own: _Own | None = None
         self._polled_at = 0.0
         self._root = root
         self._cookies = cookies
@@ -195,8 +184,10 @@ class InotifyWatcher:
         self._waiting: dict[bytes, threading.Event] = {}
         self._leaving: dict[int, tuple[RelPath, bool]] = {}
         self._mounted: set[int] = set()
-        self._device = -1
+        self._mount = -1
         self._untold: deque[bytes] = deque()
+        self._more = select.poll()
+        self._more.register(self._manager.get_fd(), select.POLLIN)
         self._wake = os.eventfd(0)
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
@@ -205,7 +196,8 @@ class InotifyWatcher:
         for name in os.listdir(self._cookies):
             os.unlink(join(self._cookies, name))
         self._watch_cookies()
-        self._watch_tree(b"")
+        with self._looking():
+            self._watch_tree(b"")
         self._thread.start()
 
     def _watch_cookies(self) -> None:
@@ -225,8 +217,9 @@ class InotifyWatcher:
         except OSError:
             return False  # such as a full disk: nothing is known to have arrived
         finally:
-            path.unlink(missing_ok=True)
             self._waiting.pop(name, None)
+            with suppress(OSError):
+                path.unlink()
 
     def stop(self) -> None:
         # By a descriptor of its own: a cookie needs room on the disk.
@@ -245,20 +238,19 @@ class InotifyWatcher:
 
     def _run(self) -> None:
         events = self._manager.get_fd()
-        both, wake, more = select.poll(), select.poll(), select.poll()
+        both, wake = select.poll(), select.poll()
         both.register(events, select.POLLIN)
         both.register(self._wake, select.POLLIN)
         wake.register(self._wake, select.POLLIN)
-        more.register(events, select.POLLIN)
         while not self._ends:
-            ready = [fd for fd, _ in both.poll(self._patience())]
+            ready = [fd for fd, _ in both.poll(0 if self._untold else self._patience())]
             if self._wake in ready:
                 os.eventfd_read(self._wake)
-            if events in ready:
-                self._gather(more, wake)
+            if events in ready or self._untold:
+                self._gather(wake)
                 while self._untold and not self._ends:
                     self._take_all(self._untold.popleft())
-                    self._read(more)
+                    self._read()
                 self._tell_of_left()
                 # Each event that finds us waiting wakes us up, at the cost of who caused it: a
                 # writer of small files was 18 % slower.
@@ -268,20 +260,22 @@ class InotifyWatcher:
             if (self._unwatched and is_due) or (self._waiting and self._cookie_watch < 0):
                 self._poll()
 
-    def _gather(self, more: select.poll, wake: select.poll) -> None:
+    def _gather(self, wake: select.poll) -> None:
         """Read what the kernel has, of a burst all until it is over or somebody waits for us.
 
         To take events apart as they come takes a processor's time while their writer needs it.
         """
         until = time.monotonic() + _GATHERED_SECONDS
-        while self._read(more) >= _BURST_BYTES and time.monotonic() < until:
+        while self._read() >= _BURST_BYTES and time.monotonic() < until:
             if wake.poll(1000 * _BURST_REST_SECONDS):
                 break
 
-    def _read(self, more: select.poll) -> int:
+    def _read(self) -> int:
         """Take what the kernel's queue holds, before it is full; returns how many bytes."""
         size, last = 0, _BUFFER_BYTES
-        while last > _BUFFER_BYTES // 2 and len(self._untold) < _GATHERED_PARTS and more.poll(0):
+        while last > _BUFFER_BYTES // 2 and len(self._untold) < _GATHERED_PARTS:
+            if not self._more.poll(0):
+                break
             self._untold.append(os.read(self._manager.get_fd(), _BUFFER_BYTES))
             last = len(self._untold[-1])
             size += last
@@ -299,20 +293,46 @@ class InotifyWatcher:
         self._watch_cookies()
         waiting = list(self._waiting.values()) if is_blind else []
         tops, before = self._tops(), dict(self._listings)
-        for top in tops:
-            self._watch_tree(top)
-        self._forget_gone(p for p, told in before.items() if self._listings.get(p) is told)
+        with self._looking():
+            for top in tops:
+                self._watch_tree(top)
+        self._forget_gone(before)
         self._polled_at = time.monotonic()
         # After the watches: what changed before they stood is found by these scans.
         for top in [b""] if waiting else tops:
             self._sink.tree_changed(top)
         self._let_go(waiting)
 
-    def _forget_gone(self, missed: Iterable[RelPath]) -> None:
-        """Poll those no more that a walk ``missed`` because they are gone."""
-        for path in [path for path in missed if self._is_gone(path, {})]:
-            self._unwatched.discard(path)
-            self._listings.pop(path, None)
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Let what is listed in the block be compared with what was there before.
+
+        Only beneath the root that was there at the start, and on its own mount: what stands in its
+        place, or is mounted over some of it, hides what nobody deleted.
+        """
+        with ExitStack() as held:
+            with suppress(OSError):
+                fd = held.enter_context(_opened(self._root, os.O_RDONLY))
+                origin = origin_of(fd)
+                self._origin = self._origin or origin
+                if self._origin.is_same(origin):
+                    self._own = _Own(fd, mount_of(fd))
+            if self._own is None:
+                self._listings.clear()
+            try:
+                yield
+            finally:
+                self._own = None
+
+    def _forget_gone(self, before: Mapping[RelPath, bytes]) -> None:
+        """Poll no more what is gone; ``before`` are the listings before all of it was listed."""
+        listings = self._listings
+        missed = [path for path in self._unwatched if listings.get(path) is before.get(path)]
+        for path in missed:
+            if path and self._is_gone(path, {}):
+                self._unwatched.discard(path)
+        for path in listings.keys() - self._unwatched:
+            del listings[path]
 
     def _tops(self) -> list[RelPath]:
         """Return the unwatched directories that lie beneath no other one."""
@@ -362,18 +382,20 @@ class InotifyWatcher:
 
     def _take(self, event: _Event) -> None:
         if event.mask & pyinotify.IN_Q_OVERFLOW:
+            held_up = list(self._waiting.values())
             self._sink.overflowed()
             self._tell_of_dead_watches()
-            self._tell_of_displaced(dict(self._paths), self._watch_tree(b""))
+            with self._looking():
+                self._tell_of_displaced(dict(self._paths), self._watch_tree(b""))
             # After the watches: what changed before they stood is found by this scan.
             self._sink.tree_changed(b"")
             # A cookie may be among what was dropped, and all is told by this.
-            self._let_go(list(self._waiting.values()))
+            self._let_go(held_up)
             return
         if event.watch == self._cookie_watch:
             self._tell_of_left()  # it came before, and is waited for
             waiting = self._waiting.get(event.name)
-            if waiting is not None:
+            if waiting is not None and not waiting.is_set():  # a cookie makes two events
                 if self._unwatched:
                     self._poll()  # who waits is told what went, as by events
                 waiting.set()
@@ -473,10 +495,11 @@ class InotifyWatcher:
     def _renamed(self, source: RelPath, target: RelPath) -> None:
         """Kernel watches follow a renamed directory: give them its new name."""
         replaced = False
-        moved = {source: target}
-        self._unwatched = {renamed_path(path, moved) for path in self._unwatched}
-        kept = {p: told for p, told in self._listings.items() if not is_beneath(p, target)}
-        self._listings = {renamed_path(path, moved): told for path, told in kept.items()}
+        if any(path.startswith((source, target)) for path in self._unwatched):
+            moved = {source: target}
+            self._unwatched = {renamed_path(path, moved) for path in self._unwatched}
+            kept = {p: told for p, told in self._listings.items() if not is_beneath(p, target)}
+            self._listings = {renamed_path(path, moved): told for path, told in kept.items()}
         for watch, path in self._paths.items():
             replaced |= path == target
             if is_beneath(path, source):
@@ -504,9 +527,12 @@ class InotifyWatcher:
         """Watch ``top`` and all beneath it, each before it is listed; returns these watches."""
         found: dict[int, RelPath] = {}
         waiting = [top]
-        watch = 0
-        while waiting:
+        watch = count = 0
+        while waiting and not self._ends:
             path = waiting.pop()
+            count += 1
+            if count % _READ_AFTER == 0:
+                self._read()  # meanwhile the kernel's queue must not overflow
             if watch != -errno.ENOSPC or path not in self._unwatched:  # or it is asked in vain
                 watch = self._watch(path)
             if watch >= 0:
@@ -516,43 +542,65 @@ class InotifyWatcher:
         return found
 
     def _directories(self, path: RelPath) -> list[RelPath]:
-        local = join(self._root, path) if path else self._root
-        is_polled = path in self._unwatched or path in self._listings
+        is_told = self._own is not None and (path in self._unwatched or path in self._listings)
         try:
-            with _opened(local, os.O_RDONLY) as fd, os.scandir(fd) as items:
-                device, origin = os.fstat(fd).st_dev, None if path else origin_of(fd)
+            with self._listed(path) as fd, os.scandir(fd) as items:
                 names = sorted(
                     os.fsencode(i.name) + b"/" * i.is_dir(follow_symlinks=False)
                     for i in items
-                    if is_polled or i.is_dir(follow_symlinks=False)
+                    if is_told or i.is_dir(follow_symlinks=False)
                 )
+                if is_told:
+                    self._compare(path, fd, b"".join(name + b"\0" for name in names))
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 self._unwatched.add(path)  # nobody knows what is in it: it is looked at again
             return []  # gone or unreadable: the scan tells
-        if is_polled:
-            self._compare(path, _Listing(device, origin, b"".join(name + b"\0" for name in names)))
         inner = (join(path, name[:-1]) for name in names if name.endswith(b"/"))
         return [directory for directory in inner if not is_reserved(directory)]
 
-    def _compare(self, directory: RelPath, listing: _Listing) -> None:
-        """Tell what went from a directory that nobody watched since it was looked at before."""
-        before = self._listings.pop(directory, None)
+    @contextmanager
+    def _listed(self, path: RelPath) -> Iterator[int]:
+        """Open a directory, to list it; within ``_looking`` beneath the root that was opened."""
+        if self._own is None:
+            with _opened(join(self._root, path) if path else self._root, os.O_RDONLY) as fd:
+                yield fd
+            return
+        fd = open_beneath(self._own.fd, path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _compare(self, directory: RelPath, fd: int, names: bytes) -> None:
+        """Tell what went from a directory that nobody watched since it was looked at before.
+
+        ``names`` are sorted, each followed by NUL, those of directories by ``/`` and NUL.
+        """
+        before = self._listings.pop(directory, names)
+        if self._own is None or mount_of(fd) != self._own.mount:
+            return
         if directory in self._unwatched:
-            self._listings[directory] = listing
-        names = set() if before is None else listing.gone_since(before)
-        gone = {path for path in (join(directory, n) for n in names) if not is_reserved(path)}
-        for path in gone:
-            self._sink.deleted(path)
+            self._listings[directory] = names
+        if before == names:
+            return
+        for name in set(before.split(b"\0")) - set(names.split(b"\0")):
+            path = join(directory, name.rstrip(b"/"))
+            if not is_reserved(path):
+                self._sink.deleted(path)
 
     def _watch(self, path: RelPath) -> int:
         """Return the kernel's number of a watch on the directory ``path``, or minus an errno."""
         try:
             with _opened(join(self._root, path) if path else self._root) as fd:
+                mount = mount_of(fd)
+                if not path:
+                    self._mount = mount
                 watch = self._add(fd)
-                self._note_device(watch, path, os.fstat(fd).st_dev)
+                if mount != self._mount:
+                    self._mounted.add(watch)
         except OSError as error:
-            if error.errno in _GONE:  # the scan tells
+            if error.errno in _GONE and path:  # the scan tells
                 self._unwatched.discard(path)
             elif path not in self._unwatched:
                 if not self._unwatched:
@@ -561,13 +609,6 @@ class InotifyWatcher:
             return -(error.errno or errno.EIO)
         self._unwatched.discard(path)
         return watch
-
-    def _note_device(self, watch: int, path: RelPath, device: int) -> None:
-        """Remember the watches of directories that lie on another file system than the root."""
-        if not path:
-            self._device = device
-        if device != self._device:
-            self._mounted.add(watch)
 
     def _add(self, fd: int) -> int:
         # By descriptor: pyinotify cannot encode every name, and no link is followed on the way.

@@ -40,7 +40,7 @@ _NOT_BEGUN = "The process that talks to the mount did not begin; nothing is lost
 
 _REMEMBERED = 1000
 _BEGIN_SECONDS = 30.0
-"""So long a child may take to begin, on a machine that has much to do."""
+"""So long a child may take to begin, on a machine that has much to do, or as long as a call."""
 _END_SECONDS = 5.0
 _LEASE_SECONDS = 1.0
 """So often a call that changes something, and lasts, is asked for whether it still may."""
@@ -134,7 +134,7 @@ class _Child:
         number, call = self._register(method)
         lease = lease_of_this_thread()
         if not self._begun.is_set():
-            self._begin(call, lease)
+            self._begin(call, max(patience, _BEGIN_SECONDS), lease)
         try:
             with self._sending:
                 self._told, forgotten = self._forgotten.since(self._told)
@@ -157,9 +157,9 @@ class _Child:
                         )
                     )
 
-    def _begin(self, call: _Call, lease: Callable[[], None] | None) -> None:
+    def _begin(self, call: _Call, seconds: float, lease: Callable[[], None] | None) -> None:
         """Wait until the process has begun: that takes this machine's time, not the mount's."""
-        if not self._begun.wait(_BEGIN_SECONDS):
+        if not self._begun.wait(seconds):
             self.abandon(MountNotThere(_NOT_BEGUN))
         self._end_unless_leased(lease)
         call.advanced = time.monotonic()
@@ -201,6 +201,10 @@ class _Child:
     def reaped(self) -> bool:
         """Return whether the process has ended; never blocks."""
         return self._process.poll() is not None
+
+    def has_begun(self) -> bool:
+        """Return whether the process listens: before that nothing is the mount's silence."""
+        return self._begun.is_set()
 
     def calls(self) -> list[_Call]:
         """Return what it has not answered yet."""
@@ -313,7 +317,7 @@ class ChildrenReplica:
     def silent_seconds(self) -> float:
         """Return for how long a call that is under way has not advanced; 0 where there is none."""
         with self._guard:
-            children = list(self._children)
+            children = [child for child in self._children if child.has_begun()]
         advanced = [call.advanced for child in children for call in child.calls()]
         return time.monotonic() - min(advanced) if advanced else 0.0
 

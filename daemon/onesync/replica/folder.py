@@ -21,7 +21,7 @@ from typing import TypeVar
 from onesync.beneath import open_beneath, open_plain, rename_new
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
 from onesync.core.model import Kind, RelPath, is_beneath, join, name_of, parent_of
-from onesync.local import date_stores, on_this_machine, open_source, stamp_of
+from onesync.local import date_stores, mount_of, on_this_machine, open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed, Ours
 from onesync.replica.moment import Moment, moment_of
@@ -121,7 +121,7 @@ class FolderReplica:
         self.walk_anew()
         fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY)
         try:
-            mount = _mount_id(fd)
+            mount = mount_of(fd)
             mount_point, file_system = _mount_of(mount)
             is_mount_root = os.readlink(b"/proc/self/fd/%d" % fd) == mount_point
             return Identity(mount, inode_of(fd), file_system.startswith(b"fuse"), is_mount_root)
@@ -788,7 +788,7 @@ class FolderReplica:
 
     def _open_root(self) -> _HeldDirectory:
         held = _HeldDirectory(os.open(self._root, os.O_PATH | os.O_DIRECTORY))
-        if self._expected is not None and _mount_id(held.fd) != self._expected:
+        if self._expected is not None and mount_of(held.fd) != self._expected:
             raise OSError(errno.ESTALE, "another file system stands there now", self._root)
         return held
 
@@ -965,15 +965,6 @@ def _listed(name: bytes, looked: Looked) -> Listed | None:
 def is_mounted(mount: int) -> bool:
     """Return whether the kernel has a mount of this id; touches no mount."""
     return _mount_of(mount) != (b"", b"")
-
-
-def _mount_id(fd: int) -> int:
-    """Return the id of the mount that ``fd`` was opened on; costs the mount nothing."""
-    with open(f"/proc/self/fdinfo/{fd}", "rb") as table:
-        for line in table:
-            if line.startswith(b"mnt_id:"):
-                return int(line.split()[1])
-    raise OSError(errno.ENODEV, "the kernel does not tell the mount")
 
 
 def _mount_of(mount: int) -> tuple[bytes, bytes]:
