@@ -580,7 +580,7 @@ class Batches:
             self.only_copies.lacking(plan),
             holds,
             seconds=None if everything else self.round_seconds,
-            portion_seconds=None if everything else self._portion_seconds(cut),
+            portion_seconds=None if everything else self._portion_seconds(plan, cut),
         )
         with self._unless_it_fails():
             self.tidying.make_way(plan, holds.outcome.deferred)
@@ -720,8 +720,10 @@ class Batches:
             self.marks.tree_changed(path)
         self.left |= self.only_copies.put_off
 
-    def _portion_seconds(self, cut: Cut) -> float | None:
-        if self._in_vain >= _CUTS_FOR_ALL:
+    def _portion_seconds(self, plan: Plan, cut: Cut) -> float | None:
+        # What becomes another kind of thing goes before the databases: none of these must be held
+        # back then, for what is left to the next batch, as it was when it named that.
+        if self._in_vain >= _CUTS_FOR_ALL or plan.turned():
             return None
         times = 1 << max(0, self._in_vain + 1 - _CUTS_IN_VAIN)
         return times * max(_PORTION_SECONDS, _PORTION_PER_CUT * cut.seconds)

@@ -333,7 +333,7 @@ def test_promises_are_kept(
 
 
 @pytest.mark.parametrize("mode", ["DELETE", "WAL"])
-@pytest.mark.parametrize("seed", [*range(4), 1035])
+@pytest.mark.parametrize("seed", [*range(4), 1030, 1035])
 def test_promises_are_kept_where_things_change_their_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, mode: str
 ) -> None:
