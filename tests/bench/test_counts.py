@@ -31,9 +31,9 @@ def store(mounted: Mounted) -> Path:
 
 @pytest.fixture
 def node(nodes: list[Node]) -> Iterator[Node]:
-    """A node whose heartbeat does not come while calls are counted."""
+    """A node whose heartbeat does not come while calls are counted, nor a batch but by a flush."""
     one, _ = nodes
-    one.configure(mount__io_timeout_seconds=120)
+    one.configure(mount__io_timeout_seconds=120, batch__settle_seconds=60)
     yield one
     if one.running():
         assert one.end() == 0, one.log()
