@@ -73,6 +73,9 @@ _CUTS_FOR_ALL = 12
 """From so many cuts on whose data came in part, and then no more, each batch goes on for twice as
 long as the one before, and the last takes all: if the third did, others might wait for minutes."""
 
+_WHOLE_FILES = 500
+"""More files than that are not waited for at once, whatever becomes another kind of thing."""
+
 _WAITED_SECONDS = 10.0
 """So long the databases of a run wait for a file that changes whenever it is copied."""
 
@@ -721,9 +724,10 @@ class Batches:
         self.left |= self.only_copies.put_off
 
     def _portion_seconds(self, plan: Plan, cut: Cut) -> float | None:
-        # What becomes another kind of thing goes before the databases: none of these must be held
+        # What becomes another kind of thing goes before the databases: none of these should be held
         # back then, for what is left to the next batch, as it was when it named that.
-        if self._in_vain >= _CUTS_FOR_ALL or plan.turned():
+        is_whole = len(plan.files) <= _WHOLE_FILES and bool(plan.turned())
+        if self._in_vain >= _CUTS_FOR_ALL or is_whole:
             return None
         times = 1 << max(0, self._in_vain + 1 - _CUTS_IN_VAIN)
         return times * max(_PORTION_SECONDS, _PORTION_PER_CUT * cut.seconds)
