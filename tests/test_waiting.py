@@ -394,6 +394,6 @@ def test_a_batch_in_which_something_becomes_another_kind_of_thing_leaves_nothing
     batches._in_vain = 0
     was = Known(Entry(Kind.FILE), Stamp(Kind.FILE, 1, 0, 0, 0, 0o644))
     turned = Difference(b"f", was, Stamp(Kind.DIRECTORY, 2, 0, 0, 0, 0o755))
-    few, many = ([Difference(b"%d" % n, None, was.stamp) for n in range(m)] for m in (500, 501))
+    few, many = ([Difference(b"%d" % n, None, was.stamp) for n in range(m)] for m in (100, 101))
     assert batches._portion_seconds(Plan(directories=[turned], files=few), cut) is None
     assert batches._portion_seconds(Plan(directories=[turned], files=many), cut) == 0.5

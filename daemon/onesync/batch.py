@@ -73,7 +73,7 @@ _CUTS_FOR_ALL = 12
 """From so many cuts on whose data came in part, and then no more, each batch goes on for twice as
 long as the one before, and the last takes all: if the third did, others might wait for minutes."""
 
-_WHOLE_FILES = 500
+_WHOLE_FILES = 100
 """More files than that are not waited for at once, whatever becomes another kind of thing."""
 
 _WAITED_SECONDS = 10.0
