@@ -600,8 +600,8 @@ class InotifyWatcher:
                 if mount != self._mount:
                     self._mounted.add(watch)
         except OSError as error:
-            if error.errno in _GONE and path:  # the scan tells
-                self._unwatched.discard(path)
+            if error.errno in _GONE:  # the scan tells; a root that is away may come back
+                self._unwatched -= {path} - {b""}
             elif path not in self._unwatched:
                 if not self._unwatched:
                     self._sink.unwatched(path, error.strerror or "unknown")
