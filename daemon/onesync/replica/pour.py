@@ -305,11 +305,13 @@ def _flush(target: int) -> None:
 
 def _write_sparse(target: int, chunk: bytes, offset: int) -> bool:
     """Write one chunk without its runs of zeros; returns whether it ends with a hole."""
-    if _PIECE_OF_ZEROS not in chunk:
+    starts = range(0, len(chunk), len(_PIECE_OF_ZEROS))
+    # A comparison ends with the first byte that differs; a search would read and prepare more.
+    if not any(chunk.startswith(_PIECE_OF_ZEROS, start) for start in starts):
         inplace.write_at(target, chunk, offset)
         return False
     hole = False
-    for start in range(0, len(chunk), len(_PIECE_OF_ZEROS)):
+    for start in starts:
         piece = chunk[start : start + len(_PIECE_OF_ZEROS)]
         hole = piece == _PIECE_OF_ZEROS[: len(piece)]
         if not hole:
