@@ -106,3 +106,38 @@ def test_stops_while_the_lock_is_taken_again_keep_the_deployment(one: Node, stor
         assert "goes on with the next start on this node" in one.log()
         assert is_locked(store)
     goes_on(one, store)
+
+
+def test_an_only_copy_outlives_the_loss_of_the_index_under_its_old_name(
+    one: Node, store: Path
+) -> None:
+    (one.work / "file").rename(one.work / "moved")
+    (one.work / "file").write_bytes(b"another one")
+    (store / "moved").mkdir()
+    (store / "moved" / "theirs").touch()
+    one.deploy()
+    assert one.flush() != 0
+    assert (store / "unsent").read_bytes() == b"precious"
+    assert (store / "file").read_bytes() == b"old", "no other node can have it any more"
+    (store / "moved" / "theirs").unlink()
+    (store / "moved").rmdir()
+    assert one.flush() == 0, one.log()
+    assert (store / "moved").read_bytes() == b"old"
+    assert (store / "file").read_bytes() == b"another one"
+    assert one.end() == 0, one.log()
+
+
+def test_files_that_changed_their_names_in_turn_are_known_again(one: Node, store: Path) -> None:
+    one.deploy()
+    for name in ("a", "b", "c"):
+        (one.work / name).write_bytes(name.encode() * 1000)
+    assert one.flush() == 0, one.log()
+    one.end(signal.SIGKILL)
+    for path in (one.home / "state").glob("index.sqlite*"):
+        path.unlink()
+    for source, target in (("a", "t"), ("b", "a"), ("c", "b"), ("t", "c")):
+        (one.work / source).rename(one.work / target)
+    one.deploy()
+    assert one.flush() == 0, one.log()
+    assert [(store / name).read_bytes()[:1] for name in ("a", "b", "c")] == [b"b", b"c", b"a"]
+    assert one.end() == 0, one.log()

@@ -2,7 +2,8 @@
 
 What is equal, or came damaged, is known again and never sent; what differs was not pushed yet and
 is dirty; what only the manifest has stays in OneData, for that it is not here is no evidence that
-anybody deleted it.
+anybody deleted it. Where a file differs whose old content has another name here it was renamed:
+OneData may have that nowhere else, and what took its name must not replace it before it has come.
 Engine's thread, working with the pool's.
 """
 
@@ -31,7 +32,8 @@ class Rebuilt:
     """What is known again.
 
     Attributes:
-        rows: (path, entry, stamp) of everything in the manifest.
+        rows: (path, entry, stamp) of everything in the manifest; a file that was renamed, and whose
+            name something else took, has the stamp of what it is now.
         blocks: digests of the blocks of large files that are equal.
         absent: what the manifest has and the working copy has not.
     """
@@ -74,9 +76,37 @@ def rebuild(
             if blocks is not None:
                 rebuilt.blocks[entry.digest] = blocks
             advanced(number, count)
+        _know_renamed(top, rebuilt, found, tree)
     finally:
         os.close(top)
     return rebuilt
+
+
+def _know_renamed(
+    top: int,
+    rebuilt: Rebuilt,
+    found: Mapping[RelPath, Stamp | None],
+    tree: Mapping[RelPath, Entry],
+) -> None:
+    """Give the rows of files that differ the stamps of those here that have their contents."""
+    differing = {path for path, _, stamp in rebuilt.rows if stamp != found.get(path)}
+    others: dict[tuple[int, int, int], list[tuple[RelPath, Stamp]]] = {}
+    for path, seen in found.items():
+        is_other = path in differing or path not in tree
+        if is_other and seen is not None and seen.kind is Kind.FILE and seen.size:
+            others.setdefault((seen.mtime_ns, seen.mode, seen.size), []).append((path, seen))
+    for number, (path, entry, stamp) in enumerate(rebuilt.rows):
+        if stamp != lost_stamp(Kind.FILE):
+            continue
+        alike = others.get((entry.mtime_ns, entry.mode, entry.size), [])
+        for other in alike:
+            known, blocks = _compare(top, other[0], entry, other[1], is_damaged=False)
+            if known == other[1]:
+                rebuilt.rows[number] = (path, entry, known)
+                if blocks is not None:
+                    rebuilt.blocks[entry.digest] = blocks
+                alike.remove(other)  # one file of several that are alike is one of them
+                break
 
 
 def _compare(
