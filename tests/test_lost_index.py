@@ -125,19 +125,3 @@ def test_an_only_copy_outlives_the_loss_of_the_index_under_its_old_name(
     assert (store / "moved").read_bytes() == b"old"
     assert (store / "file").read_bytes() == b"another one"
     assert one.end() == 0, one.log()
-
-
-def test_files_that_changed_their_names_in_turn_are_known_again(one: Node, store: Path) -> None:
-    one.deploy()
-    for name in ("a", "b", "c"):
-        (one.work / name).write_bytes(name.encode() * 1000)
-    assert one.flush() == 0, one.log()
-    one.end(signal.SIGKILL)
-    for path in (one.home / "state").glob("index.sqlite*"):
-        path.unlink()
-    for source, target in (("a", "t"), ("b", "a"), ("c", "b"), ("t", "c")):
-        (one.work / source).rename(one.work / target)
-    one.deploy()
-    assert one.flush() == 0, one.log()
-    assert [(store / name).read_bytes()[:1] for name in ("a", "b", "c")] == [b"b", b"c", b"a"]
-    assert one.end() == 0, one.log()

@@ -51,8 +51,9 @@ def rebuild(
     advanced: Callable[[int, int], None],
     damaged: AbstractSet[RelPath] = frozenset(),
 ) -> Rebuilt:
-    """Compare what stands at ``root`` with the manifest's ``tree``; reads every equal file once.
+    """Compare what stands at ``root`` with the manifest's ``tree``.
 
+    Every equal file is read once, and each that may be one of those that differ, renamed.
     ``scanner`` is that of an empty index; ``advanced`` is told entries done and in all, and may
     raise to give up. ``damaged`` are files that may have come with other bytes than the manifest's.
     """
