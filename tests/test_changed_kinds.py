@@ -484,3 +484,86 @@ def test_what_is_renamed_into_what_waits_stands_somewhere_meanwhile(
     assert lost == []
     assert (place.store / new).exists()
     assert not (place.store / old).exists()
+
+
+def held_back_first(work: Path, run: str, kind: str) -> None:
+    """Let another kind of thing stand there, and rows name what holds their database back."""
+    forget(work, run, named(kind))
+    change(work, kind)
+    execute(work, run, "INSERT INTO item VALUES (?)", CHANGING)
+    put(work, CHANGING)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("run", [TWO, ONE, PROJECT])
+def test_what_a_database_names_that_waits_from_now_on_stays(
+    place: Place, monkeypatch: pytest.MonkeyPatch, run: str, kind: str
+) -> None:
+    look, wrong, seen = looked_for(place, run)
+    left = changing(monkeypatch, CHANGING)
+
+    def first(work: Path) -> None:
+        execute(work, run, "INSERT INTO item VALUES (?)", begin(work, kind), ALWAYS)
+
+    def changes(work: Path) -> None:
+        held_back_first(work, run, kind)
+
+    act_and_look(place, [first, nothing, nothing, changes, *[nothing] * 8], look)
+    assert left == [0]
+    assert CHANGING in seen
+    assert wrong == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_database_names_that_a_flush_holds_back_stays(
+    place: Place, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    look, wrong, seen = looked_for(place, ONE)
+    left = changing(monkeypatch, CHANGING)
+
+    def first(work: Path) -> None:
+        execute(work, ONE, "INSERT INTO item VALUES (?)", begin(work, kind), ALWAYS)
+
+    def changes(work: Path) -> None:
+        held_back_first(work, ONE, kind)
+        life.engine.stop()
+
+    acts: list[Callable[[Path], None]] = [first, nothing, nothing, changes]
+
+    def act(_: object = None) -> None:
+        look()
+        if acts:
+            acts.pop(0)(place.work)
+
+    life = Life(place, [act] * len(acts))
+    life.told_commit = act
+    life.live()
+    look()
+    assert life.end is Exit.CLEAN, life.error
+    assert left == [0]
+    assert CHANGING in seen
+    assert wrong == []
+
+
+@in_portions
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("run", [ONE, PROJECT])
+def test_what_a_database_names_stays_that_waits_for_many_files(
+    place: Place, run: str, kind: str
+) -> None:
+    """They are too many for one batch."""
+    look, wrong, seen = looked_for(place, run)
+    many = [f"{ONE}/extra/many_{number}" for number in range(110)]
+
+    def first(work: Path) -> None:
+        execute(work, run, "INSERT INTO item VALUES (?)", begin(work, kind), ALWAYS)
+
+    def changes(work: Path) -> None:
+        forget(work, run, named(kind))
+        change(work, kind)
+        put(work, *many)
+        execute(work, run, "INSERT INTO item VALUES (?)", *many)
+
+    act_and_look(place, [first, nothing, nothing, changes, *[nothing] * 20], look)
+    assert set(many) <= set(seen)
+    assert wrong == []

@@ -128,7 +128,9 @@ def test_what_somebody_commits_to_it_is_the_new_version(two: Node) -> None:
     assert two.flush() == 0, two.log()
     assert kinds(two) == []
     assert "replica" not in two.command("verify", "--content").stdout
-    with closing(sqlite3.connect(f"file:{two.store}/set.sqlite?immutable=1", uri=True)) as db:
+    with closing(
+        sqlite3.connect(f"file:{two.store}/set.sqlite?mode=ro&immutable=1", uri=True)
+    ) as db:
         assert db.execute("SELECT count(*) FROM t WHERE v = 'mended'").fetchone() == (500,)
     assert two.end() == 0, two.log()
 

@@ -189,7 +189,9 @@ def test_a_dead_writers_transaction_is_rolled_back_before_it_is_taken(node: Node
     subprocess.run([sys.executable, "-c", script, path], check=False)
     assert path.with_name("project.sqlite-journal").exists(), "the journal is hot"
     assert node.flush() == 0, node.log()
-    with closing(sqlite3.connect(f"file:{node.store}/project.sqlite?immutable=1", uri=True)) as db:
+    with closing(
+        sqlite3.connect(f"file:{node.store}/project.sqlite?mode=ro&immutable=1", uri=True)
+    ) as db:
         assert db.execute("SELECT max(id) FROM Steps").fetchone() == (999,)
     assert not (node.store / "project.sqlite-journal").exists()
 

@@ -64,7 +64,7 @@ def sidecars(path: Path) -> list[Path]:
 
 def look(path: Path, *, alone: bool = False) -> tuple[object, ...]:
     """Return what a program finds in a database; ``alone`` without what lies beside it."""
-    uri = f"file:{path}" + ("?immutable=1" if alone else "")
+    uri = f"file:{path}" + ("?mode=ro&immutable=1" if alone else "")
     with closing(sqlite3.connect(uri, uri=True)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         query = "SELECT count(*), sum(v LIKE 'x%'), sum(v = 'committed') FROM t"

@@ -30,7 +30,7 @@ def lacking(place: Place) -> set[tuple[str, str]]:
     for database in place.store.rglob("*.sqlite"):
         if ".onesync~" in str(database):
             continue
-        with closing(sqlite3.connect(f"file:{database}?immutable=1", uri=True)) as opened:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro&immutable=1", uri=True)) as opened:
             named = [path for (path,) in opened.execute("SELECT path FROM item") if "/" in path]
         for path in named:
             real = Path(os.path.realpath(place.work / path)).relative_to(place.work.resolve())

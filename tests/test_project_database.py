@@ -57,7 +57,7 @@ def named(folder: Path) -> set[str]:
     found = folder / "project.sqlite"
     if not found.exists():
         return set()
-    with closing(sqlite3.connect(f"file:{found}?immutable=1", uri=True)) as opened:
+    with closing(sqlite3.connect(f"file:{found}?mode=ro&immutable=1", uri=True)) as opened:
         return {path for (path,) in opened.execute("SELECT path FROM item")}
 
 

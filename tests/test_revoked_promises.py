@@ -47,7 +47,9 @@ def promised(folder: Path) -> bool:
 def has_row(folder: Path) -> bool:
     if not (folder / DATABASE).exists():
         return False
-    with closing(sqlite3.connect(f"file:{folder / DATABASE}?immutable=1", uri=True)) as database:
+    with closing(
+        sqlite3.connect(f"file:{folder / DATABASE}?mode=ro&immutable=1", uri=True)
+    ) as database:
         return bool(database.execute("SELECT path FROM item").fetchall())
 
 

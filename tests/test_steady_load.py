@@ -53,7 +53,7 @@ def rows(folder: Path, run: str) -> set[str]:
     if not database.exists():
         return set()
     try:
-        with closing(sqlite3.connect(f"file:{database}?immutable=1", uri=True)) as opened:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro&immutable=1", uri=True)) as opened:
             return {path for (path,) in opened.execute("SELECT path FROM item")}
     except sqlite3.OperationalError:
         if database.exists():

@@ -16,7 +16,6 @@ import pytest
 from onesync import holds, local, planning, push, transfer
 from onesync.batch import Batches
 from onesync.core.dirty import Due
-from onesync.core.model import Entry, Kind, Known, Stamp
 from onesync.core.plan import Difference, Plan
 from onesync.cut import Cut
 from onesync.errors import Exit
@@ -49,7 +48,9 @@ def rows(folder: Path) -> dict[str, int]:
     """Return what the database in ``folder`` names; nothing where it is not there."""
     if not (folder / DATABASE).exists():
         return {}
-    with closing(sqlite3.connect(f"file:{folder / DATABASE}?immutable=1", uri=True)) as database:
+    with closing(
+        sqlite3.connect(f"file:{folder / DATABASE}?mode=ro&immutable=1", uri=True)
+    ) as database:
         found = database.execute("SELECT path, version FROM item").fetchall()
         return {path.removeprefix(f"{EXTRA}/"): version for path, version in found}
 
@@ -383,17 +384,5 @@ def test_cuts_in_vain_make_a_batch_longer_until_one_takes_all() -> None:
     seconds = []
     for number in (0, 2, 3, 4, 11, 12):
         batches._in_vain = number
-        seconds.append(batches._portion_seconds(Plan(), cut))
+        seconds.append(batches._portion_seconds(cut))
     assert seconds == [0.5, 0.5, 1.0, 2.0, 256.0, None]
-
-
-def test_a_batch_in_which_something_becomes_another_kind_of_thing_leaves_nothing() -> None:
-    """Else a database might stay behind, held back for what is left, and name what went."""
-    cut = Cut({}, Due(frozenset(), frozenset(), (), ()))
-    batches = object.__new__(Batches)
-    batches._in_vain = 0
-    was = Known(Entry(Kind.FILE), Stamp(Kind.FILE, 1, 0, 0, 0, 0o644))
-    turned = Difference(b"f", was, Stamp(Kind.DIRECTORY, 2, 0, 0, 0, 0o755))
-    few, many = ([Difference(b"%d" % n, None, was.stamp) for n in range(m)] for m in (100, 101))
-    assert batches._portion_seconds(Plan(directories=[turned], files=few), cut) is None
-    assert batches._portion_seconds(Plan(directories=[turned], files=many), cut) == 0.5

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from onesync.core.model import RelPath
 from onesync.errors import Exit
+from onesync.leftovers import Leftovers
 from onesync.settings import PushSettings, Settings
 from tests.campaign.life import Life, Place
 from tests.test_changed_kinds import (
@@ -275,9 +278,19 @@ def test_a_link_leads_to_what_turned(place: Place, copies: Copies) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("what", ["run", "database"])
-def test_what_a_database_that_is_deleted_names_stays(place: Place, what: str) -> None:
+@pytest.mark.parametrize("what", ["run", "database", "slow database"])
+def test_what_a_database_that_is_deleted_names_stays(
+    place: Place, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     look, wrong, seen = looked_for(place, TWO)
+    unlink = Leftovers._unlink
+
+    def slowly(leftovers: Leftovers, paths: list[RelPath]) -> None:
+        time.sleep(0.5)
+        unlink(leftovers, paths)
+
+    if what == "slow database":
+        monkeypatch.setattr(Leftovers, "_unlink", slowly)
 
     def first(work: Path) -> None:
         put(work, OLD, f"{ONE}/a", f"{THREE}/a", f"{TWO}/a")

@@ -73,9 +73,6 @@ _CUTS_FOR_ALL = 12
 """From so many cuts on whose data came in part, and then no more, each batch goes on for twice as
 long as the one before, and the last takes all: if the third did, others might wait for minutes."""
 
-_WHOLE_FILES = 100
-"""More files than that are not waited for at once, whatever becomes another kind of thing."""
-
 _WAITED_SECONDS = 10.0
 """So long the databases of a run wait for a file that changes whenever it is copied."""
 
@@ -560,6 +557,7 @@ class Batches:
             failing=self.planning.failing(),
             links=partial(self.planning.links, plan),
             named_by=self.planning.named,
+            named_before=partial(self.planning.named_before, plan),
             databases_at=partial(self.planning.databases_at, cut),
             absent=self.planning.absent(cut, plan) - self.only_copies.named,
             impatient=self.planning.impatient(),
@@ -583,7 +581,7 @@ class Batches:
             self.only_copies.lacking(plan),
             holds,
             seconds=None if everything else self.round_seconds,
-            portion_seconds=None if everything else self._portion_seconds(plan, cut),
+            portion_seconds=None if everything else self._portion_seconds(cut),
         )
         with self._unless_it_fails():
             self.tidying.make_way(plan, holds.outcome.deferred)
@@ -612,6 +610,7 @@ class Batches:
     def _push_and_commit(self, push: Push, plan: Plan, cut: Cut, pins: Pins) -> bool:
         began = time.monotonic()
         outcome = self._carry_out(push, plan, cut, pins)
+        plan = self.only_copies.leave(plan, push.stayed)
         committed = (
             bool(outcome.changes)
             or push.leftovers.begins_travel()
@@ -638,7 +637,6 @@ class Batches:
         self._half_done = False
         self.planning.see_published(plan, cut, outcome)
         self.planning.waited_for_absent(push.after_absent())
-        self.planning.see_held(plan, outcome.held - push.after_put_off())
         self._keep(cut, plan, push)
         self._is_behind = bool(outcome.deferred) or self._waiting is not None
         self._log(plan, outcome, cut.seconds, time.monotonic() - began)
@@ -723,11 +721,8 @@ class Batches:
             self.marks.tree_changed(path)
         self.left |= self.only_copies.put_off
 
-    def _portion_seconds(self, plan: Plan, cut: Cut) -> float | None:
-        # What becomes another kind of thing goes before the databases: none of these should be held
-        # back then, for what is left to the next batch, as it was when it named that.
-        is_whole = len(plan.files) <= _WHOLE_FILES and bool(plan.turned())
-        if self._in_vain >= _CUTS_FOR_ALL or is_whole:
+    def _portion_seconds(self, cut: Cut) -> float | None:
+        if self._in_vain >= _CUTS_FOR_ALL:
             return None
         times = 1 << max(0, self._in_vain + 1 - _CUTS_IN_VAIN)
         return times * max(_PORTION_SECONDS, _PORTION_PER_CUT * cut.seconds)

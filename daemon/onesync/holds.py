@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from onesync.core.model import Kind, RelPath, is_beneath, is_unconfirmed, lies_in
 from onesync.core.ordering import PublishOrder, is_in_scope, run_of, scope_of, scopes_of
-from onesync.core.plan import Difference, Named, Plan, staying
+from onesync.core.plan import Difference, Named, Plan, second_halves, staying
 from onesync.mentions import by_run, leading, linked, mentioned, runs_leading
 from onesync.outcome import Outcome
 
@@ -88,6 +88,7 @@ class Holds:
         failing: AbstractSet[RelPath],
         links: Callable[[], Iterable[tuple[RelPath, bytes]]],
         named_by: Named,
+        named_before: Callable[[AbstractSet[RelPath], AbstractSet[RelPath]], AbstractSet[RelPath]],
         databases_at: Callable[[AbstractSet[RelPath]], Iterable[RelPath]],
         absent: AbstractSet[RelPath],
         impatient: AbstractSet[RelPath],
@@ -103,6 +104,8 @@ class Holds:
             failing: runs with data that cannot come.
             links: returns path and target of every link that rows may name.
             named_by: returns which of some runs the rows of databases in OneData may name.
+            named_before: returns which of what turned into another kind of thing the rows of some
+                databases in OneData may name.
             databases_at: returns the databases that OneData may have at and beneath some paths.
             absent: new databases that the cut left out; who may name them is taken anew.
             impatient: databases that waited long enough for such ones.
@@ -115,13 +118,14 @@ class Holds:
         self._failing = set(failing)
         self._links = links
         self._named_by = named_by
+        self._named_before = named_before
         self._databases_at = databases_at
         self._absent = absent
         self._impatient = impatient
         self._order = order
         self.after_absent: set[RelPath] = set()
         self._put_off: set[RelPath] = set()
-        self._after_put_off: set[RelPath] = set()
+        self._is_staying = False
         self._new: set[RelPath] = set()
         self._stands_at: Mapping[RelPath, RelPath] = {}
         self._for_fresh = _Lack()
@@ -232,27 +236,37 @@ class Holds:
         self.outcome.is_late = bool(needed)
         if fresh:
             self._find_late_fresh(fresh)
-        # Those that waited are older than what is absent now.
-        self._find_after_absent(snapshots if self._named is None else fresh)
-
-    def _find_after_absent(self, snapshots: Mapping[RelPath, bytes]) -> None:
-        """Let those wait that may name what is absent, or put off."""
-        absent = self._who_waits_for(self._absent, snapshots)
-        put_off = self._who_waits_for(self._put_off, snapshots)
-        self._after_put_off = put_off - absent - self._late
-        self.after_absent = absent | put_off
+        self.after_absent = self._who_waits_for(self._absent | self._put_off) - self._impatient
         self._late |= self.after_absent
 
-    def _who_waits_for(
-        self, paths: AbstractSet[RelPath], snapshots: Mapping[RelPath, bytes]
-    ) -> set[RelPath]:
+    def _who_waits_for(self, paths: AbstractSet[RelPath]) -> set[RelPath]:
+        """Return the databases that may name what is absent; not those that waited before it was.
+
+        These are older.
+        """
         if not paths:
             return set()
-        return self._who_names(snapshots, self._with_links(paths)).keys() - self._impatient
+        return set(self._who_names(self._for_fresh.snapshots, self._with_links(paths)))
 
-    def after_put_off(self) -> set[RelPath]:
-        """Return the databases that wait for what was put off, and for nothing else."""
-        return self._after_put_off - self._held(self._for_fresh) - self._held(self._for_old)
+    def named_as_before(self, plan: Plan, turned: AbstractSet[RelPath]) -> AbstractSet[RelPath]:
+        """Return what of ``turned`` rows may name that this batch does not replace, by now."""
+        snapshots = {**self._for_old.snapshots, **self._for_fresh.snapshots}
+        held = {path for path in snapshots if self.is_held(path, is_database=True)}
+        held.update(self._databases_at(self.waiting(plan)))
+        return self._named_before(held, turned) if held and turned else frozenset()
+
+    def stay(self, beneath: Iterable[RelPath]) -> None:
+        """Hold back all that waits for what lies ``beneath`` things that stay as they were.
+
+        However long that takes: those that name them have to come first.
+        """
+        paths = set(beneath)
+        for path in paths:
+            self.take_up(path)
+            self.put_off(path)
+        self._is_staying = True
+        self.after_absent |= self._who_waits_for(paths)
+        self._late |= self.after_absent
 
     def _with_links(self, paths: AbstractSet[RelPath]) -> AbstractSet[RelPath]:
         """Return ``paths`` with the links that lead there, and the runs of such links."""
@@ -403,6 +417,8 @@ class Holds:
         the fresh ones: where snapshots waited, removals and renames are older than those, and than
         what OneData has of the others.
         """
+        if self._is_staying:
+            return second_halves(plan)  # what goes may be all that there is of what waits
         state = self._for_old.state()
         if self._waits is None or self._waits[0] != state:
             self._waits = state, self._find_waiting(plan)

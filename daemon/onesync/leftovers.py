@@ -90,6 +90,8 @@ class Leftovers:
         leaving = self.leaving()
         tops = plan.touched_directories()
         needed = plan.paths() - left
+        if plan.turned() and not all(map(self._is_data, leaving)):
+            return True  # rows of a database that still goes may name what turned
         return not leaving.isdisjoint(needed) or any(lies_in(path, tops) for path in leaving)
 
     def tidy(self) -> bool:

@@ -154,11 +154,19 @@ class OnlyCopies:
         moves = chain(((m.source, m.target) for m in plan.moves), plan.awaited_moves)
         put_off = {top for source, _ in moves if (top := _top_of(source, changed))}
         put_off |= {top for top in changed if self._holds_any(top, new)}
-        self.put_off = put_off | named
-        coming = [d for d in chain(plan.files, plan.links) if lies_in(d.path, self.put_off)]
-        self.beneath = {d.path: d.seen.inode for d in coming if d.seen is not None}
+        self.put_off, self.beneath = frozenset(), {}
+        plan = self.leave(plan, put_off | named)
         self.named = {path for path in self.beneath if lies_in(path, named)}
-        return _without(plan, self.put_off)
+        return plan
+
+    def leave(self, plan: Plan, tops: AbstractSet[RelPath]) -> Plan:
+        """Return ``plan`` without what is there at and beneath ``tops``, which are put off, too."""
+        if not tops:
+            return plan
+        coming = (d for d in chain(plan.files, plan.links) if lies_in(d.path, tops))
+        new = {d.path: d.seen.inode for d in coming if d.seen is not None}
+        self.put_off, self.beneath = self.put_off | tops, {**self.beneath, **new}
+        return _without(plan, tops)
 
     def late_now(self) -> dict[int, RelPath]:
         """Return ``late`` with what the last plan puts off, and what was waited for and is due."""

@@ -104,7 +104,6 @@ class Planning:
     project_wait: ProjectWait = field(default_factory=ProjectWait)
     turning: Turning = field(default_factory=lambda: Turning(_ABSENT_SECONDS))
     taken: set[RelPath] = field(default_factory=set)
-    _held: AbstractSet[RelPath] = frozenset()
     _mentions: Published = field(default_factory=Published)
     _renaming: set[RelPath] = field(default_factory=set)
     _behind: set[RelPath] = field(default_factory=set)
@@ -245,22 +244,29 @@ class Planning:
     ) -> AbstractSet[RelPath]:
         """Return what turned into another kind of thing and is named by rows that do not come now.
 
-        Those are rows of the databases that the cut left out, of those that were held back before
-        or are to go with a later batch, and of snapshots that wait: these are older. So are all
-        than what turned while they were taken.
+        Those are rows of the databases that the cut, or the plan, left out, of those that are to go
+        with a later batch, and of snapshots that wait: these are older. So are all than what turned
+        while they were taken. Whether others are held back the push finds out.
         """
         turned = plan.turned()
         if not turned:
             return self.turning.stay(turned, time.monotonic())
-        left = cut.deferred | self._held | (set() if waiting is None else waiting.frozen.keys())
-        late = self._in_onedata(plan, left & self.cuts.marks.databases)
-        late |= set(promises.databases(plan.awaited_removals | self._gone_databases(cut)))
-        links = list(self.links(plan))
-        by_run = {run: self._may_any_name(late, run, links) for run in set(map(scope_of, turned))}
-        named = {p for p in turned if p in cut.turned or by_run[scope_of(p)]}
+        brought = {plan.stands_at.get(d.path, d.path) for d in plan.files}
+        left = (cut.deferred | (cut.frozen.keys() - brought)) & self.cuts.marks.databases
+        going = promises.databases(plan.awaited_removals | self._gone_databases(cut))
+        named = (turned & cut.turned) | self.named_before(plan, left.union(going), turned)
         stay = self.turning.stay(named, time.monotonic())
         # Their wait ends by itself.
-        return stay if waiting is None else stay | waiting.named_of(turned, links)
+        return stay if waiting is None else stay | waiting.named_of(turned, list(self.links(plan)))
+
+    def named_before(
+        self, plan: Plan, databases: AbstractSet[RelPath], turned: AbstractSet[RelPath]
+    ) -> set[RelPath]:
+        """Return what of ``turned`` rows of ``databases`` may name as OneData has them."""
+        links = list(self.links(plan))
+        late = self._in_onedata(plan, databases)
+        by_run = {run: self._may_any_name(late, run, links) for run in set(map(scope_of, turned))}
+        return {path for path in turned if by_run[scope_of(path)]}
 
     def _gone_databases(self, cut: Cut) -> set[RelPath]:
         gone = (path for path, difference in cut.found.items() if difference.seen is None)
@@ -436,10 +442,6 @@ class Planning:
         now = time.monotonic()
         for path in databases:
             self._after_absent.setdefault(path, now)
-
-    def see_held(self, plan: Plan, held: AbstractSet[RelPath]) -> None:
-        """Remember what was ``held`` back (as ``plan`` calls it), and not for what was put off."""
-        self._held = {plan.stands_at.get(path, path) for path in held}
 
     def _lacks_file(self, path: RelPath) -> bool:
         entry = self.committed(path)

@@ -37,7 +37,7 @@ from onesync.core.model import (
     show,
 )
 from onesync.core.ordering import DATA, SIDECARS, PublishOrder, spread
-from onesync.core.plan import Difference, Plan
+from onesync.core.plan import Difference, Plan, only_beneath, without_beneath
 from onesync.core.trouble import Reaction, is_missing, judge
 from onesync.errors import LocalError, NotArrived, OnesyncError
 from onesync.holds import Holds
@@ -100,7 +100,13 @@ class _Ready:
 
 
 class Push:
-    """One batch on its way to the replica. Used by one thread; works with several."""
+    """One batch on its way to the replica. Used by one thread; works with several.
+
+    Attributes:
+        outcome: what it achieved.
+        taken: the targets of renames that it met in OneData.
+        stayed: what is another kind of thing by now, and has to stay for rows that name it.
+    """
 
     def __init__(
         self,
@@ -144,6 +150,7 @@ class Push:
         self.removal = Intent(position, is_removal=True)
         self.outcome = holds.outcome
         self.taken: set[RelPath] = set()
+        self.stayed: set[RelPath] = set()
         self.leftovers = Leftovers(replica, pool, order, self.intent, self.removal, self.outcome)
         self._replica = replica
         self._root = root
@@ -199,14 +206,14 @@ class Push:
             if intent.is_needed():
                 self._replica.write_new(intent.path, intent.encode())
         each(self._pool, self._remove, plan.revoked)
-        # What changed its kind clears its name before the new thing takes it.
-        for difference in plan.removals:
-            if difference.seen is not None:
-                self._remove(difference)
-        self._make_directories(plan.directories)
+        turned = plan.turned()
+        ready = self._transfer(plan, without_beneath(plan, turned), snapshots)
+        self._hold_back_turned(plan, turned)
+        plan = without_beneath(plan, self.stayed)
+        ready += self._turn(only_beneath(plan, turned), snapshots)
         plan = self._without_refused(plan)
         late = {d.path for d in plan.files if self._is_created_late(d, snapshots)}
-        ready = self._without_only_copies(self._transfer(plan, snapshots), late)
+        ready = self._without_only_copies(ready, late)
         with self._going_on(plan):
             self._publish_all(ready, plan, snapshots)
             for difference in plan.links + plan.metadata:
@@ -224,10 +231,6 @@ class Push:
     def after_absent(self) -> set[RelPath]:
         """Return those of them that wait for new databases which the cut left out."""
         return self._holds.after_absent
-
-    def after_put_off(self) -> set[RelPath]:
-        """Return those of them that wait for nothing but names that are still those of others."""
-        return self._holds.after_put_off()
 
     def _await_arrival(self, arrive: Callable[[Mapping[RelPath, Entry]], bool]) -> None:
         """Wait for what took the place of older bytes: with the checkpoint those go."""
@@ -255,7 +258,10 @@ class Push:
         """Leave to the next batch what this one would hardly come to; preparing it costs too."""
         left = self.outcome.deferred
         files = [d for d in plan.files if d.path not in left]
+        # What takes another thing's place comes as a whole, after the rest.
+        turned = plan.turned()
         data = [d for d in files if self._is_data(d.path, d.path in snapshots)]
+        data = [d for d in data if not lies_in(d.path, turned)]
         portion = max(_PORTION_FILES, (len(data) + len(left)) // _PORTIONS)
         if self._portion_seconds is not None and len(data) > portion:
             ordered = sorted(self._in_turns(data), key=self._rank)
@@ -325,19 +331,60 @@ class Push:
             )
         return replace(plan, files=good(plan.files), links=good(plan.links))
 
-    def _transfer(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> list[_Ready]:
-        now = [d for d in plan.files if not self._is_created_late(d, snapshots)]
-        data = [d for d in now if d.path not in snapshots]
-        databases = spread((d for d in now if d.path in snapshots), _path_of)
-        if self._portion_seconds is not None:
-            self._began = time.monotonic()
-        found: list[_Ready | None] = []
-        lanes = self._lanes_of(data)
-        work = partial(lanes.work, lambda difference: found.append(self._bring_in_time(difference)))
-        each(self._pool, lambda _: work(), range(min(len(data), _AT_ONCE)))
+    def _transfer(
+        self, plan: Plan, first: Plan, snapshots: Mapping[RelPath, bytes]
+    ) -> list[_Ready]:
+        """Transfer ``first``, which is all of ``plan`` but what takes another thing's place."""
+        self._make_directories(first.directories)
+        data, databases = self._to_transfer(self._without_refused(first), snapshots)
+        self._began = time.monotonic()
+        found = self._bring_data(data, self._bring_in_time)
         self._begin_databases(plan, snapshots)
         found += each(self._pool, self._bring_database, databases)
         return [ready for ready in found if ready is not None]
+
+    def _turn(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> list[_Ready]:
+        """Clear the names of what became another kind of thing, and transfer what is to be there.
+
+        All of it: rows of a database that waited for the rest might name what was there before.
+        """
+        each(self._pool, self._remove, plan.removals)
+        self._make_directories(plan.directories)
+        data, databases = self._to_transfer(self._without_refused(plan), snapshots)
+        found = self._bring_data(data, self._bring)
+        found += each(self._pool, self._bring_database, databases)
+        return [ready for ready in found if ready is not None]
+
+    def _to_transfer(
+        self, plan: Plan, snapshots: Mapping[RelPath, bytes]
+    ) -> tuple[list[Difference], list[Difference]]:
+        """Return the data, and the databases, of which content travels before anything is named."""
+        now = [d for d in plan.files if not self._is_created_late(d, snapshots)]
+        data = [d for d in now if d.path not in snapshots]
+        return data, spread((d for d in now if d.path in snapshots), _path_of)
+
+    def _bring_data(
+        self, data: list[Difference], bring: Callable[[Difference], _Ready | None]
+    ) -> list[_Ready | None]:
+        found: list[_Ready | None] = []
+        lanes = self._lanes_of(data)
+        work = partial(lanes.work, lambda difference: found.append(bring(difference)))
+        each(self._pool, lambda _: work(), range(min(len(data), _AT_ONCE)))
+        return found
+
+    def _hold_back_turned(self, plan: Plan, turned: AbstractSet[RelPath]) -> None:
+        """Find out what has to stay, though it ``turned`` into another kind of thing.
+
+        Rows of a database may name it that waits for what did not come until now.
+        """
+        self._holds.await_renames(plan.awaited_moves)
+        if not turned:
+            return
+        self._holds.await_targets(plan)
+        while new := self._holds.named_as_before(plan, turned - self.stayed):
+            self.stayed |= new
+            beneath = only_beneath(plan, new)
+            self._holds.stay(d.path for d in beneath.files + beneath.links)
 
     def _begin_databases(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> None:
         """Find out which databases, and markers, wait for the data that did not come in time."""
@@ -596,7 +643,6 @@ class Push:
     def _publish_all(
         self, ready: list[_Ready], plan: Plan, snapshots: Mapping[RelPath, bytes]
     ) -> None:
-        self._holds.await_renames(plan.awaited_moves)
         late: dict[int, list[Difference]] = {}
         for difference in plan.files:
             if self._is_created_late(difference, snapshots):

@@ -268,7 +268,9 @@ def broken(life: Life) -> list[str]:
     wrong = []
     for database in DATABASES:
         if (store / database).exists():
-            with closing(sqlite3.connect(f"file:{store / database}?immutable=1", uri=True)) as it:
+            with closing(
+                sqlite3.connect(f"file:{store / database}?mode=ro&immutable=1", uri=True)
+            ) as it:
                 names = [name for (name,) in it.execute("SELECT path FROM item")]
             wrong += [f"{database} names {name}" for name in names if not is_there(name)]
     for marker in store.glob("Runs/*/extra/**/DONE/*"):

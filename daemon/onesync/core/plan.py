@@ -365,6 +365,13 @@ def without_beneath(plan: Plan, tops: AbstractSet[RelPath]) -> Plan:
     return replace(_bringing(plan, lambda path: not lies_in(path, tops)), removals=removals)
 
 
+def only_beneath(plan: Plan, tops: AbstractSet[RelPath]) -> Plan:
+    """Return what ``plan`` brings at and beneath ``tops``, and what has to go for that."""
+    coming = _bringing(plan, lambda path: lies_in(path, tops))
+    removals = [d for d in plan.removals if d.path in tops]
+    return replace(coming, revoked=[], removals=removals, moves=[])
+
+
 def _without(
     plan: Plan, removals: AbstractSet[RelPath], moves: frozenset[tuple[RelPath, RelPath]]
 ) -> Plan:
