@@ -12,13 +12,16 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from onesync import beneath, scanner
 from onesync.batch import Batches
+from onesync.core.model import Kind, Stamp
 from onesync.errors import Exit
+from onesync.local import is_another
 from onesync.outcome import OCCUPIED
 from onesync.replica.door import NameRefused
 from onesync.replica.names import EscapedNames
@@ -505,3 +508,18 @@ def test_the_directory_above_is_renamed(watched: Watched, kind: str, is_told: bo
     watched.live(steps)
     assert watched.batches < MOST
     assert watched.told[0]
+
+
+@pytest.mark.parametrize("what", ["link", "directory", "nothing"])
+def test_what_has_a_number_of_a_file_and_is_none_is_another_thing(
+    tmp_path: Path, what: str
+) -> None:
+    """File systems give the number of a file that is gone to the next thing at once."""
+    new = tmp_path / "new"
+    if what == "link":
+        new.symlink_to("nowhere")
+    elif what == "directory":
+        new.mkdir()
+    inode = os.lstat(new).st_ino if what != "nothing" else 1
+    old = Stamp(Kind.FILE, inode, 0, 0, 0, 0o644)
+    assert is_another(os.fsencode(new), old) == (what != "nothing")

@@ -108,12 +108,12 @@ def is_another(source: bytes, stamp: Stamp) -> bool:
 
     File systems give the number of a file that is gone to the next one at once. That one has other
     bytes or times, and was born later; where nobody keeps a time of birth, or the clock was set
-    back, they are taken for the same.
+    back, they are taken for the same. What is no file is none of ``stamp``'s.
     """
     try:
         fd = open_source(source)
     except OSError:
-        return False
+        return stamp.kind is Kind.FILE and _is_no_file(source, stamp.inode)
     try:
         born, now = _birth_of(fd), stamp_of(os.fstat(fd), Kind.FILE)
     finally:
@@ -122,6 +122,15 @@ def is_another(source: bytes, stamp: Stamp) -> bool:
         return False
     is_renamed = (now.size, now.mtime_ns) == (stamp.size, stamp.mtime_ns)
     return not is_renamed and stamp.ctime_ns < born <= now.ctime_ns
+
+
+def _is_no_file(source: bytes, inode: int) -> bool:
+    """Whether something else than a file has that number at ``source``."""
+    try:
+        seen = os.lstat(source)
+    except OSError:
+        return False
+    return seen.st_ino == inode and not stat.S_ISREG(seen.st_mode)
 
 
 def use_one_heap() -> None:
