@@ -106,6 +106,32 @@ def test_many_databases_are_deleted_in_portions(
     assert not any((place.store / name).exists() for name in databases)
 
 
+def test_a_rename_waits_for_all_databases_that_go_and_name_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_REMOVED_AT_ONCE", 1)
+    runs = [TWO, THREE, "Runs/000004_Pick"]
+    wrong: list[str] = []
+
+    def begin(work: Path) -> None:
+        put(work, OLD, f"{ONE}/a")
+        for run in runs:
+            execute(work, run, "INSERT INTO item VALUES (?)", OLD, f"{ONE}/a")
+
+    def change(work: Path) -> None:
+        for run in runs:
+            (work / run / "set.sqlite").unlink()
+        (work / OLD).rename(work / ONE / "renamed")
+
+    def look() -> None:
+        wrong.extend(without_files(place.store, *runs))
+
+    act_and_look(place, [begin, nothing, change, nothing], look, at_rest=True)
+    assert wrong == []
+    assert (place.store / ONE / "renamed").exists()
+    assert not any((place.store / run / "set.sqlite").exists() for run in runs)
+
+
 @pytest.mark.parametrize("old", ["Movies/old", f"{ONE}/extra/old"])
 def test_databases_that_come_and_go_starve_no_removal(place: Place, old: str) -> None:
     stands: list[int] = []

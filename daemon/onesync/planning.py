@@ -304,15 +304,14 @@ class Planning:
         return _without(plan, left)
 
     def _portioned(self, plan: Plan, promises: Promises) -> Plan:
-        """Leave all but a portion of the removals, and what databases may name that are left.
-
-        Where that is everything all go at once, or none ever would. Renames wait for no portion.
-        """
-        portion = portioned(plan, _REMOVED_AT_ONCE)
-        tops = second_halves(portion) - {move.source for move in portion.moves}
-        stay = portion.awaited_removals - plan.awaited_removals
-        left = staying(tops, stay, promises.databases, self.named)
-        return _without(portion, left) if tops - left else plan
+        """Leave all but a portion of the removals; no databases: these may name what goes."""
+        if len(plan.removals) <= _REMOVED_AT_ONCE:
+            return plan
+        naming = [d for d in plan.removals if any(promises.databases([d.path]))]
+        first = {difference.path for difference in naming}
+        rest = [d for d in plan.removals if d.path not in first]
+        plan = replace(plan, removals=naming + rest)
+        return portioned(plan, max(_REMOVED_AT_ONCE, len(naming)))
 
     def databases_at(self, cut: Cut, tops: AbstractSet[RelPath]) -> Iterable[RelPath]:
         """Return the databases that OneData may have at and beneath ``tops``.
