@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from itertools import chain
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,7 @@ from onesync.errors import Exit
 from onesync.outcome import OCCUPIED
 from tests.campaign.life import Life, Place
 from tests.node import picture
+from tests.test_steady_load import TWO, act_and_look, execute, put, without_files
 
 RUN = "Runs/000001_Import"
 FOLDER, TAKEN = f"{RUN}/extra/d", f"{RUN}/extra/e/x"
@@ -65,7 +69,7 @@ def turn_into(kind: str) -> Step:
     return turn
 
 
-def nothing(_: Life) -> None: ...
+def nothing(_: object) -> None: ...
 
 
 def free(life: Life) -> None:
@@ -359,3 +363,42 @@ def test_what_is_renamed_to_a_taken_name_without_a_touch(
     is_free = what == "a directory" and theirs == "a directory"
     assert ("did not put there" in "".join(told[0][1])) != is_free, told
     assert (place.store / MARKER).exists() == is_free
+
+
+def test_what_a_database_names_stays_with_it_under_its_old_name(place: Place) -> None:
+    moved = place.work / TWO / "moved.sqlite"
+    wrong: set[str] = set()
+    stood: list[bool] = []
+
+    def begin(work: Path) -> None:
+        put(work, OTHER, f"{RUN}/a")
+        execute(work, TWO, "INSERT INTO item VALUES (?)", OTHER, f"{RUN}/a")
+
+    def take(work: Path) -> None:
+        (place.store / TWO / moved.name).write_bytes(FOREIGN)
+        (work / TWO / "set.sqlite").rename(moved)
+        put(work, f"{RUN}/b")
+
+    def lose(work: Path) -> None:
+        with closing(sqlite3.connect(moved)) as database, database:
+            database.execute("DELETE FROM item WHERE path = ?", (OTHER,))
+        (work / OTHER).unlink()
+
+    def change(work: Path) -> None:
+        put(work, f"{RUN}/{len(list((work / RUN).iterdir()))}")
+
+    def set_free(work: Path) -> None:
+        stood.append((place.store / OTHER).is_file())
+        (place.store / TWO / moved.name).rename(place.home / "theirs")
+        os.utime(moved)
+
+    def look() -> None:
+        wrong.update(without_files(place.store, TWO, is_there=Path.is_file))
+
+    acts = [begin, nothing, nothing, take, change, change, lose, *[change] * 4, set_free]
+    act_and_look(place, [*acts, *[nothing] * 4], look)
+    assert stood == [True]
+    assert not wrong
+    assert not (place.store / OTHER).exists()
+    assert not (place.store / TWO / "set.sqlite").exists()
+    assert (place.store / TWO / moved.name).read_bytes().startswith(b"SQLite")

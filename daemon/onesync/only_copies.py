@@ -42,6 +42,7 @@ class OnlyCopies:
     scanner: Scanner
     problems: dict[RelPath, Problem]
     _kept: dict[RelPath, RelPath] = field(default_factory=dict)
+    _with_kept: set[RelPath] = field(default_factory=set)
     _standing: dict[RelPath, RelPath] = field(default_factory=dict)
     _waiting: set[RelPath] = field(default_factory=set)
     _owed: set[RelPath] = field(default_factory=set)
@@ -119,6 +120,16 @@ class OnlyCopies:
             tops -= new.keys()
             found |= new.keys()
         return _without(plan, found)
+
+    def kept(self) -> AbstractSet[RelPath]:
+        """Return the old names that stay until what has them has come under its new one."""
+        return self._kept.keys()
+
+    def stay_with_kept(self, plan: Plan, named: AbstractSet[RelPath]) -> Plan:
+        """Return ``plan`` without the removals of what is ``named`` by databases that are kept."""
+        self._with_kept |= named
+        self._taken_out |= named
+        return without_removals(plan, named)
 
     def standing(self) -> AbstractSet[RelPath]:
         """Return where something waits until the only copy that stands there has come elsewhere."""
@@ -223,7 +234,10 @@ class OnlyCopies:
             del self._kept[old]
         for top in standing:
             self._stands_no_more(top)
-        return kept | standing
+        with_kept = set[RelPath]()
+        if not self._kept:
+            with_kept, self._with_kept = self._with_kept, with_kept
+        return kept | standing | with_kept
 
     def _lacks(self, path: RelPath) -> bool:
         """Whether OneData does not have under its name yet what stands at ``path``."""

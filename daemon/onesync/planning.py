@@ -144,6 +144,7 @@ class Planning:
         named = self._named_as_it_was(plan, cut, waiting, promises)
         left = cut.found.keys() - open_to.keys()
         plan = self.only_copies.stay(plan, left, named)
+        plan = self._with_kept_databases(plan, promises)
         promises = replace(promises, late=self.only_copies.late_now())
         plan = self._after_databases(promises.first(plan), promises)
         plan = promises.revoked(plan if everything else self._portioned(plan, promises))
@@ -284,6 +285,16 @@ class Planning:
         came_from = _came_from(plan)
         names = {name for path in databases for name in (path, renamed_path(path, came_from))}
         return {name for name in names if self.committed(name) is not None}
+
+    def _with_kept_databases(self, plan: Plan, promises: Promises) -> Plan:
+        """Leave out removals of what databases may name that have to stay under their old names.
+
+        For as long as somebody does nothing about it: so no batch waits for them.
+        """
+        tops = plan.awaited_removals.union(d.path for d in plan.removals if d.seen is None)
+        kept = self.only_copies.kept()
+        named = staying(tops, kept, promises.databases, self.named) if kept and tops else set()
+        return self.only_copies.stay_with_kept(plan, named) if named else plan
 
     def _after_databases(self, plan: Plan, promises: Promises) -> Plan:
         """Leave second halves of runs that a database may name which goes with a later batch.
