@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from onesync.core.model import RelPath
 from onesync.errors import Exit
 from onesync.leftovers import Leftovers
+from onesync.outcome import Outcome
+from onesync.push import Push
 from onesync.settings import PushSettings, Settings
 from tests.campaign.life import Life, Place
 from tests.test_changed_kinds import (
@@ -22,6 +25,7 @@ from tests.test_changed_kinds import (
     NEWER,
     change,
     forget,
+    held_back_first,
     in_portions,
     looked_for,
     seconds,
@@ -526,3 +530,40 @@ def test_scratch_that_turns_holds_back_nobody(place: Place, seconds: list[float]
     acts = [first, *[nothing] * 30, *[load] * 6, mark, *[load] * 40]
     act_and_look(place, acts, look)
     assert times[1] - times[0] < 5, times[1] - times[0]
+
+
+@pytest.mark.usefixtures("seconds")
+@pytest.mark.parametrize("how", ["touched", "renamed"])
+def test_what_was_moved_into_what_stays_for_a_file_that_changes(
+    place: Place, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    left = changing(monkeypatch, CHANGING)
+    old, new = f"{THREE}/extra/x", f"{OLD}/x"
+    failed: list[Exception] = []
+    carry_out = Push.carry_out
+
+    def watched(push: Push, *arguments: Any) -> Outcome:
+        try:
+            return carry_out(push, *arguments)
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    monkeypatch.setattr(Push, "carry_out", watched)
+
+    def first(work: Path) -> None:
+        put(work, OLD, f"{ONE}/a", f"{THREE}/a", old)
+        (work / old).write_bytes(ONLY)
+        execute(work, ONE, "INSERT INTO item VALUES (?)", OLD, f"{ONE}/a")
+
+    def changes(work: Path) -> None:
+        held_back_first(work, ONE, "directory")
+        (work / old).rename(work / new)
+        if how == "touched":
+            os.utime(work / new, (1, 1))
+
+    assert lost_while(place, first, changes) == []
+    assert failed == []
+    assert left == [0]
+    assert (place.store / new).read_bytes() == ONLY
+    assert not (place.store / old).exists()

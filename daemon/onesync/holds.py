@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from onesync.core.model import Kind, RelPath, is_beneath, is_unconfirmed, lies_in
 from onesync.core.ordering import PublishOrder, is_in_scope, run_of, scope_of, scopes_of
-from onesync.core.plan import Difference, Named, Plan, second_halves, staying
+from onesync.core.plan import Difference, Named, Plan, staying
 from onesync.mentions import by_run, leading, linked, mentioned, runs_leading
 from onesync.outcome import Outcome
 
@@ -125,7 +125,7 @@ class Holds:
         self._order = order
         self.after_absent: set[RelPath] = set()
         self._put_off: set[RelPath] = set()
-        self._is_staying = False
+        self._into_what_stays: set[RelPath] = set()
         self._new: set[RelPath] = set()
         self._stands_at: Mapping[RelPath, RelPath] = {}
         self._for_fresh = _Lack()
@@ -255,17 +255,18 @@ class Holds:
         held.update(self._databases_at(self.waiting(plan)))
         return self._named_before(held, turned) if held and turned else frozenset()
 
-    def stay(self, beneath: Iterable[RelPath]) -> None:
+    def stay(self, beneath: AbstractSet[RelPath], into: AbstractSet[RelPath]) -> None:
         """Hold back all that waits for what lies ``beneath`` things that stay as they were.
 
-        However long that takes: those that name them have to come first.
+        And what is renamed ``into`` there. However long that takes: those that name what stays have
+        to come first.
         """
-        paths = set(beneath)
-        for path in paths:
+        for path in beneath:
             self.take_up(path)
             self.put_off(path)
-        self._is_staying = True
-        self.after_absent |= self._who_waits_for(paths)
+        self._into_what_stays |= into
+        self._waits = None
+        self.after_absent |= self._who_waits_for(beneath)
         self._late |= self.after_absent
 
     def _with_links(self, paths: AbstractSet[RelPath]) -> AbstractSet[RelPath]:
@@ -417,8 +418,6 @@ class Holds:
         the fresh ones: where snapshots waited, removals and renames are older than those, and than
         what OneData has of the others.
         """
-        if self._is_staying:
-            return second_halves(plan)  # what goes may be all that there is of what waits
         state = self._for_old.state()
         if self._waits is None or self._waits[0] != state:
             self._waits = state, self._find_waiting(plan)
@@ -436,7 +435,8 @@ class Holds:
         runs = {run_of(top) for top in tops}.union(*through.values())
         named = self._named_by(held, runs) if held else frozenset()
         carried = {top for top in sources if any(is_beneath(s, top) for s in list(lack.databases))}
-        waiting = carried | {
+        waiting = carried | self._into_what_stays
+        waiting |= {
             top
             for top in tops
             if run_of(top) in named or top in self._late or self._is_lacking(top, lack)

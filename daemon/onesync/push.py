@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 
 from onesync.core.blocks import PATCH_FROM, Blocks
 from onesync.core.chain import Gone, Position, Renamed, Set
@@ -384,7 +384,8 @@ class Push:
         while new := self._holds.named_as_before(plan, turned - self.stayed):
             self.stayed |= new
             beneath = only_beneath(plan, new)
-            self._holds.stay(d.path for d in beneath.files + beneath.links)
+            into = {move.source for move in plan.moves if lies_in(move.target, new)}
+            self._holds.stay({d.path for d in chain(beneath.files, beneath.links)}, into)
 
     def _begin_databases(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> None:
         """Find out which databases, and markers, wait for the data that did not come in time."""
