@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -29,6 +30,7 @@ def main() -> None:
     missing = [name for name in _NEEDED if shutil.which(name) is None]
     if missing:
         sys.exit(f"'make bench' needs {', '.join(missing)}; run as root, it installs them.")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each program would be compiled anew
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nothing stays mounted or running
     rows: list[Row] = []
     failed: dict[str, str] = {}

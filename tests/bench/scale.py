@@ -357,6 +357,7 @@ ROWS = {
 
 def main() -> None:
     """Measure one row, or all of those that need no daemon."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each daemon would be compiled anew
     names, entries = sys.argv[1].split(","), int(sys.argv[2])
     for name in names:
         child = os.fork()
