@@ -25,6 +25,7 @@ from typing import Any, Protocol
 _REPOSITORY = Path(__file__).parents[1]
 _MODULES = (
     "onesync.program",
+    "onesync.configuration",
     "onesync.cli",
     "onesync.inspect",
     "onesync.service",

@@ -8,13 +8,15 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from onesync.configuration import load
 from onesync.errors import ConfigurationError
-from onesync.settings import Settings, load, reloaded
+from onesync.settings import Settings, reloaded
 from tests.campaign.life import Life, Place
 from tests.node import SOON, Node
 from tests.test_dashboards import listening
@@ -470,16 +472,16 @@ def test_the_interval_of_rescans_changes_at_once(tmp_path: Path) -> None:
     class Weekly(Place):
         def settings(self) -> Settings:
             found = super().settings()
-            batch = found.batch.model_copy(update={"rescan_seconds": 604_800.0})
-            return found.model_copy(update={"batch": batch})
+            batch = replace(found.batch, rescan_seconds=604_800.0)
+            return replace(found, batch=batch)
 
     place = Weekly(tmp_path / "one", store)
     began: list[float] = []
 
     def change(life: Life) -> None:
         old = place.settings()
-        batch = old.batch.model_copy(update={"rescan_seconds": 60.0})
-        found = reloaded(old, old.model_copy(update={"batch": batch}))
+        batch = replace(old.batch, rescan_seconds=60.0)
+        found = reloaded(old, replace(old, batch=batch))
         assert found.applied == ("batch.rescan_seconds",)
         life.engine.ask(lambda: life.engine.reconfigure(found.settings))
         began.append(life.clock.now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ class Strict(Place):
 
     def settings(self) -> Settings:
         guards = GuardSettings(unexplained_deletions=0)
-        return super().settings().model_copy(update={"guards": guards})
+        return replace(super().settings(), guards=guards)
 
 
 @pytest.fixture

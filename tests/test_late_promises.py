@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ class Quick(Place):
 
     def settings(self) -> Settings:
         quick = BatchSettings(settle_seconds=0)
-        return super().settings().model_copy(update={"batch": quick})
+        return replace(super().settings(), batch=quick)
 
 
 @pytest.mark.parametrize("is_overflow", [False, True], ids=["touched", "overflow"])

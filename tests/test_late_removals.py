@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -51,7 +52,7 @@ class Quick(Place):
         found = super().settings()
         quick = BatchSettings(settle_seconds=0, min_interval_seconds=1.0)
         slow = PushSettings(round_seconds=1e-9, workers=2)
-        return found.model_copy(update={"batch": quick, "push": slow})
+        return replace(found, batch=quick, push=slow)
 
 
 @pytest.fixture

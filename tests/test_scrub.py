@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from onesync import inspect
+from onesync.configuration import load
 from onesync.core.chain import Head, Position
 from onesync.inspect import find_damage, verify_folder
 from onesync.intent import Intent
@@ -127,7 +127,7 @@ def beside(one: Node, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[in
 
 
 def settings_of(node: Node) -> Settings:
-    return Settings(**tomllib.loads(node.config.read_text()))
+    return load(node.config, None)
 
 
 def damage(node: Node) -> list[list[tuple[bytes, str]]]:

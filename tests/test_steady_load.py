@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -408,7 +409,7 @@ class Hasty(Place):
     """A node where a large file travels in rounds of one piece each."""
 
     def settings(self) -> Settings:
-        return super().settings().model_copy(update={"push": PushSettings(round_seconds=1e-9)})
+        return replace(super().settings(), push=PushSettings(round_seconds=1e-9))
 
 
 @pytest.mark.parametrize("target", ["new", "old"])

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,7 +34,7 @@ class Quick(Place):
 
     def settings(self) -> Settings:
         quick = BatchSettings(settle_seconds=0, min_interval_seconds=1.0)
-        return super().settings().model_copy(update={"batch": quick})
+        return replace(super().settings(), batch=quick)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from onesync import (
+    configuration,
     daemon,
     directories,
     generator,
@@ -246,7 +247,7 @@ def test_a_mount_point_is_refused_where_what_is_above_must_not_be_opened(
     places = 'state_dir = "/s"\nruntime_dir = "/r"\n'
     (tmp_path / "x.toml").write_text(head + places + mounted)
     with pytest.raises(ConfigurationError, match="mount_point: expected a directory further down"):
-        settings.load(tmp_path / "x.toml", None)
+        configuration.load(tmp_path / "x.toml", None)
 
 
 def test_a_unit_that_would_run_as_root_ends_with_78(
@@ -259,9 +260,9 @@ def test_a_unit_that_would_run_as_root_ends_with_78(
     (etc / "p.toml").write_text(f'user = "root"\n{head}')
     monkeypatch.setattr(daemon, "open_log", lambda _: None)
     with pytest.raises(ConfigurationError, match="onesync never runs as root") as refused:
-        daemon.run_daemon(None, "p")
+        daemon.run_daemon(lambda: configuration.load(None, "p"), None, "p")
     assert refused.value.code == 78
-    assert settings.load(etc / "p.toml", None).user == "root"
+    assert configuration.load(etc / "p.toml", None).user == "root"
 
 
 def test_where_no_log_is_there_whoever_started_us_is_told(
@@ -367,7 +368,7 @@ def test_what_becomes_of_a_deployment_when_its_unit_stops(
     config.write_text(
         f'{head}[undeploy]\non_reboot = "{on_reboot}"\non_poweroff = "{on_poweroff}"\n'
     )
-    known = settings.load(config, None)
+    known = configuration.load(config, None)
     assert service.Service(known, lambda: known).keeps_at_shutdown() is keeps
 
 
@@ -547,7 +548,7 @@ def test_instance_and_settings_read_the_same_of_the_shipped_file(etc: Path, tmp_
     (etc / "p.toml").write_text(text)
     found = instance.read("p")
     (tmp_path / "x.toml").write_text('state_dir = "/s"\nruntime_dir = "/r"\n' + text)
-    known = settings.load(tmp_path / "x.toml", None)
+    known = configuration.load(tmp_path / "x.toml", None)
     assert found.user == known.user == "scipion"
     assert (found.working_dir, found.onedata_dir) == (
         str(known.working_dir),
@@ -584,7 +585,7 @@ def test_what_the_units_could_not_use_is_refused(tmp_path: Path, text: str, told
     head = "".join(f'{key} = "/srv/{key}"\n' for key in keys)
     place.write_text(text + head if text.startswith("user") else head + text)
     with pytest.raises(ConfigurationError, match=told):
-        settings.load(place, None)
+        configuration.load(place, None)
 
 
 def test_a_user_must_exist_and_be_who_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -594,7 +595,7 @@ def test_a_user_must_exist_and_be_who_runs(tmp_path: Path, monkeypatch: pytest.M
 
     def check(user: str, *, is_daemon: bool = True) -> None:
         place.write_text(f'user = "{user}"\n{head}')
-        settings.check_user(settings.load(place, None), is_daemon=is_daemon)
+        settings.check_user(configuration.load(place, None), is_daemon=is_daemon)
 
     with pytest.raises(ConfigurationError, match="The user nobody-of-this-name does not exist"):
         check("nobody-of-this-name")

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -466,7 +467,7 @@ class Slow(Place):
     """A node whose large files travel in the smallest of steps."""
 
     def settings(self) -> Settings:
-        return super().settings().model_copy(update={"push": PushSettings(round_seconds=1e-9)})
+        return replace(super().settings(), push=PushSettings(round_seconds=1e-9))
 
 
 @pytest.mark.parametrize("left", ["link", "nothing"])

@@ -11,20 +11,22 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onesync import __version__
+from onesync import __version__, configuration
 from onesync import instance as units
+from onesync.configuration import load
 from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
 from onesync.core import legacy
 from onesync.core.duration import seconds_of
 from onesync.core.model import Kind, is_user_path, printable, show
 from onesync.errors import ConfigurationError, OnesyncError
-from onesync.settings import Settings, check_directories, check_user, load, state_dirs
+from onesync.settings import Settings, check_directories, check_user, state_dirs
 from onesync.systemd import hold_signals
 
 if TYPE_CHECKING:
@@ -41,9 +43,12 @@ _STATUS_SECONDS = 0.8
 def run(config: Config = None, instance: Instance = None) -> None:
     """Deploy, keep in sync, and on SIGTERM or SIGINT undeploy."""
     hold_signals()
+    from onesync.reader import begin_to_load
+
+    loaded = begin_to_load(config, instance)
     from onesync.daemon import run_daemon
 
-    run_daemon(config, instance)
+    run_daemon(loaded, config, instance)
 
 
 @app.command()
@@ -475,7 +480,7 @@ def adopt(
     user = settings.user
     if instance is not None:
         user = units.read(instance, for_root=True).user
-    check_user(settings.model_copy(update={"user": user}), is_daemon=False)
+    check_user(replace(settings, user=user), is_daemon=False)
     check_directories(settings, are_ours_made_later=instance is not None)
     with shown("adopt") as bar:
         adopt_folder(settings, user, disable_cron, bar.advanced, typer.echo)
@@ -489,7 +494,7 @@ def check(config: Config = None, instance: Instance = None) -> None:
         units.read(instance, for_root=True)
     check_user(settings, is_daemon=False)
     check_directories(settings, are_ours_made_later=instance is not None)
-    typer.echo(settings.model_dump_json(indent=2))
+    typer.echo(configuration.shown(settings))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from onesync.configuration import load
 from onesync.control import NEVER_RAN, NotRunning, StatusFile, ask
 from onesync.core.claims import Held
 from onesync.core.diagnosis import (
@@ -74,7 +75,7 @@ from onesync.machine import (
 from onesync.mount import Mount, go_as_owner
 from onesync.replica.children import ChildrenReplica
 from onesync.service import lock_to_look_at
-from onesync.settings import CONFIGURATIONS, Settings, check_directories, check_user, load
+from onesync.settings import CONFIGURATIONS, Settings, check_directories, check_user
 from onesync.systemd import unit_properties
 
 _ANSWER_SECONDS = 2.0

@@ -56,9 +56,12 @@ def _run(words: Sequence[str]) -> None:
             from onesync.systemd import hold_signals
 
             hold_signals()
+            from onesync.reader import begin_to_load
+
+            loaded = begin_to_load(*wanted)  # beside the imports that follow
             from onesync.daemon import run_daemon
 
-            run_daemon(*wanted)
+            run_daemon(loaded, *wanted)
         case _:
             from onesync.cli import app
 

@@ -93,7 +93,7 @@ class Service:
     def __init__(self, settings: Settings, load_anew: Callable[[], Settings]) -> None:
         """Build the parts; no mount is touched. Raises an OnesyncError.
 
-        ``load_anew`` reads the configuration once more; it raises ConfigurationError.
+        ``load_anew`` reads the configuration once more; it raises OnesyncError.
         """
         self._settings = settings
         self._load_anew = load_anew
@@ -487,7 +487,7 @@ class Service:
     def _on_reload(self, _: dict[str, Any]) -> dict[str, Any]:
         try:
             found = self._reloaded()
-        except ConfigurationError as error:
+        except OnesyncError as error:
             return {"ok": False, "reason": str(error)}
         told = {"applied": found.applied, "restart": found.restart}
         return self._asked(lambda: self._follow(found)) | told
@@ -496,7 +496,7 @@ class Service:
         """Read the configuration once more, for a signal: who sent it reads the log."""
         try:
             found = self._reloaded()
-        except ConfigurationError as error:
+        except OnesyncError as error:
             log.error("the configuration was not reloaded", extra={"reason": str(error)})  # noqa: TRY400 - a sentence for a person
             return
         self._engine.ask(lambda: self._follow(found))
@@ -504,7 +504,7 @@ class Service:
     def _reloaded(self) -> Reloaded:
         try:
             found = reloaded(self._settings, self._load_anew())
-        except ConfigurationError:
+        except OnesyncError:
             self._metrics.reloaded(is_good=False)
             raise
         self._metrics.reloaded(is_good=True)

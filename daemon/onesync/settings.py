@@ -1,212 +1,260 @@
-"""The configuration: a TOML file, ``ONESYNC_…`` environment variables over it, nothing unknown."""
+"""What can be configured, and what of it fits together; ``configuration`` reads it.
+
+That is apart for the memory of the daemon, which holds settings and lets ``reader`` have them read.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Le
 from pathspec import PathSpec
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from onesync import instance as units
 from onesync.core.claims import LockTimes
 from onesync.core.duration import seconds_of
-from onesync.core.model import printable
 from onesync.core.ordering import SCIPION_ORDER, SCIPION_SCRATCH, SCIPION_UNNAMED
 from onesync.errors import ConfigurationError
 
 CONFIGURATIONS = Path(units.CONFIGURATIONS)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """What pydantic calls with a value that was read, also before it makes it what is annotated."""
+
+    act: Callable[[Any], Any]
+    is_first: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema  # whoever asks has it
+
+        if self.is_first:
+            return core_schema.no_info_before_validator_function(self.act, handler(source))
+        return core_schema.no_info_after_validator_function(self.act, handler(source))
 
 
-class MountSettings(_Section):
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """A number of bytes as people write it: ``10MB``, ``1.5 GiB``."""
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: Any) -> Any:
+        from pydantic import ByteSize
+        from pydantic_core import core_schema
+
+        made = handler.generate_schema(ByteSize)
+        return core_schema.no_info_after_validator_function(int, made)
+
+
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute() or ".." in value.parts:
+        raise ValueError("expected an absolute path without '..'")
+    return Path("/", *value.parts[1:])  # "//srv" stays so, and is no parent of "/srv"
+
+
+def _listed(value: object) -> object:
+    """Return the list that a variable of the environment holds as JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("expected a list") from None
+
+
+def _patterns(value: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in value:
+        try:
+            PathSpec.from_lines("gitignore", [pattern])
+        except ValueError as error:
+            raise ValueError(f"expected patterns as in .gitignore: {error}") from error
+    return value
+
+
+def _with_zone(value: datetime) -> datetime:
+    offset = value.utcoffset()
+    if offset is None:
+        raise ValueError("expected a time with its zone, such as 2026-12-24T18:00+01:00")
+    return value.replace(tzinfo=timezone(offset))  # not pydantic's, or it would be loaded for that
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("expected HOST:PORT, such as 127.0.0.1:9821")
+    return value
+
+
+def _printable_name(value: str) -> str:
+    if "/" in value or not value.isprintable():
+        raise ValueError("expected a name without '/' that can be printed")
+    return value
+
+
+def _user_name(value: str) -> str:
+    if value and not units.is_user_name(value):
+        raise ValueError("expected the name of a user")
+    return value
+
+
+_Positive = Annotated[float, Gt(0)]
+_NotNegative = Annotated[float, Ge(0)]
+_Duration = Annotated[float, _Check(seconds_of, is_first=True)]
+_AbsolutePath = Annotated[Path, _Check(_absolute)]
+_List = Annotated[tuple[str, ...], _Check(_listed, is_first=True)]
+_Patterns = Annotated[_List, _Check(_patterns)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountSettings:
     """``[mount]``."""
 
     require_fuse: bool = True
-    io_timeout_seconds: float = Field(default=120.0, gt=0)
+    io_timeout_seconds: _Positive = 120.0
 
 
-class OneclientSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneclientSettings:
     """``[oneclient]``, which ``instance`` reads for the units; no host: somebody else mounts."""
 
     host: str = ""
-    mount_point: Path | None = None
-    options: tuple[str, ...] = ()
+    mount_point: _AbsolutePath | None = None
+    options: _List = ()
 
-    @field_validator("mount_point")
-    @classmethod
-    def _is_absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else _absolute(value)
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def __post_init__(self) -> None:
         if bool(self.host) != (self.mount_point is not None):
             raise ValueError("host and mount_point are only good together")
         if self.mount_point is not None and str(self.mount_point.parent) in units.SHARED:
             raise ValueError("mount_point: expected a directory further down, such as /mnt/onedata")
-        return self
 
 
-class BatchSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSettings:
     """``[batch]``."""
 
-    settle_seconds: float = Field(default=2.0, ge=0)
-    max_delay_seconds: float = Field(default=30.0, gt=0)
-    min_interval_seconds: float = Field(default=1.0, ge=0)
-    rescan_seconds: float = Field(default=900.0, gt=0)
+    settle_seconds: _NotNegative = 2.0
+    max_delay_seconds: _Positive = 30.0
+    min_interval_seconds: _NotNegative = 1.0
+    rescan_seconds: _Positive = 900.0
 
 
-class GuardSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardSettings:
     """``[guards]``."""
 
-    unexplained_deletions: int = Field(default=1000, ge=0)
-    unexplained_percent: float = Field(default=25.0, ge=0, le=100)
+    unexplained_deletions: Annotated[int, Ge(0)] = 1000
+    unexplained_percent: Annotated[float, Ge(0), Le(100)] = 25.0
 
 
-class PushSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushSettings:
     """``[push]``."""
 
-    workers: int = Field(default=64, ge=1, le=256)
-    bandwidth_limit: ByteSize = ByteSize(0)
-    round_seconds: float = Field(default=5.0, gt=0)
-    exclude: tuple[str, ...] = ()
-    publish_order: tuple[str, ...] = SCIPION_ORDER
-    scratch: tuple[str, ...] = SCIPION_SCRATCH
-    unnamed: tuple[str, ...] = SCIPION_UNNAMED
-
-    @field_validator("exclude", "publish_order", "scratch", "unnamed")
-    @classmethod
-    def _are_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in value:
-            try:
-                PathSpec.from_lines("gitignore", [pattern])
-            except ValueError as error:
-                raise ValueError(f"expected patterns as in .gitignore: {error}") from error
-        return value
+    workers: Annotated[int, Ge(1), Le(256)] = 64
+    bandwidth_limit: Annotated[int, _Size()] = 0
+    round_seconds: _Positive = 5.0
+    exclude: _Patterns = ()
+    publish_order: _Patterns = SCIPION_ORDER
+    scratch: _Patterns = SCIPION_SCRATCH
+    unnamed: _Patterns = SCIPION_UNNAMED
 
 
-class VerifySettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifySettings:
     """``[verify]``."""
 
     content: Literal["none", "databases", "all"] = "databases"
 
 
-class LockSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockSettings:
     """``[lock]``; every time is in seconds and follows from ``mount.io_timeout_seconds``."""
 
-    settle_seconds: float | None = Field(default=None, ge=0)
-    wait_seconds: float = Field(default=0.0, ge=0)
-    beat_seconds: float | None = Field(default=None, gt=0)
-    warn_seconds: float | None = Field(default=None, gt=0)
-    suspend_seconds: float | None = Field(default=None, gt=0)
-    dead_seconds: float | None = Field(default=None, gt=0)
+    settle_seconds: _NotNegative | None = None
+    wait_seconds: _NotNegative = 0.0
+    beat_seconds: _Positive | None = None
+    warn_seconds: _Positive | None = None
+    suspend_seconds: _Positive | None = None
+    dead_seconds: _Positive | None = None
 
 
-class DeploymentSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentSettings:
     """``[deployment]``; durations are seconds, or texts such as ``3d 12h``."""
 
-    until: AwareDatetime | None = None
-    duration: Annotated[float, BeforeValidator(seconds_of), Field(gt=0)] | None = None
-    warn: Annotated[float, BeforeValidator(seconds_of), Field(ge=0)] = 3600.0
+    until: Annotated[datetime, _Check(_with_zone)] | None = None
+    duration: Annotated[_Duration, Gt(0)] | None = None
+    warn: Annotated[_Duration, Ge(0)] = 3600.0
 
-    @model_validator(mode="after")
-    def _has_one_end(self) -> Self:
+    def __post_init__(self) -> None:
         if self.until is not None and self.duration is not None:
             raise ValueError("until and duration are two ends; give one of them")
-        return self
 
     def until_seconds(self) -> float | None:
         """Return ``until`` in seconds since 1970."""
         return None if self.until is None else self.until.timestamp()
 
 
-class StageInSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageInSettings:
     """``[stagein]``."""
 
     relocate_links: bool = True
     lost_copy: Literal["refuse", "restage"] = "refuse"
 
 
-class MetricsSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
     """``[metrics]``."""
 
-    listen: str = "127.0.0.1:9821"
-    folder: str = ""
-    tls_certificate: Path | None = None
-    tls_key: Path | None = None
-    tls_client_authorities: Path | None = None
-    textfile_dir: Path | None = None
+    listen: Annotated[str, _Check(_address)] = "127.0.0.1:9821"
+    folder: Annotated[str, _Check(_printable_name)] = ""
+    tls_certificate: _AbsolutePath | None = None
+    tls_key: _AbsolutePath | None = None
+    tls_client_authorities: _AbsolutePath | None = None
+    textfile_dir: _AbsolutePath | None = None
 
-    @field_validator("listen")
-    @classmethod
-    def _is_address(cls, value: str) -> str:
-        host, _, port = value.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
-            raise ValueError("expected HOST:PORT, such as 127.0.0.1:9821")
-        return value
-
-    @field_validator("folder")
-    @classmethod
-    def _is_name(cls, value: str) -> str:
-        if "/" in value or not value.isprintable():
-            raise ValueError("expected a name without '/' that can be printed")
-        return value
-
-    @field_validator("tls_certificate", "tls_key", "tls_client_authorities", "textfile_dir")
-    @classmethod
-    def _is_absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else _absolute(value)
-
-    @model_validator(mode="after")
-    def _tls_is_whole(self) -> Self:
+    def __post_init__(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key are only good together")
         if self.tls_client_authorities is not None and self.tls_certificate is None:
             raise ValueError("tls_client_authorities needs tls_certificate and tls_key")
-        return self
 
 
-class UndeploySettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndeploySettings:
     """``[undeploy]``."""
 
     clean_working_dir: bool = False
-    flush_retry_seconds: float = Field(default=480.0, gt=0)
+    flush_retry_seconds: _Positive = 480.0
     on_reboot: Literal["keep", "undeploy"] = "keep"
     on_poweroff: Literal["keep", "undeploy"] = "undeploy"
 
 
-class Settings(BaseSettings):
-    """The whole configuration; every key is documented in ``config/onesync.toml``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole configuration; every key is documented in ``config/onesync.toml``.
 
-    model_config = SettingsConfigDict(
-        env_prefix="ONESYNC_", env_nested_delimiter="__", extra="forbid", frozen=True
+    Annotations are checked where it is read; what is made in place is taken as it is, but for what
+    must fit together.
+    """
+
+    user: Annotated[str, _Check(_user_name)] = ""
+    working_dir: _AbsolutePath
+    onedata_dir: _AbsolutePath
+    state_dir: _AbsolutePath = field(
+        default_factory=lambda: _from_systemd("STATE_DIRECTORY", "state_dir")
     )
-
-    user: str = ""
-    working_dir: Path
-    onedata_dir: Path
-    state_dir: Path = Field(default_factory=lambda: _from_systemd("STATE_DIRECTORY", "state_dir"))
-    runtime_dir: Path = Field(
+    runtime_dir: _AbsolutePath = field(
         default_factory=lambda: _from_systemd("RUNTIME_DIRECTORY", "runtime_dir")
     )
     oneclient: OneclientSettings = OneclientSettings()
@@ -221,32 +269,14 @@ class Settings(BaseSettings):
     deployment: DeploymentSettings = DeploymentSettings()
     undeploy: UndeploySettings = UndeploySettings()
 
-    @field_validator("working_dir", "onedata_dir", "state_dir", "runtime_dir")
-    @classmethod
-    def _is_absolute(cls, value: Path) -> Path:
-        return _absolute(value)
-
-    @field_validator("user")
-    @classmethod
-    def _is_user(cls, value: str) -> str:
-        if value and not units.is_user_name(value):
-            raise ValueError("expected the name of a user")
-        return value
-
-    @model_validator(mode="after")
-    def _lies_on_the_mount(self) -> Self:
+    def __post_init__(self) -> None:
         point = self.oneclient.mount_point
         if point is not None and point not in self.onedata_dir.parents:
             raise ValueError(f"onedata_dir lies outside oneclient.mount_point {point}")
-        return self
-
-    @model_validator(mode="after")
-    def _times_rise(self) -> Self:
         try:
             self.lock_times()
         except ValueError as error:
             raise ValueError(f"lock: {error}") from error
-        return self
 
     def lock_times(self) -> LockTimes:
         """Return the lock's times. Raises ValueError where their order is broken."""
@@ -259,18 +289,6 @@ class Settings(BaseSettings):
             suspend=lock.suspend_seconds,
             dead=lock.dead_seconds,
         )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Put the environment over the file, whose values come as arguments."""
-        return env_settings, init_settings
 
 
 _LIVE = {
@@ -305,26 +323,24 @@ def reloaded(old: Settings, new: Settings) -> Reloaded:
     changed = sorted(key for key in before if before[key] != after[key])
     applied = [key for key in changed if key in _LIVE_KEYS or key.partition(".")[0] in _LIVE]
     sections: dict[str, Any] = {name: getattr(new, name) for name in _LIVE}
-    push = old.push.model_copy(update={"round_seconds": new.push.round_seconds})
-    settings = old.model_copy(update={**sections, "push": push})
+    push = replace(old.push, round_seconds=new.push.round_seconds)
+    settings = replace(old, **sections, push=push)
     return Reloaded(settings, tuple(applied), tuple(key for key in changed if key not in applied))
 
 
 def _flat(settings: Settings) -> dict[str, Any]:
     """Return the values by their keys, those of sections as ``section.key``."""
     found: dict[str, Any] = {}
-    for name, value in settings:
-        if isinstance(value, _Section):
-            found |= {f"{name}.{key}": inner for key, inner in value}
+    for name, value in _values(settings).items():
+        if is_dataclass(value):
+            found |= {f"{name}.{key}": inner for key, inner in _values(value).items()}
         else:
             found[name] = value
     return found
 
 
-def _absolute(value: Path) -> Path:
-    if not value.is_absolute() or ".." in value.parts:
-        raise ValueError("expected an absolute path without '..'")
-    return Path("/", *value.parts[1:])  # "//srv" stays so, and is no parent of "/srv"
+def _values(settings: Any) -> dict[str, Any]:
+    return {key.name: getattr(settings, key.name) for key in fields(settings)}
 
 
 def _from_systemd(variable: str, key: str) -> Path:
@@ -384,28 +400,7 @@ def _elsewhere(made: Path) -> list[Path]:
     return [link.readlink()] if link.is_symlink() else []
 
 
-def load(config: Path | None, instance: str | None) -> Settings:
-    """Read the configuration. Raises ConfigurationError naming file, key and what is expected."""
-    places: dict[str, str] = {}
-    if config is None:
-        config, places = _of_instance(instance)
-    try:
-        values: dict[str, Any] = tomllib.loads(config.read_text())
-    except OSError as error:
-        raise ConfigurationError(f"{config} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{config} is not TOML: {error}.") from error
-    values = places | values
-    if isinstance(section := values.setdefault("metrics", {}), dict):
-        section.setdefault("folder", printable(config.stem))
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        wrong = "; ".join(_told(item) for item in error.errors())
-        raise ConfigurationError(f"{config}: {wrong}.") from error
-
-
-def _of_instance(instance: str | None) -> tuple[Path, dict[str, str]]:
+def of_instance(instance: str | None) -> tuple[Path, dict[str, str]]:
     """Return the configuration of an instance, and where its unit keeps its directories."""
     if instance is None:
         raise ConfigurationError("Name a configuration: --config FILE or --instance NAME.")
@@ -417,16 +412,6 @@ def _of_instance(instance: str | None) -> tuple[Path, dict[str, str]]:
         if not os.environ.get(variable)  # a person types the command
     }
     return CONFIGURATIONS / f"{instance}.toml", places
-
-
-def _told(item: ErrorDetails) -> str:
-    key = ".".join(map(str, item["loc"]))
-    if item["type"] == "extra_forbidden":
-        return f"{key} is not a key that onesync knows"
-    if item["type"] == "missing":
-        return f"{key} is missing"
-    text = item["msg"].removeprefix("Value error, ")
-    return f"{key}: {text}" if key else text
 
 
 def check_user(settings: Settings, *, is_daemon: bool) -> None:

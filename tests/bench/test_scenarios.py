@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,8 +149,7 @@ def test_all_of_onesync_that_is_measured_is_as_by_default_but_what_is_said(
     tool = Onesync(Place(tmp_path / "project", _Mount(tmp_path / "mount")))
     told = tomllib.loads(tool.node.config.read_text())
     places = {name: told[name] for name in ("working_dir", "onedata_dir")}
-    state = {"state_dir": tmp_path, "runtime_dir": tmp_path}
-    default = Settings.model_validate({**places, **state}).model_dump()
+    default = asdict(Settings(**places, state_dir=tmp_path, runtime_dir=tmp_path))
     differ = {
         f"{section}.{key}"
         for section, keys in told.items()
