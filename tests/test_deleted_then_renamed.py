@@ -90,3 +90,38 @@ def test_a_deletion_that_waits_keeps_its_explanation(
     assert len(here) == FILES + 1
     if run:
         assert (place.store / run).is_dir()
+
+
+@pytest.mark.parametrize(("source", "target"), [("Runs/one", "Runs/other"), ("Runs", "Old")])
+def test_what_is_told_before_its_rename_is_looked_at_keeps_its_explanation(
+    place: Strict, monkeypatch: pytest.MonkeyPatch, source: str, target: str
+) -> None:
+    """A batch hears of all deletions and of the rename, and looked at the first ones alone."""
+    real = Deletions.judge
+    seen: list[int] = []
+
+    def delete_some(life: Life) -> None:
+        for path in sorted((life.place.work / "Runs" / "one").rglob("*.mrc"))[1:5]:
+            path.unlink()
+
+    def judge(
+        self: Deletions, found: dict[bytes, Any], looked: Any, settled: Any, drain: Any, **how: Any
+    ) -> dict[bytes, Any]:
+        gone = [path for path, difference in found.items() if difference.seen is None]
+        if gone and not seen:
+            seen.append(len(gone))
+            delete_most(life)
+            rename(source, target)(place.work)
+            drain()
+        return real(self, found, looked, settled, drain, **how)
+
+    monkeypatch.setattr(Deletions, "judge", judge)
+    life = Life(place, [fill, delete_some])
+    life.live()
+    assert seen == [4]
+    assert life.end is Exit.CLEAN, life.error
+    assert life.engine.problems() == []
+    assert {path.name for path in place.store.rglob("*.mrc")} == {
+        path.name for path in place.work.rglob("*.mrc")
+    }
+    assert not (place.store / source).exists()

@@ -219,6 +219,8 @@ class Deletions:
             renamed: the renames of this one, which carried along what was gone beneath.
             kept: removals that wait longer than for the next batch.
         """
+        # One that is told of and not yet looked at comes, too.
+        coming = {*coming, *self._marks.moves()}
         sources = {source for source, _ in coming}
         targets = {target for _, target in coming}
         moved = dict(renamed)

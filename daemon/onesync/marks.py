@@ -101,6 +101,11 @@ class Marks:
             self._dirty.moved(source, target, self._clock.boottime())
         self.arrived.set()
 
+    def moves(self) -> set[tuple[RelPath, RelPath]]:
+        """Return (source, target) of the renames that nobody has looked at yet."""
+        with self._guard:
+            return self._dirty.moves()
+
     def tree_changed(self, path: RelPath) -> None:
         """Mark everything beneath ``path``."""
         with self._guard:

@@ -117,6 +117,10 @@ class DirtySet:
         self.mark(target, now)
         self._moves[source, target] = None
 
+    def moves(self) -> set[tuple[RelPath, RelPath]]:
+        """Return the renames of which no end has been taken since they were marked."""
+        return set(self._moves)
+
     def rest(self, path: RelPath, until: float) -> None:
         """Let ``path`` be due no earlier than ``until``."""
         self._resting[path] = until
