@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, ItemsView, Iterator
 from contextlib import contextmanager
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from onesync.local import on_this_machine
 _NAME = "tree.sqlite"
 _CACHED_KIB = 8_000
 _PORTION = 2_000
+_TOGETHER = 50
 _ALL = "parent, name, kind, size, mtime_ns, mode, digest, target, link_group, xattrs"
 _TABLE = """
 CREATE TABLE entry (
@@ -103,8 +105,10 @@ class StoredTree(Fold):
     def _rows(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
         self._write()
         with self._told():
-            # Not the cursor itself: who stops reading would close it, perhaps after the database.
-            yield from (row for row in self._db.execute(query, values))
+            # Not from the cursor: who stops reading would close it, perhaps after the database.
+            cursor = self._db.execute(query, values)
+            while rows := cursor.fetchmany(_TOGETHER):
+                yield from rows
 
     def _do(self, query: str, *values: object) -> None:
         self._write()
@@ -128,8 +132,8 @@ class StoredTree(Fold):
         return isinstance(path, bytes) and self._kind(path) is not None
 
     def __iter__(self) -> Iterator[RelPath]:
-        for parent, name in self._rows("SELECT parent, name FROM entry ORDER BY parent, name"):
-            yield join(parent, name)
+        rows = self._rows("SELECT parent, name FROM entry ORDER BY parent, name")
+        return starmap(join, rows)
 
     def __len__(self) -> int:
         (found,) = self._rows("SELECT count(*) FROM entry")
