@@ -16,7 +16,7 @@ from onesync import manifest as manifests
 from onesync import stagein
 from onesync.clock import SystemClock
 from onesync.core import chain
-from onesync.core.model import Entry, Kind, join
+from onesync.core.model import Entry, Kind
 from onesync.core.tree import Tree
 from onesync.manifest import MANIFEST, Manifest
 from onesync.replica.door import Listed
@@ -113,8 +113,8 @@ def _begin_to_fetch(place: Path, number: int, is_known: bool) -> None:
         tree = make()
         for directory in replica.list(b"") if is_known else ():
             tree.put(directory.name, Entry(Kind.DIRECTORY))
-            for item in replica.list(directory.name):
-                tree.put_file(join(directory.name, item.name), 1, 1, 0o644, b"ab" * 32)
+            above, names = directory.name.decode(), replica.list(directory.name)
+            tree.put_files((above, it.name.decode(), 1, 1, 0o644, "ab" * 32) for it in names)
         stage_in = StageIn(replica, os.fsencode(place / "work"), pool, advanced, Tabled())
         with pytest.raises(_Enough):
             stage_in.run(tree, make())

@@ -7,12 +7,24 @@ import os
 import sqlite3
 import sys
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from onesync.core.chain import Change, Gone, Renamed, Set, apply
+from onesync.core.chain import (
+    Change,
+    Gone,
+    Header,
+    Position,
+    Renamed,
+    Set,
+    _fold,
+    apply,
+    encode,
+    unseal,
+)
 from onesync.core.model import Entry, Kind, RelPath, parent_of
 from onesync.core.tree import Fold, Tree
 from onesync.errors import StateDirFailed
@@ -21,15 +33,13 @@ from tests.apart import grown_kib
 from tests.core.test_tree import CHANGES
 
 
-def fold(tree: Fold, change: Change, *, plainly: bool) -> None:
-    """Do what ``change`` says; ``plainly`` as where a file's line is read without an entry."""
-    entry = change.entry if plainly and isinstance(change, Set) else Entry(Kind.LINK)
-    if entry.kind is Kind.FILE and not (entry.group or entry.xattrs):
-        assert isinstance(change, Set)
-        digest = entry.digest.encode()
-        tree.put_file(change.path, entry.size, entry.mtime_ns, entry.mode, digest)
-        return
-    apply(tree, [change])
+def fold(tree: Fold, changes: list[Change], *, plainly: bool) -> None:
+    """Do what ``changes`` say; ``plainly`` as where files' lines are read without an entry."""
+    if plainly:
+        header = Header("f", Position(1, 1), None, "w", "t", "base")
+        _fold(tree, unseal(encode(header, changes)), {})
+    else:
+        apply(tree, changes)
 
 
 @pytest.mark.parametrize("plainly", [False, True])
@@ -39,11 +49,11 @@ def test_it_folds_as_one_in_memory_does(
     tmp_path: Path, changes: list[Change], *, plainly: bool
 ) -> None:
     expected = Tree()
-    with stored_trees(tmp_path) as make:
+    apply(expected, changes)
+    with stored_trees(tmp_path) as make, pytest.MonkeyPatch.context() as patched:
+        patched.setattr("onesync.stored_tree._TOGETHER", 3)
         tree = make()
-        for change in changes:
-            apply(expected, [change])
-            fold(tree, change, plainly=plainly)
+        fold(tree, changes, plainly=plainly)
         assert dict(tree.items()) == dict(expected.items())
         assert len(tree) == len(expected)
         paths = list(tree)
@@ -85,6 +95,27 @@ def test_strange_changes_too(tmp_path: Path, changes: list[Change]) -> None:
         assert dict(tree.items()) == dict(expected.items())
 
 
+FEW: list[Change] = [
+    Set(b"a", Entry(Kind.DIRECTORY)),
+    Set(b"a", Entry(Kind.FILE, 1, digest="ab")),
+    Set(b"a/b", Entry(Kind.FILE, 2, digest="ab")),
+    Set(b"b", Entry(Kind.FILE, 3, digest="ab")),
+    Set(b"b", Entry(Kind.LINK, target=b"a")),
+    Renamed(b"a", b"b"),
+    Gone(b"b"),
+]
+
+
+def test_every_order_of_few_changes(tmp_path: Path) -> None:
+    for changes in product(FEW, repeat=3):
+        expected = Tree()
+        apply(expected, changes)
+        with stored_trees(tmp_path) as make:
+            tree = make()
+            fold(tree, list(changes), plainly=True)
+            assert dict(tree.items()) == dict(expected.items()), changes
+
+
 def test_it_leaves_nothing_behind(tmp_path: Path) -> None:
     with stored_trees(tmp_path) as make:
         one, other = make(), make()
@@ -111,20 +142,22 @@ def test_who_stopped_reading_may_let_go_of_it_later(
     assert told == []
 
 
-def test_a_disk_that_is_full_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plainly", [False, True])
+def test_a_disk_that_is_full_says_so(tmp_path: Path, *, plainly: bool) -> None:
     with stored_trees(tmp_path) as make:
         tree = make()
         tree._db.execute("PRAGMA max_page_count=20")
-        changes = (Set(b"%06d" % number, Entry(Kind.FILE)) for number in range(10_000))
+        entry = Entry(Kind.FILE, digest="ab")
+        changes: list[Change] = [Set(b"%06d" % n, entry) for n in range(10_000)]
         with pytest.raises(StateDirFailed, match="Make room"):
-            apply(tree, changes)
+            fold(tree, changes, plainly=plainly)
 
 
 def test_it_takes_no_memory(tmp_path: Path) -> None:
     def fill(number: int) -> None:
         tree = StoredTree(tmp_path)
-        for one in range(number):
-            tree.put_file(b"%04d/%06d" % (one // 100, one), 1, 1, 0o644, b"ab" * 32)
+        known = (1, 1, 0o644, "ab" * 32)
+        tree.put_files((f"{one // 100:04}", f"{one:06}", *known) for one in range(number))
         assert sum(1 for _ in tree.items()) == number
 
     small, large = (grown_kib(partial(fill, number)) for number in (80_000, 160_000))

@@ -7,14 +7,14 @@ manifest at every start, so nothing of it need outlive anything.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, ItemsView, Iterator
+from collections.abc import Callable, ItemsView, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import starmap
+from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any
 
 from onesync.core.model import Entry, Kind, RelPath, join, name_of, parent_of
-from onesync.core.tree import Fold
+from onesync.core.tree import Fold, PlainFile, path_of
 from onesync.errors import StateDirFailed
 from onesync.index import entry_of, xattrs_text
 from onesync.local import on_this_machine
@@ -31,9 +31,10 @@ CREATE TABLE entry (
     link_group INTEGER NOT NULL, xattrs TEXT NOT NULL, PRIMARY KEY (parent, name)
 ) WITHOUT ROWID
 """
-_PUT = f"INSERT OR REPLACE INTO entry ({_ALL}) VALUES (?,?,?,?,?,?,?,?,?,?)"
-_PUT_FILE = f"INSERT OR REPLACE INTO entry ({_ALL}) VALUES (?,?,'file',?,?,?,?,x'',0,'')"
-"""What nearly all rows are: a third faster than with values that are always the same."""
+_PUT = f"INSERT OR REPLACE INTO entry ({_ALL}) VALUES "
+_ROW = "(?,?,?,?,?,?,?,?,?,?)"
+_FILE = "(CAST(? AS BLOB),CAST(? AS BLOB),'file',?,?,?,?,x'',0,'')"
+"""What nearly all rows are; so many of them in one statement take half the time."""
 _IS = "parent = ? AND name = ?"
 _BENEATH = "(parent = ? OR (parent > ? AND parent < ?))"
 _MOVE = f"""
@@ -45,7 +46,6 @@ _GROUPS = 1 << 64
 """SQLite's numbers are signed, those of groups are not."""
 
 Row = tuple[bytes, bytes, str, int, int, int, str, bytes, int, str]
-FileRow = tuple[bytes, bytes, int, int, int, str]
 
 
 @contextmanager
@@ -73,9 +73,8 @@ class StoredTree(Fold):
     def __init__(self, directory: Path) -> None:
         """Begin with an empty one."""
         self._directory = directory
-        self._waiting: list[Row | FileRow] = []
-        self._waits_for = _PUT
-        self._greatest = (b"", b"")
+        self._waiting: list[Row] = []
+        self._greatest = (b"", b"")  # no directory stands after it: a base comes in order
         path = directory / _NAME
         with self._told(), on_this_machine():
             path.unlink(missing_ok=True)
@@ -119,7 +118,7 @@ class StoredTree(Fold):
         if self._waiting:
             rows, self._waiting = self._waiting, []
             with self._told():
-                self._db.executemany(self._waits_for, rows)
+                self._db.executemany(_PUT + _ROW, rows)
 
     # -- the mapping ---------------------------------------------------------------------------
 
@@ -166,27 +165,31 @@ class StoredTree(Fold):
         group = entry.group if entry.group < _GROUPS // 2 else entry.group - _GROUPS
         known = (entry.kind.value, entry.size, entry.mtime_ns, entry.mode, entry.digest)
         row = (*_place(path), *known, entry.target, group, xattrs_text(entry.xattrs))
-        self._put(row, _PUT, is_directory=entry.kind is Kind.DIRECTORY)
-
-    def put_file(self, path: RelPath, size: int, mtime_ns: int, mode: int, digest: bytes) -> None:
-        above, _, name = path.rpartition(b"/")
-        row = (above, name, size, mtime_ns, mode, digest.decode())
-        self._put(row, _PUT_FILE, is_directory=False)
-
-    def _put(self, row: Row | FileRow, how: str, *, is_directory: bool) -> None:
-        # What comes in order, as in a base, is new for certain.
         if row[:2] <= self._greatest:
-            path = join(row[0], row[1])
-            if not is_directory and self._kind(path) is Kind.DIRECTORY:
+            if entry.kind is not Kind.DIRECTORY and self._kind(path) is Kind.DIRECTORY:
                 self._remove_beneath(path)
         else:
             self._greatest = row[:2]
-        if how is not self._waits_for:
-            self._write()  # the order counts: one path may come twice
-            self._waits_for = how
         self._waiting.append(row)
         if len(self._waiting) >= _PORTION:
             self._write()
+
+    def put_files(self, files: Iterable[PlainFile]) -> None:
+        rest = iter(files)
+        while some := list(islice(rest, _TOGETHER)):
+            self._write()  # the order counts: one path may come twice
+            if self._replace_directories(some):
+                super().put_files(some)
+                continue
+            with self._told():
+                query = _PUT + ",".join([_FILE] * len(some))
+                self._db.execute(query, [*chain.from_iterable(some)])
+
+    def _replace_directories(self, files: list[PlainFile]) -> bool:
+        directory, name, *_ = min(files)
+        if (directory.encode(), name.encode()) > self._greatest:
+            return False
+        return Kind.DIRECTORY in map(self._kind, map(path_of, files))
 
     def remove(self, path: RelPath) -> None:
         if self._kind(path) in (None, Kind.DIRECTORY):

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onesync.core.chain import (
+    _LINE,
     Change,
     Gone,
     Header,
@@ -43,9 +44,21 @@ ENTRY = st.one_of(
     st.builds(Entry, st.just(Kind.DIRECTORY), st.just(0), st.integers(0, 2**62), st.just(0o755)),
     st.builds(Entry, st.just(Kind.LINK), target=st.just(b"t")),
 )
-CHANGES = st.lists(
-    st.one_of(st.builds(Set, PATH, ENTRY), st.builds(Gone, PATH), st.builds(Renamed, PATH, PATH)),
-    max_size=12,
+PLAIN_PATH = st.lists(st.sampled_from([b"a", b"a-", b"b"]), min_size=1, max_size=3).map(b"/".join)
+PLAIN_FILE = st.builds(
+    Entry, st.just(Kind.FILE), st.integers(0, 9), digest=st.sampled_from(["ab" * 32, "ab"])
+)
+
+
+def _changes(
+    path: st.SearchStrategy[RelPath], entry: st.SearchStrategy[Entry]
+) -> st.SearchStrategy[list[Change]]:
+    moved = st.builds(Gone, path) | st.builds(Renamed, path, path)
+    return st.lists(st.builds(Set, path, entry) | moved, max_size=12)
+
+
+CHANGES = st.one_of(
+    _changes(PATH, ENTRY), _changes(PLAIN_PATH, PLAIN_FILE | st.just(Entry(Kind.DIRECTORY)))
 )
 
 
@@ -107,7 +120,8 @@ def test_the_fold_is_what_a_simple_one_is(changes: list[Change], more: list[Chan
 def test_the_short_way_of_a_line_is_the_long_one(change: Change) -> None:
     line = _line(_change_fields(change))
     assert _change_line(change) == line
-    assert _change_of(line[:-1]) == _read_change(_parse(line)) == change
+    (found,) = _LINE.finditer(line.decode())
+    assert _change_of(found) == _read_change(_parse(line)) == change
 
 
 def test_a_directory_goes_and_moves_in_one_step() -> None:

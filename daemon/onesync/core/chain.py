@@ -12,12 +12,15 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import attrgetter
 from typing import Any, Protocol
 
 from blake3 import blake3
 
 from onesync.core.model import (
+    RESERVED_PREFIX,
+    STATUS_FOLDER,
     Entry,
     Kind,
     Problem,
@@ -26,7 +29,7 @@ from onesync.core.model import (
     is_user_path,
     printable,
 )
-from onesync.core.tree import Fold, Tree
+from onesync.core.tree import Fold, PlainFile, Tree, path_of
 
 FORMAT = 1
 _LEVEL = 3
@@ -163,10 +166,10 @@ class Sealed:
         """Yield its changes. Raises Damaged where one is none that onesync writes."""
         return map(_change_of, self.lines())
 
-    def lines(self) -> Iterator[bytes]:
-        """Yield the line of each change."""
-        blocks = _unpacked(self.data, self.most_bytes)
-        lines = (line for block in blocks for line in block.split(b"\n")[:-1])
+    def lines(self) -> Iterator[re.Match[str]]:
+        """Yield the line of each change, as ``_LINE`` matches it."""
+        texts = (block.decode("latin-1") for block in _unpacked(self.data, self.most_bytes))
+        lines = chain.from_iterable(map(_LINE.finditer, texts))
         return islice(lines, 1, 1 + self.count)
 
 
@@ -730,47 +733,56 @@ def _read_working_dirs(found: object) -> tuple[bytes, ...]:
     return tuple(_raw(path) for path in found)
 
 
-_PLAIN = rb"[ !#-\[\]-~]+"
-_INTEGER = rb"(?:0|[1-9][0-9]{0,18})"
-_FILE_LINE = re.compile(
-    rb'\{"path":"(' + _PLAIN + rb')","kind":"file","mtime_ns":(-?' + _INTEGER + rb")"
-    rb',"mode":(' + _INTEGER + rb'),"size":(' + _INTEGER + rb'),"digest":"([0-9a-f]*)"\}'
+_OURS = "|".join(re.escape(name.decode()) for name in (RESERVED_PREFIX, STATUS_FOLDER))
+_NAME = rf'(?!\.\.?[/"]|{_OURS})[ !#-.0-Z\[\]-~]{{1,255}}'
+_INTEGER = r"(?:[1-8][0-9]{18}|[1-9][0-9]{0,17}|0)"
+_MODE = r"(?:[1-4][0-9][0-9]|[1-9]?[0-9]|50[0-9]|51[01])"
+_LINE = re.compile(
+    rf'\{{"path":"({_NAME}(?:/{_NAME}){{0,15}})","kind":"file","mtime_ns":(-?{_INTEGER})'
+    rf',"mode":({_MODE}),"size":({_INTEGER}),"digest":"([0-9a-f]*)"\}}\n|(?P<other>.*\n)'
 )
-"""What nearly all lines are; whatever it does not match is read as JSON, to the same effect."""
+"""A file that may be restored, as nearly all lines are, or any other line, which is read as JSON.
+
+A file means what it means as JSON, and is none that would be refused. Few of those that may be
+restored are left to JSON: of names that begin as ours do, deeper than 15 directories (sixteen names
+of 255 bytes are the longest path), and of numbers next to the greatest.
+"""
 
 
-def _plain_file(line: bytes) -> tuple[RelPath, int, int, int, bytes] | None:
-    """Return path, size, mtime_ns, mode and digest of a plain file that may be restored."""
-    found = _FILE_LINE.fullmatch(line)
-    if found is None:
-        return None
-    path, modified, mode_text, length, digest = found.groups()
-    mtime_ns, mode, size = int(modified), int(mode_text), int(length)
-    fits = mode <= 0o777 and size <= _MOST_NUMBER and abs(mtime_ns) <= _MOST_NUMBER
-    return (path, size, mtime_ns, mode, digest) if fits and is_user_path(path) else None
+def _plain_file(line: re.Match[str]) -> PlainFile:
+    path, mtime_ns, mode, size, digest, _ = line.groups()
+    directory, _, name = path.rpartition("/")
+    return directory, name, int(size), int(mtime_ns), int(mode), digest
 
 
-def _change_of(line: bytes) -> Change:
-    plain = _plain_file(line)
-    if plain is None:
-        return _read_change(_parse(line))
-    path, size, mtime_ns, mode, digest = plain
-    return Set(path, Entry(Kind.FILE, size, mtime_ns, mode, digest.decode()))
+def _change_of(line: re.Match[str]) -> Change:
+    if line.lastgroup:
+        return _read_change(_parse(line[0][:-1].encode("latin-1")))
+    file = _plain_file(line)
+    return Set(path_of(file), Entry(Kind.FILE, *file[2:]))
 
 
 def _fold(tree: Fold, sealed: Sealed, problems: dict[RelPath, Problem]) -> None:
     """Do what ``apply`` does with the changes of ``sealed``; makes no entry of a plain file."""
     problems.pop(b"", None)
-    for line in sealed.lines():
-        plain = _plain_file(line)
-        if plain is None:
-            _apply(tree, _change_of(line), problems)
+    for other, lines in groupby(sealed.lines(), attrgetter("lastgroup")):
+        if other:
+            for line in lines:
+                _apply(tree, _change_of(line), problems)
         else:
-            problems.pop(plain[0], None)
-            tree.put_file(*plain)
+            tree.put_files(_plain_files(lines, problems))
 
 
-_plain = re.compile(_PLAIN).fullmatch
+def _plain_files(
+    lines: Iterable[re.Match[str]], problems: dict[RelPath, Problem]
+) -> Iterator[PlainFile]:
+    for file in map(_plain_file, lines):
+        if problems:
+            problems.pop(path_of(file), None)
+        yield file
+
+
+_plain = re.compile(rb"[ !#-\[\]-~]+").fullmatch
 
 
 def _change_line(change: Change) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from abc import abstractmethod
 from binascii import unhexlify
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from onesync.core.model import Entry, Kind, RelPath, join, name_of, parent_of
 
@@ -21,6 +21,18 @@ _DIGEST = 64
 
 Packed = bytes | Entry
 """An entry as it is kept: by ``_FILE`` or ``_DIRECTORY``, or itself where it fits neither."""
+
+PlainFile = tuple[str, str, int, int, int, str]
+"""A file without a group and attributes: directory, name, size, mtime_ns, mode and digest.
+
+Directory and name are ASCII, the digest is lower case hex: as text, for that is what SQLite takes
+without asking who may adapt it.
+"""
+
+
+def path_of(file: PlainFile) -> RelPath:
+    """Return the path of a plain file."""
+    return join(file[0].encode(), file[1].encode())
 
 
 class _Folder:
@@ -43,9 +55,10 @@ class Fold(Mapping[RelPath, Entry]):
     def put(self, path: RelPath, entry: Entry) -> None:
         """Let ``path`` be ``entry``; beneath what is a directory no more there is nothing."""
 
-    @abstractmethod
-    def put_file(self, path: RelPath, size: int, mtime_ns: int, mode: int, digest: bytes) -> None:
-        """Let ``path`` be a file without a group and attributes; ``digest`` is lower case hex."""
+    def put_files(self, files: Iterable[PlainFile]) -> None:
+        """Do what ``put`` does for each of ``files``, sooner."""
+        for file in files:
+            self.put(path_of(file), Entry(Kind.FILE, *file[2:]))
 
     @abstractmethod
     def remove(self, path: RelPath) -> None:
@@ -99,12 +112,14 @@ class Tree(Fold):
     def put(self, path: RelPath, entry: Entry) -> None:
         self._put(path, _pack(entry), is_directory=entry.kind is Kind.DIRECTORY)
 
-    def put_file(self, path: RelPath, size: int, mtime_ns: int, mode: int, digest: bytes) -> None:
-        if len(digest) == _DIGEST:
-            packed = _FILE.pack(size, mtime_ns, mode, unhexlify(digest))
-            self._put(path, packed, is_directory=False)
-        else:
-            self.put(path, Entry(Kind.FILE, size, mtime_ns, mode, digest.decode()))
+    def put_files(self, files: Iterable[PlainFile]) -> None:
+        for file in files:
+            *_, size, mtime_ns, mode, digest = file
+            if len(digest) == _DIGEST:
+                packed = _FILE.pack(size, mtime_ns, mode, unhexlify(digest))
+                self._put(path_of(file), packed, is_directory=False)
+            else:
+                super().put_files([file])
 
     def _put(self, path: RelPath, packed: Packed, *, is_directory: bool) -> None:
         above, _, name = path.rpartition(b"/")
