@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ from blake3 import blake3
 
 from onesync.core.blocks import BlockHasher, Blocks
 from onesync.errors import LocalError
-from onesync.replica.pour import CHUNK, Pour
+from onesync.replica.pour import CHUNK, Pour, past_cache
 
 _LONG = 9 * CHUNK + 12345
 
@@ -99,6 +100,50 @@ def test_two_chunks_are_asked_for_at_once(files: _Files) -> None:
 
     _pour(outward=False).run(files.origin, files.target, None, read=in_pairs, length=_LONG)
     assert files.arrived() == files.content
+
+
+def test_what_lies_past_the_cache_is_copied_whole_where_only_sectors_can_be_read(
+    files: _Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pread, refused = os.pread, threading.Semaphore(0)
+
+    def as_a_disk(fd: int, size: int, offset: int) -> bytes:
+        if fd == files.origin and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            refused.release()
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", as_a_disk)
+    read = past_cache(files.origin)
+    _pour(outward=False).run(files.origin, files.target, None, read=read, length=_LONG)
+    assert refused.acquire(blocking=False)
+    assert files.arrived() == files.content
+
+
+def test_a_file_system_without_a_way_past_the_cache_is_read_all_the_same(
+    files: _Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, command: int, flags: int = 0) -> int:
+        if command == fcntl.F_SETFL:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return 0
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    read = past_cache(files.origin)
+    _pour(outward=False).run(files.origin, files.target, None, read=read, length=_LONG)
+    assert files.arrived() == files.content
+
+
+def test_an_error_of_the_mount_past_the_cache_stays_what_it_is(
+    files: _Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(fd: int, size: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, "no")
+
+    read = past_cache(files.origin)
+    monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(OSError, match="no"):
+        read(files.origin, CHUNK, 0)
 
 
 def test_an_error_of_the_mount_is_raised_and_nothing_is_left_running(files: _Files) -> None:

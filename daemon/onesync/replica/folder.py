@@ -25,7 +25,7 @@ from onesync.local import date_stores, mount_of, on_this_machine, open_source, s
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed, Ours
 from onesync.replica.moment import Moment, moment_of
-from onesync.replica.pour import CHUNK, ONE_PIECE, Pipe, Pour
+from onesync.replica.pour import CHUNK, ONE_PIECE, Pipe, Pour, past_cache
 from onesync.replica.statx import Looked, inode_of, look_up, opened
 
 T = TypeVar("T")
@@ -338,9 +338,8 @@ class FolderReplica:
                 with Pipe() as pipe:
                     pour.run(origin, target, None, sparse=True, read=pipe.read)
             else:
-                # Twice as many bytes a call: the kernel reads ahead in larger pieces.
-                os.posix_fadvise(origin, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-                pour.run(origin, target, None, sparse=True, length=size)
+                read = past_cache(origin)
+                pour.run(origin, target, None, sparse=True, read=read, length=size)
             with on_this_machine():
                 os.fchmod(target, mode & 0o777)
                 if mtime_ns is not None:
