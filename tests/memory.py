@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from blake3 import blake3
 
-from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
+from onesync.core.blocks import ALGORITHM, PATCH_FROM, BlockHasher, Blocks, block_size
 from onesync.core.model import (
     STATUS_FOLDER,
     Entry,
@@ -129,15 +129,15 @@ class MemoryReplica:
         changed = [
             number
             for number, start in enumerate(starts)
-            if _digest_of(content[start : min(start + blocks.size, length)])
-            != blocks.digest(number)
+            if not blocks.holds(number, content[start : min(start + blocks.size, length)])
         ]
         digest = blake3(content).hexdigest()
-        new = _hashed(content, blocks.size)
+        new = _hashed(content, blocks.hasher())
         larger = block_size(len(content))
-        coarse = _hashed(content, larger) if larger > blocks.size else None
+        is_old = larger > blocks.size or blocks.algorithm != ALGORITHM
+        renewed = _hashed(content, BlockHasher(larger)) if is_old else None
         return Compared(
-            Copied(digest, len(content), stamp, True, blocks=new), tuple(changed), coarse
+            Copied(digest, len(content), stamp, True, blocks=new), tuple(changed), renewed
         )
 
     def write_undo(
@@ -145,9 +145,9 @@ class MemoryReplica:
     ) -> bool:
         with self._guard:
             old = self.read(path)
-            starts = [number * blocks.size for number in numbers]
-            now = [_digest_of(old[start : start + blocks.size]) for start in starts]
-            if len(old) != length or now != [blocks.digest(number) for number in numbers]:
+            size = blocks.size
+            same = all(blocks.holds(n, old[n * size : (n + 1) * size]) for n in numbers)
+            if len(old) != length or not same:
                 return False
             self._create(undo, old)
         return True
@@ -166,7 +166,7 @@ class MemoryReplica:
             for number in numbers:
                 start = number * blocks.size
                 piece = kept.get(number, content[start : start + blocks.size])
-                if _digest_of(piece) != blocks.digest(number):
+                if not blocks.holds(number, piece):
                     return False
                 old = self.read(path).ljust(start, b"\0")
                 self._tree[path] = old[:start] + piece + old[start + len(piece) :]
@@ -263,18 +263,14 @@ class MemoryReplica:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
 
-def _hashed(content: bytes, size: int) -> Blocks:
-    hasher = BlockHasher(size)
+def _hashed(content: bytes, hasher: BlockHasher) -> Blocks:
     hasher.update(content)
     return hasher.blocks()
 
 
 def _blocks(content: bytes) -> Blocks | None:
-    return _hashed(content, block_size(len(content))) if len(content) >= PATCH_FROM else None
-
-
-def _digest_of(piece: bytes) -> bytes:
-    return blake3(piece).digest(length=16)
+    size = block_size(len(content))
+    return _hashed(content, BlockHasher(size)) if len(content) >= PATCH_FROM else None
 
 
 def with_status_folder() -> MemoryReplica:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onesync.core.blocks import Blocks
+from onesync.core.blocks import OLD_ALGORITHM, Blocks
 from onesync.core.chain import Gone, Renamed, Set
 from onesync.core.model import Entry, Kind, Known, Stamp, is_doubted
 from onesync.errors import Halted
@@ -129,6 +129,38 @@ def test_what_is_remembered_comes_back(tmp_path: Path) -> None:
         index.commit([Set(b"a", Entry(Kind.FILE, digest="ef"))], {})
         index.remember_blocks({})
         assert index.blocks("cd") is None, "no row has that content any more"
+
+
+def test_blocks_that_an_earlier_onesync_digested_are_remembered_as_what_they_are(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "index.sqlite"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(FORMAT_2 + "INSERT INTO blocks VALUES ('cd', 65536, x'0102');")
+    old = Blocks(65_536, b"\x01\x02", OLD_ALGORITHM)
+    with closing(Index(path)) as index:
+        assert index.blocks("cd") == old
+        index.remember_blocks({})
+        assert index.blocks("cd") == old
+        index.remember_blocks({"cd": Blocks(65_536, b"new")})
+        assert index.blocks("cd") == Blocks(65_536, b"new")
+        index.commit([Gone(b"a")], {})
+        index.remember_blocks({})
+        assert index.blocks("cd") is None
+
+
+def test_old_digests_that_are_put_stay_old(tmp_path: Path) -> None:
+    """As of a file that changed while it was compared with them."""
+    old = Blocks(65_536, b"old", OLD_ALGORITHM)
+    with closing(Index(tmp_path / "index.sqlite")) as index:
+        index.commit([], {}, {"cd": old})
+        assert index.blocks("cd") == old
+
+
+def test_digests_of_a_later_onesync_are_unknown(tmp_path: Path) -> None:
+    with closing(Index(tmp_path / "index.sqlite")) as index:
+        index.commit([], {}, {"cd": Blocks(65_536, b"later", "sha5")})
+        assert index.blocks("cd") is None
 
 
 def test_what_is_held_follows_the_rows(tmp_path: Path) -> None:

@@ -141,6 +141,40 @@ def test_a_restored_file_is_patched_too(one: Node, nodes: list[Node], mounted: M
     assert picture(one.work) == expected
 
 
+def as_an_earlier_onesync_wrote_it(index: Path, stack: Path, size: int) -> None:
+    """Let ``index`` know the blocks of ``stack`` as one before XXH3 did, and nothing else."""
+    content = stack.read_bytes()
+    blocks = [content[start : start + size] for start in range(0, len(content), size)]
+    digests = b"".join(blake3(block).digest(length=16) for block in blocks)
+    with closing(sqlite3.connect(index)) as db:
+        db.execute("DROP TABLE block_digests")
+        row = (blake3(content).hexdigest(), size, digests)
+        db.execute("INSERT INTO blocks VALUES (?, ?, ?)", row)
+        db.commit()
+
+
+def test_what_an_earlier_onesync_sent_is_patched_by_a_later_one(
+    one: Node, mounted: Mounted
+) -> None:
+    path, index = one.work / STACK, one.home / "state" / "index.sqlite"
+    path.write_bytes(os.urandom(5 * MEGABYTE))
+    assert one.flush() == 0, one.log()
+    one.end(signal.SIGKILL)
+    as_an_earlier_onesync_wrote_it(index, path, 16 << 10)
+    one.deploy()
+    for place in (MEGABYTE, 3 * MEGABYTE):  # by old digests, then by new ones
+        mounted.reset()
+        change(path, place, b"changed")
+        assert one.flush() == 0, one.log()
+        assert (mounted.backing / "project" / STACK).read_bytes() == path.read_bytes()
+        assert mounted.counts()["bytes_written"] < MEGABYTE / 4
+        with closing(sqlite3.connect(index)) as db:
+            found = db.execute("SELECT digest, algorithm, size FROM block_digests").fetchall()
+        digest = blake3(path.read_bytes()).hexdigest()
+        assert (digest, "xxh3-128", 16 << 10) in found
+    assert one.end() == 0, one.log()
+
+
 def make_database(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("CREATE TABLE Particles (id INTEGER PRIMARY KEY, content BLOB)")

@@ -20,7 +20,7 @@ import pytest
 from blake3 import blake3
 
 from onesync.beneath import open_beneath
-from onesync.core.blocks import DIGEST_BYTES, BlockHasher, Blocks
+from onesync.core.blocks import DIGEST_BYTES, OLD_ALGORITHM, BlockHasher, Blocks
 from onesync.core.model import Kind
 from onesync.errors import OnesyncError
 from onesync.replica import moment, pour
@@ -369,12 +369,16 @@ def changed_inside(path: Path, replica: Replica) -> tuple[Copied, Compared]:
     """Put ``path`` as ``stack``, change it in two places and let it grow."""
     old = replica.put(os.fsencode(path), b"stack")
     assert old.blocks is not None
+    change_inside(path)
+    return old, replica.compare(os.fsencode(path), old.size, old.blocks)
+
+
+def change_inside(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(70_000)
         file.write(b"changed")
         file.seek(2_499_999)
         file.write(b"and more" * 10_000)
-    return old, replica.compare(os.fsencode(path), old.size, old.blocks)
 
 
 def patched_numbers(old: Copied, compared: Compared) -> tuple[int, ...]:
@@ -685,6 +689,74 @@ def test_comparisons_with_blocks_of_two_sizes_share_nothing(on_disk: Replica, st
     assert old.blocks is not None
     replica.compare(source, old.size, hasher.blocks(), seconds=0)
     assert replica.compare(source, old.size, old.blocks) == whole
+
+
+def digested_as_before(path: Path, size: int) -> Blocks:
+    """Return blocks as earlier versions digested them, made without our own code."""
+    content = path.read_bytes()
+    blocks = [content[start : start + size] for start in range(0, len(content), size)]
+    digests = b"".join(blake3(block).digest(length=DIGEST_BYTES) for block in blocks)
+    return Blocks(size, digests, OLD_ALGORITHM)
+
+
+def test_what_an_earlier_version_digested_is_patched_and_remembered_anew(
+    replica: Replica, stack: Path
+) -> None:
+    source, before = os.fsencode(stack), stack.read_bytes()
+    first = replica.put(source, b"stack")
+    assert first.blocks is not None
+    known = digested_as_before(stack, first.blocks.size)
+    change_inside(stack)
+    compared = replica.compare(source, first.size, known)
+    copied = compared.copied
+    assert compared.changed == (70_000 // known.size, 2_499_999 // known.size)
+    assert copied.blocks == digested_as_before(stack, known.size)
+    assert compared.renewed == replica.put(source, b"whole").blocks
+    numbers = patched_numbers(first, compared)
+    assert replica.write_undo(b"stack", b"undo", first.size, known, compared.changed)
+    assert replica.patch(source, b"stack", copied.blocks, numbers, copied.size)
+    assert replica.digest(b"stack") == (copied.digest, copied.size)
+    assert replica.undo(b"stack", b"undo", first.size)
+    assert replica.digest(b"stack") == (blake3(before).hexdigest(), len(before))
+
+
+def test_what_was_changed_outside_is_told_by_old_digests_too(replica: Replica, stack: Path) -> None:
+    first = replica.put(os.fsencode(stack), b"stack")
+    assert first.blocks is not None
+    known = digested_as_before(stack, first.blocks.size)
+    with stack.open("r+b") as file:
+        file.write(b"other")
+    replica.put(os.fsencode(stack), b"other")
+    assert replica.write_undo(b"stack", b"undo", first.size, known, (0, 1))
+    assert not replica.write_undo(b"other", b"undo-2", first.size, known, (0, 1))
+
+
+def test_comparisons_with_old_and_new_digests_share_nothing(on_disk: Replica, stack: Path) -> None:
+    replica, source = on_disk, os.fsencode(stack)
+    old, whole = changed_inside(stack, replica)
+    assert old.blocks is not None
+    known = digested_as_before(stack, old.blocks.size)
+    part = replica.compare(source, old.size, known, seconds=0).copied
+    assert 0 < part.size < whole.copied.size
+    assert replica.compare(source, old.size, old.blocks) == whole
+
+
+def test_what_always_grows_is_compared_with_old_digests(on_disk: Replica, stack: Path) -> None:
+    replica, source = on_disk, os.fsencode(stack)
+    first = replica.put(source, b"stack")
+    assert first.blocks is not None
+    known = digested_as_before(stack, first.blocks.size)
+    part = replica.compare(source, first.size, known, seconds=0)
+    for _ in range(2):
+        grow(stack)
+        part = replica.compare(source, first.size, known, seconds=0)
+    assert (part.copied.steady, part.copied.prefix, part.changed) == (False, True, ())
+    content = stack.read_bytes()[: part.copied.size]
+    assert part.copied.digest == blake3(content).hexdigest()
+    assert part.copied.size > first.size
+    hasher = BlockHasher(known.size)
+    hasher.update(content)
+    assert part.renewed == hasher.blocks()
 
 
 def test_holes_stay_holes_in_both_directions(tmp_path: Path) -> None:

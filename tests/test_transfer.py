@@ -38,8 +38,8 @@ def test_a_stack_that_outgrows_its_blocks_gets_larger_ones(
     source = replace(source, undo=b"undo", blocks=first.blocks)
     brought = transfer.transfer(replica, difference, source, None)
     assert isinstance(brought, transfer.Brought)
-    assert brought.coarse is not None
-    assert brought.coarse.size == blocks.block_size(80_000)
+    assert brought.renewed is not None
+    assert brought.renewed.size == blocks.block_size(80_000)
     whole = replica.put(os.fsencode(local), b"whole")
-    assert brought.coarse == whole.blocks
+    assert brought.renewed == whole.blocks
     assert replica.digest(b"stack") == replica.digest(b"whole")

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
-from onesync.core.blocks import Blocks
+from onesync.core.blocks import ALGORITHM, OLD_ALGORITHM, Blocks
 from onesync.core.chain import Change, Gone, Renamed, Set
 from onesync.core.claims import REMEMBERED_NAME
 from onesync.core.model import (
@@ -92,6 +92,9 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITH
 CREATE TABLE IF NOT EXISTS blocks (
     digest TEXT PRIMARY KEY, size INTEGER NOT NULL, digests BLOB NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS block_digests (
+    digest TEXT PRIMARY KEY, algorithm TEXT NOT NULL, size INTEGER NOT NULL, digests BLOB NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unverified (
     path BLOB PRIMARY KEY, is_read INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -99,6 +102,12 @@ CREATE TABLE IF NOT EXISTS held (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS explained (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS damaged (digest TEXT PRIMARY KEY) WITHOUT ROWID;
 """
+
+_BLOCKS = """
+SELECT size, digests, algorithm FROM block_digests WHERE digest = ?1 AND algorithm IN (?2, ?3)
+UNION ALL SELECT size, digests, ?3 FROM blocks WHERE digest = ?1
+"""
+"""An earlier onesync knows of ``blocks`` alone. What a later one digests otherwise is unknown."""
 
 _OLD = ("1", "2", "3", "4")
 _BY_PATH = """
@@ -541,20 +550,21 @@ class Index:
 
     def blocks(self, digest: str) -> Blocks | None:
         """Return the blocks of the large file with this digest, where they are known."""
-        query = "SELECT size, digests FROM blocks WHERE digest = ?"
-        row = self._row(query, (digest,))
+        row = self._row(_BLOCKS, (digest, ALGORITHM, OLD_ALGORITHM))
         return None if row is None else Blocks(*row)
 
     def remember_blocks(self, blocks: Mapping[str, Blocks]) -> None:
         """Remember blocks by their files' digests, and forget those that no row has."""
         with self._transaction():
-            self._db.execute("DELETE FROM blocks WHERE digest NOT IN (SELECT digest FROM entry)")
+            for table in ("blocks", "block_digests"):
+                which = "digest NOT IN (SELECT digest FROM entry)"
+                self._db.execute(f"DELETE FROM {table} WHERE {which}")
             self._put_blocks(blocks)
 
     def _put_blocks(self, blocks: Mapping[str, Blocks]) -> None:
         self._db.executemany(
-            "INSERT OR REPLACE INTO blocks VALUES (?,?,?)",
-            [(digest, item.size, item.digests) for digest, item in blocks.items()],
+            "INSERT OR REPLACE INTO block_digests VALUES (?,?,?,?)",
+            [(digest, b.algorithm, b.size, b.digests) for digest, b in blocks.items()],
         )
 
     def replace(

@@ -31,6 +31,7 @@ _DEPENDENCIES = (
     "sdnotify",
     "typer",
     "watchdog",
+    "xxhash",
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)

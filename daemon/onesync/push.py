@@ -696,7 +696,7 @@ class Push:
                 self.outcome.sent[path] = item.is_database
             if path in self._prepared.replaced and (brought.temporary or brought.numbers):
                 self.outcome.overwritten[path] = entry
-            if (blocks := brought.coarse or copied.blocks) is not None:
+            if (blocks := brought.renewed or copied.blocks) is not None:
                 self.outcome.blocks[copied.digest] = blocks
 
     def _waits(self, path: RelPath, *, is_database: bool) -> bool:

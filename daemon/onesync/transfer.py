@@ -66,7 +66,7 @@ class Brought:
         temporary: where the whole copy is.
         numbers: the blocks to be patched in when it is published.
         undo: the undo file that was made.
-        coarse: the blocks to be remembered, where they are not those that were copied.
+        renewed: the blocks to be remembered, where they are not those that were copied.
     """
 
     copied: Copied
@@ -75,7 +75,7 @@ class Brought:
     temporary: RelPath | None = None
     numbers: tuple[int, ...] = ()
     undo: RelPath | None = None
-    coarse: Blocks | None = None
+    renewed: Blocks | None = None
 
     @property
     def is_behind(self) -> bool:
@@ -160,7 +160,7 @@ def _changed(
     if most is not None and _is_part(compared.copied) and compared.copied.size < most:
         return Travelling(None, compared.copied.steady)
     if compared.copied.digest == known.entry.digest and compared.copied.steady:
-        return Brought(compared.copied, 0)
+        return Brought(compared.copied, 0, renewed=compared.renewed)
     if not (compared.copied.steady or source.frozen or compared.copied.prefix):
         return None
     numbers = _to_write(compared, known.entry.size, source.blocks.size)
@@ -307,7 +307,7 @@ def _patched(
         # The replica's file is not what it was: the whole new version takes its place.
         return _whole(replica, source, known, seconds)
     sent = (len(compared.changed) + len(numbers)) * blocks.size
-    brought = Brought(compared.copied, sent, numbers=numbers, undo=undo, coarse=compared.coarse)
+    brought = Brought(compared.copied, sent, numbers=numbers, undo=undo, renewed=compared.renewed)
     if source.frozen:
         return replace(brought, in_place=False)
     end = compared.copied.size

@@ -81,13 +81,14 @@ class Compared:
     Attributes:
         copied: what a whole copy would give.
         changed: the blocks of the known version whose bytes changed.
-        coarse: the blocks that are to be remembered, where the file has outgrown the known ones.
+        renewed: the blocks that are to be remembered, where the file has outgrown the known ones,
+            or an earlier version digested those.
         kept: blocks as they were at the moment of ``copied``: the file has other ones by now.
     """
 
     copied: Copied
     changed: tuple[int, ...]
-    coarse: Blocks | None = None
+    renewed: Blocks | None = None
     kept: Mapping[int, bytes] = field(default_factory=dict)
 
 

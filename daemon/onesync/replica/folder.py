@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from onesync.beneath import open_beneath, open_plain, rename_new
-from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
+from onesync.core.blocks import ALGORITHM, PATCH_FROM, BlockHasher, Blocks, block_size
 from onesync.core.model import Kind, RelPath, is_beneath, join, name_of, parent_of
 from onesync.local import date_stores, mount_of, on_this_machine, open_source, stamp_of
 from onesync.replica import inplace
@@ -32,8 +32,9 @@ T = TypeVar("T")
 
 _HELD_DIRECTORIES = 256
 _INTERRUPTED = 100
-_COPY = 0
-"""What a pour is for: a copy, or the comparison with blocks of so many bytes."""
+_Purpose = tuple[int, str]
+_COPY: _Purpose = (0, "")
+"""What a pour is for: a copy, or the comparison with blocks of so many bytes and such digests."""
 _TRIES = 5
 _TURNS = 64
 _MOST_BYTES = 1 << 30
@@ -93,7 +94,7 @@ class FolderReplica:
         self._forgotten = 0
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most_held = min(_HELD_DIRECTORIES, limit // 4)
-        self._interrupted: OrderedDict[tuple[int, int, int], Pour] = OrderedDict()
+        self._interrupted: OrderedDict[tuple[int, int, _Purpose], Pour] = OrderedDict()
         self._expected: int | None = None
 
     def expect(self, mount: int | None) -> None:
@@ -385,14 +386,14 @@ class FolderReplica:
         pour.run(origin, None, offset)
         return pour
 
-    def _interrupt(self, purpose: int, pour: Pour) -> None:
+    def _interrupt(self, purpose: _Purpose, pour: Pour) -> None:
         """Keep a pour whose time was up; of those that nobody asks for again the oldest goes."""
         assert pour.seen is not None
         self._interrupted[_identity(pour.seen, purpose)] = pour
         while len(self._interrupted) > _INTERRUPTED:
             self._interrupted.popitem(last=False)
 
-    def _resumed(self, purpose: int, status: os.stat_result) -> tuple[Pour | None, bool]:
+    def _resumed(self, purpose: _Purpose, status: os.stat_result) -> tuple[Pour | None, bool]:
         """Return the pour that was interrupted, and whether one is lost as the file changed.
 
         What grew may have only grown: it is read on, or one that always grows would never be read
@@ -419,20 +420,20 @@ class FolderReplica:
             if os.fstat(origin).st_size == length or not length:  # nobody maps what grows
                 with on_this_machine():
                     date_stores(origin)
-            before = os.fstat(origin)
+            before, purpose = os.fstat(origin), (blocks.size, blocks.algorithm)
             end = before.st_size if most is None else min(before.st_size, most)
-            pour, changed_meanwhile = self._resumed(blocks.size, before)
+            pour, changed_meanwhile = self._resumed(purpose, before)
             pour = pour or Pour(
-                BlockHasher(blocks.size),
+                blocks.hasher(),
                 self._progress,
                 before,
-                coarse=_coarse_hasher(before.st_size, blocks.size),
+                renewed=_renewed_hasher(before.st_size, blocks),
             )
             pour.begin(seconds)
             pour.run(origin, None, end)
             read, stamp = _read_by(pour), stamp_of(before, Kind.FILE)
             if pour.is_late and read.size < end:
-                self._interrupt(blocks.size, pour)
+                self._interrupt(purpose, pour)
                 steady = not changed_meanwhile
                 return Compared(
                     Copied(read.digest, read.size, stamp, steady, True, read.blocks), ()
@@ -446,7 +447,7 @@ class FolderReplica:
         finally:
             os.close(origin)
         copied = Copied(found.digest, found.size, stamp, steady, prefix, found.blocks, found.whole)
-        return Compared(copied, tuple(changed), found.coarse, found.kept)
+        return Compared(copied, tuple(changed), found.renewed, found.kept)
 
     def write_undo(
         self, path: RelPath, undo: RelPath, length: int, blocks: Blocks, numbers: tuple[int, ...]
@@ -906,7 +907,7 @@ def _discard(name: bytes, directory: int) -> None:
         raise OSError(errno.EIO, f"a half-made copy remains ({error.strerror})", name) from error
 
 
-def _identity(status: os.stat_result, purpose: int) -> tuple[int, int, int]:
+def _identity(status: os.stat_result, purpose: _Purpose) -> tuple[int, int, _Purpose]:
     return status.st_dev, status.st_ino, purpose
 
 
@@ -917,7 +918,7 @@ def _block_hasher(length: int) -> BlockHasher | None:
 
 def _read_by(pour: Pour) -> Moment:
     """Return what ``pour`` has read so far."""
-    return Moment(pour.hasher.hexdigest(), pour.offset, pour.blocks(), pour.coarse())
+    return Moment(pour.hasher.hexdigest(), pour.offset, pour.blocks(), pour.renewed())
 
 
 def _read_whole(fd: int, path: RelPath) -> bytes:
@@ -933,10 +934,11 @@ def _read_whole(fd: int, path: RelPath) -> bytes:
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
 
 
-def _coarse_hasher(length: int, known: int) -> BlockHasher | None:
-    """Return a hasher for the blocks of a file that has outgrown those of ``known`` bytes."""
+def _renewed_hasher(length: int, known: Blocks) -> BlockHasher | None:
+    """Return a hasher for what is remembered of a file instead of blocks like the ``known``."""
     size = block_size(length)
-    return BlockHasher(size) if size > known else None
+    is_old = size > known.size or known.algorithm != ALGORITHM
+    return BlockHasher(size) if is_old else None
 
 
 def _is_sparse(status: os.stat_result) -> bool:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
-from onesync.core.blocks import DIGEST_BYTES, BlockHasher, Blocks, block_digest
+from onesync.core.blocks import DIGEST_BYTES, Blocks
 
 _CHUNK = 1 << 20
 _KEPT_AT_MOST = 8 << 20
@@ -32,7 +32,7 @@ class Moment:
         digest: blake3 of it, hex.
         size: its length.
         blocks: digests of its blocks; None of a small file.
-        coarse: of its larger blocks, where it has outgrown the known ones.
+        renewed: of the blocks that one like it gets today, where the known ones are others.
         kept: the blocks that are not what was read first, by their numbers.
         whole: how long the file was when it had those; less than ``size`` is of no account.
     """
@@ -40,7 +40,7 @@ class Moment:
     digest: str
     size: int
     blocks: Blocks | None
-    coarse: Blocks | None = None
+    renewed: Blocks | None = None
     kept: Mapping[int, bytes] = field(default_factory=dict)
     whole: int = 0
 
@@ -85,25 +85,25 @@ def _look(
     """
     known, kept = read.blocks, once.kept
     assert known is not None
-    hasher, blocks = blake3(), BlockHasher(known.size)
-    coarse = None if read.coarse is None else BlockHasher(read.coarse.size)
+    hasher, blocks = blake3(), known.hasher()
+    renewed = None if read.renewed is None else read.renewed.hasher()
     changed: set[int] = set()
     beginning: Moment | None = None
     for number, content in _blocks(fd, once.end, known.size, kept, progress):
-        if number not in kept and block_digest(content) != known.digest(number):
+        if number not in kept and not known.holds(number, content):
             changed.add(number)
-            sure = Blocks(known.size, known.digests[: number * DIGEST_BYTES])
+            sure = replace(known, digests=known.digests[: number * DIGEST_BYTES])
             beginning = beginning or Moment(hasher.hexdigest(), number * known.size, sure)
         if not changed:
-            for one in (hasher, blocks, coarse):
+            for one in (hasher, blocks, renewed):
                 if one is not None:
                     one.update(content)
     if beginning is not None:
         return changed, beginning
-    larger = None if coarse is None else coarse.blocks()
+    others = None if renewed is None else renewed.blocks()
     # Nothing that is not from the beginning on: of what only grew, that was all there was once.
     whole = once.whole if kept else 0
-    return changed, Moment(hasher.hexdigest(), once.end, blocks.blocks(), larger, kept, whole)
+    return changed, Moment(hasher.hexdigest(), once.end, blocks.blocks(), others, kept, whole)
 
 
 def _blocks(

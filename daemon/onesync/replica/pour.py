@@ -166,9 +166,9 @@ class Pour:
         seen: os.stat_result | None = None,
         *,
         outward: bool = True,
-        coarse: BlockHasher | None = None,
+        renewed: BlockHasher | None = None,
     ) -> None:
-        """Begin at 0, for as long as it takes; ``blocks`` and ``coarse`` are fed too.
+        """Begin at 0, for as long as it takes; ``blocks`` and ``renewed`` are fed too.
 
         ``seen`` is what the origin looked like before; ``outward`` is to the replica.
         """
@@ -181,7 +181,7 @@ class Pour:
         self.is_late = False
         self._ends_with_hole = False
         self._blocks = blocks
-        self._coarse = coarse
+        self._renewed = renewed
         self._progress = progress
         self._deadline = float("inf")
 
@@ -300,7 +300,7 @@ class Pour:
 
     def _digest(self, chunk: bytes) -> None:
         self.hasher.update(chunk)
-        for blocks in (self._blocks, self._coarse):
+        for blocks in (self._blocks, self._renewed):
             if blocks is not None:
                 blocks.update(chunk)
 
@@ -318,9 +318,9 @@ class Pour:
         """Return the digests of the blocks so far; None of a small file."""
         return None if self._blocks is None else self._blocks.blocks()
 
-    def coarse(self) -> Blocks | None:
-        """Return the digests of the larger blocks; None where there are none."""
-        return None if self._coarse is None else self._coarse.blocks()
+    def renewed(self) -> Blocks | None:
+        """Return the digests of the other blocks; None where there are none."""
+        return None if self._renewed is None else self._renewed.blocks()
 
 
 @on_this_machine()
