@@ -18,6 +18,11 @@ _PATIENCE_SECONDS = 10.0
 _PATIENCE_BATCHES = 5
 
 
+_NamedByHeld = Callable[
+    [AbstractSet[RelPath], AbstractSet[RelPath], AbstractSet[RelPath]], AbstractSet[RelPath]
+]
+
+
 @dataclass(slots=True)
 class ProjectWait:
     """How long the project's databases have waited: in batches of any length, and seconds.
@@ -88,7 +93,7 @@ class Holds:
         failing: AbstractSet[RelPath],
         links: Callable[[], Iterable[tuple[RelPath, bytes]]],
         named_by: Named,
-        named_before: Callable[[AbstractSet[RelPath], AbstractSet[RelPath]], AbstractSet[RelPath]],
+        named_by_held: _NamedByHeld,
         databases_at: Callable[[AbstractSet[RelPath]], Iterable[RelPath]],
         absent: AbstractSet[RelPath],
         impatient: AbstractSet[RelPath],
@@ -104,8 +109,8 @@ class Holds:
             failing: runs with data that cannot come.
             links: returns path and target of every link that rows may name.
             named_by: returns which of some runs the rows of databases in OneData may name.
-            named_before: returns which of what turned into another kind of thing the rows of some
-                databases in OneData may name.
+            named_by_held: returns which of what turned into another kind of thing the rows may name
+                of databases that wait for late data, and of others, for a while.
             databases_at: returns the databases that OneData may have at and beneath some paths.
             absent: new databases that the cut left out; who may name them is taken anew.
             impatient: databases that waited long enough for such ones.
@@ -118,14 +123,14 @@ class Holds:
         self._failing = set(failing)
         self._links = links
         self._named_by = named_by
-        self._named_before = named_before
+        self._named_by_held = named_by_held
         self._databases_at = databases_at
         self._absent = absent
         self._impatient = impatient
         self._order = order
         self.after_absent: set[RelPath] = set()
         self._put_off: set[RelPath] = set()
-        self._into_what_stays: set[RelPath] = set()
+        self._with_what_stays: AbstractSet[RelPath] = frozenset()
         self._new: set[RelPath] = set()
         self._stands_at: Mapping[RelPath, RelPath] = {}
         self._for_fresh = _Lack()
@@ -252,19 +257,19 @@ class Holds:
         """Return what of ``turned`` rows may name that this batch does not replace, by now."""
         snapshots = {**self._for_old.snapshots, **self._for_fresh.snapshots}
         held = {path for path in snapshots if self.is_held(path, is_database=True)}
-        held.update(self._databases_at(self.waiting(plan)))
-        return self._named_before(held, turned) if held and turned else frozenset()
+        others = (held - self._late).union(self._databases_at(self.waiting(plan)))
+        return self._named_by_held(held & self._late, others, turned)
 
-    def stay(self, beneath: AbstractSet[RelPath], into: AbstractSet[RelPath]) -> None:
+    def stay(self, beneath: AbstractSet[RelPath], tops: AbstractSet[RelPath]) -> None:
         """Hold back all that waits for what lies ``beneath`` things that stay as they were.
 
-        And what is renamed ``into`` there. However long that takes: those that name what stays have
-        to come first.
+        Removals, and sources of renames, that are ``tops`` stay with them. However long that takes:
+        those that name what stays have to come first.
         """
         for path in beneath:
             self.take_up(path)
             self.put_off(path)
-        self._into_what_stays |= into
+        self._with_what_stays = tops
         self._waits = None
         self.after_absent |= self._who_waits_for(beneath)
         self._late |= self.after_absent
@@ -435,7 +440,7 @@ class Holds:
         runs = {run_of(top) for top in tops}.union(*through.values())
         named = self._named_by(held, runs) if held else frozenset()
         carried = {top for top in sources if any(is_beneath(s, top) for s in list(lack.databases))}
-        waiting = carried | self._into_what_stays
+        waiting = carried | self._with_what_stays
         waiting |= {
             top
             for top in tops

@@ -179,6 +179,17 @@ class OnlyCopies:
         self.put_off, self.beneath = self.put_off | tops, {**self.beneath, **new}
         return _without(plan, tops)
 
+    def coming(self, plan: Plan, tops: AbstractSet[RelPath]) -> dict[int, RelPath]:
+        """Return the files that ``plan``, or a later one, brings at and beneath ``tops``."""
+        later = {i: path for path, i in self.beneath.items() if lies_in(path, tops)}
+        return later | _coming(plan, tops)
+
+    def holding(
+        self, tops: AbstractSet[RelPath], new: Mapping[int, RelPath]
+    ) -> AbstractSet[RelPath]:
+        """Return those of ``tops`` that may be all that OneData has of any of the ``new``."""
+        return {top for top in tops if self._holds_any(top, new)}
+
     def late_now(self) -> dict[int, RelPath]:
         """Return ``late`` with what the last plan puts off, and what was waited for and is due."""
         put_off = {inode: path for path, inode in self.beneath.items()}

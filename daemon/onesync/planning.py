@@ -91,6 +91,7 @@ class Planning:
         awaited: second halves that the next batch does.
         project_wait: how long the project's databases have waited.
         turning: how long what became another kind of thing waits for newer rows.
+        held: how long it waits for those that a batch held back, other than for late data.
         taken: the targets of renames that the last try met in OneData: they are sent as new things.
     """
 
@@ -103,6 +104,7 @@ class Planning:
     awaited: Awaited = field(default_factory=Awaited)
     project_wait: ProjectWait = field(default_factory=ProjectWait)
     turning: Turning = field(default_factory=lambda: Turning(_ABSENT_SECONDS))
+    held: Turning = field(default_factory=lambda: Turning(_ABSENT_SECONDS))
     taken: set[RelPath] = field(default_factory=set)
     _mentions: Published = field(default_factory=Published)
     _renaming: set[RelPath] = field(default_factory=set)
@@ -144,10 +146,12 @@ class Planning:
         named = self._named_as_it_was(plan, cut, waiting, promises)
         left = cut.found.keys() - open_to.keys()
         plan = self.only_copies.stay(plan, left, named)
-        plan = self._with_kept_databases(plan, promises)
+        while more := self.stay_with(cut, plan, self.only_copies.put_off)[0]:
+            plan = self.only_copies.leave(plan, more)
         promises = replace(promises, late=self.only_copies.late_now())
         plan = self._after_databases(promises.first(plan), promises)
         plan = promises.revoked(plan if everything else self._portioned(plan, promises))
+        plan = self._with_kept_databases(plan, promises)
         return replace(plan, removals=plan.removals + self._stale(plan.moves))
 
     def forget_gone(self, looked: Due) -> None:
@@ -251,6 +255,7 @@ class Planning:
         """
         turned = plan.turned()
         if not turned:
+            self.held.stay(turned, time.monotonic())
             return self.turning.stay(turned, time.monotonic())
         brought = {plan.stands_at.get(d.path, d.path) for d in plan.files}
         left = (cut.deferred | (cut.frozen.keys() - brought)) & self.cuts.marks.databases
@@ -265,9 +270,43 @@ class Planning:
     ) -> set[RelPath]:
         """Return what of ``turned`` rows of ``databases`` may name as OneData has them."""
         links = list(self.links(plan))
-        late = self._in_onedata(plan, databases)
+        late = self._in_onedata(plan, databases) if turned else set()
         by_run = {run: self._may_any_name(late, run, links) for run in set(map(scope_of, turned))}
         return {path for path in turned if by_run[scope_of(path)]}
+
+    def named_by_held(
+        self,
+        plan: Plan,
+        late: AbstractSet[RelPath],
+        others: AbstractSet[RelPath],
+        turned: AbstractSet[RelPath],
+    ) -> set[RelPath]:
+        """Return what of ``turned`` rows may name of databases that are held back.
+
+        As long as they are where that is for ``late`` data, which come; for others not for ever.
+        """
+        named = self.named_before(plan, late, turned)
+        return named | self.held.stay(self.named_before(plan, others, turned), time.monotonic())
+
+    def stay_with(
+        self, cut: Cut, plan: Plan, stayed: AbstractSet[RelPath]
+    ) -> tuple[set[RelPath], set[RelPath]]:
+        """Return what has to stay with what turned and ``stayed``.
+
+        What else turned, and the removals, and sources of renames, of ``plan``: they may be all
+        that OneData has of what would come there, or databases that stay there name them, or they
+        are renamed to there.
+        """
+        if not stayed:
+            return set(), set()
+        promises, new = self._promises(cut), self.only_copies.coming(plan, stayed)
+        turned, tops = plan.turned() - stayed, second_halves(plan)
+        waiting = {move.source for move in plan.moves if lies_in(move.target, stayed)}
+        removals = tops - {move.source for move in plan.moves}
+        waiting |= self.only_copies.holding(removals, new)
+        waiting |= staying(tops - waiting, stayed, promises.databases, self.named)
+        named = self.named_before(plan, set(promises.databases(stayed)), turned)
+        return named | self.only_copies.holding(turned, new), waiting
 
     def _gone_databases(self, cut: Cut) -> set[RelPath]:
         gone = (path for path, difference in cut.found.items() if difference.seen is None)
@@ -294,6 +333,7 @@ class Planning:
         tops = plan.awaited_removals.union(d.path for d in plan.removals if d.seen is None)
         kept = self.only_copies.kept()
         named = staying(tops, kept, promises.databases, self.named) if kept and tops else set()
+        named = {path for path in named if not self.cuts.is_promise(path)}
         return self.only_copies.stay_with_kept(plan, named) if named else plan
 
     def _after_databases(self, plan: Plan, promises: Promises) -> Plan:
@@ -315,14 +355,15 @@ class Planning:
         return _without(plan, left)
 
     def _portioned(self, plan: Plan, promises: Promises) -> Plan:
-        """Leave all but a portion of the removals; no databases: these may name what goes."""
-        if len(plan.removals) <= _REMOVED_AT_ONCE:
+        """Leave all but a portion of the removals; no databases: these may name what goes.
+
+        They are among the first, behind the markers of what lies beside them.
+        """
+        gone = [difference.path for difference in plan.removals if difference.seen is None]
+        if len(gone) <= _REMOVED_AT_ONCE:
             return plan
-        naming = [d for d in plan.removals if any(promises.databases([d.path]))]
-        first = {difference.path for difference in naming}
-        rest = [d for d in plan.removals if d.path not in first]
-        plan = replace(plan, removals=naming + rest)
-        return portioned(plan, max(_REMOVED_AT_ONCE, len(naming)))
+        naming = [number for number, top in enumerate(gone, 1) if any(promises.databases([top]))]
+        return portioned(plan, max(_REMOVED_AT_ONCE, *naming[-1:]))
 
     def databases_at(self, cut: Cut, tops: AbstractSet[RelPath]) -> Iterable[RelPath]:
         """Return the databases that OneData may have at and beneath ``tops``.
@@ -402,6 +443,7 @@ class Planning:
         )
         self.cuts.awaited_moves = self.awaited.moves
         self.turning.began_anew()
+        self.held.began_anew()
         # Where nothing was held back all may wait anew; what waits on, for other things, may not.
         for run in self._put_off_over - set(map(scope_of, outcome.held)):
             self._put_off_since.pop(run, None)

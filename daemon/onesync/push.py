@@ -99,6 +99,9 @@ class _Ready:
     xattrs: tuple[tuple[bytes, bytes], ...]
 
 
+_StayWith = Callable[[Plan, AbstractSet[RelPath]], tuple[set[RelPath], set[RelPath]]]
+
+
 class Push:
     """One batch on its way to the replica. Used by one thread; works with several.
 
@@ -121,6 +124,7 @@ class Push:
         is_waited_for: Callable[[RelPath], bool],
         travel_to: Callable[[RelPath], Travel | None],
         lacking: Mapping[int, RelPath],
+        stay_with: _StayWith,
         holds: Holds,
         seconds: float | None,
         portion_seconds: float | None,
@@ -140,6 +144,8 @@ class Push:
             is_waited_for: whether databases wait for a file that changed while it was copied.
             travel_to: the copy that earlier batches began, by its target.
             lacking: what the replica does not have whole, by inode.
+            stay_with: returns what has to stay of a plan with what turned and stays: what else
+                turned, and removals and sources of renames.
             holds: what of the batch waits; its outcome is the push's.
             seconds: so long a large file travels before it goes on in the next batch; None brings
                 all to their end, however long that takes.
@@ -171,6 +177,7 @@ class Push:
         self._holds = holds
         self._is_waited_for = is_waited_for
         self._travel_to = travel_to
+        self._stay_with = stay_with
         self._seconds = seconds
         self._portion_seconds = portion_seconds
         self._began = 0.0
@@ -207,12 +214,14 @@ class Push:
                 self._replica.write_new(intent.path, intent.encode())
         each(self._pool, self._remove, plan.revoked)
         turned = plan.turned()
+        late = {d.path for d in plan.files if self._is_created_late(d, snapshots)}
+        coming = {d.path for d in plan.files if lies_in(d.path, turned)}
         ready = self._transfer(plan, without_beneath(plan, turned), snapshots)
+        ready = self._without_only_copies(ready, late, coming)
         self._hold_back_turned(plan, turned)
         plan = without_beneath(plan, self.stayed)
         ready += self._turn(only_beneath(plan, turned), snapshots)
         plan = self._without_refused(plan)
-        late = {d.path for d in plan.files if self._is_created_late(d, snapshots)}
         ready = self._without_only_copies(ready, late)
         with self._going_on(plan):
             self._publish_all(ready, plan, snapshots)
@@ -348,7 +357,8 @@ class Push:
 
         All of it: rows of a database that waited for the rest might name what was there before.
         """
-        each(self._pool, self._remove, plan.removals)
+        for difference in plan.removals:  # databases before what they name
+            self._remove(difference)
         self._make_directories(plan.directories)
         data, databases = self._to_transfer(self._without_refused(plan), snapshots)
         found = self._bring_data(data, self._bring)
@@ -380,12 +390,14 @@ class Push:
         self._holds.await_renames(plan.awaited_moves)
         if not turned:
             return
-        self._holds.await_targets(plan)
-        while new := self._holds.named_as_before(plan, turned - self.stayed):
+        new: AbstractSet[RelPath] = turned
+        while new:
+            more, tops = self._stay_with(plan, self.stayed)
+            beneath = only_beneath(plan, self.stayed)
+            self._holds.stay({d.path for d in chain(beneath.files, beneath.links)}, tops)
+            self._holds.await_targets(plan)
+            new = (more | self._holds.named_as_before(plan, turned)) - self.stayed
             self.stayed |= new
-            beneath = only_beneath(plan, new)
-            into = {move.source for move in plan.moves if lies_in(move.target, new)}
-            self._holds.stay({d.path for d in chain(beneath.files, beneath.links)}, into)
 
     def _begin_databases(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> None:
         """Find out which databases, and markers, wait for the data that did not come in time."""
@@ -403,14 +415,19 @@ class Push:
         rest = [d for d in data if not self._holds.is_named(d.path)]
         return Lanes((named, rest), _lane_of, _IN_ONE_DIRECTORY)
 
-    def _without_only_copies(self, ready: list[_Ready], late: AbstractSet[RelPath]) -> list[_Ready]:
+    def _without_only_copies(
+        self,
+        ready: list[_Ready],
+        late: AbstractSet[RelPath],
+        coming: AbstractSet[RelPath] = frozenset(),
+    ) -> list[_Ready]:
         """Leave to a later batch what would replace the only whole copy of another file.
 
         That may be one of the ``late`` ones, which are created after all data. They do not wait for
-        the data that wait for them.
+        the data that wait for them. Those that are ``coming`` are still to be transferred.
         """
         while True:
-            whole = {item.difference.path for item in ready if not item.brought.is_behind}
+            whole = {item.difference.path for item in ready if not item.brought.is_behind} | coming
             ready, waiting = _parted(ready, partial(self._may_replace, whole=whole))
             if not waiting:
                 return ready

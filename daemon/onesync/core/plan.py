@@ -281,7 +281,7 @@ class Promises:
         going = {scope_of(d.path) for d in plan.removals if not self.is_promise(d.path)}
         going |= scopes_of((move.source, move.target) for move in plan.moves)
         more = dict(self._gone(plan, plan.awaited_removals, going))
-        removals = sorted(plan.removals, key=lambda d: not self._holds_any(d))
+        removals = sorted(plan.removals, key=self._rank)
         return replace(
             plan,
             removals=[*more.values(), *removals],
@@ -342,10 +342,11 @@ class Promises:
         is_directory = difference is None or difference.removes_directory
         return not is_directory and not self.is_promise(top)
 
-    def _holds_any(self, removal: Difference) -> bool:
+    def _rank(self, removal: Difference) -> int:
+        """Promises go first, then directories that hold any, with what these promise, then data."""
         if not removal.removes_directory:
-            return self.is_promise(removal.path)
-        return any(self.is_promise(path) for path, _ in self.beneath(removal.path))
+            return 0 if self.is_promise(removal.path) else 2
+        return 1 if any(self.is_promise(path) for path, _ in self.beneath(removal.path)) else 2
 
 
 def without_removals(plan: Plan, kept: AbstractSet[RelPath]) -> Plan:
