@@ -253,8 +253,9 @@ class InotifyWatcher:
                     self._read()
                 self._tell_of_left()
                 # Each event that finds us waiting wakes us up, at the cost of who caused it: a
-                # writer of small files was 18 % slower.
-                wake.poll(1000 * self._rest)
+                # writer of small files was 18 % slower. The end may have been told with a drain.
+                if not self._ends:
+                    wake.poll(1000 * self._rest)
             is_due = time.monotonic() >= self._polled_at + self._interval
             # Without the cookies' watch nobody tells when those are done who wait.
             if (self._unwatched and is_due) or (self._waiting and self._cookie_watch < 0):
