@@ -236,7 +236,9 @@ def some_holds() -> Holds:
     none = frozenset[RelPath]()
     order = PublishOrder(SCIPION_ORDER, SCIPION_SCRATCH, SCIPION_UNNAMED)
     named, at = lambda *_: none, lambda _: none
-    return Holds(None, none, none, ProjectWait(), none, tuple, named, named, at, none, none, order)
+    return Holds(
+        None, none, none, ProjectWait(), none, tuple, named, named, at, at, none, none, order
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from onesync import planning
+from onesync.core.plan import Difference
+from onesync.push import Push
 from onesync.replica.folder import FolderReplica
+from onesync.transfer import Source
 from tests.campaign.life import Place
 from tests.test_changed_kinds import forget, looked_for, seconds
 from tests.test_named_databases import OLD, changing, make_database
@@ -26,6 +29,7 @@ from tests.test_steady_load import (
     nothing,
     put,
     without_files,
+    write,
 )
 
 __all__ = ["copies", "seconds"]
@@ -455,3 +459,200 @@ def test_no_marker_is_left_behind_its_data_by_a_real_portion(place: Place) -> No
 
     act_and_look(place, [first, *[nothing] * 6, wait, delete, *[nothing] * 6], look)
     assert wrong == []
+
+
+def test_the_clock_of_what_stays_runs_on_though_rows_name_what_is_beneath(
+    place: Place, monkeypatch: pytest.MonkeyPatch, seconds: list[float]
+) -> None:
+    """A new small file of TWO changes for ever, and rows of TWO name what is beneath, too."""
+    changing(monkeypatch, LATE)[0] = 10_000
+    marker = f"{ONE}/DONE/1"
+    times: list[float] = []
+
+    def changes(work: Path) -> None:
+        turn_and_hold(work)
+        put(work, f"{OLD}/n", marker)
+        execute(work, TWO, "INSERT INTO item VALUES (?)", f"{OLD}/n")
+        times.append(seconds[0])
+
+    def load(work: Path) -> None:
+        put(work, f"{THREE}/z{seconds[0]}")
+        if (place.store / marker).exists():
+            times.append(seconds[0])
+
+    def end(work: Path) -> None:
+        (work / LATE).unlink()
+        forget(work, TWO, LATE)
+
+    acts = [begin, nothing, nothing, changes, *[load] * 60, end, *[nothing] * 4]
+    act_and_look(place, acts, lambda: None)
+    assert times[1:], seconds
+    assert times[1] - times[0] < 20
+
+
+def test_an_only_copy_stays_though_its_new_place_turned_too(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory is a file now, and its x in OLD, which turned too, changes while it travels."""
+    changing(monkeypatch, f"{OLD}/x")
+    folder = f"{THREE}/extra/d"
+
+    def first(work: Path) -> None:
+        put(work, OLD, f"{ONE}/a", f"{THREE}/a", f"{folder}/x")
+        (work / folder / "x").write_bytes(ONLY)
+
+    def changes(work: Path) -> None:
+        (work / OLD).unlink()
+        (work / OLD).mkdir()
+        (work / folder / "x").rename(work / OLD / "x")
+        os.utime(work / OLD / "x", (1, 1))
+        (work / folder).rmdir()
+        put(work, folder)
+
+    assert lost_while(place, first, changes) == []
+
+
+def test_what_turned_stays_for_a_database_held_for_the_only_copy_of_what_stays(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """THREE/x is all of OLD/x, which stays; so the new THREE/x waits, and THREE's database."""
+    changing(monkeypatch, LATE)
+    other = f"{FOUR}/extra/old"
+    look, wrong, seen = looked_for(place, THREE)
+
+    def first(work: Path) -> None:
+        begin(work)
+        put(work, other, f"{THREE}/x")
+        (work / THREE / "x").write_bytes(ONLY)
+        execute(work, THREE, "INSERT INTO item VALUES (?)", other, f"{THREE}/a")
+
+    def changes(work: Path) -> None:
+        turn_and_hold(work)
+        (work / THREE / "x").rename(work / OLD / "x")
+        (work / THREE / "x").write_bytes(b"another")
+        forget(work, THREE, other)
+        (work / other).unlink()
+        put(work, f"{other}/n")
+
+    act_and_look(place, [first, nothing, nothing, changes, *[nothing] * 10], look)
+    assert other in seen
+    assert wrong == []
+
+
+def test_what_stays_goes_under_a_steady_load(place: Place, seconds: list[float]) -> None:
+    """Rows of TWO name OLD/n, and ever new data: more than come with a batch."""
+    times: list[float] = []
+    count = [0]
+
+    def more(work: Path) -> None:
+        count[0] += 1
+        write(work, TWO, *[f"{TWO}/extra/m{count[0]}-{n}" for n in range(4)])
+        write(work, FOUR, *[f"{FOUR}/extra/m{count[0]}-{n}" for n in range(4)])
+        if (place.store / OLD / "n").exists():
+            times.append(count[0])
+
+    def changes(work: Path) -> None:
+        forget(work, TWO, OLD)
+        (work / OLD).unlink()
+        put(work, f"{OLD}/n")
+        execute(work, TWO, "INSERT INTO item VALUES (?)", f"{OLD}/n")
+        more(work)
+
+    act_and_look(place, [begin, nothing, nothing, more, more, changes, *[more] * 60], lambda: None)
+    assert times
+    assert times[0] < 40, times[0]
+
+
+def test_an_only_copy_stays_though_the_name_beneath_what_turned_is_refused(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the one above, but OneData refuses OLD/x for good."""
+    bring = Push._try_to_bring
+
+    def refuses(push: Push, difference: Difference, source: Source) -> object:
+        if os.fsdecode(difference.path) == f"{OLD}/x":
+            push._refuse(difference.path)
+            return None
+        return bring(push, difference, source)
+
+    monkeypatch.setattr(Push, "_try_to_bring", refuses)
+    folder = f"{THREE}/extra/d"
+    there: list[bool] = []
+
+    def first(work: Path) -> None:
+        put(work, OLD, f"{ONE}/a", f"{THREE}/a", f"{folder}/x")
+        (work / folder / "x").write_bytes(ONLY)
+
+    def changes(work: Path) -> None:
+        (work / OLD).unlink()
+        (work / OLD).mkdir()
+        (work / folder / "x").rename(work / OLD / "x")
+        os.utime(work / OLD / "x", (1, 1))
+        (work / folder).rmdir()
+        put(work, folder)
+
+    def look() -> None:
+        there.append(any(p.read_bytes() == ONLY for p in place.store.rglob("*") if p.is_file()))
+
+    act_and_look(place, [first, nothing, nothing, changes, *[nothing] * 4], look)
+    assert there[-1]
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_removals_with_a_kept_database_are_released_though_others_are_kept(
+    place: Place, others: bool
+) -> None:
+    moved, taken = f"{TWO}/moved.sqlite", f"{THREE}/taken"
+
+    def first(work: Path) -> None:
+        put(work, f"{ONE}/y", f"{ONE}/a", f"{THREE}/q", f"{FOUR}/a")
+        execute(work, TWO, "INSERT INTO item VALUES (?)", f"{ONE}/y")
+
+    def take(work: Path) -> None:
+        for name in (moved, taken):
+            (place.store / name).parent.mkdir(parents=True, exist_ok=True)
+            (place.store / name).write_bytes(b"theirs")
+        (work / TWO / "set.sqlite").rename(work / moved)
+        if others:
+            (work / THREE / "q").rename(work / taken)
+            os.utime(work / taken, (1, 1))
+
+    def more(work: Path) -> None:
+        put(work, f"{FOUR}/{len(list((work / FOUR).iterdir()))}")
+
+    def delete(work: Path) -> None:
+        (work / ONE / "y").unlink()
+        more(work)
+
+    def free(work: Path) -> None:
+        assert (place.store / ONE / "y").exists(), "not kept"
+        (place.store / moved).unlink()
+        os.utime(work / moved)
+
+    left: list[bool] = []
+
+    def last(work: Path) -> None:
+        left.append((place.store / ONE / "y").exists())
+        left.append((place.store / moved).read_bytes()[:6] != b"SQLite")
+
+    acts = [first, nothing, nothing, take, more, more, delete, more, more, free, *[more] * 12]
+    act_and_look(place, [*acts, last], lambda: None)
+    assert left == [False, False]
+    assert (place.store / moved).read_bytes()[:6] == b"SQLite"
+    assert not (place.store / ONE / "y").exists()
+
+
+def test_many_removals_go_without_any_database(place: Place) -> None:
+    names = [f"{FOUR}/m{n}" for n in range(2001)]
+
+    def first(work: Path) -> None:
+        put(work, *names, f"{FOUR}/a")
+
+    def delete(work: Path) -> None:
+        for name in names:
+            (work / name).unlink()
+
+    act_and_look(
+        place, [first, nothing, nothing, delete, *[nothing] * 4], lambda: None, at_rest=True
+    )
+    assert not (place.store / names[0]).exists()

@@ -18,9 +18,7 @@ _PATIENCE_SECONDS = 10.0
 _PATIENCE_BATCHES = 5
 
 
-_NamedByHeld = Callable[
-    [AbstractSet[RelPath], AbstractSet[RelPath], AbstractSet[RelPath]], AbstractSet[RelPath]
-]
+_NamedBefore = Callable[[AbstractSet[RelPath], AbstractSet[RelPath]], AbstractSet[RelPath]]
 
 
 @dataclass(slots=True)
@@ -93,7 +91,8 @@ class Holds:
         failing: AbstractSet[RelPath],
         links: Callable[[], Iterable[tuple[RelPath, bytes]]],
         named_by: Named,
-        named_by_held: _NamedByHeld,
+        named_before: _NamedBefore,
+        stay_a_while: Callable[[AbstractSet[RelPath]], AbstractSet[RelPath]],
         databases_at: Callable[[AbstractSet[RelPath]], Iterable[RelPath]],
         absent: AbstractSet[RelPath],
         impatient: AbstractSet[RelPath],
@@ -109,8 +108,9 @@ class Holds:
             failing: runs with data that cannot come.
             links: returns path and target of every link that rows may name.
             named_by: returns which of some runs the rows of databases in OneData may name.
-            named_by_held: returns which of what turned into another kind of thing the rows may name
-                of databases that wait for late data, and of others, for a while.
+            named_before: returns which of what turned into another kind of thing the rows of some
+                databases in OneData may name.
+            stay_a_while: returns which of those may stay for others than late data.
             databases_at: returns the databases that OneData may have at and beneath some paths.
             absent: new databases that the cut left out; who may name them is taken anew.
             impatient: databases that waited long enough for such ones.
@@ -123,7 +123,9 @@ class Holds:
         self._failing = set(failing)
         self._links = links
         self._named_by = named_by
-        self._named_by_held = named_by_held
+        self._named_before = named_before
+        self._stay_a_while = stay_a_while
+        self._named_for_a_while: set[RelPath] = set()
         self._databases_at = databases_at
         self._absent = absent
         self._impatient = impatient
@@ -137,6 +139,7 @@ class Holds:
         self._for_old = self._for_fresh if named is None else _Lack()
         self._lacking: set[RelPath] = set()
         self._late: set[RelPath] = set()
+        self._late_for_data: AbstractSet[RelPath] = frozenset()
         self._waits: tuple[tuple[int, ...], AbstractSet[RelPath]] | None = None
         self._markers: set[RelPath] = set()
         self._promised_markers: set[RelPath] = set()
@@ -241,6 +244,7 @@ class Holds:
         self.outcome.is_late = bool(needed)
         if fresh:
             self._find_late_fresh(fresh)
+        self._late_for_data = set(self._late)
         self.after_absent = self._who_waits_for(self._absent | self._put_off) - self._impatient
         self._late |= self.after_absent
 
@@ -257,8 +261,11 @@ class Holds:
         """Return what of ``turned`` rows may name that this batch does not replace, by now."""
         snapshots = {**self._for_old.snapshots, **self._for_fresh.snapshots}
         held = {path for path in snapshots if self.is_held(path, is_database=True)}
-        others = (held - self._late).union(self._databases_at(self.waiting(plan)))
-        return self._named_by_held(held & self._late, others, turned)
+        # Late data come; others may be locked, or change, for ever.
+        late = held & self._late_for_data
+        others = (held - late).union(self._databases_at(self.waiting(plan)))
+        self._named_for_a_while |= self._named_before(others, turned)
+        return self._named_before(late, turned) | self._stay_a_while(self._named_for_a_while)
 
     def stay(self, beneath: AbstractSet[RelPath], tops: AbstractSet[RelPath]) -> None:
         """Hold back all that waits for what lies ``beneath`` things that stay as they were.

@@ -8,12 +8,13 @@ left to the next batch, the old one stays until it has. Engine's thread only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import chain
 
 from onesync.core.model import Kind, Problem, RelPath, Stamp, join, lies_in, parent_of, show
+from onesync.core.ordering import waiting_one_way
 from onesync.core.plan import Difference, Plan, restricted, without_beneath, without_removals
 from onesync.index import Index
 from onesync.local import is_another
@@ -158,17 +159,27 @@ class OnlyCopies:
         if not (changed or named):
             self.put_off, self.beneath, self.named = frozenset(), {}, frozenset()
             return plan
-        new = self._by_inode(self._behind() | self._owed) | _coming(plan)
-        # What lies beneath one that goes now cannot come before its name is free.
-        going = changed - named
-        new = {i: path for i, path in (new | dict(self.late)).items() if not lies_in(path, going)}
+        new = self._by_inode(self._behind() | self._owed) | _coming(plan) | dict(self.late)
         moves = chain(((m.source, m.target) for m in plan.moves), plan.awaited_moves)
         put_off = {top for source, _ in moves if (top := _top_of(source, changed))}
-        put_off |= {top for top in changed if self._holds_any(top, new)}
+        put_off |= self._one_way(changed, new, changed - named)
         self.put_off, self.beneath = frozenset(), {}
         plan = self.leave(plan, put_off | named)
         self.named = {path for path in self.beneath if lies_in(path, named)}
         return plan
+
+    def _one_way(
+        self, tops: AbstractSet[RelPath], new: Mapping[int, RelPath], going: AbstractSet[RelPath]
+    ) -> set[RelPath]:
+        """Return those of ``tops`` that wait until what OneData has there alone has come elsewhere.
+
+        What lies beneath one that is ``going`` cannot come before that: those that wait for each
+        other so go together.
+        """
+        places = {top: set(self._all_held_by(top, new)) for top in tops}
+        above = {top: {_top_of(path, going) for path in of} - {top} for top, of in places.items()}
+        wait = {top for top, of in above.items() if b"" in of}
+        return wait | waiting_one_way({top: of - {b""} for top, of in above.items()})
 
     def leave(self, plan: Plan, tops: AbstractSet[RelPath]) -> Plan:
         """Return ``plan`` without what is there at and beneath ``tops``, which are put off, too."""
@@ -205,17 +216,19 @@ class OnlyCopies:
 
         What ``plan`` brings under an old name does not count as another.
         """
-        if not new:
-            return None
-        for path, known in self.index.beneath(top):
+        return next(self._all_held_by(top, new, plan), None)
+
+    def _all_held_by(
+        self, top: RelPath, new: Mapping[int, RelPath], plan: Plan | None = None
+    ) -> Iterator[RelPath]:
+        for path, known in self.index.beneath(top) if new else ():
             place = None if known.stamp is None else new.get(known.stamp.inode)
             if place is None or place == (plan.stands_at.get(path, path) if plan else None):
                 continue
             if known.stamp and known.stamp.linked and self._has_other_name(known.stamp, top):
                 continue
             if known.stamp and not is_another(join(self.scanner.root, place), known.stamp):
-                return place
-        return None
+                yield place
 
     def _has_other_name(self, stamp: Stamp, top: RelPath) -> bool:
         """Whether OneData has the file of ``stamp`` also outside of ``top``, where it still is."""
@@ -246,7 +259,7 @@ class OnlyCopies:
         for top in standing:
             self._stands_no_more(top)
         with_kept = set[RelPath]()
-        if not self._kept:
+        if kept or not self._kept:  # who is still named by others is kept again
             with_kept, self._with_kept = self._with_kept, with_kept
         return kept | standing | with_kept
 

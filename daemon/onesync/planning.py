@@ -146,7 +146,7 @@ class Planning:
         named = self._named_as_it_was(plan, cut, waiting, promises)
         left = cut.found.keys() - open_to.keys()
         plan = self.only_copies.stay(plan, left, named)
-        while more := self.stay_with(cut, plan, self.only_copies.put_off)[0]:
+        while more := self._turned_with(cut, plan, self.only_copies.put_off):
             plan = self.only_copies.leave(plan, more)
         promises = replace(promises, late=self.only_copies.late_now())
         plan = self._after_databases(promises.first(plan), promises)
@@ -274,19 +274,9 @@ class Planning:
         by_run = {run: self._may_any_name(late, run, links) for run in set(map(scope_of, turned))}
         return {path for path in turned if by_run[scope_of(path)]}
 
-    def named_by_held(
-        self,
-        plan: Plan,
-        late: AbstractSet[RelPath],
-        others: AbstractSet[RelPath],
-        turned: AbstractSet[RelPath],
-    ) -> set[RelPath]:
-        """Return what of ``turned`` rows may name of databases that are held back.
-
-        As long as they are where that is for ``late`` data, which come; for others not for ever.
-        """
-        named = self.named_before(plan, late, turned)
-        return named | self.held.stay(self.named_before(plan, others, turned), time.monotonic())
+    def stay_a_while(self, turned: AbstractSet[RelPath]) -> set[RelPath]:
+        """Return what of ``turned`` stays for databases that are held back: not for ever."""
+        return self.held.stay(turned, time.monotonic())
 
     def stay_with(
         self, cut: Cut, plan: Plan, stayed: AbstractSet[RelPath]
@@ -299,14 +289,20 @@ class Planning:
         """
         if not stayed:
             return set(), set()
-        promises, new = self._promises(cut), self.only_copies.coming(plan, stayed)
-        turned, tops = plan.turned() - stayed, second_halves(plan)
+        promises, tops = self._promises(cut), second_halves(plan)
         waiting = {move.source for move in plan.moves if lies_in(move.target, stayed)}
         removals = tops - {move.source for move in plan.moves}
-        waiting |= self.only_copies.holding(removals, new)
+        waiting |= self.only_copies.holding(removals, self.only_copies.coming(plan, stayed))
         waiting |= staying(tops - waiting, stayed, promises.databases, self.named)
-        named = self.named_before(plan, set(promises.databases(stayed)), turned)
-        return named | self.only_copies.holding(turned, new), waiting
+        return self._turned_with(cut, plan, stayed), waiting
+
+    def _turned_with(self, cut: Cut, plan: Plan, stayed: AbstractSet[RelPath]) -> set[RelPath]:
+        turned = plan.turned() - stayed
+        if not (stayed and turned):
+            return set()
+        named = self.named_before(plan, set(self._promises(cut).databases(stayed)), turned)
+        new = self.only_copies.coming(plan, stayed)
+        return named | self.only_copies.holding(turned, new)
 
     def _gone_databases(self, cut: Cut) -> set[RelPath]:
         gone = (path for path, difference in cut.found.items() if difference.seen is None)
@@ -363,7 +359,7 @@ class Planning:
         if len(gone) <= _REMOVED_AT_ONCE:
             return plan
         naming = [number for number, top in enumerate(gone, 1) if any(promises.databases([top]))]
-        return portioned(plan, max(_REMOVED_AT_ONCE, *naming[-1:]))
+        return portioned(plan, max([_REMOVED_AT_ONCE, *naming[-1:]]))
 
     def databases_at(self, cut: Cut, tops: AbstractSet[RelPath]) -> Iterable[RelPath]:
         """Return the databases that OneData may have at and beneath ``tops``.

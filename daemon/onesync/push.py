@@ -215,10 +215,9 @@ class Push:
         each(self._pool, self._remove, plan.revoked)
         turned = plan.turned()
         late = {d.path for d in plan.files if self._is_created_late(d, snapshots)}
-        coming = {d.path for d in plan.files if lies_in(d.path, turned)}
         ready = self._transfer(plan, without_beneath(plan, turned), snapshots)
-        ready = self._without_only_copies(ready, late, coming)
-        self._hold_back_turned(plan, turned)
+        self._holds.await_renames(plan.awaited_moves)
+        ready = self._hold_back_turned(plan, turned, ready, late)
         plan = without_beneath(plan, self.stayed)
         ready += self._turn(only_beneath(plan, turned), snapshots)
         plan = self._without_refused(plan)
@@ -382,22 +381,30 @@ class Push:
         each(self._pool, lambda _: work(), range(min(len(data), _AT_ONCE)))
         return found
 
-    def _hold_back_turned(self, plan: Plan, turned: AbstractSet[RelPath]) -> None:
+    def _hold_back_turned(
+        self,
+        plan: Plan,
+        turned: AbstractSet[RelPath],
+        ready: list[_Ready],
+        late: AbstractSet[RelPath],
+    ) -> list[_Ready]:
         """Find out what has to stay, though it ``turned`` into another kind of thing.
 
-        Rows of a database may name it that waits for what did not come until now.
+        Rows of a database may name it that waits for what did not come until now. Returns what of
+        all that is ``ready`` need not wait for what stays.
         """
-        self._holds.await_renames(plan.awaited_moves)
-        if not turned:
-            return
-        new: AbstractSet[RelPath] = turned
+        new = turned
         while new:
             more, tops = self._stay_with(plan, self.stayed)
             beneath = only_beneath(plan, self.stayed)
             self._holds.stay({d.path for d in chain(beneath.files, beneath.links)}, tops)
+            going = turned - self.stayed
+            coming = {d.path for d in plan.files if lies_in(d.path, going)}
+            ready = self._without_only_copies(ready, late, coming)
             self._holds.await_targets(plan)
             new = (more | self._holds.named_as_before(plan, turned)) - self.stayed
             self.stayed |= new
+        return ready
 
     def _begin_databases(self, plan: Plan, snapshots: Mapping[RelPath, bytes]) -> None:
         """Find out which databases, and markers, wait for the data that did not come in time."""

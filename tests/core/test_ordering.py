@@ -16,6 +16,7 @@ from onesync.core.ordering import (
     PublishOrder,
     ranks,
     spread,
+    waiting_one_way,
 )
 
 PATHS = st.lists(st.sampled_from([b"a/1", b"a/2", b"a/3", b"b/1", b"b/2", b"c", b"d/e/1"]))
@@ -94,3 +95,21 @@ def test_how_many_have_to_come_before() -> None:
         **dict.fromkeys(("before", "a", "b")),
         "other": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("waits_for", "found"),
+    [
+        ({}, set()),
+        ({"a": set()}, set()),
+        ({"a": {"b"}, "b": set()}, {"a"}),
+        ({"a": {"b"}, "b": {"a"}}, set()),
+        ({"a": {"b"}, "b": {"c"}, "c": {"b"}}, {"a"}),
+        ({"a": {"b", "c"}, "b": {"a"}, "c": set()}, {"a", "b"}),
+        ({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"d"}}, set()),
+    ],
+)
+def test_those_that_wait_for_each_other_do_not_wait_one_way(
+    waits_for: dict[str, set[str]], found: set[str]
+) -> None:
+    assert waiting_one_way(waits_for) == found

@@ -176,3 +176,18 @@ def ranks(waits_for: Mapping[T, T]) -> dict[T, int | None]:
             rank = None if rank is None else rank + 1
             found[item] = rank
     return found
+
+
+def waiting_one_way(waits_for: Mapping[T, Set[T]]) -> set[T]:
+    """Return those that wait for another, at once or through others, that does not for them."""
+    reached = {start: _reached(start, waits_for) for start in waits_for}
+    return {start for start, of in reached.items() if any(start not in reached[one] for one in of)}
+
+
+def _reached(start: T, waits_for: Mapping[T, Set[T]]) -> set[T]:
+    found: set[T] = set()
+    new = set(waits_for[start])
+    while new:
+        found |= new
+        new = {end for one in new for end in waits_for[one]} - found
+    return found
