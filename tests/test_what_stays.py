@@ -656,3 +656,65 @@ def test_many_removals_go_without_any_database(place: Place) -> None:
         place, [first, nothing, nothing, delete, *[nothing] * 4], lambda: None, at_rest=True
     )
     assert not (place.store / names[0]).exists()
+
+
+@pytest.mark.usefixtures("seconds")
+@pytest.mark.parametrize("was", ["link", "file"])
+def test_a_directory_that_changes_places_with_what_leads_to_it(place: Place, was: str) -> None:
+    """The database in it may name the link, which waits for the database: for ten seconds."""
+    old, new = f"{EXTRA}/a", f"{EXTRA}/b"
+    count = [0]
+
+    def first(work: Path) -> None:
+        put(work, f"{old}/f", f"{ONE}/a", f"{THREE}/a")
+        make_database(work, f"{old}/set.sqlite", f"{old}/f")
+        if was == "link":
+            (work / new).symlink_to("a")
+        else:
+            put(work, new)
+
+    def changes(work: Path) -> None:
+        (work / new).unlink()
+        (work / old).rename(work / new)
+        (work / old).symlink_to("b")
+        put(work, f"{new}/new")
+
+    def load(work: Path) -> None:
+        count[0] += 1
+        put(work, f"{THREE}/z{count[0]}")
+
+    def came(work: Path) -> None:
+        assert (place.store / new / "f").exists()
+        assert (place.store / new / "new").exists()
+        assert not (place.store / old).exists()
+
+    act_and_look(place, [first, nothing, nothing, changes, *[load] * 20, came], lambda: None)
+    came(place.work)
+
+
+def test_things_that_change_places_by_renames_all_come(place: Place) -> None:
+    """A directory's file goes to what was a file, and that file to what was the directory."""
+    one, other, between = f"{EXTRA}/a", f"{EXTRA}/b", f"{EXTRA}/between"
+    count = [0]
+
+    def first(work: Path) -> None:
+        put(work, f"{one}/f", other, f"{THREE}/a")
+        (work / other).write_bytes(ONLY)
+
+    def changes(work: Path) -> None:
+        (work / one / "f").rename(work / between)
+        (work / one).rmdir()
+        (work / other).rename(work / one)
+        (work / other).mkdir()
+        (work / between).rename(work / other / "f")
+
+    def load(work: Path) -> None:
+        count[0] += 1
+        put(work, f"{THREE}/z{count[0]}")
+
+    def came(work: Path) -> None:
+        assert (place.store / one).read_bytes() == ONLY
+        assert (place.store / other / "f").read_bytes() == b"data"
+
+    act_and_look(place, [first, nothing, nothing, changes, *[load] * 12, came], lambda: None)
+    came(place.work)

@@ -174,12 +174,25 @@ class OnlyCopies:
         """Return those of ``tops`` that wait until what OneData has there alone has come elsewhere.
 
         What lies beneath one that is ``going`` cannot come before that: those that wait for each
-        other so go together.
+        other so, and for no others, go together.
         """
-        places = {top: set(self._all_held_by(top, new)) for top in tops}
-        above = {top: {_top_of(path, going) for path in of} - {top} for top, of in places.items()}
-        wait = {top for top, of in above.items() if b"" in of}
-        return wait | waiting_one_way({top: of - {b""} for top, of in above.items()})
+        above = {top: self._waits_for(top, new, going) for top in tops}
+        wait, more = set[RelPath](), {top for top, of in above.items() if b"" in of}
+        while more:
+            wait |= more
+            more = {top for top, of in above.items() if of & wait} - wait
+        return wait | waiting_one_way({top: of for top, of in above.items() if top not in wait})
+
+    def _waits_for(
+        self, top: RelPath, new: Mapping[int, RelPath], going: AbstractSet[RelPath]
+    ) -> set[RelPath]:
+        """Return beneath which of those that are ``going`` that comes; nothing is elsewhere."""
+        found: set[RelPath] = set()
+        for path in self._all_held_by(top, new):
+            found.add(_top_of(path, going))
+            if b"" in found:  # it waits in any case: the rest would be looked at in vain
+                break
+        return found - {top}
 
     def leave(self, plan: Plan, tops: AbstractSet[RelPath]) -> Plan:
         """Return ``plan`` without what is there at and beneath ``tops``, which are put off, too."""

@@ -146,8 +146,6 @@ class Planning:
         named = self._named_as_it_was(plan, cut, waiting, promises)
         left = cut.found.keys() - open_to.keys()
         plan = self.only_copies.stay(plan, left, named)
-        while more := self._turned_with(cut, plan, self.only_copies.put_off):
-            plan = self.only_copies.leave(plan, more)
         promises = replace(promises, late=self.only_copies.late_now())
         plan = self._after_databases(promises.first(plan), promises)
         plan = promises.revoked(plan if everything else self._portioned(plan, promises))
@@ -255,13 +253,15 @@ class Planning:
         """
         turned = plan.turned()
         if not turned:
-            self.held.stay(turned, time.monotonic())
-            return self.turning.stay(turned, time.monotonic())
+            return turned
         brought = {plan.stands_at.get(d.path, d.path) for d in plan.files}
         left = (cut.deferred | (cut.frozen.keys() - brought)) & self.cuts.marks.databases
         going = promises.databases(plan.awaited_removals | self._gone_databases(cut))
         named = (turned & cut.turned) | self.named_before(plan, left.union(going), turned)
         stay = self.turning.stay(named, time.monotonic())
+        # With those that stay their databases do, which may name others.
+        while more := self.named_before(plan, set(promises.databases(stay)), turned - stay):
+            stay |= more
         # Their wait ends by itself.
         return stay if waiting is None else stay | waiting.named_of(turned, list(self.links(plan)))
 
@@ -269,8 +269,8 @@ class Planning:
         self, plan: Plan, databases: AbstractSet[RelPath], turned: AbstractSet[RelPath]
     ) -> set[RelPath]:
         """Return what of ``turned`` rows of ``databases`` may name as OneData has them."""
-        links = list(self.links(plan))
         late = self._in_onedata(plan, databases) if turned else set()
+        links = list(self.links(plan)) if late else []
         by_run = {run: self._may_any_name(late, run, links) for run in set(map(scope_of, turned))}
         return {path for path in turned if by_run[scope_of(path)]}
 
@@ -289,20 +289,15 @@ class Planning:
         """
         if not stayed:
             return set(), set()
-        promises, tops = self._promises(cut), second_halves(plan)
+        promises, new = self._promises(cut), self.only_copies.coming(plan, stayed)
+        tops = second_halves(plan)
         waiting = {move.source for move in plan.moves if lies_in(move.target, stayed)}
         removals = tops - {move.source for move in plan.moves}
-        waiting |= self.only_copies.holding(removals, self.only_copies.coming(plan, stayed))
+        waiting |= self.only_copies.holding(removals, new)
         waiting |= staying(tops - waiting, stayed, promises.databases, self.named)
-        return self._turned_with(cut, plan, stayed), waiting
-
-    def _turned_with(self, cut: Cut, plan: Plan, stayed: AbstractSet[RelPath]) -> set[RelPath]:
         turned = plan.turned() - stayed
-        if not (stayed and turned):
-            return set()
-        named = self.named_before(plan, set(self._promises(cut).databases(stayed)), turned)
-        new = self.only_copies.coming(plan, stayed)
-        return named | self.only_copies.holding(turned, new)
+        named = self.named_before(plan, set(promises.databases(stayed)), turned)
+        return named | self.only_copies.holding(turned, new), waiting
 
     def _gone_databases(self, cut: Cut) -> set[RelPath]:
         gone = (path for path, difference in cut.found.items() if difference.seen is None)

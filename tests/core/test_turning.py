@@ -22,5 +22,17 @@ def test_those_of_a_run_wait_so_long_together_and_anew_after_that() -> None:
 def test_a_run_that_did_not_wait_for_a_while_waits_anew() -> None:
     turning = Turning(10)
     turning.stay({A}, 0)
+    turning.began_anew()
     turning.stay(set(), 5)
+    turning.began_anew()
     assert turning.stay({A}, 12) == {A}
+
+
+def test_a_run_that_is_asked_for_last_in_each_batch_waits_no_longer() -> None:
+    turning = Turning(10)
+    for second in range(12):
+        turning.stay({B}, second)
+        assert turning.stay({A, B}, second) == ({A, B} if second < 10 else set())
+        turning.began_anew()
+        if second == 10:
+            break

@@ -24,16 +24,19 @@ class Turning:
 
     seconds: float
     _since: dict[RelPath, float] = field(default_factory=dict)
-    _over: AbstractSet[RelPath] = frozenset()
+    _asked: set[RelPath] = field(default_factory=set)
+    _over: set[RelPath] = field(default_factory=set)
 
     def stay(self, waiting: AbstractSet[RelPath], now: float) -> set[RelPath]:
-        """Return those that are ``waiting`` (for rows) and may do so yet."""
+        """Return those that are ``waiting`` (for rows) and may do so yet; any number of times."""
         runs = {scope_of(path) for path in waiting}
-        self._since = {run: self._since.get(run, now) for run in runs}
-        self._over = {run for run, since in self._since.items() if now - since >= self.seconds}
+        self._asked |= runs
+        since = {run: self._since.setdefault(run, now) for run in runs}
+        self._over |= {run for run in runs if now - since[run] >= self.seconds}
         return {path for path in waiting if scope_of(path) not in self._over}
 
     def began_anew(self) -> None:
-        """Let runs wait anew for which a batch waited no longer."""
-        for run in self._over:
-            self._since.pop(run, None)
+        """End a batch: what it did not ask for, or waited for no longer, may wait anew."""
+        waits = self._asked - self._over
+        self._since = {run: since for run, since in self._since.items() if run in waits}
+        self._asked, self._over = set(), set()
