@@ -16,6 +16,7 @@ import pytest
 from onesync import holds, local, planning, push, transfer
 from onesync.batch import Batches
 from onesync.core.dirty import Due
+from onesync.core.model import Entry, Kind, Known, Stamp
 from onesync.core.plan import Difference, Plan
 from onesync.cut import Cut
 from onesync.errors import Exit
@@ -384,5 +385,17 @@ def test_cuts_in_vain_make_a_batch_longer_until_one_takes_all() -> None:
     seconds = []
     for number in (0, 2, 3, 4, 11, 12):
         batches._in_vain = number
-        seconds.append(batches._portion_seconds(cut))
+        seconds.append(batches._portion_seconds(Plan(), cut))
     assert seconds == [0.5, 0.5, 1.0, 2.0, 256.0, None]
+
+
+def test_a_batch_of_few_files_in_which_something_turned_leaves_nothing() -> None:
+    """It would wait for databases that wait for what is left, and others for that."""
+    cut = Cut({}, Due(frozenset(), frozenset(), (), ()))
+    batches = object.__new__(Batches)
+    batches._in_vain = 0
+    was = Known(Entry(Kind.FILE), Stamp(Kind.FILE, 1, 0, 0, 0, 0o644))
+    turned = Difference(b"f", was, Stamp(Kind.DIRECTORY, 2, 0, 0, 0, 0o755))
+    few, many = ([Difference(b"%d" % n, None, was.stamp) for n in range(m)] for m in (100, 101))
+    assert batches._portion_seconds(Plan(directories=[turned], files=few), cut) is None
+    assert batches._portion_seconds(Plan(directories=[turned], files=many), cut) == 0.5

@@ -73,6 +73,9 @@ _CUTS_FOR_ALL = 12
 """From so many cuts on whose data came in part, and then no more, each batch goes on for twice as
 long as the one before, and the last takes all: if the third did, others might wait for minutes."""
 
+_WHOLE_FILES = 100
+"""So few files are not left to the next batch where something became another kind of thing."""
+
 _WAITED_SECONDS = 10.0
 """So long the databases of a run wait for a file that changes whenever it is copied."""
 
@@ -583,7 +586,7 @@ class Batches:
             partial(self.planning.stay_with, cut),
             holds,
             seconds=None if everything else self.round_seconds,
-            portion_seconds=None if everything else self._portion_seconds(cut),
+            portion_seconds=None if everything else self._portion_seconds(plan, cut),
         )
         with self._unless_it_fails():
             self.tidying.make_way(plan, holds.outcome.deferred)
@@ -723,8 +726,10 @@ class Batches:
             self.marks.tree_changed(path)
         self.left |= self.only_copies.put_off
 
-    def _portion_seconds(self, cut: Cut) -> float | None:
-        if self._in_vain >= _CUTS_FOR_ALL:
+    def _portion_seconds(self, plan: Plan, cut: Cut) -> float | None:
+        # What turned waits for those that wait for what is left, and others wait for that.
+        is_whole = len(plan.files) <= _WHOLE_FILES and bool(plan.turned())
+        if self._in_vain >= _CUTS_FOR_ALL or is_whole:
             return None
         times = 1 << max(0, self._in_vain + 1 - _CUTS_IN_VAIN)
         return times * max(_PORTION_SECONDS, _PORTION_PER_CUT * cut.seconds)

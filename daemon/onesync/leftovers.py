@@ -90,9 +90,13 @@ class Leftovers:
         leaving = self.leaving()
         tops = plan.touched_directories()
         needed = plan.paths() - left
-        if plan.turned() and not all(map(self._is_data, leaving)):
-            return True  # rows of a database that still goes may name what turned
+        if plan.turned() and not leaving.isdisjoint(self._databases()):
+            return True  # rows of a database that still stands may name what turned
         return not leaving.isdisjoint(needed) or any(lies_in(path, tops) for path in leaving)
+
+    def _databases(self) -> set[RelPath]:
+        """Return what may be databases of what is unlinked; an empty marker is none."""
+        return {path for path, size, _ in self._removal.gone if size and not self._is_data(path)}
 
     def tidy(self) -> bool:
         """Remove the asides, and the intent if it is needed for nothing else.
