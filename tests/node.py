@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -152,6 +153,14 @@ class Node:
             assert time.monotonic() < deadline, self.log()
             assert self.running(), self.log()
             time.sleep(0.05)
+
+    def wait_until(self, condition: Callable[[], object], seconds: float = SOON) -> float:
+        """Wait for a condition, or fail with the log; returns how many seconds it took."""
+        began = time.monotonic()
+        while not condition():
+            assert time.monotonic() < began + seconds, self.log()
+            time.sleep(0.02)
+        return time.monotonic() - began
 
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None

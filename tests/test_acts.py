@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,13 +25,6 @@ from tests.test_prometheus import free_port
 @pytest.fixture
 def one(nodes: list[Node]) -> Node:
     return nodes[0]
-
-
-def until(condition: Callable[[], object], node: Node, seconds: float = SOON) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, node.log()
-        time.sleep(0.02)
 
 
 def kinds(node: Node) -> list[str]:
@@ -60,18 +52,18 @@ def test_a_pause_pushes_nothing_but_what_is_flushed(one: Node) -> None:
     assert kinds(one) == ["paused"]
     assert 7000 < one.status()["paused_until"] - time.time() <= 7200
     (one.work / "file").write_bytes(b"1")
-    until(lambda: one.status()["pending_paths"], one)
+    one.wait_until(lambda: one.status()["pending_paths"])
     assert not (one.store / "file").exists()
     assert one.flush() == 0, one.log()
     assert (one.store / "file").read_bytes() == b"1"
     one.wait_for_phase("paused")
     (one.work / "other").write_bytes(b"2")
-    until(lambda: one.status()["pending_paths"], one)
+    one.wait_until(lambda: one.status()["pending_paths"])
     assert not (one.store / "other").exists()
     resumed = one.command("resume")
     assert (resumed.returncode, resumed.stdout) == (0, "It goes on.\n")
-    until(lambda: (one.store / "other").exists(), one)
-    until(lambda: kinds(one) == [], one)
+    one.wait_until(lambda: (one.store / "other").exists())
+    one.wait_until(lambda: kinds(one) == [])
     assert one.end() == 0, one.log()
 
 
@@ -79,7 +71,7 @@ def test_a_pause_ends_by_itself(one: Node) -> None:
     one.deploy()
     assert one.command("pause", "--for", "1s").returncode == 0
     (one.work / "file").write_bytes(b"1")
-    until(lambda: (one.store / "file").exists(), one)
+    one.wait_until(lambda: (one.store / "file").exists())
     assert one.status()["paused_until"] is None
     assert one.end() == 0, one.log()
 
@@ -106,13 +98,13 @@ def test_a_changed_configuration_is_followed(one: Node) -> None:
     one.configure(batch__settle_seconds=600.0, batch__max_delay_seconds=600.0)
     one.deploy()
     (one.work / "file").write_bytes(b"1")
-    until(lambda: one.status()["pending_paths"], one)
+    one.wait_until(lambda: one.status()["pending_paths"])
     one.configure(batch__settle_seconds=0.05, push__workers=3)
     told = one.command("reload")
     assert told.returncode == 0, told.stderr
     assert told.stdout == "Changed: batch.max_delay_seconds, batch.settle_seconds.\n"
     assert told.stderr == "Needs a restart: push.workers.\n"
-    until(lambda: (one.store / "file").exists(), one)
+    one.wait_until(lambda: (one.store / "file").exists())
     assert one.command("reload").stderr == "Needs a restart: push.workers.\n"
     assert one.end() == 0, one.log()
 
@@ -124,8 +116,8 @@ def test_a_signal_reloads_too(one: Node) -> None:
     one.configure(batch__settle_seconds=0.05)
     assert one.process is not None
     one.process.send_signal(signal.SIGHUP)
-    until(lambda: (one.store / "file").exists(), one)
-    until(lambda: "the configuration was reloaded" in one.log(), one)  # told when it is done
+    one.wait_until(lambda: (one.store / "file").exists())
+    one.wait_until(lambda: "the configuration was reloaded" in one.log())  # told when it is done
     assert one.end() == 0, one.log()
 
 
@@ -141,7 +133,7 @@ def test_a_wrong_configuration_is_not_followed(one: Node, way: str) -> None:
     else:
         assert one.process is not None
         one.process.send_signal(signal.SIGHUP)
-        until(lambda: "the configuration was not reloaded" in one.log(), one)
+        one.wait_until(lambda: "the configuration was not reloaded" in one.log())
         assert "onesync_config_last_reload_successful 0.0" in metrics(one)
     one.config.write_text(good)
     assert one.command("reload").stdout == "Nothing changed.\n"
@@ -241,7 +233,7 @@ def test_what_ended_while_the_node_was_off_is_undeployed_at_the_start(one: Node)
     one.end(signal.SIGKILL)
     (one.work / "file").write_bytes(b"1")
     over = one.status()["expires_at"]
-    until(lambda: time.time() > over, one)
+    one.wait_until(lambda: time.time() > over)
     one.start()
     assert one.process is not None
     assert one.process.wait(SOON) == 0, one.log()
@@ -288,7 +280,7 @@ def test_a_pause_costs_no_processor_while_something_is_to_be_verified(one: Node)
     one.deploy()
     before = one.status()["last_checkpoint"]
     (one.work / "file").write_bytes(b"1")
-    until(lambda: one.status()["last_checkpoint"] != before, one)
+    one.wait_until(lambda: one.status()["last_checkpoint"] != before)
     assert one.command("pause", "--for", "1h").returncode == 0
     one.wait_for_phase("paused")
     time.sleep(6.0)  # what was pushed is due to be read back
@@ -318,7 +310,7 @@ def test_an_owner_that_lost_the_folder_in_a_pause_leaves_at_once(
         found.unlink()  # by hand: 'it frees the folder at once'
     two.deploy()
     assert one.process is not None
-    until(lambda: not one.running(), one, 15.0)
+    one.wait_until(lambda: not one.running(), 15.0)
     assert one.process.wait(1) == 12
 
 
@@ -393,7 +385,7 @@ def test_an_end_while_the_mount_is_gone_is_not_lost(one: Node) -> None:
     one.configure(deployment__duration="4s", undeploy__flush_retry_seconds=3)
     one.deploy()
     (one.work / "file").write_bytes(b"1")
-    until(lambda: (one.store / "file").exists(), one)
+    one.wait_until(lambda: (one.store / "file").exists())
     one.store.rename(one.store.with_name("away"))
     (one.work / "unsent").write_bytes(b"1")
     time.sleep(10)  # the provider restarts: longer than flush_retry_seconds, which are 8 minutes
@@ -402,7 +394,7 @@ def test_an_end_while_the_mount_is_gone_is_not_lost(one: Node) -> None:
         assert one.process is not None
         code = one.process.wait(1)
         assert code not in (10, 11, 12, 13, 78), f"it left with {code} and nobody starts it again"
-    until(lambda: (one.store / "unsent").exists(), one)
+    one.wait_until(lambda: (one.store / "unsent").exists())
 
 
 def test_who_resumes_before_the_pause_began_is_not_paused(one: Node) -> None:
@@ -421,7 +413,7 @@ def test_who_resumes_before_the_pause_began_is_not_paused(one: Node) -> None:
     resumed = one.command("resume")
     one.store.with_name("away").rename(one.store)
     thread.join()
-    until(lambda: (one.store / "file").exists(), one)
+    one.wait_until(lambda: (one.store / "file").exists())
     assert one.status()["paused_until"] is None, (told, resumed)
 
 
@@ -433,7 +425,7 @@ def test_a_flush_that_fails_in_a_pause_does_not_keep_it_busy(one: Node) -> None:
     (one.work / "file").write_bytes(b"1")
     assert one.flush() != 0
     one.store.with_name("away").rename(one.store)
-    until(lambda: one.status()["mount"]["up"], one, 20)
+    one.wait_until(lambda: one.status()["mount"]["up"], 20)
     kinds = [problem["kind"] for problem in one.status()["problems"]]
     assert kinds == ["paused"], one.status()["problems"]
 

@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import pytest
 
 from onesync.core.model import STATUS_FOLDER
 from onesync.replica.folder import FolderReplica
-from tests.node import SOON, Node, picture
+from tests.node import Node, picture
 from tests.standin.mounted import Mounted
 from tests.test_acts import metrics
 from tests.test_program import names_of_ours
@@ -51,16 +50,9 @@ def one(nodes: list[Node]) -> Node:
     return node
 
 
-def wait_for(condition: Callable[[], object], node: Node) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline, node.log()
-        time.sleep(0.02)
-
-
 def flushed(node: Node) -> None:
     """Flush until it succeeds: errors may come first."""
-    wait_for(lambda: node.flush() == 0, node)
+    node.wait_until(lambda: node.flush() == 0)
 
 
 def troubles(node: Node) -> list[str]:
@@ -94,7 +86,7 @@ def lose(mounted: Mounted, node: Node, name: str, content: bytes, place: str = "
     ``place`` is in the name under which it travels, where that is not its own.
     """
     drop(mounted, node, name, content, place or name)
-    wait_for(lambda: node.status()["pending_paths"] == 0, node)
+    node.wait_until(lambda: node.status()["pending_paths"] == 0)
     mounted.buffer(0)
 
 
@@ -104,7 +96,9 @@ def drop(mounted: Mounted, node: Node, name: str, content: bytes, place: str) ->
     mounted.start_log()
     (node.work / name).write_bytes(content)
     # The file is there, its bytes still are in the buffer: it hangs just before they are stored.
-    wait_for(lambda: [c for c in mounted.log() if c.operation == "fsync" and place in c.path], node)
+    node.wait_until(
+        lambda: [c for c in mounted.log() if c.operation == "fsync" and place in c.path]
+    )
     mounted.stop_log()
     mounted.lose_connection(keep_sizes=True)
     mounted.release()
@@ -135,13 +129,13 @@ def test_after_a_connection_error_what_was_only_believed_is_read_back(
     one.deploy()
     lose(mounted, one, "file", CONTENT)
     stored = mounted.backing / "project" / "file"
-    wait_for(lambda: unverified(one) == 0, one)
+    one.wait_until(lambda: unverified(one) == 0)
     assert stored.read_bytes() != CONTENT, "the mount cannot tell, and nobody noticed"
     mounted.fail("mkdir", errno.ETIMEDOUT, pattern="other")
     (one.work / "other").mkdir()
     (one.work / "other" / "file").write_bytes(b"x")
     if not ends:
-        wait_for(lambda: stored.exists() and stored.read_bytes() == CONTENT, one)
+        one.wait_until(lambda: stored.exists() and stored.read_bytes() == CONTENT)
     assert one.end() == 0, one.log()
     assert stored.read_bytes() == CONTENT
     assert (mounted.backing / "project" / "other" / "file").read_bytes() == b"x"
@@ -155,7 +149,7 @@ def test_lost_bytes_are_found_at_the_next_start(one: Node, mounted: Mounted) -> 
     stored = mounted.backing / "project" / "file"
     assert stored.read_bytes() != CONTENT
     one.deploy()
-    wait_for(lambda: stored.exists() and stored.read_bytes() == CONTENT, one)
+    one.wait_until(lambda: stored.exists() and stored.read_bytes() == CONTENT)
     assert one.end() == 0, one.log()
 
 
@@ -172,7 +166,7 @@ def test_a_database_is_read_back_without_any_error(
     lose(mounted, one, "project.sqlite", content, ".onesync~")
     stored = mounted.backing / "project" / "project.sqlite"
     assert stored.read_bytes() != content, "nobody noticed yet"
-    wait_for(lambda: stored.exists() and stored.read_bytes() == content, one)
+    one.wait_until(lambda: stored.exists() and stored.read_bytes() == content)
     assert one.end() == 0, one.log()
 
 
@@ -216,7 +210,7 @@ def test_what_is_written_while_the_final_flush_waits_for_onedata_comes_too(tmp_p
         mounted.start_log()
         assert one.process is not None
         one.process.terminate()
-        wait_for(lambda: any("replication" in str(c.arguments) for c in mounted.log()), one)
+        one.wait_until(lambda: any("replication" in str(c.arguments) for c in mounted.log()))
         (one.work / "late").write_bytes(CONTENT)
         assert one.wait() == 0, one.log()
         two.deploy()
@@ -239,7 +233,7 @@ def test_a_final_flush_of_what_never_rests_does_not_claim_to_be_one(nodes: list[
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        wait_for(lambda: (one.store / "file3").exists(), one)
+        one.wait_until(lambda: (one.store / "file3").exists())
         assert one.end() == 10, one.log()
     finally:
         over.set()
@@ -264,12 +258,12 @@ def test_no_version_goes_before_its_successor_is_safe(tmp_path: Path, size: int)
         old = os.urandom(size)
         (one.work / "file").write_bytes(old)
         flushed(one)
-        wait_for(lambda: not unverified(one), one)
+        one.wait_until(lambda: not unverified(one))
         new = os.urandom(4000) + old[4000:]
         drop(mounted, one, "file", new, ".onesync~" if size < 1 << 20 else "project/file")
         mounted.start_log()
         is_asked = "org.onedata.replication_progress"
-        wait_for(lambda: is_asked in {c.arguments.get("name") for c in mounted.log()}, one)
+        one.wait_until(lambda: is_asked in {c.arguments.get("name") for c in mounted.log()})
         one.end(signal.SIGKILL)
         mounted.buffer(0)
         assert two.command("unlock", "--epoch", "1").returncode == 0
@@ -299,7 +293,7 @@ def test_a_full_space_loses_nothing_and_goes_on_by_itself(
     (one.work / "removed").unlink()
     mounted.quota(None)
     expected = picture(one.work)
-    wait_for(lambda: one.status()["pending_paths"] == 0, one)
+    one.wait_until(lambda: one.status()["pending_paths"] == 0)
     assert troubles(one) == []
     assert (mounted.backing / "project" / "large").stat().st_size == 300_000
     assert one.end() == 0, one.log()
@@ -335,7 +329,7 @@ def test_what_is_deleted_makes_room_in_a_full_space(
     assert "delete something here" in one.status()["problems"][0]["text"]
     shutil.rmtree(one.work / "Runs")
     # Nobody raises the quota: what the user deleted is what lets the rest go on.
-    wait_for(lambda: one.status()["pending_paths"] == 0 and (project / "renamed").exists(), one)
+    one.wait_until(lambda: one.status()["pending_paths"] == 0 and (project / "renamed").exists())
     assert "deletions made room" in one.log()
     assert troubles(one) == []
     assert (project / "large").read_bytes() == content
@@ -355,7 +349,7 @@ def test_a_mount_that_became_read_only_is_waited_for(one: Node, mounted: Mounted
     one.wait_for_phase("backing_off")
     assert troubles(one) == ["EROFS"]
     mounted.read_only(False)
-    wait_for(lambda: one.status()["pending_paths"] == 0, one)
+    one.wait_until(lambda: one.status()["pending_paths"] == 0)
     assert (mounted.backing / "project" / "file").read_bytes() == CONTENT
     assert one.end() == 0, one.log()
 
@@ -389,7 +383,7 @@ def test_nothing_is_written_into_a_bare_directory(one: Node, mounted: Mounted) -
     bare.mkdir()
     (one.work / "file").write_bytes(CONTENT)
     one.wait_for_phase("backing_off")
-    wait_for(lambda: "heartbeat not confirmed" in one.log(), one)
+    one.wait_until(lambda: "heartbeat not confirmed" in one.log())
     assert not is_up(one)
     assert troubles(one) == ["MountNotThere"]
     assert list(bare.iterdir()) == []
@@ -411,7 +405,7 @@ def test_a_bare_directory_in_the_middle_of_a_batch_gets_nothing(
         (one.work / f"{number}").mkdir()
         (one.work / f"{number}" / "file").write_bytes(CONTENT)
     mounted.hang_at("create", pattern="19/file")
-    wait_for((mounted.backing / "project" / "1" / "file").exists, one)
+    one.wait_until((mounted.backing / "project" / "1" / "file").exists)
     unmount(mounted)
     bare = mounted.path / "project"
     bare.mkdir()
@@ -438,7 +432,7 @@ def test_a_call_that_does_not_answer_is_told_before_it_is_given_up(
     assert silent_seconds(one) < 1
     mounted.hang_at("create", pattern="file", times=1)
     (one.work / "file").write_bytes(CONTENT)
-    wait_for(lambda: silent_seconds(one) > 2, one)
+    one.wait_until(lambda: silent_seconds(one) > 2)
     assert one.status()["phase"] == "syncing"
     mounted.release()
     flushed(one)
@@ -458,7 +452,7 @@ def test_another_folder_at_the_same_place_is_left_alone(one: Node, mounted: Moun
     mounted.start()
     (one.work / "file").write_bytes(CONTENT)
     one.wait_for_phase("backing_off")
-    wait_for(lambda: "is not the folder that was deployed" in one.log(), one)
+    one.wait_until(lambda: "is not the folder that was deployed" in one.log())
     assert not is_up(one)
     mounted.stop()
     assert picture(project) == before
@@ -512,7 +506,7 @@ def test_a_mount_exchanged_unseen_is_noticed(one: Node, mounted: Mounted) -> Non
     mounted.start()
     (one.work / "other").write_bytes(CONTENT)
     flushed(one)
-    wait_for(lambda: "the mount was mounted anew" in one.log(), one)
+    one.wait_until(lambda: "the mount was mounted anew" in one.log())
     flushed(one)
     assert (mounted.backing / "project" / "file").read_bytes() == CONTENT
     assert one.end() == 0, one.log()

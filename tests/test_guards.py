@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -42,13 +41,6 @@ def fill_run(run: Path, content: bytes = b"1") -> None:
 def files_in(root: Path) -> set[str]:
     found = (p.relative_to(root) for p in root.rglob("*") if not p.is_dir())
     return {str(path) for path in found if not str(path).startswith(".")}
-
-
-def wait_until(node: Node, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline, node.log()
-        time.sleep(0.05)
 
 
 def held(node: Node) -> int:
@@ -177,7 +169,7 @@ def test_only_what_was_shown_is_let_go(one: Node, store: Path) -> None:
     assert one.flush() == 3
     assert files_in(store) == before
     hidden.rename(one.work / "Runs" / "one")
-    wait_until(one, lambda: held(one) == 62)
+    one.wait_until(lambda: held(one) == 62)
     shown = fingerprint([b"Runs/two"])
     assert ask(socket, "accept_deletions", SOON, shown=shown) == {"ok": True, "accepted": 62}
     assert one.flush() == 0, one.log()
@@ -259,7 +251,7 @@ def test_what_reappears_is_held_no_longer(one: Node, store: Path) -> None:
     assert one.flush() == 3
     assert held(one) == 125
     hidden.rename(one.work / "Runs")
-    wait_until(one, lambda: held(one) == 0)
+    one.wait_until(lambda: held(one) == 0)
     assert one.flush() == 0, one.log()
     assert files_in(store) == before
     (one.work / "Runs" / "one" / "extra" / "mic_00.mrc").unlink()

@@ -13,7 +13,7 @@ from onesync.core.blocks import block_size
 from onesync.core.model import STATUS_FOLDER
 from tests.node import Node, picture
 from tests.standin.mounted import Mounted
-from tests.test_faults import flushed, is_up, troubles, wait_for
+from tests.test_faults import flushed, is_up, troubles
 from tests.test_program import names_of_ours
 
 pytestmark = pytest.mark.fuse
@@ -141,7 +141,7 @@ def test_a_mount_that_fails_for_good_is_waited_for_until_it_is_mounted_anew(
     assert one.status()["pending_paths"] > 0
     assert one.running()
     mounted.remount()
-    wait_for(lambda: one.status()["pending_paths"] == 0, one)
+    one.wait_until(lambda: one.status()["pending_paths"] == 0)
     assert troubles(one) == []
     expected = contents(one.work)
     assert one.end() == 0, one.log()

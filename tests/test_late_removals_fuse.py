@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,6 @@ pytestmark = pytest.mark.fuse
 @pytest.fixture
 def store(mounted: Mounted) -> Path:
     return mounted.path / "project"
-
-
-def until(condition: Callable[[], object], node: Node, seconds: float = SOON) -> float:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() < began + seconds, node.log()
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 @pytest.fixture
@@ -61,15 +52,15 @@ def test_new_files_come_beside_the_removals(one: Node, mounted: Mounted, pause: 
     one.wait_for_phase("paused")
     for file in files:
         file.unlink()
-    until(lambda: one.status()["pending_paths"] >= len(files), one)
+    one.wait_until(lambda: one.status()["pending_paths"] >= len(files))
     assert one.command("resume").returncode == 0
     stored = mounted.backing / "project"
-    until(lambda: len(list((stored / "d").iterdir())) < 195, one)
+    one.wait_until(lambda: len(list((stored / "d").iterdir())) < 195)
     (one.work / "first").write_bytes(b"first")
-    until(lambda: (stored / "first").exists(), one)
+    one.wait_until(lambda: (stored / "first").exists())
     time.sleep(pause)  # it is due to be verified
     (one.work / "new").write_bytes(b"new")
-    took = until(lambda: (stored / "new").exists(), one)
+    took = one.wait_until(lambda: (stored / "new").exists())
     left = len(list((stored / "d").iterdir()))
     mounted.clear()
     assert left > 0, f"it came after all removals, {took:.1f} s"
@@ -118,7 +109,7 @@ def test_an_upload_that_no_listing_shows_is_kept(one: Node, mounted: Mounted) ->
     (stored / "theirs").write_bytes(b"precious")
     mounted.hide("theirs")
     shutil.rmtree(run)
-    until(lambda: not (stored / "a").exists(), one)
+    one.wait_until(lambda: not (stored / "a").exists())
     assert one.flush() == 3, "somebody is told"
     mounted.show()
     assert (stored / "theirs").read_bytes() == b"precious"

@@ -57,13 +57,6 @@ def node(tmp_path: Path, store: Path) -> Iterator[PrefixedNode]:
         made.end(signal.SIGKILL)
 
 
-def until(condition: Callable[[], bool], node: Node) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline, (problems(node), node.status(), node.log())
-        time.sleep(0.05)
-
-
 def problems(node: Node) -> dict[str, str]:
     """The texts of the node's problems by kind."""
     return {problem["kind"]: problem["text"] for problem in node.status()["problems"]}
@@ -410,7 +403,7 @@ def test_what_a_mount_hides_where_nobody_watches_is_kept(
         assert node.flush() == 3
         assert node.status()["held_deletions"] == 300
     assert len(list((node.store / "1").iterdir())) == 300
-    until(lambda: node.flush() == 0, node)
+    node.wait_until(lambda: node.flush() == 0)
     assert node.end() == 0, node.log()
     assert same(node)
 
@@ -429,7 +422,7 @@ def test_who_deletes_a_run_where_nobody_watches_is_asked_nothing(
         shutil.rmtree(node.work / f"{run}")
     (node.work / "0").mkdir()
     (node.work / "0" / "new").touch()
-    until(lambda: same(node), node)  # nobody asked for a flush
+    node.wait_until(lambda: same(node))  # nobody asked for a flush
     shutil.rmtree(node.work / "9")
     assert node.flush() == 0
     status = node.status()
@@ -448,13 +441,13 @@ def test_a_node_with_few_watches_misses_nothing_and_says_so(node: PrefixedNode) 
     assert node.log().count("not all can be watched") == 1
     for number in range(10):
         (node.work / f"{number}" / "new").write_bytes(b"1")
-    until(lambda: same(node), node)  # nobody asked for a flush
+    node.wait_until(lambda: same(node))  # nobody asked for a flush
     assert node.flush() == 0
     assert node.process is not None
     command = ["nsenter", "--user", "--target", str(node.process.pid), "sh", "-c"]
     raise_limit = "echo 1000 > /proc/sys/user/max_inotify_watches"
     subprocess.run([*command, raise_limit], check=True)
-    until(lambda: node.status()["watches"] == {"kernel": 11, "polled": 0}, node)
+    node.wait_until(lambda: node.status()["watches"] == {"kernel": 11, "polled": 0})
     assert "unwatched" not in problems(node)
     assert node.end() == 0, node.log()
 
@@ -474,12 +467,12 @@ def test_a_burst_beyond_the_kernels_queue_loses_nothing(node: PrefixedNode) -> N
     (node.work / "in" / "the" / "dark" / "new").write_bytes(b"1")
     (node.work / "old").unlink()
     node.go_on()
-    until(lambda: same(node), node)
+    node.wait_until(lambda: same(node))
     assert "kernel events were dropped" in node.log()
     # That it was suspended for a while is no stop.
     assert node.status()["phase"] == "syncing"
     (node.work / "in" / "the" / "dark" / "new").write_bytes(b"22")
-    until(lambda: same(node), node)
+    node.wait_until(lambda: same(node))
     assert node.end() == 0, node.log()
 
 
@@ -523,12 +516,12 @@ def test_a_full_state_directory_holds_everything_back_until_there_is_room(
     (node.work / "before").unlink()
     with closing(sqlite3.connect(node.work / "project.sqlite")) as db:
         db.execute("CREATE TABLE t (x)")
-    until(lambda: "StateDirFailed" in problems(node), node)
+    node.wait_until(lambda: "StateDirFailed" in problems(node))
     assert str(small_disk) in problems(node)["StateDirFailed"]
     assert node.flush() == 1
     assert node.running()
     (small_disk / "filler").unlink()
-    until(lambda: same(node), node)
+    node.wait_until(lambda: same(node))
     assert node.flush() == 0, node.log()
     assert problems(node) == {}
     assert node.end() == 0, node.log()
@@ -550,11 +543,11 @@ def keeps_to_the_spool(node: PrefixedNode, small_disk: Path) -> None:
         db.execute("CREATE TABLE t (x)")
         db.execute("INSERT INTO t VALUES (zeroblob(3000000))")
     (node.work / "file").write_bytes(b"1")
-    until(lambda: (node.store / "file").exists(), node)
-    until(lambda: "spool_full" in problems(node), node)
+    node.wait_until(lambda: (node.store / "file").exists())
+    node.wait_until(lambda: "spool_full" in problems(node))
     assert not (node.store / "other.db").exists()
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
-    until(lambda: (node.store / "other.db").exists(), node)
+    node.wait_until(lambda: (node.store / "other.db").exists())
     assert node.flush() == 0
     assert node.end() == 0, node.log()
 
@@ -575,10 +568,10 @@ def test_a_state_directory_that_fails_is_waited_for(node: PrefixedNode) -> None:
     allow_files_of(node, 0)
     for number in range(20):
         (node.work / f"{number}").write_bytes(b"%d" % number)
-    until(lambda: "StateDirFailed" in problems(node), node)
+    node.wait_until(lambda: "StateDirFailed" in problems(node))
     assert node.flush() == 1
     allow_files_of(node, resource.RLIM_INFINITY)
-    until(lambda: problems(node) == {} and same(node), node)
+    node.wait_until(lambda: problems(node) == {} and same(node))
     assert node.flush() == 0, node.log()
     assert node.end() == 0, node.log()
 
@@ -589,7 +582,7 @@ def test_a_checkpoint_that_the_index_missed_is_taken_over_by_the_next_life(
     node.deploy()
     allow_files_of(node, 0)
     (node.work / "new").write_bytes(b"1")
-    until(lambda: "StateDirFailed" in problems(node), node)
+    node.wait_until(lambda: "StateDirFailed" in problems(node))
     assert node.end(signal.SIGKILL) != 0
     (node.work / "new").write_bytes(b"22")
     node.deploy()
@@ -718,7 +711,7 @@ def test_an_index_that_cannot_be_read_ends_a_start_and_nothing_is_lost(
     assert user_files(node.store) == stored
     mounted.clear()
     node.deploy()
-    until(lambda: same(node), node)
+    node.wait_until(lambda: same(node))
     assert node.end() == 0, node.log()
 
 
@@ -739,11 +732,11 @@ def test_an_index_that_cannot_be_read_for_a_while_is_waited_for(
     (node.work / "new").write_bytes(b"2")
     (node.work / LONG / LONG / f"{LONG}17").unlink()
     assert node.flush() == 1
-    until(lambda: "StateDirFailed" in problems(node), node)
+    node.wait_until(lambda: "StateDirFailed" in problems(node))
     assert "mend its disk" in problems(node)["StateDirFailed"]
     assert node.running()
     mounted.clear()
-    until(lambda: same(node), node)
+    node.wait_until(lambda: same(node))
     assert node.flush() == 0, node.log()
     assert problems(node) == {}
     assert "Traceback" not in node.log()
@@ -903,7 +896,7 @@ def test_a_clock_that_jumps_decides_nothing(node: PrefixedNode, tmp_path: Path) 
         assert same(node)
         assert node.status()["phase"] == "syncing"
         beat = node.status()["lock"]["beat"]
-        until(lambda beat=beat: node.status()["lock"]["beat"] > beat, node)  # type: ignore[misc]
+        node.wait_until(lambda beat=beat: node.status()["lock"]["beat"] > beat)  # type: ignore[misc]
     wall.write_text(str(-years))
     node.end(signal.SIGKILL)
     node.deploy()

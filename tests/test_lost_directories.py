@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 from onesync.core.model import STATUS_FOLDER
 from onesync.core.names import unescape
-from tests.node import SOON, Node
+from tests.node import Node
 from tests.standin.mounted import Mounted
 
 pytestmark = pytest.mark.fuse
@@ -69,13 +68,6 @@ def held_in(top: Path) -> dict[str, bytes | None]:
 
 def own_name(stored: str) -> str:
     return os.fsdecode(unescape(os.fsencode(stored)) or os.fsencode(stored))
-
-
-def until(condition: Callable[[], object], node: Node) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline, node.log()
-        time.sleep(0.01)
 
 
 def undeployed_as_it_is(node: Node, mounted: Mounted) -> None:
@@ -252,8 +244,8 @@ def test_a_stop_ends_where_something_else_stands_there(
 def test_it_comes_by_itself(one: Node) -> None:
     shutil.rmtree(one.store / "sub")
     new_file(one.work / "sub" / "deep")
-    until((one.store / "sub" / "deep" / "new").exists, one)
-    until(lambda: one.status()["pending_paths"] == 0, one)
+    one.wait_until((one.store / "sub" / "deep" / "new").exists)
+    one.wait_until(lambda: one.status()["pending_paths"] == 0)
     assert held_in(one.store) == held_in(one.work)
     assert one.status()["phase"] == "syncing"
 
@@ -272,7 +264,7 @@ def test_a_new_version_that_travels_there_begins_anew(one: Node, mounted: Mounte
     one.configure(mount__require_fuse=True, undeploy__flush_retry_seconds=10, **limit)
     one.deploy()
     (one.work / "sub" / "large").write_bytes(os.urandom(3 << 20))
-    until(lambda: [p["kind"] for p in one.status()["problems"]] == ["behind"], one)
+    one.wait_until(lambda: [p["kind"] for p in one.status()["problems"]] == ["behind"])
     moved_out(one.store / "sub", mounted.path)
     undeployed_as_it_is(one, mounted)
     assert one.log().count(TOLD) == 1
@@ -315,10 +307,10 @@ def test_what_goes_to_a_directory_while_it_is_moved_out_is_not_taken_for_pushed(
     (one.work / "sub" / "deep" / "slow").write_bytes(b"slow")
     mounted.delay_at("create", 3.0, pattern="slow")
     one.go_on()
-    until(lambda: (stored / "empty" / "new").exists(), one)
+    one.wait_until(lambda: (stored / "empty" / "new").exists())
     (one.store / "sub" / "empty").rename(outside / "empty")
     if is_replaced:
         (one.store / "sub" / "empty").mkdir()
     assert not (stored / "deep" / "slow").exists(), "the batch is not under way any more"
-    until(lambda: (stored / "empty" / "new").exists(), one)
+    one.wait_until(lambda: (stored / "empty" / "new").exists())
     undeployed_as_it_is(one, mounted)

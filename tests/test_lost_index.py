@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from onesync.core.model import STATUS_FOLDER
-from tests.node import SOON, Node
+from tests.node import Node
 
 STATUS = os.fsdecode(STATUS_FOLDER)
 ENDLESS = """
@@ -51,14 +49,6 @@ def is_locked(store: Path) -> bool:
     return (store / STATUS / "lock").exists()
 
 
-def wait_for(node: Node, happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not happened():
-        assert node.running(), node.log()
-        assert time.monotonic() < deadline, node.log()
-        time.sleep(0.02)
-
-
 def is_told(node: Node, known: str, text: str) -> bool:
     """Whether the log has ``text`` after what it was ``known`` to tell."""
     return text in node.log().removeprefix(known)
@@ -79,7 +69,7 @@ def test_a_stop_while_a_lost_index_is_made_anew_keeps_the_deployment(
     for _ in range(2):
         known = one.log()
         one.start_after(ENDLESS)
-        wait_for(one, partial(is_told, one, known, "index lost"))
+        one.wait_until(partial(is_told, one, known, "index lost"))
         assert one.end() == 10, one.log()
         assert "goes on with the next start on this node" in one.log()
         assert is_locked(store)
@@ -101,7 +91,7 @@ def test_stops_while_the_lock_is_taken_again_keep_the_deployment(one: Node, stor
     for number in range(3):
         one.start()
         claim = store / STATUS / "epochs" / f"{number + 2:06}"
-        wait_for(one, claim.exists)
+        one.wait_until(claim.exists)
         assert one.end() == 10, one.log()
         assert "goes on with the next start on this node" in one.log()
         assert is_locked(store)

@@ -14,7 +14,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -244,7 +243,7 @@ def _removed_slowly(node: Node, mounted: Mounted) -> Path:
         file.unlink()
     node.go_on()
     stored = mounted.backing / "project"
-    _wait(lambda: not any((stored / directory / "name").exists() for directory in "bcd"), node)
+    node.wait_until(lambda: not any((stored / directory / "name").exists() for directory in "bcd"))
     assert (stored / "e" / "name").exists()
     return files[-1]
 
@@ -279,7 +278,7 @@ def test_others_go_on_while_a_removed_file_still_goes(nodes: list[Node], mounted
     name = _removed_slowly(one, mounted)
     (one.work / "new").write_bytes(b"new")
     stored = mounted.backing / "project"
-    _wait(lambda: (stored / "new").exists(), one)
+    one.wait_until(lambda: (stored / "new").exists())
     assert (stored / "e" / "name").exists(), "it still goes"
     name.parent.rename(one.work / "renamed")  # waits for it: it would go with its directory
     mounted.release()
@@ -318,7 +317,7 @@ def test_when_the_program_is_killed_its_children_go_no_further(
     mounted.start_log()
     mounted.hang_at("create", pattern="file")
     (one.work / "file").write_bytes(b"precious")
-    _wait(lambda: any(call.path.endswith("/file") for call in mounted.log()), one)
+    one.wait_until(lambda: any(call.path.endswith("/file") for call in mounted.log()))
     one.end(signal.SIGKILL)
     mounted.release()
     wait_for_children_of(one)
@@ -447,20 +446,13 @@ def test_a_burst_delays_nobody_and_rows_wait_for_it(nodes: list[Node], mounted: 
         rows.commit()
     (few / "file").write_bytes(b"y")
     replica = mounted.backing / "project"
-    _wait(lambda: (replica / few.relative_to(one.work) / "file").exists(), one)
+    one.wait_until(lambda: (replica / few.relative_to(one.work) / "file").exists())
     arrived = len(list((replica / many.relative_to(one.work)).glob("item_*")))
     assert arrived < 200, "the burst goes on while others arrive"
-    _wait(lambda: (replica / "project.sqlite").exists(), one)
+    one.wait_until(lambda: (replica / "project.sqlite").exists())
     arrived = len(list((replica / many.relative_to(one.work)).glob("item_*")))
     assert arrived == 200, "what the rows name is there before them"
     assert re.search("deferred=[1-9]", one.log())
-
-
-def _wait(condition: Callable[[], bool], node: Node) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline, node.log()
-        time.sleep(0.01)
 
 
 def test_a_deleted_directory_delays_nobody_and_leaves_nothing(
@@ -479,11 +471,11 @@ def test_a_deleted_directory_delays_nobody_and_leaves_nothing(
     assert one.command("pause", "--for", "1h").returncode == 0
     one.wait_for_phase("paused")
     shutil.rmtree(run / "extra")
-    _wait(lambda: one.status()["pending_paths"] >= 100, one)
+    one.wait_until(lambda: one.status()["pending_paths"] >= 100)
     assert one.command("resume").returncode == 0
-    _wait(lambda: len(names_of_ours(replica / "Runs")) > 0, one)
+    one.wait_until(lambda: len(names_of_ours(replica / "Runs")) > 0)
     (one.work / "new").write_bytes(b"y")
-    _wait(lambda: (replica / "new").exists(), one)
+    one.wait_until(lambda: (replica / "new").exists())
     assert names_of_ours(replica / "Runs"), "it is tidied meanwhile"
     run.rename(run.with_name("000001_Renamed"))
     assert one.flush() == 0, one.log()

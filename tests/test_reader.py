@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import onesync
 from onesync import configuration
 from onesync.errors import ConfigurationError, OnesyncError
 from onesync.reader import begin_to_load, load_again
@@ -100,7 +103,7 @@ def test_a_reader_that_dies_is_no_wrong_configuration(
     (tmp_path / "dying").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "dying"))
     monkeypatch.setattr(configuration, "load", lambda *_: os.kill(os.getpid(), 9))
-    with pytest.raises(OnesyncError, match="The process that reads the configuration") as died:
+    with pytest.raises(OnesyncError, match=r"reads the configuration ended \(signal 9\)") as died:
         load(config, None)
     assert not isinstance(died.value, ConfigurationError)  # systemd starts it again
 
@@ -111,3 +114,99 @@ def test_where_no_process_can_be_started_the_daemon_goes_on(
     monkeypatch.setattr(sys, "executable", "/none")
     with pytest.raises(OnesyncError, match="No process can be started"):
         load_again(config, None)
+
+
+def test_what_is_missing_in_the_installation_is_named(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "onesync.configuration")
+    monkeypatch.setitem(sys.modules, "pydantic_settings", None)
+    with pytest.raises(OnesyncError, match="pydantic_settings"):
+        begun(config, None)
+
+
+def test_what_others_print_is_not_read(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "sitecustomize.py").write_text("print('hello')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'more'}:{Path(onesync.__file__).parents[1]}")
+    assert load_again(config, None) == configuration.load(config, None)
+
+
+_KEY = "    unexplained_deletions: "
+_SECTION = "@dataclass(frozen=True, slots=True, kw_only=True)\nclass Settings:\n"
+_LAST = "    undeploy: UndeploySettings = UndeploySettings()\n"
+OTHER_VERSIONS = {
+    "another number": ("__init__.py", {'__version__ = "': '__version__ = "9'}),
+    "a key more": ("settings.py", {_KEY: f"    earlier: int = 0\n{_KEY}"}),
+    "a key fewer": ("settings.py", {"    unexplained_percent: ": "    # "}),
+    "a section more": (
+        "settings.py",
+        {
+            _SECTION: f"{_SECTION.replace('Settings', 'Later')}    depth: int = 0\n\n\n{_SECTION}",
+            _LAST: f"{_LAST}    later: Later = Later()\n",
+        },
+    ),
+}
+
+
+@pytest.fixture(params=OTHER_VERSIONS)
+def replaced(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], None]:
+    """What puts another version in the place of the program that processes start from then on."""
+    place = tmp_path / "program"
+    shutil.copytree(
+        Path(onesync.__file__).parent,
+        place / "onesync",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    monkeypatch.setenv("PYTHONPATH", str(place))
+    name, changes = OTHER_VERSIONS[request.param]
+
+    def replace() -> None:
+        text = (place / "onesync" / name).read_text()
+        for old, new in changes.items():
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        (place / "onesync" / name).write_text(text)
+
+    return replace
+
+
+def test_settings_of_another_version_are_refused(
+    nodes: list[Node], replaced: Callable[[], None]
+) -> None:
+    """A pickle has no names of them: what was read as one key would count as another."""
+    node, _ = nodes
+    node.is_forked = False
+    node.deploy()
+    replaced()
+    refused = node.command("reload")
+    assert refused.returncode == 1
+    assert "The program was replaced since it was started" in refused.stderr
+    assert node.process is not None
+    node.process.send_signal(signal.SIGHUP)
+    node.wait_until(lambda: "the configuration was not reloaded" in node.log())
+    assert node.end() == 0, node.log()
+
+
+def test_a_directory_that_is_gone_is_not_needed_any_more(
+    nodes: list[Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, _ = nodes
+    node.is_forked = False
+    here, config = tmp_path / "here", node.config
+    here.mkdir()
+    monkeypatch.chdir(here)
+    node.config = Path(os.path.relpath(config))
+    node.start()
+    monkeypatch.chdir(tmp_path)
+    node.wait_for_phase("syncing")
+    here.rmdir()
+    node.config = config
+    refused = node.command("reload")
+    assert refused.returncode == 1
+    assert "cannot be read" in refused.stderr
+    assert node.end() == 0, node.log()

@@ -61,13 +61,6 @@ def replica(mounted: Mounted) -> Path:
     return mounted.backing / "project" / STACK
 
 
-def until(node: Node, holds: Callable[[], bool], seconds: float = SOON) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, node.log()
-        time.sleep(0.02)
-
-
 def content(replica: Path) -> bytes:
     """What stands there; nothing does in the moment of a rename."""
     try:
@@ -104,7 +97,7 @@ def rewrite(node: Node, mounted: Mounted, content: bytes) -> None:
     """Begin a travel, and wait until it is told."""
     mounted.latency(0.05)
     (node.work / STACK).write_bytes(content)
-    until(node, lambda: any("bytes came so far" in text for text in behind(node)))
+    node.wait_until(lambda: any("bytes came so far" in text for text in behind(node)))
 
 
 def restored(mounted: Mounted, home: Path) -> Node:
@@ -123,14 +116,14 @@ def test_others_arrive_while_it_travels_and_then_it_is_there(
     marker = one.work / STACK
     (marker.parent / "small").write_bytes(b"small")
     (marker.parent / "DONE" / "marker.TXT").touch()
-    until(one, (replica.parent / "DONE" / "marker.TXT").exists)
+    one.wait_until((replica.parent / "DONE" / "marker.TXT").exists)
     assert (replica.parent / "small").exists()
     assert replica.read_bytes() == old
     assert 0 < arrived(replica) < SIZE
     mounted.latency(0)
-    until(one, lambda: content(replica) == new)
-    until(one, lambda: behind(one) == [])
-    until(one, lambda: intents(mounted) == [])
+    one.wait_until(lambda: content(replica) == new)
+    one.wait_until(lambda: behind(one) == [])
+    one.wait_until(lambda: intents(mounted) == [])
     assert temporaries(replica) == []
     assert mounted.counts()["bytes_written"] < 2.2 * SIZE, "the old and the new, each once"
     assert one.end() == 0, one.log()
@@ -175,7 +168,7 @@ def test_a_death_while_it_is_published_leaves_old_or_new(
         mounted.fail("rename", errno.EIO, nth=nth, times=-1, pattern="particles.mrcs|onesync~")
     elif operation == "checkpoint":
         before = arrived(replica)
-        until(one, lambda: arrived(replica) > before)
+        one.wait_until(lambda: arrived(replica) > before)
         mounted.fail("create", errno.EIO, times=-1, pattern="manifest/")
     else:
         mounted.fail("unlink", errno.EIO, times=-1, pattern="onesync~")
@@ -204,7 +197,7 @@ def test_a_failed_batch_does_not_lose_what_has_come(
     mounted.fail("write", errno.EIO, times=2, pattern="onesync~")
     one.wait_for_phase("backing_off")
     mounted.latency(0)
-    until(one, lambda: content(replica) == new)
+    one.wait_until(lambda: content(replica) == new)
     assert replica.stat().st_ino == inode
     assert one.end() == 0, one.log()
     assert names_of_ours(mounted.backing) == []
@@ -217,10 +210,10 @@ def test_what_is_rewritten_again_is_begun_anew(
     rewrite(one, mounted, os.urandom(SIZE))
     [first] = temporaries(replica)
     (one.work / STACK).write_bytes(new)
-    until(one, lambda: not first.exists())
+    one.wait_until(lambda: not first.exists())
     assert replica.read_bytes() == old
     mounted.latency(0)
-    until(one, lambda: content(replica) == new)
+    one.wait_until(lambda: content(replica) == new)
     assert one.end() == 0, one.log()
     assert names_of_ours(mounted.backing) == []
     assert intents(mounted) == []
@@ -230,12 +223,12 @@ def test_what_is_rewritten_again_rests_before_it_is_begun_anew(
     one: Node, mounted: Mounted, replica: Path, old: bytes
 ) -> None:
     rewrite(one, mounted, os.urandom(SIZE))
-    until(one, lambda: arrived(replica) > SIZE / 4)
+    one.wait_until(lambda: arrived(replica) > SIZE / 4)
     (one.work / STACK).write_bytes(os.urandom(SIZE))
-    until(one, lambda: any("after a rest" in text for text in behind(one)))
+    one.wait_until(lambda: any("after a rest" in text for text in behind(one)))
     mounted.latency(0)
     (one.work / "later").write_bytes(b"later")
-    until(one, (mounted.backing / "project" / "later").exists)
+    one.wait_until((mounted.backing / "project" / "later").exists)
     assert temporaries(replica) == []
     assert replica.read_bytes() == old
 
@@ -255,12 +248,12 @@ def test_a_huge_file_is_compared_across_batches(
     mounted.reset()
     with path.open("r+b") as file:
         file.write(b"header")
-    until(one, lambda: any("still compared" in text for text in behind(one)))
+    one.wait_until(lambda: any("still compared" in text for text in behind(one)))
     (one.work / "later").write_bytes(b"later")
-    until(one, (mounted.backing / "project" / "later").exists)
+    one.wait_until((mounted.backing / "project" / "later").exists)
     assert replica.open("rb").read(6) == old[:6]
-    until(one, lambda: replica.open("rb").read(6) == b"header")
-    until(one, lambda: behind(one) == [])
+    one.wait_until(lambda: replica.open("rb").read(6) == b"header")
+    one.wait_until(lambda: behind(one) == [])
     assert mounted.counts()["bytes_written"] < 5_000_000
 
 
@@ -307,7 +300,7 @@ def test_what_becomes_of_a_travel_whose_target_goes(
     else:
         path.write_bytes(old)
     (one.work / "later").write_bytes(b"later")
-    until(one, (mounted.backing / "project" / "later").exists)
+    one.wait_until((mounted.backing / "project" / "later").exists)
     mounted.latency(0)
     assert one.flush() == 0, one.log()
     assert names_of_ours(mounted.backing) == []
@@ -359,12 +352,12 @@ def test_a_new_file_whose_head_changes_all_the_time_comes_as_it_was_once(
     mounted.reset()
     with written_all_the_time(path, lambda: 0) as heads:
         names_it(one, "new.mrcs")
-        until(one, lambda: database.exists() and there.stat().st_size == SIZE)
-        until(one, lambda: content(there)[:1000] not in ({new[:1000]} | {b""}))
+        one.wait_until(lambda: database.exists() and there.stat().st_size == SIZE)
+        one.wait_until(lambda: content(there)[:1000] not in ({new[:1000]} | {b""}))
         found = content(there)
         assert found[:1000] in heads
         assert found[1000:] == new[1000:]
-    until(one, lambda: content(there) == path.read_bytes())
+    one.wait_until(lambda: content(there) == path.read_bytes())
     assert mounted.counts()["bytes_written"] < 1.5 * SIZE
 
 
@@ -380,15 +373,15 @@ def test_a_new_file_that_changes_everywhere_is_told_of_and_sent_when_it_rests(
     with written_all_the_time(path, lambda: chance.randrange(SIZE - 1000)):
         names_it(one, "new.mrcs")
         # While the disk is busy nobody writes, and it is copied as it is: that is no failure.
-        until(one, lambda: database.exists() and "new.mrcs" in " ".join(behind(one)), 90)
+        one.wait_until(lambda: database.exists() and "new.mrcs" in " ".join(behind(one)), 90)
         mounted.latency(0)
         mounted.reset()
         for number in range(5):
             (one.work / f"other_{number}").write_bytes(b"other")
-            until(one, (mounted.backing / "project" / f"other_{number}").exists)
+            one.wait_until((mounted.backing / "project" / f"other_{number}").exists)
         assert mounted.counts()["bytes_written"] < SIZE
-    until(one, lambda: content(there) == path.read_bytes(), 90)
-    until(one, lambda: behind(one) == [])
+    one.wait_until(lambda: content(there) == path.read_bytes(), 90)
+    one.wait_until(lambda: behind(one) == [])
 
 
 def test_what_a_lost_connection_took_out_of_a_travel_is_sent_again(
@@ -400,7 +393,7 @@ def test_what_a_lost_connection_took_out_of_a_travel_is_sent_again(
     with temporary.open("r+b") as file:
         file.write(bytes(100_000))
     mounted.remount()
-    until(one, lambda: content(replica) not in (old, b""))
+    one.wait_until(lambda: content(replica) not in (old, b""))
     assert content(replica) == new
     assert one.end() == 0, one.log()
     assert names_of_ours(mounted.backing) == []
@@ -417,7 +410,7 @@ def test_what_an_unknown_result_committed_is_not_behind(
     one.wait_for_phase("backing_off")
     one.wait_for_phase("syncing")
     assert replica.read_bytes() == new
-    until(one, lambda: behind(one) == [])
+    one.wait_until(lambda: behind(one) == [])
 
 
 def test_a_base_after_a_restart_says_what_is_behind(
@@ -480,7 +473,7 @@ def test_what_is_renamed_in_turn_is_always_there_whole(
     tmp_path: Path,
 ) -> None:
     turn(one, mounted, *pairs)
-    until(one, lambda: behind(one) != [])
+    one.wait_until(lambda: behind(one) != [])
     number = 0
     while behind(one):
         number += 1
@@ -543,7 +536,7 @@ def test_directories_that_are_exchanged_and_removed_leave_nothing(
         for source, target in (("A", "C"), ("B", "A"), ("C", "B")):
             (place / source).rename(place / target)
         before = checkpoints(mounted)
-        until(one, lambda before=before: checkpoints(mounted) > before)  # type: ignore[misc]
+        one.wait_until(lambda before=before: checkpoints(mounted) > before)  # type: ignore[misc]
         shutil.rmtree(place / "A")
         (place / "B").rename(place / "A")
         (place / "B").mkdir()

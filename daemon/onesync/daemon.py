@@ -22,6 +22,8 @@ def run_daemon(loaded: Callable[[], Settings], config: Path | None, instance: st
     ``loaded`` returns the settings, which were begun to be read before all this was imported.
     """
     settings = loaded()
+    # A reload may come when nothing stands any more where we were started.
+    place = None if config is None else config.absolute()
     open_log(settings.metrics.folder)
     if instance is not None:
         units.read(instance)  # what the unit could not serve
@@ -30,7 +32,7 @@ def run_daemon(loaded: Callable[[], Settings], config: Path | None, instance: st
         refuse_private(settings.onedata_dir)
     check_directories(settings, copy_may_be_gone=had_copy(settings))
     note_state_dir(settings.state_dir)
-    code = Service(settings, lambda: load_again(config, instance)).run()
+    code = Service(settings, lambda: load_again(place, instance)).run()
     sys.stdout.flush()
     # A thread may be stuck on a hung mount's child: nothing that follows may wait for it.
     os._exit(code)
