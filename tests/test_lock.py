@@ -597,6 +597,48 @@ def test_what_an_earlier_life_left_is_removed(replica: Replica) -> None:
     assert replica.look(LOCK) is None
 
 
+def _lose_bytes_of_lock(replica: MemoryReplica, owner: Lock) -> None:
+    """Let the lock file be what a storage may have of it for a while; its owner mends it."""
+    replica.overwrite(LOCK, bytes(LOCK_BYTES))
+    owner.check()
+
+
+def test_a_lock_that_names_nobody_is_the_next_ones_where_the_claim_has_ended() -> None:
+    replica = MemoryReplica()
+    first = lock_of(replica, "one")
+    first.acquire()
+    left = first.state()  # the node dies while it cleans
+    lock_of(replica, "two").unlock(1)
+    two = lock_of(replica, "two")
+    two.acquire()
+    _lose_bytes_of_lock(replica, two)
+    lock_of(replica, "one", left).release_earlier("head")
+    assert replica.look(LOCK) is not None
+    two.check()
+
+
+def test_so_it_is_where_a_release_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = MemoryReplica()
+    one = lock_of(replica, "one")
+    one.acquire()
+    write_new = replica.write_new
+
+    def written_but(path: bytes, content: bytes) -> None:
+        write_new(path, content)
+        raise OSError(errno.EIO, "nobody knows what came of it")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(replica, "write_new", written_but)
+        with pytest.raises(OSError, match="nobody knows"):
+            one.release("head")
+    two = lock_of(replica, "two")
+    two.acquire()
+    _lose_bytes_of_lock(replica, two)
+    one.release("head")
+    assert replica.look(LOCK) is not None
+    two.check()
+
+
 @pytest.mark.parametrize("is_ended", [False, True])
 def test_what_another_deployment_holds_is_not_released_as_an_earlier_lifes(
     replica: Replica, is_ended: bool

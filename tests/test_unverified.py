@@ -53,6 +53,11 @@ class Telling(MemoryReplica):
         return super().digest(path)
 
 
+def left_of(_: RelPath, size: int) -> set[str]:
+    """What so many bytes of ``content`` may be where the rest was lost."""
+    return {blake3(b"content"[:size]).hexdigest(), blake3(bytes(size)).hexdigest()}
+
+
 class Bench:
     """An index, a replica and a clock that the test turns."""
 
@@ -184,12 +189,37 @@ def test_what_onedata_lost_since_is_found_by_name_where_cleaning_would_remove_it
         bench.replica.remove(path)
     bench.replica.truncate(b"short", 3)
     told: list[tuple[int, int]] = []
-    lost = bench.unverified.find_lost(lambda p: p != b"held", lambda *count: told.append(count))
+    lost = bench.unverified.find_lost(
+        lambda p: p != b"held", left_of, lambda *count: told.append(count)
+    )
     assert lost == {b"gone", b"short", b"d/a"}
     assert told == [(6, 6)]
     assert bench.unverified.doubt(lost) == lost | {b"d"}, "its directory has to be made first"
     assert all(map(bench.is_doubted, lost | {b"d"}))
-    assert bench.unverified.find_lost(lambda p: p != b"held", lambda *_: None) == set()
+    assert bench.unverified.find_lost(lambda p: p != b"held", left_of, lambda *_: None) == set()
+
+
+@pytest.mark.parametrize("found", [b"", b"con", bytes(5)])
+def test_what_is_left_of_a_file_is_sent_anew(bench: Bench, found: bytes) -> None:
+    bench.push(b"a")
+    bench.index.lose_stamps([b"a"])
+    bench.replica.remove(b"a")
+    bench.replica.write_new(b"a", found)
+    assert bench.unverified.find_lost(lambda _: True, left_of, lambda *_: None) == {b"a"}
+
+
+@pytest.mark.parametrize("found", [b"content, and more", bytes(20), b"new", bytes(3) + b"t"])
+def test_what_others_put_there_is_neither_sent_over_nor_cleaned(
+    bench: Bench, found: bytes
+) -> None:
+    bench.push(b"a")
+    bench.index.lose_stamps([b"a"])
+    bench.replica.remove(b"a")
+    bench.replica.write_new(b"a", found)
+    with pytest.raises(OnesyncError, match="a is something else in OneData"):
+        bench.unverified.find_lost(lambda _: True, left_of, lambda *_: None)
+    assert not bench.is_doubted(b"a")
+    assert bench.unverified.find_lost(lambda _: False, left_of, lambda *_: None) == set()
 
 
 def test_what_took_the_place_of_a_file_is_told_when_all_others_were_sent_anew(
@@ -200,11 +230,11 @@ def test_what_took_the_place_of_a_file_is_told_when_all_others_were_sent_anew(
     for path in (b"a", b"b"):
         bench.replica.remove(path)
     bench.replica.make_directory(b"a")
-    assert bench.unverified.find_lost(lambda _: True, lambda *_: None) == {b"b"}
+    assert bench.unverified.find_lost(lambda _: True, left_of, lambda *_: None) == {b"b"}
     bench.replica.write_new(b"b", b"content")
     with pytest.raises(OnesyncError, match="a is something else in OneData"):
-        bench.unverified.find_lost(lambda _: True, lambda *_: None)
-    assert bench.unverified.find_lost(lambda path: path != b"a", lambda *_: None) == set()
+        bench.unverified.find_lost(lambda _: True, left_of, lambda *_: None)
+    assert bench.unverified.find_lost(lambda path: path != b"a", left_of, lambda *_: None) == set()
 
 
 def test_databases_are_read_back(bench: Bench) -> None:

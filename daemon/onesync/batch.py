@@ -38,7 +38,7 @@ from onesync.deletions import Deletions
 from onesync.errors import LocalError, MountNotThere, NotArrived
 from onesync.holds import Holds
 from onesync.index import Index
-from onesync.local import on_this_machine, write_out
+from onesync.local import digests_of_part, on_this_machine, write_out
 from onesync.manifest import Manifest, Written
 from onesync.marks import Marks
 from onesync.only_copies import OnlyCopies
@@ -251,9 +251,12 @@ class Batches:
         """Look up all that OneData should hold; returns whether some of it is to be sent anew."""
         self.may_write()
         self._prepare()
-        lost = self.unverified.find_lost(self._is_as_pushed, self.events.advanced)
+        lost = self.unverified.find_lost(self._is_as_pushed, self._left_of, self.events.advanced)
         self._send_anew(self.unverified.doubt(lost))
         return bool(lost)
+
+    def _left_of(self, path: RelPath, size: int) -> set[str]:
+        return digests_of_part(join(self.root, path), size)
 
     @on_this_machine()
     def _is_as_pushed(self, path: RelPath) -> bool:

@@ -268,6 +268,23 @@ def digest_local(source: bytes) -> Digested:
     return Digested(digest, size, stamp, steady)
 
 
+def digests_of_part(source: bytes, size: int) -> set[str]:
+    """Return the digests of the first ``size`` bytes of a local file, and of as many zeros.
+
+    So much may be left of it where the rest was lost. Raises LocalError.
+    """
+    with on_this_machine():
+        origin = open_source(source)
+        try:
+            digest, _ = _digest(origin, size)
+        finally:
+            os.close(origin)
+    zeros = blake3()
+    for offset in range(0, size, _CHUNK):
+        zeros.update(bytes(min(_CHUNK, size - offset)))
+    return {digest, zeros.hexdigest()}
+
+
 def _digest(origin: int, limit: int) -> tuple[str, int]:
     hasher = blake3()
     offset = 0

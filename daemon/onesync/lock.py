@@ -265,9 +265,10 @@ class Lock:
         """
         record = self._held()
         self.check()
-        self._releasing = True
-        # The lock file first: as long as the claim is open nobody else can have put his there.
-        self._remove_lock(record.epoch, record.deployment_id)
+        # The lock file first: as long as the claim is open nobody else can have put his there. A
+        # try that failed may have ended it.
+        is_open, self._releasing = not self._releasing, True
+        self._remove_lock(record.epoch, record.deployment_id, may_be_torn=is_open)
         self._end(record.epoch, how, checkpoint)
         self.is_released = True
 
@@ -280,8 +281,10 @@ class Lock:
         for claim in self._claims():
             if remembered is not None and claim.epoch == remembered.epoch:
                 self._refuse_another(claim, remembered)
-                self._remove_lock(claim.epoch, remembered.deployment_id)
-                if claim.ended is None:
+                # While the claim is open nobody else's can stand there, whatever it has lost.
+                is_open = claim.ended is None
+                self._remove_lock(claim.epoch, remembered.deployment_id, may_be_torn=is_open)
+                if is_open:
                     self._end(claim.epoch, "undeployed", checkpoint)
 
     def _refuse_another(self, claim: Claim, remembered: Remembered) -> None:
@@ -619,13 +622,16 @@ class Lock:
         except FileNotFoundError:
             return None
 
-    def _remove_lock(self, epoch: int, deployment: str | None) -> bool:
+    def _remove_lock(
+        self, epoch: int, deployment: str | None, *, may_be_torn: bool = True
+    ) -> bool:
         """Remove the lock file if it is that epoch's, or torn; returns whether it was.
 
         With ``deployment`` it must not be another one's either.
         """
         fields = self._lock_fields()
-        if fields is None or is_old_scripts(fields) or epoch_of(fields) not in (epoch, None):
+        epochs = (epoch, None) if may_be_torn else (epoch,)
+        if fields is None or is_old_scripts(fields) or epoch_of(fields) not in epochs:
             return False
         if deployment is not None and fields.get("DEPLOYMENT", deployment) != deployment:
             return False

@@ -186,8 +186,9 @@ class Unverified:
     def read_believed(self, told: Callable[[int, int], None]) -> set[RelPath]:
         """Read back what a mount that cannot tell was believed; returns as ``look`` does.
 
-        Nothing else says that OneData has it, and nobody may be able to send it again. ``told`` is
-        called with the number read so far and that of all.
+        Nothing else says that OneData has it, and nobody may be able to send it again. What has
+        another size is left to ``find_lost``. ``told`` is called with the number read so far and
+        that of all.
         """
         paths = self.index.believed()
         if paths:
@@ -195,37 +196,56 @@ class Unverified:
         differing: set[RelPath] = set()
         for number in range(0, len(paths), _READ_SLICE):
             some = paths[number : number + _READ_SLICE]
-            differing |= self._read_back(some)
+            differing |= self._read_back(some, is_before_cleaning=True)
             told(number + len(some), len(paths))
         return differing
 
-    def _read_back(self, paths: list[RelPath]) -> set[RelPath]:
+    def _read_back(
+        self, paths: list[RelPath], *, is_before_cleaning: bool = False
+    ) -> set[RelPath]:
         """Read files back, and remember that; returns as ``look`` does."""
         entries = {p: entry for p in paths if (entry := self._entry(p)) and entry.size}
-        differing = self.doubt(self._differing(entries))
+        differing = self._differing(entries)
+        if is_before_cleaning:
+            differing = {path for path in differing if self._has_size(path, entries[path].size)}
+        differing = self.doubt(differing)
         self.index.verified(paths)
         for path in paths:
             self._failures.pop(path, None)
         return differing
 
+    def _has_size(self, path: RelPath, size: int) -> bool:
+        found = self.replica.look(path)
+        return found is not None and found.kind is Kind.FILE and found.size == size
+
     def find_lost(
-        self, is_cleaned: Callable[[RelPath], bool], told: Callable[[int, int], None]
+        self,
+        is_cleaned: Callable[[RelPath], bool],
+        left_of: Callable[[RelPath, int], set[str]],
+        told: Callable[[int, int], None],
     ) -> set[RelPath]:
         """Look up every file that OneData should hold; returns those that it lost, whoever did it.
 
         Only what cleaning would remove (``is_cleaned``) is missed: what is not in the working copy
-        any more cannot be sent, and what is another one stays there. ``told`` is called with the
-        number of rows done so far and that of all. Raises OnesyncError where something else took
-        the place of a file: it is not overwritten.
+        any more cannot be sent, and what is another one stays there. ``left_of`` returns the
+        digests that so many bytes of a file may have of which the rest was lost. ``told`` is called
+        with the number of rows done so far and that of all. Raises OnesyncError where something
+        else took the place of a file, or it is longer or another one: it is not overwritten.
         """
         lost: set[RelPath] = set()
         taken: set[RelPath] = set()
+        shorter: dict[RelPath, int] = {}
         for path, entry, found in self._looked_up(told):
-            if found is not None and found.kind is not Kind.FILE:
-                taken.add(path)
-            elif found is None or found.size != entry.size:
+            if found is None:
                 lost.add(path)
+            elif found.kind is not Kind.FILE or found.size > entry.size:
+                taken.add(path)
+            elif found.size < entry.size:
+                shorter[path] = found.size
         lost, taken = set(filter(is_cleaned, lost)), set(filter(is_cleaned, taken))
+        for path in filter(is_cleaned, shorter):
+            is_left = self._is_one_of(path, left_of(path, shorter[path]))
+            (lost if is_left else taken).add(path)
         above = self._look_above(lost).items()
         taken |= {path for path, found in above if found and found.kind is not Kind.DIRECTORY}
         lost = {path for path in lost if not lies_in(path, taken)}
@@ -236,6 +256,13 @@ class Unverified:
                 " false"
             )
         return lost
+
+    def _is_one_of(self, path: RelPath, digests: set[str]) -> bool:
+        """Whether a file in OneData has one of ``digests``, or is gone meanwhile."""
+        try:
+            return self.replica.digest(path)[0] in digests
+        except (FileNotFoundError, NotADirectoryError):
+            return True
 
     def _looked_up(
         self, told: Callable[[int, int], None]
