@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from onesync.core import plan as plan_module
 from onesync.core.chain import Change, Gone, Set, apply
-from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, parent_of
-from onesync.core.plan import Difference, Move, Plan, make_plan, portioned
+from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, is_beneath, parent_of
+from onesync.core.plan import Difference, Move, Plan, Promises, make_plan, portioned
 from onesync.core.tree import Tree
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
@@ -139,3 +139,29 @@ def test_thousands_of_renames_are_compared_with_their_parents_alone(
     plan = make_plan(found, moves, frozenset(), frozenset(), lambda _: None)
     assert len(plan.awaited_moves) == len(moves)
     assert len(compared) <= len(moves)
+
+
+def test_of_runs_whose_data_do_not_change_no_promise_is_looked_for() -> None:
+    """One that waits to be removed may hold ten thousand files."""
+    rows = {
+        path: Known(Entry(Kind.FILE, 512), stamp(Kind.FILE, number))
+        for number, path in enumerate(
+            [b"Runs/1/DONE/a", b"Runs/1/data", b"Runs/2/DONE/b", b"Runs/2/data", b"Runs/top", b"x"]
+        )
+    }
+    asked: list[RelPath] = []
+
+    def beneath(top: RelPath) -> list[tuple[RelPath, Known]]:
+        asked.append(top)
+        return [(p, known) for p, known in rows.items() if p == top or is_beneath(p, top)]
+
+    def is_promise(path: RelPath) -> bool:
+        return b"/DONE/" in path or path in (b"Runs/top", b"x")
+
+    gone = frozenset({b"Runs/1", b"Runs/2", b"Runs/top", b"x"})
+    found = {top: Difference(top, rows.get(top), None) for top in gone & rows.keys()}
+    promises = Promises(found, beneath, is_promise, lambda *_: False, {})
+    changed = Difference(b"Runs/1/data", rows[b"Runs/1/data"], stamp(Kind.FILE, 9))
+    plan = promises.revoked(Plan(files=[changed], awaited_removals=gone))
+    assert {d.path for d in plan.revoked} == {b"Runs/1/DONE/a", b"Runs/top", b"x"}
+    assert sorted(asked) == [b"Runs/1", b"Runs/top", b"x"]

@@ -320,13 +320,20 @@ class Promises:
         renamed = {move.source for move in plan.moves}.union(s for s, _ in plan.awaited_moves)
         coming = {d.seen.inode: d.path for d in plan.files if d.seen is not None}
         places = {**self.late, **{i: plan.stands_at.get(p, p) for i, p in coming.items()}}
-        for path, known in self._promises(tops):
+        scopes = {*scopes, b""}
+        # A run that waits to be removed may hold ten thousand files: none of them is looked at.
+        near = (top for top in tops if run_of(top) in scopes or self._is_of_project(top))
+        for path, known in self._promises(near):
             if known.stamp is None or lies_in(path, renamed):
                 continue
             place = places.get(known.stamp.inode)
             has_other_name = place is not None and self.may_be(place, known.stamp)
-            if scope_of(path) in {*scopes, b""} and not has_other_name:
+            if scope_of(path) in scopes and not has_other_name:
                 yield path, Difference(path, known, None)
+
+    def _is_of_project(self, top: RelPath) -> bool:
+        """Whether ``top`` is a promise of the project that stands among its runs."""
+        return not scope_of(top) and self.is_promise(top)
 
     def _promises(self, tops: Iterable[RelPath]) -> Iterator[tuple[RelPath, Known]]:
         for top in sorted(tops):
