@@ -65,19 +65,55 @@ def test_a_shorter_one_that_somebody_put_there_stays(nodes: list[Node], movie: P
     assert (one.work / "movie.mrc").read_bytes() == WHOLE[:4000]
 
 
-def test_what_was_uploaded_between_deployments_stays(nodes: list[Node], store: Path) -> None:
-    """The node has its copy of before still, and takes it."""
+@pytest.fixture
+def left(nodes: list[Node], store: Path) -> Path:
+    """A file of an ended deployment in OneData; its node has its copy still, and takes it."""
     one, _ = nodes
     one.deploy()
-    (one.work / "input.star").write_bytes(b"old")
+    (one.work / "input.star").write_bytes(b"of the deployment")
     assert one.end() == 0, one.log()
-    (store / "input.star").write_bytes(b"a newer and longer one")
+    return store / "input.star"
+
+
+@pytest.mark.parametrize("found", [b"a newer one, which is longer", b"shorter"])
+def test_what_was_put_there_between_deployments_is_told(
+    nodes: list[Node], left: Path, found: bytes
+) -> None:
+    one, _ = nodes
+    left.write_bytes(found)
+    one.deploy()
+    (told,) = one.status()["problems"]
+    assert (told["path"], told["kind"]) == ("input.star", "changed_outside")
+    assert "here is still the one of that deployment" in told["text"]
+    assert one.flush() == 3
+    assert one.end() == 0, one.log()
+    assert left.read_bytes() == found
+    assert (one.work / "input.star").read_bytes() == b"of the deployment"
+
+
+@pytest.mark.parametrize("found", [b"of the", bytes(9), b""])
+def test_what_was_lost_between_deployments_is_sent_anew(
+    nodes: list[Node], left: Path, found: bytes
+) -> None:
+    one, _ = nodes
+    left.write_bytes(found)
+    one.deploy()
+    assert one.status()["problems"] == []
+    assert one.flush() == 0
+    assert left.read_bytes() == b"of the deployment"
+    assert one.end() == 0, one.log()
+
+
+def test_what_was_put_there_between_deployments_stays_before_a_cleaning(
+    nodes: list[Node], left: Path
+) -> None:
+    one, _ = nodes
+    left.write_bytes(b"a newer one, which is longer")
     one.configure(**ABOUT_TO_CLEAN)
     one.deploy()
     assert one.end() == 10, one.log()
-    assert (store / "input.star").read_bytes() == b"a newer and longer one"
-    assert (one.work / "input.star").read_bytes() == b"old"
     one.configure(undeploy__clean_working_dir=False)
     one.deploy()
     assert one.end() == 0, one.log()
-    assert (store / "input.star").read_bytes() == b"a newer and longer one"
+    assert left.read_bytes() == b"a newer one, which is longer"
+    assert (one.work / "input.star").read_bytes() == b"of the deployment"

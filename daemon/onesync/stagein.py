@@ -37,6 +37,7 @@ from onesync.core.model import (
     Problem,
     RelPath,
     Stamp,
+    doubted_stamp,
     is_damaged_copy,
     is_reserved,
     join,
@@ -48,7 +49,14 @@ from onesync.core.model import (
 from onesync.core.ordering import database_of
 from onesync.core.tree import Fold, Tree
 from onesync.errors import LocalError
-from onesync.local import digest_local, on_this_machine, open_source, stamp_of, write_xattrs
+from onesync.local import (
+    digest_local,
+    digests_of_part,
+    on_this_machine,
+    open_source,
+    stamp_of,
+    write_xattrs,
+)
 from onesync.replica.door import Copied, Listed, Replica
 from onesync.replica.flights import aloft
 from onesync.sidecars import Sidecars
@@ -457,7 +465,7 @@ class StageIn:
         is_new = parent_of(path) in self._made
         present = None if is_new else self._whole.get(path) or self._finished(path, entry)
         if present is not None:
-            return (entry, present, None), None
+            return self._kept(path, entry, present)
         if path in self._beside:
             raise Conflict(path, self._beside[path])  # it would be rolled back into the new one
         temporary = join(parent_of(path), RESERVED_PREFIX + _short_digest(path))
@@ -498,6 +506,28 @@ class StageIn:
             digest=copied.digest,
         )
         return (got, stamp, copied.blocks), None
+
+    def _kept(self, path: RelPath, entry: Entry, present: Stamp) -> _Fetched:
+        """Keep a file that stands here as the manifest has it; OneData may have another one by now.
+
+        What OneData has lost of it is sent anew; what somebody put there is not brought over it.
+        """
+        found = self._replica.look(path)
+        if found is not None and found.kind is Kind.FILE and found.size == entry.size:
+            return (entry, present, None), None
+        if found is None or (found.kind is Kind.FILE and self._is_left_of(path, entry, found.size)):
+            return (entry, doubted_stamp(Kind.FILE), None), None
+        return (entry, present, None), _another(path)
+
+    def _is_left_of(self, path: RelPath, entry: Entry, size: int) -> bool:
+        """Whether the ``size`` bytes that OneData has are the first ones of ours, or zeros."""
+        if size > entry.size:
+            return False
+        try:
+            digest, _ = self._replica.digest(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        return digest in digests_of_part(join(self._root, path), size)
 
     def _copied(self, path: RelPath, entry: Entry, temporary: RelPath, *, is_new: bool) -> Copied:
         """Copy a file; a large one goes on where an earlier stage-in died over it.
@@ -734,6 +764,15 @@ def _damaged(path: RelPath, entry: Entry, size: int, *, is_hollow: bool) -> Prob
     else:
         what = f"is not what the manifest says ({sizes}): it was changed outside or is damaged"
     text = f"{show(path)} in OneData {what}. It was brought as it is; compare it with a backup."
+    return Problem(path, CHANGED_OUTSIDE, text)
+
+
+def _another(path: RelPath) -> Problem:
+    text = (
+        f"{show(path)} in OneData is another one than the last deployment left there; here is still"
+        " the one of that deployment. To have OneData's, move this one away and deploy again; when"
+        " this one is changed it takes the other's place."
+    )
     return Problem(path, CHANGED_OUTSIDE, text)
 
 
