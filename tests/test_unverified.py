@@ -209,9 +209,7 @@ def test_what_is_left_of_a_file_is_sent_anew(bench: Bench, found: bytes) -> None
 
 
 @pytest.mark.parametrize("found", [b"content, and more", bytes(20), b"new", bytes(3) + b"t"])
-def test_what_others_put_there_is_neither_sent_over_nor_cleaned(
-    bench: Bench, found: bytes
-) -> None:
+def test_what_others_put_there_is_neither_sent_over_nor_cleaned(bench: Bench, found: bytes) -> None:
     bench.push(b"a")
     bench.index.lose_stamps([b"a"])
     bench.replica.remove(b"a")

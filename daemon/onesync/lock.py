@@ -622,9 +622,7 @@ class Lock:
         except FileNotFoundError:
             return None
 
-    def _remove_lock(
-        self, epoch: int, deployment: str | None, *, may_be_torn: bool = True
-    ) -> bool:
+    def _remove_lock(self, epoch: int, deployment: str | None, *, may_be_torn: bool = True) -> bool:
         """Remove the lock file if it is that epoch's, or torn; returns whether it was.
 
         With ``deployment`` it must not be another one's either.

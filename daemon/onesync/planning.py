@@ -17,6 +17,7 @@ from onesync.core.guard import certainly_gone
 from onesync.core.model import (
     Entry,
     Kind,
+    Known,
     Problem,
     RelPath,
     Stamp,
@@ -115,12 +116,14 @@ class Planning:
     _after_absent: dict[RelPath, float] = field(default_factory=dict)
     _put_off_since: dict[RelPath, float] = field(default_factory=dict)
     _put_off_over: set[RelPath] = field(default_factory=set)
+    _promised_at: dict[RelPath, list[tuple[RelPath, Known]]] = field(default_factory=dict)
 
     def plan(self, cut: Cut, waiting: Waiting | None, *, everything: bool) -> Plan:
         """Return what is to be done about ``cut``, after the snapshots that are ``waiting``.
 
         ``everything``: all removals at once, and none waits for an explanation.
         """
+        self._promised_at.clear()  # the index may have changed
         # In a directory that OneData does not have nothing can be kept until it is tried again.
         closed = self._refused() - cut.found.keys()
         open_to = {p: d for p, d in cut.found.items() if not lies_in(parent_of(p), closed)}
@@ -366,11 +369,24 @@ class Planning:
     def _promises(self, cut: Cut) -> Promises:
         return Promises(
             cut.found,
-            self.index.beneath,
+            self._promised,
             self.cuts.is_promise,
             self._may_be,
             self.only_copies.late,
         )
+
+    def _promised(self, top: RelPath) -> list[tuple[RelPath, Known]]:
+        """Return the rows of markers and databases at and beneath ``top``.
+
+        That is asked several times a batch, and there may be ten thousand rows of others.
+        """
+        found = self._promised_at.get(top)
+        if found is None:
+            rows = self.index.beneath(top)
+            files = ((path, known) for path, known in rows if known.entry.kind is Kind.FILE)
+            found = [(path, known) for path, known in files if self.cuts.is_promise(path)]
+            self._promised_at[top] = found
+        return found
 
     def _may_be(self, place: RelPath, stamp: Stamp) -> bool:
         with on_this_machine():

@@ -200,9 +200,7 @@ class Unverified:
             told(number + len(some), len(paths))
         return differing
 
-    def _read_back(
-        self, paths: list[RelPath], *, is_before_cleaning: bool = False
-    ) -> set[RelPath]:
+    def _read_back(self, paths: list[RelPath], *, is_before_cleaning: bool = False) -> set[RelPath]:
         """Read files back, and remember that; returns as ``look`` does."""
         entries = {p: entry for p in paths if (entry := self._entry(p)) and entry.size}
         differing = self._differing(entries)

@@ -151,16 +151,17 @@ def test_of_runs_whose_data_do_not_change_no_promise_is_looked_for() -> None:
     }
     asked: list[RelPath] = []
 
-    def beneath(top: RelPath) -> list[tuple[RelPath, Known]]:
-        asked.append(top)
-        return [(p, known) for p, known in rows.items() if p == top or is_beneath(p, top)]
-
     def is_promise(path: RelPath) -> bool:
         return b"/DONE/" in path or path in (b"Runs/top", b"x")
 
+    def promised(top: RelPath) -> list[tuple[RelPath, Known]]:
+        asked.append(top)
+        there = ((p, known) for p, known in rows.items() if p == top or is_beneath(p, top))
+        return [(path, known) for path, known in there if is_promise(path)]
+
     gone = frozenset({b"Runs/1", b"Runs/2", b"Runs/top", b"x"})
     found = {top: Difference(top, rows.get(top), None) for top in gone & rows.keys()}
-    promises = Promises(found, beneath, is_promise, lambda *_: False, {})
+    promises = Promises(found, promised, is_promise, lambda *_: False, {})
     changed = Difference(b"Runs/1/data", rows[b"Runs/1/data"], stamp(Kind.FILE, 9))
     plan = promises.revoked(Plan(files=[changed], awaited_removals=gone))
     assert {d.path for d in plan.revoked} == {b"Runs/1/DONE/a", b"Runs/top", b"x"}

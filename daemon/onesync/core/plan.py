@@ -6,7 +6,7 @@ databases are newer; until then it is *awaited*. The caller passes what was awai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -264,14 +264,14 @@ class Promises:
 
     Attributes:
         found: what the scan found, by path.
-        beneath: the index's rows at and beneath a path.
+        promised: the index's rows of markers and databases at and beneath a path.
         is_promise: whether a path is that of a marker or a database.
         may_be: whether what stands at a path may be the file of a stamp, by more than its inode.
         late: where that stands, by its inode, which did not come under its name yet.
     """
 
     found: Mapping[RelPath, Difference]
-    beneath: Callable[[RelPath], Iterable[tuple[RelPath, Known]]]
+    promised: Callable[[RelPath], Sequence[tuple[RelPath, Known]]]
     is_promise: Callable[[RelPath], bool]
     may_be: Callable[[RelPath, Stamp], bool]
     late: Mapping[int, RelPath]
@@ -337,11 +337,8 @@ class Promises:
 
     def _promises(self, tops: Iterable[RelPath]) -> Iterator[tuple[RelPath, Known]]:
         for top in sorted(tops):
-            if self._is_other_file(top):
-                continue
-            for path, known in self.beneath(top):
-                if known.entry.kind is Kind.FILE and self.is_promise(path):
-                    yield path, known
+            if not self._is_other_file(top):
+                yield from self.promised(top)
 
     def _is_other_file(self, top: RelPath) -> bool:
         # Nearly all are: not worth a look into the index.
@@ -353,7 +350,7 @@ class Promises:
         """Promises go first, then directories that hold any, with what these promise, then data."""
         if not removal.removes_directory:
             return 0 if self.is_promise(removal.path) else 2
-        return 1 if any(self.is_promise(path) for path, _ in self.beneath(removal.path)) else 2
+        return 1 if self.promised(removal.path) else 2
 
 
 def without_removals(plan: Plan, kept: AbstractSet[RelPath]) -> Plan:
