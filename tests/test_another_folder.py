@@ -176,7 +176,7 @@ def test_a_cleaning_is_not_finished_beside_another_folder(
     one: Node, two: Node, ours: Path, other: Path
 ) -> None:
     one.configure(undeploy__clean_working_dir=True)
-    one.start_dying("onesync.working_copy", "", "_remove", 2)
+    one.start_dying("onesync.working_copy", "_Removal", "remove", 2)
     one.wait_for_phase("syncing")
     for number in range(5):
         (one.work / f"{number}").write_bytes(b"project A")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,9 @@ def known_in(work: Path) -> list[tuple[bytes, Known]]:
 
 
 def known(path: Path) -> Known:
+    if path.is_symlink():
+        target = os.fsencode(path.readlink())
+        return Known(Entry(Kind.LINK, target=target), stamp_of(path.lstat(), Kind.LINK, target))
     if path.is_dir():
         return Known(Entry(Kind.DIRECTORY), stamp(path, Kind.DIRECTORY))
     entry = Entry(Kind.FILE, len(CONTENT), 1, 0o644, blake3(CONTENT).hexdigest())
@@ -73,13 +78,15 @@ def stamp(path: Path, kind: Kind) -> Stamp:
     return stamp_of(path.lstat(), kind)
 
 
-def cleaned(home: Path, rows: list[tuple[bytes, Known]]) -> object:
+def cleaned(
+    home: Path, rows: list[tuple[bytes, Known]], told: Callable[[int], None] = lambda _: None
+) -> object:
     """Clean as the plain user; returns how many entries went and what was kept."""
 
     def clean() -> object:
         index = Index(home / "index.sqlite")
         index.replace([(path, row.entry, row.stamp) for path, row in rows])
-        done = working_copy.clean(os.fsencode(home / "work"), index, home, lambda _: None)
+        done = working_copy.clean(os.fsencode(home / "work"), index, home, told)
         return [done.removed, [os.fsdecode(path) for path in done.kept]]
 
     return as_plain_user(clean)
@@ -136,3 +143,39 @@ def test_a_file_system_that_is_mounted_in_it_is_kept(
 
     monkeypatch.setattr(os, "rmdir", is_busy)
     assert cleaned(home, rows) == [3, ["Runs", "Runs/one"]]
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o300])
+def test_what_is_committed_meanwhile_is_kept(home: Path, mode: int) -> None:
+    """A log that came since, or that no listing tells of, has what the database has not yet."""
+    work = home / "work"
+    database = work / "Runs" / "run.db"
+    with closing(sqlite3.connect(database, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("CREATE TABLE t (v)")
+    if os.geteuid() == 0:
+        os.chown(database, NOBODY, NOBODY)
+    content = database.read_bytes()
+    entry = Entry(Kind.FILE, len(content), 1, 0o644, blake3(content).hexdigest())
+    rows = dict(known_in(work)) | {b"Runs/run.db": Known(entry, stamp(database, Kind.FILE))}
+    held: list[sqlite3.Connection] = []
+
+    def commit(_: int = 0) -> None:
+        if not held:
+            held.append(sqlite3.connect(database, isolation_level=None))
+            held[0].execute("INSERT INTO t VALUES ('mine')")
+
+    def clean() -> object:
+        index = Index(home / "index.sqlite")
+        index.replace([(path, row.entry, row.stamp) for path, row in rows.items()])
+        if mode != 0o755:
+            commit()
+            database.parent.chmod(mode)
+        done = working_copy.clean(os.fsencode(work), index, home, commit)
+        return [os.fsdecode(path) for path in done.kept]
+
+    sides = [f"Runs/run.db{suffix}" for suffix in ("", "-shm", "-wal")]
+    assert as_plain_user(clean) == ["Runs", *sides]
+    database.parent.chmod(0o755)
+    with closing(sqlite3.connect(database)) as db:
+        assert db.execute("SELECT v FROM t").fetchall() == [("mine",)]

@@ -102,7 +102,7 @@ def test_a_cleaning_is_not_finished_in_a_directory_that_another_instance_has(
 ) -> None:
     one = nodes[0]
     one.configure(undeploy__clean_working_dir=True)
-    one.start_dying("onesync.working_copy", "", "_remove", 1)
+    one.start_dying("onesync.working_copy", "_Removal", "remove", 1)
     one.wait_for_phase("syncing")
     (one.work / "file").write_bytes(b"project A")
     assert one.end() == -signal.SIGKILL

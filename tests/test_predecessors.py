@@ -126,7 +126,7 @@ def test_a_death_while_cleaning_never_becomes_deletions(
 ) -> None:
     one, two = nodes
     one.configure(undeploy__clean_working_dir=True)
-    one.start_dying("onesync.working_copy", "", "_remove", calls)
+    one.start_dying("onesync.working_copy", "_Removal", "remove", calls)
     one.wait_for_phase("syncing")
     for name in ("a/b/c", "d"):
         (one.work / name).mkdir(parents=True)
@@ -148,7 +148,7 @@ def test_a_death_while_cleaning_never_becomes_deletions(
 def test_what_changed_before_it_was_cleaned_is_kept(nodes: list[Node], store: Path) -> None:
     one, _ = nodes
     one.configure(undeploy__clean_working_dir=True)
-    one.start_dying("onesync.working_copy", "", "_remove", 1)
+    one.start_dying("onesync.working_copy", "_Removal", "remove", 1)
     one.wait_for_phase("syncing")
     (one.work / "a").write_bytes(b"old")
     (one.work / "b").mkdir()
@@ -170,7 +170,7 @@ def test_a_directory_that_went_while_it_was_cleaned_is_clean(
 ) -> None:
     one, _ = nodes
     one.configure(undeploy__clean_working_dir=True)
-    one.start_dying("onesync.working_copy", "", "_remove", 1)
+    one.start_dying("onesync.working_copy", "_Removal", "remove", 1)
     one.wait_for_phase("syncing")
     (one.work / "a").write_bytes(b"1")
     assert one.end() == KILLED, one.log()
@@ -192,7 +192,7 @@ def test_cleaning_may_die_at_every_entry(
     assert one.end() == 0, one.log()
     whole = Index(one.home / "state" / "index.sqlite")
     rows = sorted(path for path, _ in whole.beneath(b"") if path)
-    real = working_copy._remove
+    real = working_copy._Removal.remove
     for number in range(len(rows)):
         copy = one.home / f"copy{number}"
         copied = Index(one.home / f"index{number}.sqlite")
@@ -210,10 +210,10 @@ def test_cleaning_may_die_at_every_entry(
             left[0] -= 1
             return real(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(working_copy, "_remove", dying)
+        monkeypatch.setattr(working_copy._Removal, "remove", dying)
         with pytest.raises(InterruptedError):
             working_copy.clean(os.fsencode(copy), copied, one.home, lambda _: None)
-        monkeypatch.setattr(working_copy, "_remove", real)
+        monkeypatch.setattr(working_copy._Removal, "remove", real)
         assert len(list(copy.rglob("*"))) == len(rows) - number
         assert working_copy.clean(os.fsencode(copy), copied, one.home, lambda _: None).kept == []
         assert list(copy.iterdir()) == []

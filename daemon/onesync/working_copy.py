@@ -1,7 +1,7 @@
 """The working copy as a whole: is it still the same one, may it be reused, how is it cleaned.
 
 Nothing here ever removes a file that is not, byte for byte and to the nanosecond, what the index
-says that OneData holds.
+says that OneData holds: each is looked at just before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,18 +25,20 @@ from onesync.core.model import (
     Known,
     RelPath,
     Stamp,
+    is_user_path,
     join,
     name_of,
     parent_of,
     show,
 )
+from onesync.core.ordering import SIDECARS
 from onesync.core.plan import Difference
 from onesync.errors import DeployedElsewhere, Halted
 from onesync.index import Index
-from onesync.local import digest_local
+from onesync.local import digest_local, stamp_of
 from onesync.scanner import Scanner
 from onesync.sidecars import Sidecars
-from onesync.snapshot import may_be_database
+from onesync.snapshot import may_be_database, traces_of
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +46,11 @@ T = TypeVar("T")
 
 _NAMED = 5
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
-"""What answers for an entry that this user may not remove, or that others mounted something on."""
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EIO)
+"""What answers for an entry that this user may not remove, or that others mounted something on.
+
+Or that the disk does not give: of that nobody knows what it is.
+"""
 
 
 @dataclass(slots=True)
@@ -111,37 +116,74 @@ def reuse(
     What the manifest's ``tree`` holds differently now is removed, the rest stays and is not copied
     again. Returns the stamps of databases that nobody wrote to since: OneData has their snapshots,
     and their own bytes are not needed. Raises Halted, before anything is removed, when files were
-    edited after the undeploy.
+    edited after the undeploy; one that is edited meanwhile is kept, and told of so too.
     """
     differences = scanner.scan((), [b""])
-    edits = {path for path, found in differences.items() if path and _is_edit(root, found)}
+    removal = _Removal(root, index, sidecars)
+    edits = set(_look_at_outdated(removal, index, tree, differences))
+    edits |= {path for path, found in differences.items() if path and _is_edit(root, found)}
     left = _beside_databases(root, index, sidecars)
     for path, (known, beside) in left.items():
         if sidecars.is_as_pushed(path, known.entry.digest):
             edits -= {path, *beside}
         else:
             edits |= {path, *beside}
-    if edits:
-        edited = sorted(edits)
-        named = ", ".join(show(path) for path in edited[:_NAMED])
-        raise Halted(
-            f"{len(edited)} files in the working directory changed after the last undeploy, or"
-            " could not be sent before it"
-            f" ({named}{', …' if len(edited) > _NAMED else ''}); nothing was overwritten. Move them"
-            " away, then start again."
-        )
+    _refuse_edited(edits)
     unwritten: dict[RelPath, Stamp] = {}
     for path, known in index.upwards():
-        entry, now = known.entry, tree.get(path)
-        gone = now is None or now.kind is not entry.kind
-        if gone or (entry.kind is not Kind.DIRECTORY and now != entry):
+        if _is_outdated(known.entry, tree.get(path)):
+            found = differences.get(path)
+            removal.remove(path, known if found is None else Known(known.entry, found.seen))
             if path in left:
-                _remove_all(root, left[path][1])
                 del sidecars.beside[path]
-            _remove(root, path, entry.kind)
-        elif known.stamp and path not in differences and may_be_database(root, path, entry):
+        elif known.stamp and path not in differences and may_be_database(root, path, known.entry):
             unwritten[path] = known.stamp
+    _refuse_edited(removal.kept)
     return unwritten
+
+
+def _is_outdated(entry: Entry, now: Entry | None) -> bool:
+    """Whether the manifest has something else ``now``; of a directory it has but what is in it."""
+    gone = now is None or now.kind is not entry.kind
+    return gone or (entry.kind is not Kind.DIRECTORY and now != entry)
+
+
+def _look_at_outdated(
+    removal: _Removal,
+    index: Index,
+    tree: Mapping[RelPath, Entry],
+    differences: dict[RelPath, Difference],
+) -> Iterator[RelPath]:
+    """Add to the ``differences`` what a scan does not see of all that is to be removed.
+
+    It leaves out what was excluded since, and what lies in a directory that cannot be listed.
+    Yields what cannot be looked at.
+    """
+    for path, known in index.upwards():
+        if path in differences or not _is_outdated(known.entry, tree.get(path)):
+            continue
+        try:
+            seen = removal.look(path)
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            yield path
+        else:
+            if seen is not None and seen != known.stamp:
+                differences[path] = Difference(path, known, seen)
+
+
+def _refuse_edited(edits: Collection[RelPath]) -> None:
+    """Raise Halted where there are any."""
+    if not edits:
+        return
+    named = ", ".join(show(path) for path in sorted(edits)[:_NAMED])
+    raise Halted(
+        f"{len(edits)} files in the working directory changed after the last undeploy, could not be"
+        " sent before it, or may not be removed"
+        f" ({named}{', …' if len(edits) > _NAMED else ''}); nothing was overwritten. Move them"
+        " away, then start again."
+    )
 
 
 def clean(root: bytes, index: Index, spool: Path, told: Callable[[int], None]) -> Cleaned:
@@ -153,40 +195,134 @@ def clean(root: bytes, index: Index, spool: Path, told: Callable[[int], None]) -
     cleaned = Cleaned()
     if not os.path.lexists(root):
         return cleaned  # gone with all that was in it
-    scanner = Scanner(root, index, lambda _: False)
     with closing(Sidecars(root, spool)) as sidecars:
-        _clean(root, index, scanner, sidecars, cleaned, told)
-    cleaned.kept += [os.fsencode(name) for name in os.listdir(root)]
-    cleaned.kept = sorted(set(cleaned.kept))
+        removal = _Removal(root, index, sidecars)
+        for path, known in index.upwards():
+            if removal.remove(path, known):
+                cleaned.removed += 1
+                told(cleaned.removed)
+    kept = {*removal.kept, *(os.fsencode(name) for name in os.listdir(root))}
+    cleaned.kept = sorted(kept)
     return cleaned
 
 
-def _clean(
-    root: bytes,
-    index: Index,
-    scanner: Scanner,
-    sidecars: Sidecars,
-    cleaned: Cleaned,
-    told: Callable[[int], None],
-) -> None:
-    left = _beside_databases(root, index, sidecars)
-    for path, known in index.upwards():
+class _Removal:
+    """Removes what stands as it is known, each entry looked at just before.
+
+    Attributes:
+        kept: what is not as it is known, with all beside it, or may not be removed.
+    """
+
+    def __init__(self, root: bytes, index: Index, sidecars: Sidecars) -> None:
+        self._root = root
+        self._index = index
+        self._sidecars = sidecars
+        self._scanner = Scanner(root, index, lambda _: False)
+        self.kept: list[RelPath] = []
+
+    def look(self, path: RelPath) -> Stamp | None:
+        """Look at one path, whatever is excluded; what lies above it may be opened for that."""
+        return _with_room(self._root, path, partial(self._scanner.look, path))
+
+    def remove(self, path: RelPath, known: Known) -> bool:
+        """Remove what stands there if it is as it is ``known``, or keep it; returns if it went.
+
+        A database goes with what lies beside it, a directory when it is empty.
+        """
         try:
-            seen = _with_room(root, path, partial(scanner.look, path))
-            if seen is None:
-                continue
-            beside = left[path][1] if path in left else []
-            if not _is_known(known, seen) or not _is_pushed(path, known, beside, sidecars):
-                cleaned.kept += [path, *beside]
-                continue
-            _remove_all(root, beside)  # before it: alone they would belong to nothing
-            if _remove(root, path, known.entry.kind):
-                cleaned.removed += 1
-                told(cleaned.removed)
+            return self._remove(path, known)
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
-            cleaned.kept.append(path)  # or the lock would be held for it for ever
+            self.kept.append(path)  # or the lock would be held for it for ever
+            return False
+
+    def _remove(self, path: RelPath, known: Known) -> bool:
+        seen = self.look(path)
+        if seen is None:
+            return False
+        if seen.kind is Kind.DIRECTORY is known.entry.kind:
+            return self._take(path, seen)  # what is left in it is not ours to remove
+        beside = self._beside(path, known.entry)
+        if seen == known.stamp and self._take_beside(path, known.entry, beside):
+            went = self._take(path, seen)
+        else:
+            went = False
+        if not went:
+            self.kept += (place for place in (path, *beside) if self.look(place) is not None)
+        return went
+
+    def _beside(self, path: RelPath, entry: Entry) -> list[RelPath]:
+        """Return what stands beside a database and has no row, also where no listing told of it."""
+        if not may_be_database(self._root, path, entry):
+            return []
+        names = (path + suffix for suffix in SIDECARS)
+        return [name for name in names if is_user_path(name) and self._is_beside(name)]
+
+    def _is_beside(self, name: RelPath) -> bool:
+        if self._index.known(name) is not None:
+            return False
+        seen = self.look(name)
+        return seen is not None and seen.kind is not Kind.DIRECTORY
+
+    def _take_beside(self, path: RelPath, entry: Entry, beside: list[RelPath]) -> bool:
+        """Remove what stands beside a database, before it: alone it would belong to nothing."""
+        if not beside:
+            return True
+        database = join(self._root, path)
+        before = traces_of(database)
+        is_as_pushed = self._sidecars.is_as_pushed(path, entry.digest)
+        if not is_as_pushed or traces_of(database) != before:
+            return False
+        stand = ((name, self.look(name)) for name in beside)
+        return all(seen is None or self._take(name, seen) for name, seen in stand)
+
+    def _take(self, path: RelPath, seen: Stamp) -> bool:
+        """Remove what stands as ``seen``; returns whether it went."""
+        return _with_room(self._root, path, partial(self._try_to_take, path, seen))
+
+    def _try_to_take(self, path: RelPath, seen: Stamp) -> bool:
+        parent = _open_parent(self._root, path)
+        if parent is None:
+            return False
+        try:
+            if seen.kind is not Kind.DIRECTORY:
+                return self._unlink(parent, name_of(path), seen)
+            os.rmdir(name_of(path), dir_fd=parent)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False  # something that is not ours to remove is in it
+        finally:
+            os.close(parent)
+        return True
+
+    def _unlink(self, parent: int, name: bytes, seen: Stamp) -> bool:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=parent)
+        try:
+            if stamp_of(os.fstat(fd), seen.kind, seen.target) != seen:
+                return False
+            os.unlink(name, dir_fd=parent)
+        finally:
+            os.close(fd)
+        return True
+
+
+def _open_parent(root: bytes, path: RelPath) -> int | None:
+    """Open what ``path`` lies in; None where that is no directory of ours any more."""
+    top = os.open(root, _PLACE)
+    try:
+        return open_beneath(top, parent_of(path), os.O_PATH | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return None  # a link stands above it now: what lies behind that is not ours
+    finally:
+        os.close(top)
 
 
 def _beside_databases(
@@ -200,21 +336,6 @@ def _beside_databases(
         if known is not None and beside and may_be_database(root, path, known.entry):
             found[path] = (known, beside)
     return found
-
-
-def _is_pushed(path: RelPath, known: Known, beside: list[RelPath], sidecars: Sidecars) -> bool:
-    return not beside or sidecars.is_as_pushed(path, known.entry.digest)
-
-
-def _remove_all(root: bytes, paths: Iterable[RelPath]) -> None:
-    for path in paths:
-        _remove(root, path, Kind.FILE)
-
-
-def _is_known(known: Known, seen: Stamp) -> bool:
-    """Whether what stands there is what OneData holds; a directory's time is not work."""
-    both_directories = seen.kind is Kind.DIRECTORY is known.entry.kind
-    return both_directories or seen == known.stamp
 
 
 def _is_edit(root: bytes, difference: Difference) -> bool:
@@ -263,33 +384,3 @@ def _open_up(root: bytes, path: RelPath) -> None:
                 os.chmod(f"/proc/self/fd/{place}", stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
     finally:
         os.close(place)
-
-
-def _remove(root: bytes, path: RelPath, kind: Kind) -> bool:
-    """Remove one entry, a directory only when it is empty; returns whether it went."""
-    return _with_room(root, path, partial(_try_to_remove, root, path, kind))
-
-
-def _try_to_remove(root: bytes, path: RelPath, kind: Kind) -> bool:
-    top = os.open(root, _PLACE)
-    try:
-        parent = open_beneath(top, parent_of(path), os.O_PATH | os.O_DIRECTORY)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        return False  # a link stands above it now: what lies behind that is not ours
-    finally:
-        os.close(top)
-    try:
-        (os.rmdir if kind is Kind.DIRECTORY else os.unlink)(name_of(path), dir_fd=parent)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        return False  # something that is not ours to remove is in it
-    finally:
-        os.close(parent)
-    return True
