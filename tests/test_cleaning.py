@@ -145,6 +145,97 @@ def test_a_file_system_that_is_mounted_in_it_is_kept(
     assert cleaned(home, rows) == [3, ["Runs", "Runs/one"]]
 
 
+def with_other_names(work: Path) -> list[tuple[bytes, Known]]:
+    """Give a file two more names; returns the rows of all that is there then."""
+    (work / "Runs" / "other").hardlink_to(work / "file")
+    (work / "other").hardlink_to(work / "file")
+    return known_in(work)
+
+
+def test_all_names_of_a_file_go(home: Path) -> None:
+    rows = with_other_names(home / "work")
+    assert cleaned(home, rows) == [7, []]
+    assert list((home / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["written", "dated back", "mode", "attribute"])
+def test_what_changes_between_two_names_of_a_file_is_kept(home: Path, how: str) -> None:
+    """The first name is gone: what is written then stands under the others alone."""
+    work = home / "work"
+    rows = with_other_names(work)
+    left = [how]
+
+    def told(_: int) -> None:
+        if left and not (work / "Runs" / "other").exists():
+            edit(work / "file", left.pop())
+
+    assert cleaned(home, rows, told) == [5, ["file", "other"]]
+    is_edited = how in ("written", "dated back")
+    assert (work / "other").read_bytes() == (b"mistaken" if is_edited else CONTENT)
+
+
+def test_what_is_written_beside_the_unlink_of_another_name_is_kept(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = home / "work"
+    rows = with_other_names(work)
+    real, left = os.unlink, ["written"]
+
+    def unlink(name: bytes, **places: int) -> None:
+        real(name, **places)
+        if left and not (work / "Runs" / "other").exists():
+            edit(work / "file", left.pop())
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    assert cleaned(home, rows) == [5, ["file", "other"]]
+    assert (work / "other").read_bytes() == b"mistaken"
+
+
+def edit(file: Path, how: str) -> None:
+    before = file.stat()
+    if how == "mode":
+        file.chmod(0o600)
+    elif how == "attribute":
+        os.setxattr(file, "user.mine", b"1")
+    else:
+        file.write_bytes(b"mistaken")
+    if how == "dated back":
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_an_edit_through_any_name_of_a_file_keeps_all_of_them(home: Path) -> None:
+    work = home / "work"
+    rows = with_other_names(work)
+    (work / "Runs" / "other").write_bytes(b"mistaken")
+    assert cleaned(home, rows) == [3, ["Runs", "Runs/other", "file", "other"]]
+
+
+def test_cleaning_that_ended_between_two_names_of_a_file_is_finished(home: Path) -> None:
+    work = home / "work"
+    rows = with_other_names(work)
+    (work / "Runs" / "other").unlink()
+    assert cleaned(home, rows) == [6, []]
+
+
+@pytest.mark.parametrize("how", ["dated back", "attribute"])
+def test_what_changed_after_cleaning_ended_between_two_names_is_kept(home: Path, how: str) -> None:
+    work = home / "work"
+    rows = with_other_names(work)
+    (work / "Runs" / "other").unlink()
+    edit(work / "other", how)
+    assert cleaned(home, rows) == [4, ["file", "other"]]
+
+
+def test_a_link_that_was_renamed_goes(home: Path) -> None:
+    """That changes its ctime, and nothing of it that OneData has."""
+    link = home / "work" / "link"
+    link.symlink_to("file")
+    rows = known_in(home / "work")
+    link.rename(home / "work" / "renamed")
+    (home / "work" / "renamed").rename(link)
+    assert cleaned(home, rows) == [6, []]
+
+
 @pytest.mark.parametrize("mode", [0o755, 0o300])
 def test_what_is_committed_meanwhile_is_kept(home: Path, mode: int) -> None:
     """A log that came since, or that no listing tells of, has what the database has not yet."""

@@ -453,6 +453,21 @@ def test_cleaning_leaves_an_empty_working_directory(nodes: list[Node]) -> None:
     undeployed(one)
 
 
+def test_cleaning_removes_all_names_of_a_file(nodes: list[Node]) -> None:
+    one, _ = nodes
+    one.configure(undeploy__clean_working_dir=True)
+    one.deploy()
+    (one.work / "a").write_bytes(b"1")
+    (one.work / "b").hardlink_to(one.work / "a")
+    assert one.flush() == 0
+    undeployed(one)
+    assert os.listdir(one.work) == []
+    one.deploy()
+    assert (one.work / "a").samefile(one.work / "b")
+    undeployed(one)
+    assert os.listdir(one.work) == []
+
+
 def test_cleaning_keeps_what_onedata_does_not_hold(nodes: list[Node]) -> None:
     one, _ = nodes
     one.configure(undeploy__clean_working_dir=True, push__exclude=["*.tmp"])

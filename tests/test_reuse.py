@@ -124,6 +124,7 @@ def test_what_is_edited_while_the_copy_is_made_ready_is_kept_and_told(tmp_path: 
     work.mkdir()
     for name in ("edited", "other"):
         (work / name).write_bytes(b"first")
+    (work / "linked").hardlink_to(work / "other")
     entry = Entry(Kind.FILE, 5, 1, 0o644, blake3(b"first").hexdigest())
     index = Index(tmp_path / "index.sqlite")
     stamps = {path.name: stamp_of(path.lstat(), Kind.FILE) for path in work.iterdir()}

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -35,7 +35,7 @@ from onesync.core.ordering import SIDECARS
 from onesync.core.plan import Difference
 from onesync.errors import DeployedElsewhere, Halted
 from onesync.index import Index
-from onesync.local import digest_local, stamp_of
+from onesync.local import digest_local, open_source, read_xattrs, stamp_of
 from onesync.scanner import Scanner
 from onesync.sidecars import Sidecars
 from onesync.snapshot import may_be_database, traces_of
@@ -218,6 +218,8 @@ class _Removal:
         self._index = index
         self._sidecars = sidecars
         self._scanner = Scanner(root, index, lambda _: False)
+        self._since: dict[Stamp, Stamp] = {}
+        """How what has several names stands since one of them went, by its stamp before."""
         self.kept: list[RelPath] = []
 
     def look(self, path: RelPath) -> Stamp | None:
@@ -244,13 +246,33 @@ class _Removal:
         if seen.kind is Kind.DIRECTORY is known.entry.kind:
             return self._take(path, seen)  # what is left in it is not ours to remove
         beside = self._beside(path, known.entry)
-        if seen == known.stamp and self._take_beside(path, known.entry, beside):
-            went = self._take(path, seen)
+        if self._is_known(path, known, seen) and self._take_beside(path, known.entry, beside):
+            went = self._take(path, seen, known.stamp)
         else:
             went = False
         if not went:
             self.kept += (place for place in (path, *beside) if self.look(place) is not None)
         return went
+
+    def _is_known(self, path: RelPath, known: Known, seen: Stamp) -> bool:
+        """Whether what stands there is what OneData holds; of a link that is its target alone."""
+        entry, stamp = known.entry, known.stamp
+        if stamp is None or Kind.LINK in (seen.kind, entry.kind):
+            return seen.kind is Kind.LINK and (seen.kind, seen.target) == (entry.kind, entry.target)
+        is_same = seen == self._since.get(stamp, stamp)
+        return is_same or self._has_lost_names(path, entry, stamp, seen)
+
+    def _has_lost_names(self, path: RelPath, entry: Entry, stamp: Stamp, seen: Stamp) -> bool:
+        """Whether nothing but other names of a file went, as where an earlier cleaning ended."""
+        if not stamp.linked or replace(seen, ctime_ns=stamp.ctime_ns, linked=True) != stamp:
+            return False
+        # Attributes that were changed leave no other trace than the ctime does.
+        try:
+            found = digest_local(join(self._root, path))
+            xattrs = _xattrs_of(join(self._root, path))
+        except OSError:
+            return False
+        return (found.digest, xattrs, found.before) == (entry.digest, entry.xattrs, seen)
 
     def _beside(self, path: RelPath, entry: Entry) -> list[RelPath]:
         """Return what stands beside a database and has no row, also where no listing told of it."""
@@ -277,17 +299,17 @@ class _Removal:
         stand = ((name, self.look(name)) for name in beside)
         return all(seen is None or self._take(name, seen) for name, seen in stand)
 
-    def _take(self, path: RelPath, seen: Stamp) -> bool:
-        """Remove what stands as ``seen``; returns whether it went."""
-        return _with_room(self._root, path, partial(self._try_to_take, path, seen))
+    def _take(self, path: RelPath, seen: Stamp, stamp: Stamp | None = None) -> bool:
+        """Remove what stands as ``seen``; the row has ``stamp``. Returns whether it went."""
+        return _with_room(self._root, path, partial(self._try_to_take, path, seen, stamp))
 
-    def _try_to_take(self, path: RelPath, seen: Stamp) -> bool:
+    def _try_to_take(self, path: RelPath, seen: Stamp, stamp: Stamp | None) -> bool:
         parent = _open_parent(self._root, path)
         if parent is None:
             return False
         try:
             if seen.kind is not Kind.DIRECTORY:
-                return self._unlink(parent, name_of(path), seen)
+                return self._unlink(parent, name_of(path), seen, stamp)
             os.rmdir(name_of(path), dir_fd=parent)
         except (FileNotFoundError, NotADirectoryError):
             return False
@@ -299,15 +321,29 @@ class _Removal:
             os.close(parent)
         return True
 
-    def _unlink(self, parent: int, name: bytes, seen: Stamp) -> bool:
+    def _unlink(self, parent: int, name: bytes, seen: Stamp, stamp: Stamp | None) -> bool:
+        """Unlink what is as ``seen``. What that changes of its other names is no edit of theirs."""
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=parent)
         try:
             if stamp_of(os.fstat(fd), seen.kind, seen.target) != seen:
                 return False
             os.unlink(name, dir_fd=parent)
+            now = stamp_of(os.fstat(fd), seen.kind, seen.target)
         finally:
             os.close(fd)
+        if stamp is not None:
+            self._since.pop(stamp, None)
+            if seen.linked and replace(now, ctime_ns=seen.ctime_ns, linked=True) == seen:
+                self._since[stamp] = now
         return True
+
+
+def _xattrs_of(source: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    fd = open_source(source)
+    try:
+        return read_xattrs(fd)
+    finally:
+        os.close(fd)
 
 
 def _open_parent(root: bytes, path: RelPath) -> int | None:
