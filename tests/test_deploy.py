@@ -193,6 +193,20 @@ def test_files_that_somebody_put_into_onedata_are_welcome(nodes: list[Node], sto
     undeployed(two)
 
 
+def test_what_somebody_put_into_onedata_goes_there_when_it_is_deleted_here(
+    nodes: list[Node], store: Path
+) -> None:
+    one, two = nodes
+    one.deploy()
+    undeployed(one)
+    (store / "newcomer").write_bytes(b"of somebody else")
+    two.deploy()
+    (two.work / "newcomer").unlink()
+    assert two.flush() == 0, two.log()
+    assert not (store / "newcomer").exists()
+    undeployed(two)
+
+
 def test_many_newcomers_are_told_of_by_a_base(nodes: list[Node], store: Path) -> None:
     one, two = nodes
     (store / "first").write_bytes(b"1")

@@ -398,7 +398,10 @@ class Deploy:
         if head is None or head.ignored or len(fresh) > _MOST_FRESH:
             batches.base()
         elif fresh or staged.problems:
-            batches.commit([*fresh, *map(Noted, staged.problems)], {}, "incremental")
+            # They keep their stamps: without one what goes would not be missed.
+            rows = {change.path: self._index.known(change.path) for change in fresh}
+            stamps = {path: row.stamp for path, row in rows.items() if row and row.stamp}
+            batches.commit([*fresh, *map(Noted, staged.problems)], stamps, "incremental")
         # After a power cut what the disk lacks would seem to have been deleted, or emptied.
         write_out(self._root)
         name, digest = batches.manifest.head or (None, None)
@@ -429,7 +432,7 @@ class Deploy:
             found.append(Problem(path, "stray_sidecar", text))
         return found
 
-    def _fresh(self, head: Head | None, healed: AbstractSet[RelPath]) -> list[Change]:
+    def _fresh(self, head: Head | None, healed: AbstractSet[RelPath]) -> list[Set]:
         """Return what the next checkpoint must tell of: as much as a base is not better for."""
         if head is None:
             return []
