@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -115,3 +116,55 @@ def test_an_only_copy_outlives_the_loss_of_the_index_under_its_old_name(
     assert (store / "moved").read_bytes() == b"old"
     assert (store / "file").read_bytes() == b"another one"
     assert one.end() == 0, one.log()
+
+
+def lost(node: Node) -> None:
+    """End a node, and lose its index."""
+    node.end(signal.SIGKILL)
+    for path in (node.home / "state").glob("index.sqlite*"):
+        path.unlink()
+
+
+def test_what_is_not_here_stays_in_onedata_also_where_that_reads_back_differently(
+    nodes: list[Node], store: Path
+) -> None:
+    one = nodes[0]
+    one.configure(undeploy__clean_working_dir=True)
+    one.deploy()
+    for number in range(20):
+        (one.work / f"{number}").write_bytes(b"%d" % number)
+    (one.work / "absent").write_bytes(b"first")
+    assert one.flush() == 0, one.log()
+    lost(one)
+    # A disk that fails takes the index and a file with it; somebody changed that in OneData.
+    (one.work / "absent").unlink()
+    (store / "absent").write_bytes(b"uploaded since, and the only one")
+    one.deploy()
+    told = [p for p in one.status()["problems"] if p["kind"] == "absent"]
+    assert told
+    assert "They stay in OneData" in told[0]["text"]
+    assert one.end() == 0, one.log()
+    assert (store / "absent").read_bytes() == b"uploaded since, and the only one"
+
+
+def test_what_is_not_here_stays_in_onedata_when_its_directory_is_removed(
+    nodes: list[Node], store: Path
+) -> None:
+    one, two = nodes
+    one.deploy()
+    (one.work / "run").mkdir()
+    for name in ("here", "absent"):
+        (one.work / "run" / name).write_bytes(name.encode())
+    assert one.flush() == 0, one.log()
+    lost(one)
+    (one.work / "run" / "absent").unlink()
+    one.deploy()
+    shutil.rmtree(one.work / "run")
+    for _ in range(2):
+        one.flush()
+    assert not (store / "run" / "here").exists()
+    assert (store / "run" / "absent").read_bytes() == b"absent", one.log()
+    assert one.end() == 0, one.log()
+    two.deploy()
+    assert (two.work / "run" / "absent").read_bytes() == b"absent"
+    assert two.end() == 0, two.log()

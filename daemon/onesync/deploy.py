@@ -252,8 +252,9 @@ class Deploy:
             **self._known_of(head),
             **root_values(self._root),
         )
-        # Nobody knows any more what of it was staged in, and what pushed and only believed.
-        files = (path for path, entry, _ in rebuilt.rows if entry.kind is Kind.FILE)
+        # Nobody knows any more what of it was staged in, and what pushed and only believed. What is
+        # not here nobody could send again.
+        files = (p for p, entry, stamp in rebuilt.rows if entry.kind is Kind.FILE and stamp)
         self._index.believe(files, lately=False)
         self._index.remember_blocks(rebuilt.blocks)
         log.info("index made anew", extra={"paths": len(rebuilt.rows)})
@@ -326,8 +327,14 @@ class Deploy:
             changed += [Set(path, head.tree[path]) for path in missing]
         if changes := [*gone, *ours, *changed]:
             log.info("resumed behind the manifest", extra={"paths": len(changes)})
-            stamps = {c.path: lost_stamp(c.entry.kind) for c in ours + changed}
-            self._index.commit(changes, stamps)
+            absent = {c.path for c in changed if self._is_absent(c.path)}
+            left = (c for c in ours + changed if c.path not in absent)
+            self._index.commit(changes, {c.path: lost_stamp(c.entry.kind) for c in left})
+
+    def _is_absent(self, path: RelPath) -> bool:
+        """Whether this node is known to have never had ``path``."""
+        known = self._index.known(path)
+        return known is not None and known.stamp is None
 
     def _stage_in(self, batches: Batches, head: Head | None, newcomers: Fold) -> None:
         with closing(Sidecars(self._root, self._spool)) as sidecars:

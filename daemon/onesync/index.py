@@ -472,9 +472,12 @@ class Index:
         )
 
     def doubt(self, path: RelPath) -> None:
-        """Remember that the replica does not hold what the row of ``path`` says."""
+        """Remember that the replica does not hold what the row of ``path`` says.
+
+        What this node never had stays so, as with ``doubt_tree``: with a stamp it would be missed.
+        """
         known = self.known(path)
-        if known is None or known.entry.kind is Kind.LINK:
+        if known is None or known.stamp is None or known.entry.kind is Kind.LINK:
             return
         with self._transaction():
             if known.entry.kind is Kind.DIRECTORY:
@@ -516,7 +519,7 @@ class Index:
         with self._transaction():
             for path in paths:
                 known = self.known(path)
-                if known is not None and known.entry.kind is Kind.FILE:
+                if known and known.stamp and known.entry.kind is Kind.FILE:
                     self._put(path, known.entry, lost_stamp(Kind.FILE))
 
     def held(self) -> frozenset[RelPath]:

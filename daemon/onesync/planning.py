@@ -410,6 +410,7 @@ class Planning:
             and self.order.group_of(path, is_database=False) != DATA
             and (self.deletions.is_explained(path) or self.deletions.is_explained(now))
             and self.cuts.scanner.look(now) is None
+            and known.stamp is not None  # it was here
         ]
 
     def removals_alone(self, cut: Cut) -> list[Difference]:

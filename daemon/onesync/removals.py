@@ -168,9 +168,12 @@ def _ours_at(top: RelPath, kinds: _Kinds) -> Ours:
 
 
 def _kinds_by_parent(rows: Iterable[tuple[RelPath, Known]]) -> _Kinds:
-    """Return the kinds of what OneData holds of ``rows``: no links."""
+    """Return the kinds of what OneData holds of ``rows`` and was here: no links.
+
+    What this node never had does not go with the directory that it would lie in.
+    """
     kinds: _Kinds = {}
     for path, known in rows:
-        if known.entry.kind is not Kind.LINK:
+        if known.entry.kind is not Kind.LINK and known.stamp is not None:
             kinds.setdefault(parent_of(path), {})[name_of(path)] = known.entry.kind
     return kinds
