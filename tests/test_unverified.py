@@ -12,7 +12,7 @@ import pytest
 from blake3 import blake3
 
 from onesync.core.chain import Gone, Renamed, Set
-from onesync.core.model import Entry, Kind, RelPath, is_doubted, lost_stamp
+from onesync.core.model import DAMAGED_NS, Entry, Kind, RelPath, Stamp, is_doubted, lost_stamp
 from onesync.errors import NotArrived, OnesyncError
 from onesync.index import Index
 from onesync.replica.door import Listed
@@ -77,7 +77,8 @@ class Bench:
             self.replica.write_new(path, stored)
         entry = Entry(Kind.FILE, 7, digest=blake3(b"content").hexdigest())
         changes = [Set(path, entry) for path in paths]
-        self.index.commit(changes, {}, pushed=dict.fromkeys(paths, is_read))
+        stamps = dict.fromkeys(paths, lost_stamp(Kind.FILE))
+        self.index.commit(changes, stamps, pushed=dict.fromkeys(paths, is_read))
         self.unverified.pushed(paths)
 
     def left(self) -> list[tuple[RelPath, bool]]:
@@ -318,7 +319,8 @@ def test_such_a_suspicion_survives_a_restart_a_rename_and_another_push(bench: Be
     bench.index.commit([Renamed(b"renamed", b"moved"), Gone(b"gone")], {})
     bench.replica.rename(b"renamed", b"moved")
     entry = Entry(Kind.FILE, 8, digest="x")
-    bench.index.commit([Set(b"grown", entry)], {}, pushed={b"grown": False})
+    stamps = {b"grown": lost_stamp(Kind.FILE)}
+    bench.index.commit([Set(b"grown", entry)], stamps, pushed={b"grown": False})
     assert bench.left() == [(b"grown", True)], "it is built on what may be lost"
     later = bench.again()
     assert later.suspected
@@ -364,7 +366,8 @@ def test_a_suspicion_survives_a_restart_and_another_push(bench: Bench) -> None:
     bench.push(b"stack")
     bench.unverified.suspect()
     entry = Entry(Kind.FILE, 8, digest="x")
-    bench.index.commit([Set(b"stack", entry)], {}, pushed={b"stack": False})
+    stamps = {b"stack": lost_stamp(Kind.FILE)}
+    bench.index.commit([Set(b"stack", entry)], stamps, pushed={b"stack": False})
     assert bench.left() == [(b"stack", True)]
 
 
@@ -517,3 +520,21 @@ def test_what_is_huge_and_only_on_its_way_is_not_read_back_before_its_commit(ben
     huge = {b"stack": Entry(Kind.FILE, 100 << 30, digest="ab")}
     assert not bench.unverified.arrive(huge, _pausing(bench))
     assert bench.replica.read_back == []
+
+
+def test_what_came_damaged_and_what_was_never_had_is_neither_read_back_nor_sent(
+    bench: Bench,
+) -> None:
+    """This node has no good copy of the one, and none of the other."""
+    bench.push(b"absent", b"damaged", stored=bytes(7))
+    entry = Entry(Kind.FILE, 7, digest=blake3(b"content").hexdigest())
+    came = Stamp(Kind.FILE, 1, 7, entry.mtime_ns + DAMAGED_NS, 0, 0o644)
+    changes = [Set(b"absent", entry), Set(b"damaged", entry)]
+    bench.index.commit(changes, {b"damaged": came})
+    bench.index.believe([b"absent", b"damaged"], lately=False)
+    assert bench.unverified.read_believed(lambda *_: None) == set()
+    assert bench.unverified.doubt({b"absent"}) == {b"absent"}
+    for path, stamp in ((b"absent", None), (b"damaged", came)):
+        known = bench.index.known(path)
+        assert known is not None
+        assert known.stamp == stamp

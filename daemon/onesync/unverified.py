@@ -23,8 +23,7 @@ from onesync.core.model import (
     Kind,
     Known,
     RelPath,
-    is_damaged_copy,
-    is_doubted,
+    is_sound,
     is_unconfirmed,
     join,
     lies_in,
@@ -356,9 +355,12 @@ class Unverified:
         return {path for path, differs in zip(entries, found, strict=True) if differs}
 
     def _entry(self, path: RelPath) -> Entry | None:
-        """Return what OneData should hold; None of what is sent anew anyhow."""
+        """Return what OneData should hold; None of what is sent anew anyhow, or cannot be.
+
+        This node has no good copy of what came damaged, and none at all of what it never had.
+        """
         known = self.index.known(path)
-        if known is None or known.entry.kind is not Kind.FILE or is_doubted(known.stamp):
+        if known is None or known.entry.kind is not Kind.FILE or not is_sound(known):
             return None
         return known.entry
 
@@ -379,7 +381,5 @@ class Unverified:
 
 def _is_held(known: Known) -> bool:
     """Whether a row is of a file that OneData holds as it says: not sent anew, nor come damaged."""
-    entry, stamp = known.entry, known.stamp
-    if entry.kind is not Kind.FILE or stamp is None or is_unconfirmed(entry):
-        return False
-    return not is_doubted(stamp) and not is_damaged_copy(entry, stamp)
+    is_committed = known.entry.kind is Kind.FILE and not is_unconfirmed(known.entry)
+    return is_committed and is_sound(known)

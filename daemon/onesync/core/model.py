@@ -10,6 +10,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from typing import TypeGuard
 
 RelPath = bytes
 
@@ -129,6 +130,22 @@ class Known:
 
     entry: Entry
     stamp: Stamp | None
+
+
+def is_damaged_row(known: Known | None) -> TypeGuard[Known]:
+    """Return whether a row is of what came damaged, and nothing of it was pushed since."""
+    if known is None or known.stamp is None:
+        return False
+    return is_damaged_copy(known.entry, known.stamp)
+
+
+def is_sound(known: Known) -> bool:
+    """Return whether the replica has what a file's row says, as far as this node can know.
+
+    It never saw what it never had; what is doubted, or came damaged, is another content there.
+    """
+    is_here = known.stamp is not None
+    return is_here and not is_doubted(known.stamp) and not is_damaged_row(known)
 
 
 @dataclass(frozen=True, slots=True)
