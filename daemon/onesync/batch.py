@@ -583,6 +583,7 @@ class Batches:
             self.may_write,
             self.index.beneath,
             self.index.blocks,
+            self.index.damaged,
             self._is_waited_for,
             self.travels.get,
             self.only_copies.lacking(plan),
@@ -619,6 +620,7 @@ class Batches:
         began = time.monotonic()
         outcome = self._carry_out(push, plan, cut, pins)
         plan = self.only_copies.leave(plan, push.stayed)
+        self.index.still_damaged(outcome.as_it_came)
         committed = (
             bool(outcome.changes)
             or push.leftovers.begins_travel()

@@ -14,7 +14,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
-from typing import TypeGuard
 
 from onesync import snapshot
 from onesync.core.dirty import Due
@@ -24,7 +23,7 @@ from onesync.core.model import (
     Problem,
     RelPath,
     Stamp,
-    is_damaged_copy,
+    is_damaged_row,
     join,
     lies_in,
     parent_of,
@@ -345,12 +344,19 @@ class Cuts:
     def _add_frozen(self, found: dict[RelPath, Difference], frozen: dict[RelPath, Frozen]) -> None:
         for path, item in frozen.items():
             known = self.index.known(path)
-            if known is not None and (known.entry.digest, known.stamp) == (item.digest, item.stamp):
+            if self._is_as_known(known, item):
                 found.pop(path, None)
-            elif _is_damaged(known) and self.index.came_damaged(item.digest):
-                found.pop(path, None)  # nothing that was written to it was committed
             elif path not in found or found[path].seen is not None:
                 found[path] = Difference(path, known, item.stamp)
+
+    def _is_as_known(self, known: Known | None, item: Frozen) -> bool:
+        """Whether a snapshot holds nothing new; of what came damaged: nothing was committed to it.
+
+        The good version that the manifest tells of is new then: OneData has another one.
+        """
+        if is_damaged_row(known):
+            return self.index.came_damaged(item.digest)
+        return known is not None and (known.entry.digest, known.stamp) == (item.digest, item.stamp)
 
     def is_needed(self, due: Due) -> bool:
         """Whether anything due promises other files: then whatever is dirty goes with it."""
@@ -430,7 +436,7 @@ class Cuts:
         known = self.index.known(path)
         digest, state = self._taken.get(path, ("", None))
         source = join(self.root, path)
-        if _is_damaged(known):
+        if is_damaged_row(known):
             return self.scanner.look(path) == known.stamp and not snapshot.has_journal(source)
         if known is None or state is None or known.entry.digest != digest:
             return False
@@ -526,13 +532,6 @@ class Cuts:
     def _defer(self, path: RelPath) -> None:
         self._deferred.add(path)
         self.marks.again([path])
-
-
-def _is_damaged(known: Known | None) -> TypeGuard[Known]:
-    """Whether a row is of what came damaged from OneData, and nothing of it was pushed since."""
-    if known is None or known.stamp is None:
-        return False
-    return is_damaged_copy(known.entry, known.stamp)
 
 
 def _all_paths(due: Iterable[Due]) -> set[RelPath]:

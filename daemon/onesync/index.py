@@ -27,6 +27,8 @@ from onesync.core.model import (
     RelPath,
     Stamp,
     doubted_stamp,
+    is_damaged_copy,
+    is_damaged_row,
     join,
     lost_stamp,
     name_of,
@@ -507,6 +509,23 @@ class Index:
         with self._transaction():
             self._db.execute("DELETE FROM damaged")
             self._db.executemany("INSERT INTO damaged VALUES (?)", [(d,) for d in digests])
+
+    def damaged(self) -> frozenset[str]:
+        """Return the digests of what came damaged from OneData."""
+        return frozenset(row[0] for row in self._rows("SELECT digest FROM damaged"))
+
+    def still_damaged(self, stamps: Mapping[RelPath, Stamp]) -> None:
+        """Remember what damaged copies look like now that have still the bytes that came.
+
+        Not of those whose time changed: nothing else tells that they are such copies.
+        """
+        rows = {path: self.known(path) for path in stamps}
+        entries = {path: known.entry for path, known in rows.items() if is_damaged_row(known)}
+        entries = {p: entry for p, entry in entries.items() if is_damaged_copy(entry, stamps[p])}
+        if entries:
+            with self._transaction():
+                for path, entry in entries.items():
+                    self._put(path, entry, stamps[path])
 
     def came_damaged(self, digest: str) -> bool:
         """Return whether content with this digest came damaged from OneData."""

@@ -33,6 +33,7 @@ class Outcome:
         changes: to be committed, in order.
         stamps: the stamps that the sources had.
         retry: paths that changed while they were copied, or went; they stay dirty.
+        as_it_came: what came damaged and holds no other bytes now, with its stamp: nothing is sent.
         missing: where something that should be in the replica is not there.
         lacking: data that did not come and that the databases of the cut may name.
         is_late: whether databases were held back because such data were not there in time.
@@ -57,6 +58,7 @@ class Outcome:
     changes: list[Change] = field(default_factory=list)
     stamps: dict[RelPath, Stamp] = field(default_factory=dict)
     retry: set[RelPath] = field(default_factory=set)
+    as_it_came: dict[RelPath, Stamp] = field(default_factory=dict)
     missing: set[RelPath] = field(default_factory=set)
     lacking: set[RelPath] = field(default_factory=set)
     is_late: bool = False

@@ -22,6 +22,7 @@ from onesync.core.model import (
     RelPath,
     Stamp,
     is_beneath,
+    is_damaged_row,
     is_unconfirmed,
     join,
     lies_in,
@@ -130,7 +131,8 @@ class Planning:
         if standing := self.only_copies.standing():
             open_to = {p: d for p, d in open_to.items() if not lies_in(p, standing)}
         open_to |= self._no_longer_behind(cut)
-        renames = renames_among(open_to, cut.moves | self.awaited.moves)
+        moves = cut.moves | self.awaited.moves | _moves_of_damaged(open_to)
+        renames = renames_among(open_to, moves)
         promises = self._promises(cut)
         copied = self._rather_copied(renames, promises)
         renames = [m for m in renames if m not in copied and m.target not in self.taken]
@@ -197,7 +199,8 @@ class Planning:
 
         Databases wait for new renames of their run, the project's for all, and a new one in each
         batch would keep them waiting for ever. So every second batch copies, where that is cheap.
-        No databases: a copy of one may have to wait, while its old name goes.
+        No databases: a copy of one may have to wait, while its old name goes. Nor what came
+        damaged, for OneData may have better bytes by now.
         """
         again = {
             move
@@ -209,7 +212,7 @@ class Planning:
         size = 0
         for number, known in enumerate(beneath):
             size += known.entry.size
-            if size > _COPIED_AT_MOST or number >= _COPIED_FILES:
+            if size > _COPIED_AT_MOST or number >= _COPIED_FILES or is_damaged_row(known):
                 return set()
         return {move for move in again if not promises.databases([move.source])}
 
@@ -407,10 +410,10 @@ class Planning:
             Difference(path, known, None)
             for path, known, now in beneath
             if known.entry.kind is Kind.FILE
+            and known.stamp is not None  # it was here
             and self.order.group_of(path, is_database=False) != DATA
             and (self.deletions.is_explained(path) or self.deletions.is_explained(now))
             and self.cuts.scanner.look(now) is None
-            and known.stamp is not None  # it was here
         ]
 
     def removals_alone(self, cut: Cut) -> list[Difference]:
@@ -591,7 +594,7 @@ class Planning:
 
     def take_problems(self, plan: Plan, outcome: Outcome) -> None:
         """Forget the problems of what was pushed, and take those that its ``outcome`` tells."""
-        left = outcome.deferred | outcome.retry | outcome.held
+        left = outcome.deferred | outcome.retry | outcome.held | outcome.as_it_came.keys()
         parts = (plan.files, plan.directories, plan.links, plan.removals, plan.revoked)
         for difference in chain(*parts):
             if (path := difference.path) not in left:
@@ -612,6 +615,20 @@ def _came_from(plan: Plan) -> dict[RelPath, RelPath]:
     """Return the sources of the renames of ``plan``, and of those that it awaits, by targets."""
     came_from = {move.target: move.source for move in plan.moves}
     return came_from | {target: source for source, target in plan.awaited_moves}
+
+
+def _moves_of_damaged(
+    found: Mapping[RelPath, Difference],
+) -> set[tuple[RelPath, RelPath]]:
+    """Return where what came damaged may have been renamed to, also where nobody told of that.
+
+    Sent as a new file it would go back, and what OneData has of it, which may be mended, would go.
+    """
+    gone = {p: d.known.stamp for p, d in found.items() if not d.seen and is_damaged_row(d.known)}
+    if not gone:
+        return set()
+    new = {d.seen.inode: path for path, d in found.items() if d.seen and d.known is None}
+    return {(p, new[old.inode]) for p, old in gone.items() if old and old.inode in new}
 
 
 def _without(plan: Plan, left: AbstractSet[RelPath]) -> Plan:

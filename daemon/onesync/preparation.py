@@ -12,7 +12,8 @@ from onesync.core.model import (
     Entry,
     Kind,
     RelPath,
-    is_doubted,
+    is_damaged_row,
+    is_sound,
     is_unconfirmed,
     join,
     lies_in,
@@ -50,6 +51,7 @@ class Preparation:
         removal: Intent,
         removals: Removals,
         blocks_of: Callable[[str], Blocks | None],
+        damaged: Callable[[], AbstractSet[str]],
         travel_to: Callable[[RelPath], Travel | None],
         lacking: Mapping[int, RelPath],
     ) -> None:
@@ -61,9 +63,11 @@ class Preparation:
         self._removal = removal
         self._removals = removals
         self._blocks_of = blocks_of
+        self._damaged = damaged
         self._travel_to = travel_to
         self._lacking = dict(lacking)
         self._needed: dict[RelPath, RelPath] = {}
+        self._came: AbstractSet[str] = frozenset()
         self._count = 0
         self.sources: dict[RelPath, Source] = {}
         self.replaced: dict[RelPath, RelPath] = {}
@@ -80,6 +84,8 @@ class Preparation:
     ) -> None:
         """Name all of ``plan`` in the intents; small new files are read, for their digests."""
         self._needed = self._find_needed(plan, pinned)
+        if any(is_damaged_row(difference.known) for difference in plan.files):
+            self._came = self._damaged()
         new = [d for d in plan.files if is_new(d) and d.path not in snapshots]
         places = [pinned.get(d.path) or join(self._root, d.path) for d in new]
         found = each(self._pool, _digest_of_small, places)
@@ -117,7 +123,7 @@ class Preparation:
         if known is not None and known.entry.kind is Kind.FILE:
             self.replaced[path] = self._name_beside(path)
             self._intent.replace.append((path, self.replaced[path]))
-            if may_patch(known.entry) and self.needed_at(difference) is None:
+            if may_patch(known) and self.needed_at(difference) is None:
                 undo, blocks = self._name_beside(path), self._blocks_of(known.entry.digest)
                 self._intent.append.append((path, known.entry.size))
                 self._intent.patch.append((path, undo))
@@ -125,7 +131,10 @@ class Preparation:
             self._intent.create.append((path, *digested))
         digest = digested[1] if digested is not None else None
         so_far = travel.copied if travel else None
-        self.sources[path] = Source(local, is_database, temporary, undo, blocks, digest, so_far)
+        came = self._came if is_damaged_row(known) else frozenset[str]()
+        self.sources[path] = Source(
+            local, is_database, temporary, undo, blocks, digest, so_far, came
+        )
 
     def _prepare_removals(self, plan: Plan) -> None:
         moved = {move.source for move in plan.moves}
@@ -210,7 +219,7 @@ def _goes_late(difference: Difference, moved: AbstractSet[RelPath]) -> bool:
         return False
     # Whoever finishes it must be able to tell whether it is that file.
     is_certain = bool(known.entry.digest) and not is_unconfirmed(known.entry)
-    is_certain &= not is_doubted(known.stamp)
+    is_certain &= is_sound(known)
     return is_certain and not lies_in(difference.path, moved)
 
 

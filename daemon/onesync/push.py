@@ -52,6 +52,7 @@ from onesync.removals import Removals
 from onesync.replica.door import Listed, NameRefused, Replica
 from onesync.snapshot import HEADER
 from onesync.transfer import (
+    AsItCame,
     Brought,
     NameTaken,
     Source,
@@ -121,6 +122,7 @@ class Push:
         may_write: Callable[[], None],
         known_beneath: Callable[[RelPath], Iterable[tuple[RelPath, Known]]],
         blocks_of: Callable[[str], Blocks | None],
+        damaged: Callable[[], AbstractSet[str]],
         is_waited_for: Callable[[RelPath], bool],
         travel_to: Callable[[RelPath], Travel | None],
         lacking: Mapping[int, RelPath],
@@ -141,6 +143,7 @@ class Push:
                 before every change of the replica.
             known_beneath: the index's rows at and beneath a path.
             blocks_of: the digests of a large file's blocks, by the file's digest.
+            damaged: the digests of what came damaged from the replica.
             is_waited_for: whether databases wait for a file that changed while it was copied.
             travel_to: the copy that earlier batches began, by its target.
             lacking: what the replica does not have whole, by inode.
@@ -171,6 +174,7 @@ class Push:
             self.removal,
             Removals(replica, pool, known_beneath, self._note, self.outcome.missing.add),
             blocks_of,
+            damaged,
             travel_to,
             lacking,
         )
@@ -563,6 +567,9 @@ class Push:
             return None
         except OSError as error:
             self._not_brought(source, path, error)
+            return None
+        if isinstance(brought, AsItCame):
+            self.outcome.as_it_came[path] = brought.stamp
             return None
         if isinstance(brought, Travelling):
             self._note_travelling(difference, brought, time.monotonic() - began)

@@ -8,10 +8,11 @@ batches. Called in the push's workers.
 from __future__ import annotations
 
 import errno
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from onesync.core.blocks import DIGEST_BYTES, PATCH_FROM, Blocks, block_size
-from onesync.core.model import Entry, Kind, Known, RelPath, Stamp, is_doubted
+from onesync.core.model import Kind, Known, RelPath, Stamp, is_damaged_row, is_sound
 from onesync.core.plan import Difference
 from onesync.errors import LocalError
 from onesync.local import digest_local, local_size, on_this_machine
@@ -36,6 +37,7 @@ class Source:
         digest: of a small new file, which is created under its own name; None of all others.
         so_far: how far the whole copy in the temporary came in earlier batches; None where none was
             begun.
+        damaged: digests of what came damaged, where such a copy is known under this name.
     """
 
     local: bytes
@@ -45,6 +47,7 @@ class Source:
     blocks: Blocks | None
     digest: str | None = None
     so_far: Copied | None = None
+    damaged: AbstractSet[str] = frozenset()
 
 
 _NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENXIO)
@@ -96,14 +99,27 @@ class Travelling:
     steady: bool
 
 
-def may_patch(entry: Entry) -> bool:
-    """Return whether a file of the replica is large enough to be changed in place."""
-    return entry.kind is Kind.FILE and bool(entry.digest) and entry.size >= PATCH_FROM
+@dataclass(frozen=True, slots=True)
+class AsItCame:
+    """A file that came damaged and has still the bytes that came: they do not go back.
+
+    Attributes:
+        stamp: what it looks like now.
+    """
+
+    stamp: Stamp
+
+
+def may_patch(known: Known) -> bool:
+    """Return whether a file of the replica is sure, and large enough, to be changed in place."""
+    entry = known.entry
+    is_file = entry.kind is Kind.FILE and bool(entry.digest)
+    return is_file and entry.size >= PATCH_FROM and is_sound(known)
 
 
 def transfer(
     replica: Replica, difference: Difference, source: Source, seconds: float | None
-) -> Brought | Travelling | None:
+) -> Brought | Travelling | AsItCame | None:
     """Bring the content of ``difference``; None where it changed meanwhile and must wait.
 
     A new or growing file ends after ``seconds`` with as much as came, and so does the way of what
@@ -117,7 +133,7 @@ def transfer(
 
 def _transfer(
     replica: Replica, difference: Difference, source: Source, seconds: float | None
-) -> Brought | Travelling | None:
+) -> Brought | Travelling | AsItCame | None:
     if source.digest is not None:
         return _created(replica, difference.path, source)
     known = difference.known
@@ -125,7 +141,9 @@ def _transfer(
         seconds = None
     if source.so_far is not None:
         return _onwards(replica, source, source.so_far, known, seconds)
-    if known is None or known.entry.kind is not Kind.FILE or is_doubted(known.stamp):
+    if is_damaged_row(known) and (same := _as_it_came(difference, known, source)) is not None:
+        return same
+    if known is None or known.entry.kind is not Kind.FILE or not is_sound(known):
         return _whole(replica, source, known, seconds)
     try:
         return _changed(replica, difference, known, source, seconds)
@@ -136,6 +154,22 @@ def _transfer(
     if source.undo is not None:
         replica.remove(source.undo)
     return _whole(replica, source, known, seconds)
+
+
+def _as_it_came(difference: Difference, known: Known, source: Source) -> AsItCame | None:
+    """Return what is told where only the mode, the times or the name of a damaged copy changed.
+
+    OneData may have the good bytes by now, which were late.
+    """
+    assert known.stamp is not None
+    with on_this_machine():
+        if not source.frozen and local_size(source.local) != known.stamp.size:
+            return None
+        found = digest_local(source.local)
+    if not found.steady or found.digest not in source.damaged:
+        return None
+    stamp = difference.seen if source.frozen else found.before
+    return None if stamp is None else AsItCame(stamp)
 
 
 def _changed(
