@@ -11,9 +11,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from onesync.core.chain import Set
-from onesync.core.model import STATUS_FOLDER, Entry, Kind
+from onesync.core.model import DAMAGED_NS, STATUS_FOLDER, Entry, Kind, is_doubted
 from onesync.index import Index
 from onesync.rewrites import Rewrites
 from onesync.scanner import Scanner
@@ -194,3 +195,24 @@ def test_what_was_renamed_is_looked_for_until_the_rename_is_told(
             rewrites.all_is_told()
         found = rewrites.find(set(), [(b"old", b"new")])
         assert found == (set() if is_all_told else {path})
+
+
+@pytest.mark.parametrize("is_as_it_came", [True, False])
+def test_what_came_damaged_is_sent_whole_where_it_was_written_without_a_trace(
+    tmp_path: Path, is_as_it_came: bool
+) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "stack.mrc").write_bytes(b"good")
+    root, path, good = os.fsencode(tmp_path / "work"), b"stack.mrc", blake3(b"good").hexdigest()
+    with closing(Index(tmp_path / "index.sqlite")) as index:
+        scanner = Scanner(root, index, lambda _: False)
+        stamp = scanner.look(path)
+        assert stamp is not None
+        entry = Entry(Kind.FILE, 4, stamp.mtime_ns - DAMAGED_NS, stamp.mode, good)
+        index.commit([Set(path, entry)], {path: stamp})
+        index.remember_damaged([good if is_as_it_came else blake3(bytes(4)).hexdigest()])
+        found = Rewrites(root, index, scanner).find({path}, ())
+        known = index.known(path)
+        assert known is not None
+        assert found == (set() if is_as_it_came else {path})
+        assert is_doubted(known.stamp) is not is_as_it_came

@@ -8,11 +8,11 @@ could write to, tells that there may be more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from onesync.core.model import Kind, Known, RelPath, Stamp, is_damaged_copy, join, renamed_path
+from onesync.core.model import Kind, Known, RelPath, Stamp, is_damaged_row, join, renamed_path
 from onesync.index import Index
 from onesync.local import digest_local
 from onesync.scanner import Scanner
@@ -43,6 +43,7 @@ class Rewrites:
         forward = dict(moves)
         back = {target: source for source, target in forward.items()}
         found: set[RelPath] = set()
+        doubted: set[RelPath] = set()
         written, self._gone = written | self._gone, set()
         for path in written:
             row, place = renamed_path(path, back), renamed_path(path, forward)
@@ -53,9 +54,12 @@ class Rewrites:
             if seen is None:
                 self._gone.add(path)
             elif self._may_differ(known, seen, place):
-                found.update(self._names(row, known))
+                names = doubted if is_damaged_row(known) else found
+                names.update(self._names(row, known))
         self.index.lose_stamps(found)
-        return found
+        for path in doubted:  # the replica's bytes are others than its row's: it is sent whole
+            self.index.doubt(path)
+        return found | doubted
 
     def all_is_told(self) -> None:
         """Look no more for what is gone: the kernel's events were all heard."""
@@ -65,16 +69,18 @@ class Rewrites:
         entry, stamp = known.entry, known.stamp
         if entry.kind is not Kind.FILE or not entry.digest or stamp is None:
             return False
-        # What came damaged from OneData must not go back as if somebody had written it.
-        if is_damaged_copy(entry, stamp) or seen != stamp:
+        if seen != stamp:
             return False
-        return entry.size > _SMALL or self._differs(place, entry.digest)
+        if is_damaged_row(known):
+            # What came damaged from OneData must not go back as if somebody had written it.
+            return not self._is(place, self.index.came_damaged)
+        return entry.size > _SMALL or not self._is(place, entry.digest.__eq__)
 
-    def _differs(self, place: RelPath, digest: str) -> bool:
+    def _is(self, place: RelPath, is_known: Callable[[str], bool]) -> bool:
         try:
-            return digest_local(join(self.root, place)).digest != digest
+            return is_known(digest_local(join(self.root, place)).digest)
         except (FileNotFoundError, NotADirectoryError, InterruptedError):
-            return False  # it went, or is something else now: the kernel tells of that
+            return True  # it went, or is something else now: the kernel tells of that
 
     def _names(self, row: RelPath, known: Known) -> Iterator[RelPath]:
         yield row
