@@ -73,6 +73,16 @@ def test_what_is_bad_on_both_sides_is_told_and_kept(
     assert done.returncode == 3
     assert "has no good one" in done.stderr
     assert (store / MIC).read_bytes() == bytes(size)
+    stored = (store / MIC).stat()
+    two.pause()
+    (two.work / MIC).chmod(0o600)  # which makes it no better
+    os.utime(two.work / MIC)
+    two.go_on()
+    assert two.command("scrub").returncode == 3
+    assert ((store / MIC).stat().st_ino, (store / MIC).stat().st_mtime_ns) == (
+        stored.st_ino,
+        stored.st_mtime_ns,
+    )
     content = os.urandom(size)
     (two.work / MIC).write_bytes(content)
     assert two.flush() == 0

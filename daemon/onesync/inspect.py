@@ -13,7 +13,7 @@ from pathlib import Path
 from pathspec import PathSpec
 
 from onesync.core.chain import Head, Position
-from onesync.core.model import Entry, Kind, RelPath, is_damaged_copy, join, lies_in
+from onesync.core.model import Entry, Kind, RelPath, is_damaged_row, join, lies_in
 from onesync.deletions import fingerprint
 from onesync.errors import Halted, MountNotThere
 from onesync.index import HELD_SINCE, Index, is_lost
@@ -198,10 +198,11 @@ def _has_good_copy(root: bytes, path: RelPath, entry: Entry, index: Index) -> bo
         if is_database(join(root, path)):
             # Its snapshot is what travels, whose bytes may differ. One that came damaged is pushed
             # when somebody commits to it, and until then as bad as OneData's.
-            came = known.stamp if known is not None else None
-            return known is None or came is None or not is_damaged_copy(known.entry, came)
+            return not is_damaged_row(known)
         found = digest_local(join(root, path))
     except OSError:
+        return False
+    if is_damaged_row(known) and index.came_damaged(found.digest):
         return False
     # What was written here since the last push is newer than both, and not what was staged in.
     is_newer = known is None or known.stamp is None or known.stamp != found.before
