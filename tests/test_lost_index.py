@@ -168,3 +168,25 @@ def test_what_is_not_here_stays_in_onedata_when_its_directory_is_removed(
     two.deploy()
     assert (two.work / "run" / "absent").read_bytes() == b"absent"
     assert two.end() == 0, two.log()
+
+
+@pytest.mark.parametrize("is_restored", [True, False])
+def test_what_came_damaged_is_known_again_or_sent_as_a_whole(
+    nodes: list[Node], store: Path, is_restored: bool
+) -> None:
+    one, two = nodes
+    one.deploy()
+    (one.work / "stack.mrc").write_bytes(b"good")
+    assert one.end() == 0, one.log()
+    (store / "stack.mrc").write_bytes(b"\0\0\0\0")
+    two.deploy()
+    lost(two)
+    if is_restored:
+        (two.work / "stack.mrc").write_bytes(b"good")
+    two.deploy()
+    if not is_restored:
+        (store / "stack.mrc").write_bytes(b"good")  # what was late came
+        (two.work / "stack.mrc").chmod(0o600)
+    assert two.flush() == (0 if is_restored else 3), two.log()
+    assert (store / "stack.mrc").read_bytes() == b"good"
+    assert two.end() == 0, two.log()

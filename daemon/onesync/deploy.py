@@ -257,6 +257,7 @@ class Deploy:
         files = (p for p, entry, stamp in rebuilt.rows if entry.kind is Kind.FILE and stamp)
         self._index.believe(files, lately=False)
         self._index.remember_blocks(rebuilt.blocks)
+        self._index.remember_damaged(rebuilt.damaged)
         log.info("index made anew", extra={"paths": len(rebuilt.rows)})
         if rebuilt.absent:
             self.absent = _absent(rebuilt.absent)

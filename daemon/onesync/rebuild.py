@@ -15,12 +15,21 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from blake3 import blake3
 
 from onesync.beneath import open_beneath
 from onesync.core.blocks import PATCH_FROM, BlockHasher, Blocks, block_size
-from onesync.core.model import Entry, Kind, RelPath, Stamp, is_damaged_copy, lost_stamp
+from onesync.core.model import (
+    Entry,
+    Kind,
+    RelPath,
+    Stamp,
+    doubted_stamp,
+    is_damaged_copy,
+    lost_stamp,
+)
 from onesync.local import read_xattrs, stamp_of
 from onesync.scanner import Scanner
 
@@ -36,11 +45,13 @@ class Rebuilt:
             name something else took, has the stamp of what it is now.
         blocks: digests of the blocks of large files that are equal.
         absent: what the manifest has and the working copy has not.
+        damaged: digests of what came with other bytes than the manifest says, and has them still.
     """
 
     rows: list[tuple[RelPath, Entry, Stamp | None]] = field(default_factory=list)
     blocks: dict[str, Blocks] = field(default_factory=dict)
     absent: list[RelPath] = field(default_factory=list)
+    damaged: set[str] = field(default_factory=set)
 
 
 def rebuild(
@@ -71,6 +82,8 @@ def rebuild(
         for number, ((path, entry), (stamp, blocks)) in enumerate(
             zip(tree.items(), compared, strict=True), 1
         ):
+            if path in damaged and stamp == lost_stamp(Kind.FILE):
+                stamp = doubted_stamp(Kind.FILE)  # written here since, also with the good bytes
             rebuilt.rows.append((path, entry, stamp))
             if stamp is None:
                 rebuilt.absent.append(path)
@@ -78,6 +91,8 @@ def rebuild(
                 rebuilt.blocks[entry.digest] = blocks
             advanced(number, count)
         _know_renamed(top, rebuilt, found, tree)
+        came = [p for p, entry, now in rebuilt.rows if p in damaged and _came_so(entry, now)]
+        rebuilt.damaged = set(pool.map(partial(_digest_at, top), came)) - {""}
     finally:
         os.close(top)
     return rebuilt
@@ -108,6 +123,22 @@ def _know_renamed(
                     rebuilt.blocks[entry.digest] = blocks
                 alike.remove(other)  # one file of several that are alike is one of them
                 break
+
+
+def _came_so(entry: Entry, stamp: Stamp | None) -> bool:
+    return stamp is not None and is_damaged_copy(entry, stamp)
+
+
+def _digest_at(top: int, path: RelPath) -> str:
+    """Return the digest of a file; nothing where it cannot be read."""
+    try:
+        fd = open_beneath(top, path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    try:
+        return _digest(fd, 0)[0]
+    finally:
+        os.close(fd)
 
 
 def _compare(
