@@ -7,13 +7,15 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from sqlite3 import connect
 
 import pytest
 
 from onesync.core.model import STATUS_FOLDER
-from tests.node import Node, picture, toml
+from tests.node import SOON, Node, picture, toml
 from tests.standin.mounted import Mounted
 
 STATUS = os.fsdecode(STATUS_FOLDER)
@@ -259,6 +261,107 @@ def test_an_unreadable_file_is_a_problem_and_the_rest_goes_on(plain: Node) -> No
     assert node.flush() == 0, node.log()
     assert (node.store / "secret").read_bytes() == b"precious"
     assert node.end() == 0, node.log()
+
+
+def _comes(path: Path, content: bytes, node: Node) -> None:
+    deadline = time.monotonic() + SOON
+    while not path.exists() or path.read_bytes() != content:
+        assert time.monotonic() < deadline, node.log()
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def closing(plain: PlainNode) -> Iterator[PlainNode]:
+    """A node with a directory that will let nobody in."""
+    plain.configure(undeploy__flush_retry_seconds=2)
+    plain.deploy()
+    (plain.work / "run" / "inner").mkdir(parents=True)
+    (plain.work / "run" / "f").write_bytes(b"1")
+    (plain.work / "run" / "inner" / "g").write_bytes(b"1")
+    (plain.work / "data").write_bytes(b"precious")
+    assert plain.flush() == 0, plain.log()
+    yield plain
+    (plain.work / "run").chmod(0o755)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o400, 0])
+def test_what_lets_nobody_in_stops_nothing_else(closing: PlainNode, mode: int) -> None:
+    """``chmod -R 644`` is what people type."""
+    node, run = closing, closing.work / "run"
+    run.chmod(mode)
+    (run / "f").write_bytes(b"22")
+    (node.work / "other").write_bytes(b"2")
+    flushed = node.command("flush")
+    assert flushed.returncode == 3
+    assert (node.store / "other").exists(), flushed.stderr
+    assert "run cannot be" in flushed.stderr
+    assert len(flushed.stderr.splitlines()) == 1, "one problem, however much lies in it"
+    assert (node.store / "run" / "f").read_bytes() == b"1"
+    assert (node.store / "run" / "inner" / "g").read_bytes() == b"1"
+    run.chmod(0o755)
+    _comes(node.store / "run" / "f", b"22", node)
+    assert node.flush() == 0, node.log()
+    assert node.end() == 0, node.log()
+
+
+def test_a_node_that_lets_nobody_in_somewhere_can_be_stopped(closing: PlainNode) -> None:
+    (closing.work / "run").chmod(0o644)
+    assert closing.end() == 0, closing.log()
+    assert (closing.store / "run" / "f").read_bytes() == b"1"
+
+
+def test_what_is_told_of_and_then_closed_stops_nothing_else(closing: PlainNode) -> None:
+    """As tar does it as another user: files first, then the mode of their directory."""
+    node, run = closing, closing.work / "run"
+    node.pause()
+    (run / "f").write_bytes(b"22")
+    (run / "inner" / "g").unlink()
+    run.chmod(0)
+    (node.work / "other").write_bytes(b"2")
+    node.go_on()
+    _comes(node.store / "other", b"2", node)
+    assert (node.store / "run" / "inner" / "g").read_bytes() == b"1", "nobody can look"
+    run.chmod(0o755)
+    _comes(node.store / "run" / "f", b"22", node)
+    assert node.flush() == 0, node.log()
+    assert not (node.store / "run" / "inner" / "g").exists()
+
+
+def test_what_was_moved_to_where_nobody_can_look_stays(closing: PlainNode) -> None:
+    node, run = closing, closing.work / "run"
+    node.pause()
+    (node.work / "data").rename(node.work / "datum")
+    (node.work / "datum").rename(run / "datum")
+    run.chmod(0o644)
+    node.go_on()
+    for _ in range(3):
+        assert node.flush() == 3, node.log()
+    assert (node.store / "data").read_bytes() == b"precious"
+    run.chmod(0o755)
+    _comes(node.store / "run" / "datum", b"precious", node)
+    assert node.flush() == 0, node.log()
+    assert not (node.store / "data").exists()
+
+
+def test_a_database_in_what_was_renamed_and_closed_stays(closing: PlainNode) -> None:
+    node = closing
+    runs = node.work / "Runs"
+    (runs / "1").mkdir(parents=True)
+    with connect(runs / "1" / "run.db") as database:
+        database.execute("CREATE TABLE t (a)")
+        database.execute("INSERT INTO t VALUES (1)")
+    database.close()
+    assert node.flush() == 0, node.log()
+    node.pause()
+    (runs / "1").rename(runs / "2")
+    (runs / "2").chmod(0o644)
+    node.go_on()
+    for _ in range(3):
+        assert node.flush() == 3, node.log()
+    assert list(node.store.glob("Runs/*/run.db")), node.log()
+    (runs / "2").chmod(0o755)
+    assert node.flush() == 0, node.log()
+    assert (node.store / "Runs" / "2" / "run.db").exists()
 
 
 def test_a_state_directory_that_cannot_be_written(plain: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from onesync.core.chain import Change, Gone, Renamed, Set
 from onesync.core.model import Entry, Kind, RelPath, Stamp, join
 from onesync.core.plan import Difference
 from onesync.index import Index, StampRow
+from onesync.local import ToldByKernel, told_by_kernel
 from onesync.scanner import Scanner
 
 NAMES = (b"a", b"a-", b"\xff")
@@ -171,6 +173,65 @@ def test_what_is_left_out_is_no_problem_any_more_when_it_is_gone(home: Path) -> 
         assert scanner.problems.keys() == {b"one", b"stays"}, "it looked at this tree alone"
         scanner.scan((), [b""])
         assert scanner.problems.keys() == {b"stays"}
+
+
+def _fails_at(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
+    """Let every look at what stands at ``path`` fail."""
+    inode = path.stat().st_ino
+
+    def told(status: os.stat_result) -> ToldByKernel:
+        if status.st_ino == inode:
+            raise OSError(number, os.strerror(number))
+        return told_by_kernel(status)
+
+    monkeypatch.setattr("onesync.scanner.told_by_kernel", told)
+
+
+def test_the_working_directory_itself_is_no_single_problem(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "root").mkdir()
+    with closing(Index(home / "index")) as index:
+        scanner = Scanner(os.fsencode(home / "root"), index, lambda _: False)
+        _fails_at(monkeypatch, home / "root", errno.EIO)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            scanner.scan((), [b""], passes_over=True)
+        assert not scanner.problems
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("is_directory", [False, True])
+def test_what_cannot_be_looked_at_is_a_problem_of_its_own(
+    home: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_directory: bool
+) -> None:
+    root = home / "root"
+    (root / "dir" / "dead").mkdir(parents=True)
+    for name in ("dir/dead/inner", "dir/file", "dir/goes", "dir/changes"):
+        (root / name).touch()
+    hidden = "dir/dead" if is_directory else "dir/file"
+    with closing(Index(home / "index")) as index:
+        scanner = Scanner(os.fsencode(root), index, lambda _: False)
+        _commit(index, {p: d for p, d in scanner.scan((), [b""]).items() if p})
+        _fails_at(monkeypatch, root / hidden, number)
+        (root / "dir" / "goes").unlink()
+        (root / "dir" / "changes").write_bytes(b"x")
+        path, found = os.fsencode(hidden), {}
+        for paths, trees in (((), [b""]), ([path, b"dir/goes", b"dir/changes"], ())):
+            with pytest.raises(OSError, match=os.strerror(number)):
+                scanner.scan(paths, trees)
+            found = scanner.scan(paths, trees, passes_over=True)
+            assert found.keys() - {b"", b"dir"} == {b"dir/goes", b"dir/changes"}
+            assert {p: told.kind for p, told in scanner.problems.items()} == {path: "unreadable"}
+        assert scanner.gone([path, b"dir/goes"]) == {b"dir/goes"}
+        assert scanner.see(path) is None
+        assert scanner.is_hidden(path)
+        assert not scanner.is_hidden(b"dir/goes")
+        _commit(index, found)
+        scanner.scan((), [b""], passes_over=True)
+        assert scanner.problems.keys() == {path}, "it is looked at again each time"
+        monkeypatch.undo()
+        assert scanner.scan((), [b""], passes_over=True).keys() <= {b"", b"dir"}
+        assert not scanner.problems
 
 
 def _tree(root: Path) -> None:

@@ -261,7 +261,7 @@ class Batches:
     @on_this_machine()
     def _is_as_pushed(self, path: RelPath) -> bool:
         known = self.index.known(path)
-        return known is not None and self.cuts.scanner.look(path) == known.stamp
+        return known is not None and self.cuts.scanner.see(path) == known.stamp
 
     def _verify(self) -> None:
         """Verify some of what was pushed lately; all of it where it is suspected."""
@@ -467,7 +467,7 @@ class Batches:
         found: set[RelPath] = set()
         above = {parent_of(path) for path in gone}
         while above:
-            found |= {path for path in above if path and self.cuts.scanner.look(path) is None}
+            found |= self.cuts.scanner.gone(above - {b""})
             above = {parent_of(path) for path in above & found}
         return found
 

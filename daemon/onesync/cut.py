@@ -217,11 +217,11 @@ class Cuts:
         # A directory that took the name of another one brought its content along: inode numbers
         # come back, so its own look does not tell.
         taken = {target for _, target in due.moves if self._was_directory(target)}
-        found = self.scanner.scan(due.paths | awaited, due.trees | taken)
+        found = self.scanner.scan(due.paths | awaited, due.trees | taken, passes_over=True)
         found.pop(b"", None)
         self._leave_scratch(found, due, awaited)
         if rewritten := self._rewritten(due):
-            found |= self.scanner.scan(rewritten, ())
+            found |= self.scanner.scan(rewritten, (), passes_over=True)
         return found
 
     def _was_directory(self, path: RelPath) -> bool:
@@ -365,6 +365,8 @@ class Cuts:
         return bool(self._databases(due.paths))
 
     def _is_database(self, path: RelPath) -> bool:
+        if self.scanner.is_hidden(path):
+            return False  # nobody can tell, and it is not among what was found
         found = path not in self._impostors and snapshot.is_database(
             join(self.root, path), was_one=path in self._taken
         )
@@ -396,7 +398,7 @@ class Cuts:
         found = sorted(changed, key=lambda p: (-self.order.group_of(p, is_database=True), p))
         sources = [join(self.root, path) for path in found]
         before = [
-            (self.scanner.look(p), snapshot.state_of(source), snapshot.traces_of(source))
+            (self.scanner.see(p), snapshot.state_of(source), snapshot.traces_of(source))
             for p, source in zip(found, sources, strict=True)
         ]
         taken = {item.path for item in waiting.values()}
@@ -437,11 +439,11 @@ class Cuts:
         digest, state = self._taken.get(path, ("", None))
         source = join(self.root, path)
         if is_damaged_row(known):
-            return self.scanner.look(path) == known.stamp and not snapshot.has_journal(source)
+            return self.scanner.see(path) == known.stamp and not snapshot.has_journal(source)
         if known is None or state is None or known.entry.digest != digest:
             return False
         now = snapshot.state_of(source)
-        return now == state and self.scanner.look(path) == known.stamp
+        return now == state and self.scanner.see(path) == known.stamp
 
     def _keeps_last_good(self, path: RelPath, *, is_good: bool) -> bool:
         """Whether ``path`` became no good so lately that OneData keeps its last good version.
@@ -482,7 +484,7 @@ class Cuts:
 
     def _remember_sidecars(self, base: RelPath) -> None:
         for suffix in SIDECARS:
-            stamp = self.scanner.look(base + suffix)
+            stamp = self.scanner.see(base + suffix)
             if stamp is None:
                 self._sidecars.pop(base + suffix, None)
             else:
@@ -500,6 +502,9 @@ class Cuts:
             if difference.seen is None or difference.seen.kind is not Kind.FILE:
                 continue
             base = database_of(path)
+            if base is not None and self.scanner.is_hidden(base):
+                del found[path]  # it may be a database
+                continue
             if base is not None and base in databases:
                 del found[path]
                 if self._sidecars.get(path) != difference.seen and base not in frozen:

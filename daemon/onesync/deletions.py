@@ -182,7 +182,7 @@ class Deletions:
         known = self._index.known(path)
         if known is None:
             return True
-        seen = self._scanner.look(path)
+        seen = self._scanner.see(path)
         if seen is None:
             return False
         return seen.kind is Kind.DIRECTORY or known.entry.kind is not Kind.DIRECTORY

@@ -190,7 +190,7 @@ def _under_way(replica: ChildrenReplica, compared: Position) -> Set[RelPath]:
 
 
 def _has_good_copy(root: bytes, path: RelPath, entry: Entry, index: Index) -> bool:
-    seen = Scanner(root, index, lambda _: False).look(path)
+    seen = Scanner(root, index, lambda _: False).see(path)
     if seen is None or seen.kind is not entry.kind or entry.kind is Kind.DIRECTORY:
         return seen is not None and seen.kind is entry.kind
     known = index.known(path)

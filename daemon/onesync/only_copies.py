@@ -44,6 +44,7 @@ class OnlyCopies:
     problems: dict[RelPath, Problem]
     _kept: dict[RelPath, RelPath] = field(default_factory=dict)
     _with_kept: set[RelPath] = field(default_factory=set)
+    _hidden: dict[RelPath, RelPath] = field(default_factory=dict)
     _standing: dict[RelPath, RelPath] = field(default_factory=dict)
     _waiting: set[RelPath] = field(default_factory=set)
     _owed: set[RelPath] = field(default_factory=set)
@@ -80,6 +81,7 @@ class OnlyCopies:
             for old in self._old_names(path):
                 if top := _top_of(old, gone):
                     self._kept[top] = path
+        self._kept |= {top: now for old, now in self._hidden.items() if (top := _top_of(old, gone))}
         self._taken_out = gone & self._kept.keys()
         plan = self._that_came_before(without_removals(plan, self._taken_out))
         now = {d.path for d in plan.removals if d.seen is None}
@@ -122,6 +124,24 @@ class OnlyCopies:
             found |= new.keys()
         return _without(plan, found)
 
+    def standing_left_out(self, gone: AbstractSet[RelPath]) -> AbstractSet[RelPath]:
+        """Return which of ``gone`` stand, all or in part, under names that cannot come."""
+        new = self._by_inode(self._lasting())
+        hidden = {top for old in self._hidden if (top := _top_of(old, gone))}
+        return hidden | self.holding(gone, new)
+
+    def see_moves(self, moves: Iterable[tuple[RelPath, RelPath]]) -> None:
+        """Remember what was moved to where nobody can look, perhaps by way of other names.
+
+        It cannot come from there, and no inode tells that it is there.
+        """
+        pairs = {**self._hidden, **dict(moves)}
+        hidden = {old: now for old, now in pairs.items() if self.scanner.is_hidden(now)}
+        new = hidden
+        while new := {o: hidden[n] for o, n in pairs.items() if n in new and o not in hidden}:
+            hidden |= new
+        self._hidden = hidden
+
     def kept(self) -> AbstractSet[RelPath]:
         """Return the old names that stay until what has them has come under its new one."""
         return self._kept.keys()
@@ -139,7 +159,7 @@ class OnlyCopies:
         return self._standing.keys()
 
     def _is_other_thing(self, top: RelPath) -> bool:
-        known, seen = self.index.known(top), self._look(top)
+        known, seen = self.index.known(top), self.scanner.see(top)
         if known is None or known.stamp is None or seen is None:
             return False
         if known.entry.kind is not seen.kind:
@@ -246,7 +266,7 @@ class OnlyCopies:
     def _has_other_name(self, stamp: Stamp, top: RelPath) -> bool:
         """Whether OneData has the file of ``stamp`` also outside of ``top``, where it still is."""
         names = (path for path, _ in self.index.by_inode(stamp.inode) if not lies_in(path, {top}))
-        return any(_is_same_file(stamp, self._look(path)) for path in names)
+        return any(_is_same_file(stamp, self.scanner.see(path)) for path in names)
 
     def taken_out(self) -> AbstractSet[RelPath]:
         """Return, once, which removals the last plan lost.
@@ -278,7 +298,7 @@ class OnlyCopies:
 
     def _lacks(self, path: RelPath) -> bool:
         """Whether OneData does not have under its name yet what stands at ``path``."""
-        known, seen = self.index.known(path), self._look(path)
+        known, seen = self.index.known(path), self.scanner.see(path)
         return seen is not None and (known is None or not _is_same_file(known.stamp, seen))
 
     def lacking(self, plan: Plan) -> dict[int, RelPath]:
@@ -291,14 +311,8 @@ class OnlyCopies:
         return self.late_now() | self._by_inode(self._lacking())
 
     def _by_inode(self, paths: AbstractSet[RelPath]) -> dict[int, RelPath]:
-        seen = ((path, self._look(path)) for path in paths)
+        seen = ((path, self.scanner.see(path)) for path in paths)
         return {stamp.inode: path for path, stamp in seen if stamp is not None}
-
-    def _look(self, path: RelPath) -> Stamp | None:
-        told = dict(self.scanner.problems)
-        seen = self.scanner.look(path)
-        self.scanner.problems |= told  # a look at a directory tells nothing of what it cannot list
-        return seen
 
     def _lacking(self) -> set[RelPath]:
         return self._lasting() | self._behind() | self._waiting
@@ -313,7 +327,7 @@ class OnlyCopies:
         return {path for path, problem in self.problems.items() if problem.kind == BEHIND}
 
     def _old_names(self, path: RelPath) -> set[RelPath]:
-        seen = self._look(path)
+        seen = self.scanner.see(path)
         if seen is None:
             return set()
         # A number that a new file may have after an old one.
@@ -321,6 +335,8 @@ class OnlyCopies:
         return {old for old, known in found if known.entry.kind is seen.kind} - {path}
 
     def _is_at(self, old: RelPath, new: RelPath) -> bool:
+        if self.scanner.is_hidden(new):
+            return True
         return any(lies_in(name, {old}) for name in self._old_names(new))
 
 

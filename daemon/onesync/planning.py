@@ -150,6 +150,7 @@ class Planning:
             plan = self._without_named(plan, cut)
         named = self._named_as_it_was(plan, cut, waiting, promises)
         left = cut.found.keys() - open_to.keys()
+        self.only_copies.see_moves(cut.moves | self.awaited.moves)
         plan = self.only_copies.stay(plan, left, named)
         promises = replace(promises, late=self.only_copies.late_now())
         plan = self._after_databases(promises.first(plan), promises)
@@ -167,11 +168,11 @@ class Planning:
         kinds = LASTING | NOT_COPIED
         kept_out = [path for path, problem in self.problems.items() if problem.kind in kinds]
         for path in kept_out:
-            if lies_in(path, told) and self.cuts.scanner.look(path) is None:
+            if lies_in(path, told) and self.cuts.scanner.gone([path]):
                 problem = self.problems.pop(path)
                 now = renamed_path(path, moved)
                 is_told = problem.kind in LASTING
-                if is_told and now != path and self.cuts.scanner.look(now) is not None:
+                if is_told and now != path and not self.cuts.scanner.gone([now]):
                     self.problems[now] = replace(problem, path=now)
 
     def _refused(self) -> set[RelPath]:
@@ -189,7 +190,7 @@ class Planning:
             is_looked_at = path in cut.looked.paths or lies_in(path, cut.looked.trees)
             if self.problems[path].kind != BEHIND or path in cut.found or not is_looked_at:
                 continue
-            known, seen = self.index.known(path), self.cuts.scanner.look(path)
+            known, seen = self.index.known(path), self.cuts.scanner.see(path)
             if known is not None and seen is not None and known.stamp == seen:
                 found[path] = Difference(path, known, seen)
         return found
@@ -413,7 +414,7 @@ class Planning:
             and known.stamp is not None  # it was here
             and self.order.group_of(path, is_database=False) != DATA
             and (self.deletions.is_explained(path) or self.deletions.is_explained(now))
-            and self.cuts.scanner.look(now) is None
+            and self.cuts.scanner.gone([now])
         ]
 
     def removals_alone(self, cut: Cut) -> list[Difference]:
@@ -424,7 +425,9 @@ class Planning:
         renamed = {source for source, _ in cut.moves | self.awaited.moves}
         new = {d.seen.inode: path for path, d in found.items() if d.known is None and d.seen}
         gone = certainly_gone(found, self.index.beneath)
-        tops = (path for path in sorted(gone) if not lies_in(path, renamed))
+        self.only_copies.see_moves(cut.moves | self.awaited.moves)
+        stays = self.only_copies.standing_left_out(gone.keys())
+        tops = (path for path in sorted(gone) if path not in stays and not lies_in(path, renamed))
         return [gone[top] for top in tops if not self._came_elsewhere(top, new)]
 
     def _came_elsewhere(self, top: RelPath, new: Mapping[int, RelPath]) -> bool:
@@ -589,7 +592,7 @@ class Planning:
             return {scope_of(path) for path in promised if self._differs(path)}
 
     def _differs(self, path: RelPath) -> bool:
-        known, seen = self.index.known(path), self.cuts.scanner.look(path)
+        known, seen = self.index.known(path), self.cuts.scanner.see(path)
         return seen is not None and (known is None or known.stamp != seen)
 
     def take_problems(self, plan: Plan, outcome: Outcome) -> None:

@@ -50,11 +50,12 @@ class Rewrites:
             known = self.index.known(row)
             if known is None:
                 continue
-            seen = self.scanner.look(place)
-            if seen is None:
-                self._gone.add(path)
-            elif self._may_differ(known, seen, place):
-                names = doubted if is_damaged_row(known) else found
+            seen = self.scanner.see(place)
+            is_damaged = is_damaged_row(known)
+            if seen is None and (is_damaged or self.scanner.gone([place])):
+                self._gone.add(path)  # or nobody can tell whether it is as it came
+            elif seen is None or self._may_differ(known, seen, place):
+                names = doubted if is_damaged else found
                 names.update(self._names(row, known))
         self.index.lose_stamps(found)
         for path in doubted:  # the replica's bytes are others than its row's: it is sent whole

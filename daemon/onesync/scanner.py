@@ -37,8 +37,12 @@ from onesync.local import Origin, ToldByKernel, origin_of, stamp_from, told_by_k
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.LINK}
-_Item = tuple[str, ToldByKernel | None]
-"""A name in a directory, and what stands there; None where it is gone again."""
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What says nothing of a path: the batch is done again."""
+
+_Item = tuple[str, ToldByKernel | int | None]
+"""A name in a directory, and what stands there; None where it is gone again, an errno where nobody
+can look at it."""
 
 
 class Scanner:
@@ -50,17 +54,23 @@ class Scanner:
         self._index = index
         self._excluded = excluded
         self._fd = -1
+        self._is_scan = False
+        self._passes_over = False
         self.origin: Origin | None = None
         self.problems: dict[RelPath, Problem] = {}
 
-    def scan(self, paths: Iterable[RelPath], trees: Iterable[RelPath]) -> dict[RelPath, Difference]:
+    def scan(
+        self, paths: Iterable[RelPath], trees: Iterable[RelPath], *, passes_over: bool = False
+    ) -> dict[RelPath, Difference]:
         """Return the differences at ``paths`` (each alone) and in ``trees`` (all beneath).
 
         A new directory is scanned whole, and so is one that was a file; of a directory that is gone
-        only the directory itself is told. Raises OSError where the root cannot be read.
+        only the directory itself is told. Raises OSError where the root cannot be read, and where
+        anything cannot be looked at, unless the scan ``passes_over`` that: then it is a problem.
         """
         found: dict[RelPath, Difference] = {}
-        with self._opened():
+        self._passes_over = passes_over
+        with self._opened(is_scan=True):
             tops = {tree for tree in trees if not self._left_out(tree)}
             before = {p: told for p, told in self.problems.items() if lies_in(p, tops)}
             for tree in tops:
@@ -97,14 +107,30 @@ class Scanner:
         with self._opened():
             return self.stamp(path)
 
-    def gone(self, paths: Iterable[RelPath]) -> set[RelPath]:
-        """Return those of ``paths`` where no entry stands now."""
+    def see(self, path: RelPath) -> Stamp | None:
+        """Do as ``look`` does; None is also that nobody can look, which is no absence."""
         with self._opened():
-            return {path for path in paths if self.stamp(path) is None}
+            return self._stamp_or_error(path)[0]
+
+    def gone(self, paths: Iterable[RelPath]) -> set[RelPath]:
+        """Return those of ``paths`` where no entry stands now, as far as anybody can look."""
+        with self._opened():
+            return {path for path in paths if self._stamp_or_error(path) == (None, None)}
+
+    def is_hidden(self, path: RelPath) -> bool:
+        """Whether nobody can look at ``path``, as the last scan of it noted."""
+        if not lies_in(path, self.problems.keys()):
+            return False
+        with self._opened():
+            return self._stamp_or_error(path)[1] is not None
 
     @contextmanager
-    def _opened(self) -> Iterator[None]:
-        """Hold the root open; raises WorkingCopyLost when it is not the one that was deployed."""
+    def _opened(self, *, is_scan: bool = False) -> Iterator[None]:
+        """Hold the root open; raises WorkingCopyLost when it is not the one that was deployed.
+
+        Only an ``is_scan`` takes note of problems.
+        """
+        self._is_scan = is_scan
         try:
             self._fd = os.open(self.root, _DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
@@ -134,23 +160,42 @@ class Scanner:
         finally:
             os.close(parent)
 
+    def _stamp_or_error(self, path: RelPath) -> tuple[Stamp | None, OSError | None]:
+        """Look at one path as ``stamp`` does; returns why, where nobody can."""
+        try:
+            return self.stamp(path), None
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                raise
+            return None, error
+
     def _left_out(self, path: RelPath) -> bool:
         out = is_reserved(path) or len(path) > LONGEST_PATH
         return out or bool(path and self._excluded(path))
 
     def _path(self, path: RelPath) -> Iterator[Difference]:
-        seen = self.stamp(path)
+        was_closed = path in self.problems
+        seen, error = self._stamp_or_error(path)
+        if error is not None:
+            self._note_hidden(path, error)
+            return
         known = self._index.known(path)
         if seen is not None and seen.kind is Kind.DIRECTORY:
             whole = (
-                known is None or known.entry.kind is not Kind.DIRECTORY or _is_another(known, seen)
+                was_closed  # what is in it was passed over
+                or known is None
+                or known.entry.kind is not Kind.DIRECTORY
+                or _is_another(known, seen)
             )
             yield from self._tree(path) if whole else self._compare(path, known, seen)
         elif seen is not None or self._is_gone(path):
             yield from self._compare(path, known, seen)
 
     def _tree(self, top: RelPath) -> Iterator[Difference]:
-        seen = self.stamp(top)
+        seen, error = self._stamp_or_error(top)
+        if error is not None:
+            self._note_hidden(top, error)
+            return
         yield from self._compare(top, self._index.known(top), seen)
         if seen is None or seen.kind is not Kind.DIRECTORY:
             return
@@ -170,24 +215,40 @@ class Scanner:
         except FileNotFoundError:
             return  # gone since it was listed: its own event or the next scan tells
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                raise  # says nothing of the directory: the batch is done again
+            if error.errno in _EXHAUSTED:
+                raise
             # Never delete on absence alone: what cannot be listed is a problem, not a deletion.
             self._note(directory, "unreadable", f"cannot be listed: {error.strerror}")
             return
         try:
+            found = self._listed(directory, fd)
+            if found is None:
+                return
             self.problems.pop(directory, None)
-            found = _listed(fd)
             listing = blake3(marshal.dumps(found, 2)).digest()
             if self._index.agreed(directory) == listing:
-                directories = (name for name, told in found if told and stat.S_ISDIR(told[0]))
-                waiting += (join(directory, os.fsencode(name)) for name in directories)
+                waiting += (
+                    join(directory, os.fsencode(name))
+                    for name, told in found
+                    if isinstance(told, tuple) and stat.S_ISDIR(told[0])
+                )
                 return
             odd = yield from self._compare_all(directory, fd, found, waiting)
         finally:
             os.close(fd)
         if not odd:
             self._index.agree(directory, listing)
+
+    def _listed(self, directory: RelPath, fd: int) -> list[_Item] | None:
+        """List a directory; None where that fails for all of it, which is noted."""
+        try:
+            return _listed(fd)
+        except FileNotFoundError:
+            return None  # it was removed meanwhile
+        except OSError as error:
+            self._raise_unless_of_path(directory, error)
+            self._note(directory, "unreadable", f"cannot be looked into: {error.strerror}")
+            return None
 
     def _compare_all(
         self, directory: RelPath, fd: int, found: list[_Item], waiting: list[RelPath]
@@ -203,27 +264,66 @@ class Scanner:
                 odd = True
                 continue
             row = rows.pop(name, None)
-            if told is not None and stat.S_ISDIR(told[0]):
+            if isinstance(told, tuple) and stat.S_ISDIR(told[0]):
                 waiting.append(path)
-            if row is None or told is None or not _is_same(row, told):
+            if row is None or not isinstance(told, tuple) or not _is_same(row, told):
                 differs = list(self._item(path, fd, row, told))
-                odd = odd or bool(differs) or row is None
+                odd = odd or bool(differs) or row is None or path in self.problems
                 yield from differs
             elif self.problems:
                 self.problems.pop(path, None)
         for path in (join(directory, name) for name in rows):
             odd = True
-            if not self._left_out(path) and self.stamp(path) is None:
-                yield from self._compare(path, self._index.known(path), None)
+            if not self._left_out(path):
+                yield from self._missed(path)
         return odd
 
+    def _missed(self, path: RelPath) -> Iterator[Difference]:
+        """Compare what has a row and was not listed."""
+        seen, error = self._stamp_or_error(path)
+        if error is not None:
+            self._note_hidden(path, error)
+        elif seen is None:
+            yield from self._compare(path, self._index.known(path), None)
+
     def _item(
-        self, path: RelPath, fd: int, row: StampRow | None, told: ToldByKernel | None
+        self, path: RelPath, fd: int, row: StampRow | None, told: ToldByKernel | int | None
     ) -> Iterator[Difference]:
-        seen = self._seen(fd, name_of(path), path, told)
+        if isinstance(told, int):
+            self._note_hidden(path, OSError(told, os.strerror(told), path))
+            return
+        try:
+            seen = self._seen(fd, name_of(path), path, told)
+        except OSError as error:
+            self._note_hidden(path, error)
+            return
         if row is not None or seen is not None:
             known = None if row is None else self._index.known(path)
             yield from self._compare(path, known, seen)
+
+    def _note_hidden(self, path: RelPath, error: OSError) -> None:
+        """Note what cannot be looked at, or the directory that lets nobody in: nothing went."""
+        self._raise_unless_of_path(path, error)
+        for directory in _above(path):
+            if not self._lets_in(directory):
+                self._raise_unless_of_path(directory, error)
+                self._note(directory, "unreadable", f"cannot be looked into: {error.strerror}")
+                return
+        self._note(path, "unreadable", f"cannot be looked at: {error.strerror}")
+
+    def _raise_unless_of_path(self, path: RelPath, error: OSError) -> None:
+        """Raise an error that is not one of a single path, or the root's."""
+        if not (self._passes_over and path) or error.errno in _EXHAUSTED:
+            raise error
+
+    def _lets_in(self, directory: RelPath) -> bool:
+        try:
+            os.close(open_beneath(self._fd, join(directory, b"."), os.O_PATH))
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                raise
+            return False
+        return True
 
     def _note_reserved(self, path: RelPath) -> None:
         if is_reserved(path):
@@ -247,11 +347,13 @@ class Scanner:
     ) -> Stamp | None:
         """Return the stamp of what the kernel told of ``path``; None is that nothing stands."""
         kind = None if told is None else _KINDS.get(stat.S_IFMT(told[0]))
-        if told is not None and kind is None:
-            self._note(path, "special", "is a socket, FIFO or device and is left out")
+        if self._is_scan and kind is not Kind.DIRECTORY:  # whether that can be listed is not known
+            self.problems.pop(path, None)
+        if told is None:
             return None
-        self.problems.pop(path, None)
-        if told is None or kind is None:
+        if kind is None:
+            if self._is_scan:
+                self._note(path, "special", "is a socket, FIFO or device and is left out")
             return None
         try:
             target = os.readlink(name, dir_fd=directory) if kind is Kind.LINK else b""
@@ -273,16 +375,31 @@ class Scanner:
         self.problems[path] = Problem(path, kind, f"{show(path)} {text}.")
 
 
+def _above(path: RelPath) -> list[RelPath]:
+    """Return the directories that ``path`` lies in, from the root down."""
+    found = []
+    while path:
+        path = parent_of(path)
+        found.append(path)
+    return found[::-1]
+
+
 def _listed(fd: int) -> list[_Item]:
     with os.scandir(fd) as items:
-        return [(item.name, _told_of(item)) for item in items]
+        return [(item.name, _told_of(item, fd)) for item in items]
 
 
-def _told_of(item: os.DirEntry[str]) -> ToldByKernel | None:
+def _told_of(item: os.DirEntry[str], directory: int) -> ToldByKernel | int | None:
+    """Return what stands at a listed name; raises OSError where nobody is let in to any."""
     try:
         return told_by_kernel(item.stat(follow_symlinks=False))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise
+        os.stat(".", dir_fd=directory)
+        return error.errno or errno.EIO
 
 
 def _is_same(row: StampRow, told: ToldByKernel) -> bool:

@@ -93,7 +93,7 @@ class Verification:
         pushed is known by the index's stamps.
         """
         scanner = Scanner(root, index, excluded)
-        for path, difference in sorted(scanner.scan((), [b""]).items()):
+        for path, difference in sorted(scanner.scan((), [b""], passes_over=True).items()):
             if path and difference.seen is None:
                 yield Finding(path, "working copy", "is gone")
             elif path:
