@@ -342,6 +342,27 @@ def test_what_is_deleted_makes_room_in_a_full_space(
     }
 
 
+def test_what_only_has_a_name_of_our_own_makes_no_room(one: Node, mounted: Mounted) -> None:
+    project = mounted.backing / "project"
+    one.deploy()
+    (one.work / "aside").mkdir()
+    for name in ("removed", "data", "aside/data"):
+        (one.work / name).write_bytes(os.urandom(150_000))
+    flushed(one)
+    mounted.quota(used(mounted.backing) + 60_000, errno.ENOSPC, at="write")
+    (one.work / "large").write_bytes(os.urandom(190_000))
+    one.wait_for_phase("backing_off")
+    (one.work / "data").rename(one.work / ".onesync~data")
+    (one.work / "aside").rename(one.work / ".onesync~aside")
+    (one.work / "removed").unlink()
+    wait_for(lambda: (project / "large").exists() and one.status()["pending_paths"] == 0, one)
+    assert "deletions made room" in one.log()
+    assert not (project / "removed").exists()
+    for name in ("data", "aside/data"):
+        content = (one.work / f".onesync~{name}").read_bytes()
+        assert (project / name).read_bytes() == content, "it is nowhere else"
+
+
 def test_a_mount_that_became_read_only_is_waited_for(one: Node, mounted: Mounted) -> None:
     one.deploy()
     mounted.read_only()

@@ -234,7 +234,21 @@ def test_our_own_names_are_not_told(root: Path, told: Told) -> None:
         (root / name / "inner").write_bytes(b"x")
     (root / "last").write_bytes(b"x")
     wait_for(lambda: told.covers(b"last"), told)
-    assert not any(map(told.covers, map(os.fsencode, ours)))
+    assert not any(is_beneath(path, os.fsencode(name)) for path in told.paths for name in ours)
+    assert told.trees <= set(map(os.fsencode, ours)), "to be looked at, and no more"
+
+
+@pytest.mark.usefixtures("watcher")
+@pytest.mark.parametrize("name", ["file", "dir"])
+def test_one_of_our_own_names_is_looked_at_when_it_comes_and_goes(
+    root: Path, told: Told, name: str
+) -> None:
+    """Or what was renamed to it would be deleted in OneData, where it is nowhere else."""
+    for one, other in ((name, ".onesync~x"), (".onesync~x", name)):
+        (root / one).rename(root / other)
+        wait_for(lambda: b".onesync~x" in told.trees, told)
+        wait_for(lambda: told.covers(os.fsencode(name)), told)
+        told.forget()
 
 
 @pytest.mark.usefixtures("watcher")

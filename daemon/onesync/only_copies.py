@@ -81,6 +81,9 @@ class OnlyCopies:
             for old in self._old_names(path):
                 if top := _top_of(old, gone):
                     self._kept[top] = path
+        left_out = self.scanner.beneath_left_out()
+        held = ((top, self._held_by(top, left_out)) for top in gone)
+        self._kept |= {top: path for top, path in held if path is not None}
         self._kept |= {top: now for old, now in self._hidden.items() if (top := _top_of(old, gone))}
         self._taken_out = gone & self._kept.keys()
         plan = self._that_came_before(without_removals(plan, self._taken_out))
@@ -113,6 +116,7 @@ class OnlyCopies:
             return plan
         at = plan.stands_at
         waiting = self._by_inode({at.get(p, p) for p in self._lasting() | self._waiting})
+        waiting |= self.scanner.beneath_left_out()
         found: set[RelPath] = set()
         while waiting and tops:
             new = {top: path for top in tops if (path := self._held_by(top, waiting, plan))}
@@ -126,7 +130,7 @@ class OnlyCopies:
 
     def standing_left_out(self, gone: AbstractSet[RelPath]) -> AbstractSet[RelPath]:
         """Return which of ``gone`` stand, all or in part, under names that cannot come."""
-        new = self._by_inode(self._lasting())
+        new = self._by_inode(self._lasting()) | self.scanner.beneath_left_out()
         hidden = {top for old in self._hidden if (top := _top_of(old, gone))}
         return hidden | self.holding(gone, new)
 

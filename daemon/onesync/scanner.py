@@ -71,6 +71,7 @@ class Scanner:
         found: dict[RelPath, Difference] = {}
         self._passes_over = passes_over
         with self._opened(is_scan=True):
+            paths, trees = set(paths), set(trees)
             tops = {tree for tree in trees if not self._left_out(tree)}
             before = {p: told for p, told in self.problems.items() if lies_in(p, tops)}
             for tree in tops:
@@ -79,9 +80,11 @@ class Scanner:
             for path, told in before.items():
                 if self.problems.get(path) is told:  # not met again: no row says that it went
                     del self.problems[path]
-            for path in set(paths):
+            for path in paths:
                 if not self._left_out(path) and not lies_in(path, tops):
                     found.update((d.path, d) for d in self._path(path))
+            for path in filter(_cannot_come, paths | trees):
+                self._look_at_left_out(path)
             for path in self._other_names(found.values()):
                 found.update((d.path, d) for d in self._path(path))
         return found
@@ -123,6 +126,40 @@ class Scanner:
             return False
         with self._opened():
             return self._stamp_or_error(path)[1] is not None
+
+    def beneath_left_out(self) -> dict[int, RelPath]:
+        """Return what lies beneath names that cannot come, by inode: OneData has it under others.
+
+        Of what stands at these names themselves the problems tell.
+        """
+        waiting = list(filter(_cannot_come, self.problems))
+        if not waiting:
+            return {}
+        found: dict[int, RelPath] = {}
+        with self._opened():
+            while waiting:
+                directory = waiting.pop()
+                for name, told in self._names(directory):
+                    path = join(directory, os.fsencode(name))
+                    kind = _KINDS.get(stat.S_IFMT(told[0]))
+                    if kind is Kind.DIRECTORY:
+                        waiting.append(path)
+                    elif kind is not None:
+                        found[stamp_from(told, kind).inode] = path
+        return found
+
+    def _names(self, directory: RelPath) -> list[tuple[str, ToldByKernel]]:
+        """List what can be looked at in a directory; nothing where it is none."""
+        try:
+            fd = open_beneath(self._fd, directory, _DIRECTORY)
+            try:
+                return [(name, told) for name, told in _listed(fd) if isinstance(told, tuple)]
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                raise
+            return []
 
     @contextmanager
     def _opened(self, *, is_scan: bool = False) -> Iterator[None]:
@@ -170,8 +207,7 @@ class Scanner:
             return None, error
 
     def _left_out(self, path: RelPath) -> bool:
-        out = is_reserved(path) or len(path) > LONGEST_PATH
-        return out or bool(path and self._excluded(path))
+        return _cannot_come(path) or bool(path and self._excluded(path))
 
     def _path(self, path: RelPath) -> Iterator[Difference]:
         was_closed = path in self.problems
@@ -325,6 +361,13 @@ class Scanner:
             return False
         return True
 
+    def _look_at_left_out(self, path: RelPath) -> None:
+        """Note what is told of and cannot come: what OneData has of it has to stay."""
+        self.problems.pop(path, None)
+        seen, error = self._stamp_or_error(path)
+        if seen is not None or error is not None:
+            self._note_reserved(path)
+
     def _note_reserved(self, path: RelPath) -> None:
         if is_reserved(path):
             self._note(path, "reserved", "has a name that onesync keeps for itself: rename it")
@@ -382,6 +425,11 @@ def _above(path: RelPath) -> list[RelPath]:
         path = parent_of(path)
         found.append(path)
     return found[::-1]
+
+
+def _cannot_come(path: RelPath) -> bool:
+    """Whether OneData never gets ``path``, because of its name."""
+    return is_reserved(path) or len(path) > LONGEST_PATH
 
 
 def _listed(fd: int) -> list[_Item]:

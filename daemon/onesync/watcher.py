@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 _WRITTEN = pyinotify.IN_MODIFY | pyinotify.IN_CLOSE_WRITE
 _PLAIN = pyinotify.IN_CREATE | pyinotify.IN_ATTRIB | _WRITTEN
 """What may happen to a file of one name in any order, as far as a sink is concerned."""
+_COMES_OR_GOES = (
+    pyinotify.IN_CREATE | pyinotify.IN_DELETE | pyinotify.IN_MOVED_FROM | pyinotify.IN_MOVED_TO
+)
 MASK = (
     pyinotify.IN_CREATE
     | pyinotify.IN_MODIFY
@@ -378,6 +381,8 @@ class InotifyWatcher:
                 path = join(directory, name.rstrip(b"\0"))
                 if not is_reserved(path):
                     touched[path] = bool(mask & _WRITTEN)
+                elif mask & pyinotify.IN_CREATE:
+                    self._sink.tree_changed(path)
         if touched:
             self._sink.touched(touched)
 
@@ -413,6 +418,9 @@ class InotifyWatcher:
         path = join(directory, event.name) if event.name else directory
         if not is_reserved(path):
             self._tell(event, path)
+        elif event.mask & _COMES_OR_GOES:
+            # What it had as its old name stays in OneData as long as it stands here.
+            self._sink.tree_changed(path)
 
     def _tell(self, event: _Event, path: RelPath) -> None:
         is_directory = bool(event.mask & pyinotify.IN_ISDIR)
@@ -658,7 +666,11 @@ class PollingWatcher(FileSystemEventHandler):
         for name in (event.src_path, event.dest_path):
             if name:
                 path = os.fsencode(os.path.relpath(os.fsdecode(name), self._root))
-                if path != b"." and not is_reserved(path):
+                if path == b"." or is_reserved(parent_of(path)):
+                    continue
+                if is_reserved(path):
+                    self._sink.tree_changed(path)
+                else:
                     mark(path)
 
 
