@@ -355,7 +355,7 @@ def test_what_only_has_a_name_of_our_own_makes_no_room(one: Node, mounted: Mount
     (one.work / "data").rename(one.work / ".onesync~data")
     (one.work / "aside").rename(one.work / ".onesync~aside")
     (one.work / "removed").unlink()
-    wait_for(lambda: (project / "large").exists() and one.status()["pending_paths"] == 0, one)
+    one.wait_until(lambda: (project / "large").exists() and one.status()["pending_paths"] == 0)
     assert "deletions made room" in one.log()
     assert not (project / "removed").exists()
     for name in ("data", "aside/data"):
