@@ -52,10 +52,12 @@ def test_a_batch_looks_at_few_of_a_backlog(place: Place, monkeypatch: pytest.Mon
     looked: list[int] = []
     real = Scanner.scan
 
-    def scan(self: Scanner, paths: Iterable[RelPath], trees: Iterable[RelPath]) -> object:
+    def scan(
+        self: Scanner, paths: Iterable[RelPath], trees: Iterable[RelPath], **options: bool
+    ) -> object:
         paths = set(paths)
         looked.append(sum(b"many_" in path for path in paths))
-        return real(self, paths, trees)
+        return real(self, paths, trees, **options)
 
     monkeypatch.setattr(Scanner, "scan", scan)
     act_and_look(place, [lambda work: put(work, *MANY), nothing, nothing], lambda: None)
