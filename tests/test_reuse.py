@@ -36,6 +36,16 @@ def plain(tmp_path: Path, store: Path) -> Iterator[PlainNode]:
         node.end(9)
 
 
+def goes_on(two: Node, name: str, *, is_deleted: bool = False) -> None:
+    """Deploy on another node, where a file is changed or deleted, and undeploy."""
+    two.deploy()
+    if is_deleted:
+        (two.work / name).unlink()
+    else:
+        (two.work / name).write_bytes(b"of two")
+    assert two.end() == 0, two.log()
+
+
 @pytest.mark.parametrize("what_two_does", ["changes it", "deletes it"])
 def test_what_is_excluded_since_keeps_its_edits(
     nodes: list[Node],
@@ -49,12 +59,7 @@ def test_what_is_excluded_since_keeps_its_edits(
     one.deploy()
     (one.work / "notes.tmp").write_bytes(MINE)
     assert one.end() == 0, one.log()
-    two.deploy()
-    if what_two_does == "deletes it":
-        (two.work / "notes.tmp").unlink()
-    else:
-        (two.work / "notes.tmp").write_bytes(b"of two")
-    assert two.end() == 0, two.log()
+    goes_on(two, "notes.tmp", is_deleted=what_two_does == "deletes it")
     assert one.refusal() == 13
     assert TOLD.format("notes.tmp") in one.log()
     assert (one.work / "notes.tmp").read_bytes() == MINE
@@ -73,9 +78,7 @@ def test_what_lies_in_a_directory_that_cannot_be_listed_keeps_its_edits(
     assert plain.end() == 0, plain.log()
     (plain.work / "d" / "f").write_bytes(MINE)
     (plain.work / "d").chmod(mode)
-    two.deploy()
-    (two.work / "d" / "f").write_bytes(b"of two")
-    assert two.end() == 0, two.log()
+    goes_on(two, "d/f")
     assert plain.refusal() == 13
     assert TOLD.format("d/f") in plain.log()
     assert (plain.work / "d" / "f").read_bytes() == MINE
@@ -90,12 +93,7 @@ def test_what_is_excluded_since_and_unchanged_follows_onedata(
     (one.work / "notes.tmp").write_bytes(b"first")
     assert one.end() == 0, one.log()
     one.configure(push__exclude=["*.tmp"])
-    two.deploy()
-    if what_two_does == "deletes it":
-        (two.work / "notes.tmp").unlink()
-    else:
-        (two.work / "notes.tmp").write_bytes(b"of two")
-    assert two.end() == 0, two.log()
+    goes_on(two, "notes.tmp", is_deleted=what_two_does == "deletes it")
     one.deploy()
     found = [path.read_bytes() for path in one.work.iterdir()]
     assert found == ([] if what_two_does == "deletes it" else [b"of two"])
@@ -111,9 +109,7 @@ def test_what_lies_in_a_closed_directory_and_is_unchanged_follows_onedata(
     (plain.work / "d" / "f").write_bytes(b"first")
     assert plain.end() == 0, plain.log()
     (plain.work / "d").chmod(0)
-    two.deploy()
-    (two.work / "d" / "f").write_bytes(b"of two")
-    assert two.end() == 0, two.log()
+    goes_on(two, "d/f")
     plain.deploy()
     assert (plain.work / "d" / "f").read_bytes() == b"of two"
     assert plain.end() == 0, plain.log()

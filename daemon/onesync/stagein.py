@@ -61,6 +61,7 @@ from onesync.replica.door import Copied, Listed, Replica
 from onesync.replica.flights import aloft
 from onesync.sidecars import Sidecars
 from onesync.snapshot import may_be_database
+from onesync.unverified import has_one_of
 
 CHANGED_OUTSIDE = "changed_outside"
 ATTRIBUTES = "attributes"
@@ -523,11 +524,7 @@ class StageIn:
         """Whether the ``size`` bytes that OneData has are the first ones of ours, or zeros."""
         if size > entry.size:
             return False
-        try:
-            digest, _ = self._replica.digest(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return True
-        return digest in digests_of_part(join(self._root, path), size)
+        return has_one_of(self._replica, path, digests_of_part(join(self._root, path), size))
 
     def _copied(self, path: RelPath, entry: Entry, temporary: RelPath, *, is_new: bool) -> Copied:
         """Copy a file; a large one goes on where an earlier stage-in died over it.

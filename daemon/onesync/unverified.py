@@ -241,7 +241,7 @@ class Unverified:
                 shorter[path] = found.size
         lost, taken = set(filter(is_cleaned, lost)), set(filter(is_cleaned, taken))
         for path in filter(is_cleaned, shorter):
-            is_left = self._is_one_of(path, left_of(path, shorter[path]))
+            is_left = has_one_of(self.replica, path, left_of(path, shorter[path]))
             (lost if is_left else taken).add(path)
         above = self._look_above(lost).items()
         taken |= {path for path, found in above if found and found.kind is not Kind.DIRECTORY}
@@ -253,13 +253,6 @@ class Unverified:
                 " false"
             )
         return lost
-
-    def _is_one_of(self, path: RelPath, digests: set[str]) -> bool:
-        """Whether a file in OneData has one of ``digests``, or is gone meanwhile."""
-        try:
-            return self.replica.digest(path)[0] in digests
-        except (FileNotFoundError, NotADirectoryError):
-            return True
 
     def _looked_up(
         self, told: Callable[[int, int], None]
@@ -377,6 +370,14 @@ class Unverified:
             if self._failures[path] < _READ_TRIES:
                 raise
             return True
+
+
+def has_one_of(replica: Replica, path: RelPath, digests: set[str]) -> bool:
+    """Return whether a file in OneData has one of ``digests``, or is gone meanwhile."""
+    try:
+        return replica.digest(path)[0] in digests
+    except (FileNotFoundError, NotADirectoryError):
+        return True
 
 
 def _is_held(known: Known) -> bool:
