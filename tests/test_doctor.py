@@ -417,13 +417,13 @@ def test_a_probe_that_hangs_leaves_nothing_where_the_mount_answers_again(
 def test_what_a_hanging_mount_keeps_is_named_and_removed_by_the_next_one(
     on_fuse: Node, mounted: Mounted
 ) -> None:
-    on_fuse.configure(mount__require_fuse=True, mount__io_timeout_seconds=2)
+    on_fuse.configure(mount__require_fuse=True, mount__io_timeout_seconds=5)
     mounted.hang_at("rename", times=-1)
     report = examined(on_fuse)
     left = names(mounted.backing) - {"project"}
     mounted.release()
     assert report.code == 14
-    assert report.verdict("probe.rename") == "failure"
+    assert report.verdict("probe.rename") == "failure", report.checks
     assert left
     assert min(left).removeprefix("project/") in report.text("probe.removal")
     on_fuse.configure(mount__require_fuse=True)
