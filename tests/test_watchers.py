@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from onesync import watcher as watchers
 from onesync.core.model import RelPath, is_beneath
 from onesync.watcher import InotifyWatcher, PollingWatcher, Watcher
 from tests.machine import lacks
@@ -378,7 +380,7 @@ def test_writers_do_not_wake_the_watcher_with_every_change(
         assert watcher.drain(SOON)
         took = time.monotonic() - began
         # Some more, for locks that it waits for.
-        assert sleeps(task) - before < 100 + 2 * took / rest
+        assert sleeps(task) - before < 100 + 2 * took / watchers._BURST_REST_SECONDS
         assert all(told.covers(b"dir/%d" % number) for number in range(2000))
     finally:
         watcher.stop()
@@ -399,6 +401,79 @@ def test_a_rest_ends_when_somebody_waits(root: Path, told: Told, tmp_path: Path)
         assert told.covers(name.encode())
     watcher.stop()
     assert not watcher._thread.is_alive()
+
+
+@pytest.fixture
+def without_end(
+    root: Path, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[InotifyWatcher]:
+    """A watcher for which each burst goes on until somebody waits for it."""
+    monkeypatch.setattr(watchers, "_BURST_BYTES", 0)
+    monkeypatch.setattr(watchers, "_GATHERED_SECONDS", 10 * SOON)
+    watcher = InotifyWatcher(os.fsencode(root), os.fsencode(tmp_path / "cookie"), told)
+    watcher.start()
+    yield watcher
+    watcher.stop()
+    assert not watcher._thread.is_alive()
+
+
+def test_what_comes_while_a_burst_is_taken_apart_is_gathered_too(
+    root: Path, told: Told, inotify: InotifyWatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes needs the processor, however long the burst lasts."""
+    rounds = 5
+    gathered: list[int] = []
+    gather, take_all = inotify._gather, inotify._take_all
+
+    def counted(wake: select.poll) -> None:
+        gathered.append(len(told.paths))
+        gather(wake)
+
+    def taken(events: bytes) -> None:
+        take_all(events)
+        if len(told.paths) <= rounds:
+            (root / f"{len(told.paths)}").touch()
+
+    monkeypatch.setattr(inotify, "_gather", counted)
+    monkeypatch.setattr(inotify, "_take_all", taken)
+    (root / "new").touch()
+    wait_for(lambda: len(told.paths) > rounds, told)
+    assert set(range(rounds + 1)) <= set(gathered)
+
+
+def test_of_a_burst_nothing_is_taken_apart_until_somebody_waits(
+    root: Path, told: Told, without_end: InotifyWatcher
+) -> None:
+    (root / "file").touch()
+    wait_for(lambda: without_end._untold_bytes > 0, told)
+    before = without_end._untold_bytes
+    (root / "dir" / "inner").touch()
+    wait_for(lambda: without_end._untold_bytes > before, told)
+    assert not told.paths
+    assert without_end.drain(SOON)
+    assert told.covers(b"file")
+    assert told.covers(b"dir/inner")
+
+
+def test_a_drain_whose_end_was_read_already_waits_for_no_burst(
+    root: Path, told: Told, without_end: InotifyWatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cookies = without_end._cookies
+    drained: list[bool] = []
+    second = threading.Thread(target=lambda: drained.append(without_end.drain(SOON)))
+    take_all = without_end._take_all
+
+    def taken(events: bytes) -> None:
+        if b"file" in events and not second.is_alive():
+            second.start()
+            wait_for(lambda: bool(os.listdir(cookies)), told)
+        take_all(events)
+
+    monkeypatch.setattr(without_end, "_take_all", taken)
+    (root / "file").touch()
+    assert without_end.drain(SOON)
+    second.join()
+    assert drained == [True]
 
 
 def test_the_end_needs_no_cookie(root: Path, told: Told, tmp_path: Path) -> None:

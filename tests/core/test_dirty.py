@@ -281,14 +281,35 @@ def test_what_is_due_is_taken_and_nothing_else(
     assert dict(taken.since) == {path: expected[path][0] for path in taken.paths}
 
 
-def test_a_new_tree_is_due_at_once_and_hurries_nothing_else() -> None:
+def test_a_new_tree_settles_too_and_hurries_nothing_else() -> None:
+    """Who fills a new directory is not disturbed by one who lists it meanwhile."""
     dirty = DirtySet(SETTLE, MAX_DELAY)
-    dirty.mark(b"a/b", 0)
-    dirty.mark_tree(b"a", 1)
-    first = dirty.take(1)
-    assert not first.paths
-    assert first.trees == {b"a"}
-    assert dirty.take(SETTLE).paths == {b"a/b"}
+    dirty.mark_tree(b"a", 0)
+    dirty.mark_tree(b"a", SETTLE / 2)  # it is not put off
+    dirty.mark(b"a/b", SETTLE / 2)
+    assert dirty.next_due(0) == SETTLE
+    assert not dirty.take(SETTLE - 0.1).trees
+    assert dirty.next_due(SETTLE) == 0
+    first = dirty.take(SETTLE)
+    assert (first.paths, first.trees) == (set(), {b"a"})
+    assert first.since == ((b"a", 0),)
+    assert dirty.take(1.5 * SETTLE).paths == {b"a/b"}
+    assert dirty.next_due(2 * SETTLE) is None
+
+
+def test_a_tree_waits_neither_for_the_longest_delay_nor_where_everything_is_taken() -> None:
+    dirty = DirtySet(MAX_DELAY + 1, MAX_DELAY)
+    dirty.mark_tree(b"a", 0)
+    assert dirty.next_due(0) == MAX_DELAY
+    assert dirty.take(0, everything=True).trees == {b"a"}
+
+
+def test_the_whole_tree_is_due_at_once() -> None:
+    dirty = DirtySet(SETTLE, MAX_DELAY)
+    dirty.mark_tree(b"a", 0)
+    dirty.mark_tree(b"", 1)
+    assert dirty.next_due(1) == 0
+    assert dirty.take(1).trees == {b""}
 
 
 def test_beyond_the_limit_the_whole_tree_is_marked_with_the_oldest_age() -> None:

@@ -150,7 +150,9 @@ class DirtySet:
             and ((everything and (resting or not m.scratch)) or self._due(p, m) <= now)
         }
         self._join_ends(paths)
-        trees, self._trees = self._trees, {}
+        trees = {p: f for p, f in self._trees.items() if everything or self._tree_due(p, f) <= now}
+        for path in trees:
+            del self._trees[path]
         for path in paths:
             del self._paths[path]
         moves = tuple(
@@ -230,11 +232,13 @@ class DirtySet:
 
     def next_due(self, now: float) -> float | None:
         """Return in how many seconds something is due (0 = now), or None."""
-        if self._trees or self._backlog:
+        if b"" in self._trees or self._backlog:
             return 0.0
-        if not self._paths:
+        if not self._paths and not self._trees:
             return None
-        return max(0.0, min(self._due(*item) for item in self._paths.items()) - now)
+        paths = (self._due(*item) for item in self._paths.items())
+        trees = (self._tree_due(*item) for item in self._trees.items())
+        return max(0.0, min(chain(paths, trees)) - now)
 
     def some(self, limit: int) -> list[RelPath]:
         """Return up to ``limit`` of the marked paths and trees."""
@@ -258,6 +262,11 @@ class DirtySet:
         """Return when the oldest was first marked, or None."""
         marks = (mark.first for mark in self._paths.values())
         return min(chain(marks, self._trees.values(), self._backlog.values()), default=None)
+
+    def _tree_due(self, path: RelPath, first: float) -> float:
+        # A new directory is being filled: to list it meanwhile is work that its writer pays for,
+        # and in vain. That all may have changed is told when somebody wants to know.
+        return first + min(self._settle, self._max_delay) if path else first
 
     def _due(self, path: RelPath, mark: _Mark) -> float:
         if mark.left:
