@@ -252,11 +252,7 @@ class InotifyWatcher:
                 os.eventfd_read(self._wake)
             if queue in ready or self._untold:
                 self._gather(wake)
-                for _ in range(len(self._untold)):
-                    if self._ends:
-                        break
-                    self._take_all(self._next_untold())
-                    self._read()
+                self._take_gathered()
                 if not self._untold:  # else where it was moved to may come yet
                     self._tell_of_left()
                 # Each event that finds us waiting wakes us up, at the cost of who caused it: a
@@ -282,10 +278,15 @@ class InotifyWatcher:
         """Whether a drain waits: what tells that it is done may have been read already."""
         return not all(seen.is_set() for seen in list(self._waiting.values()))
 
-    def _next_untold(self) -> bytes:
-        events = self._untold.popleft()
-        self._untold_bytes -= len(events)
-        return events
+    def _take_gathered(self) -> None:
+        """Take apart what was gathered; what is read meanwhile may be of a burst that goes on."""
+        for _ in range(len(self._untold)):
+            if self._ends:
+                return
+            events = self._untold.popleft()
+            self._untold_bytes -= len(events)
+            self._take_all(events)
+            self._read()
 
     def _read(self) -> int:
         """Take what the kernel's queue holds, before it is full; returns how many bytes."""
