@@ -291,8 +291,8 @@ def test_a_new_tree_settles_too_and_hurries_nothing_else() -> None:
     assert not dirty.take(SETTLE - 0.1).trees
     assert dirty.next_due(SETTLE) == 0
     first = dirty.take(SETTLE)
-    assert first.since == ((b"a", 0),)
     assert first.trees == {b"a"}
+    assert list(first.since) == [(b"a", 0)]
     assert dirty.take(1.5 * SETTLE).paths == {b"a/b"}
 
 
