@@ -6,7 +6,7 @@ RUN := .run/$(subst /,_,$(abspath $(WORK)))
 PACKAGES := fuse3
 TEST_PACKAGES := chromium mandoc python3-yaml prometheus prometheus-node-exporter openssl mmdebstrap systemd-container btrfs-progs e2fsprogs gcc libc6-dev pkg-config libfuse3-dev
 DEB_PACKAGES := debian-archive-keyring mmdebstrap systemd-container
-BENCH_PACKAGES := rsync rclone lsyncd unison gcc libc6-dev pkg-config libfuse3-dev
+BENCH_PACKAGES := e2fsprogs rsync rclone lsyncd unison gcc libc6-dev pkg-config libfuse3-dev
 EXTRAS := dev
 
 .PHONY: setup check test test-node soak bench demo run man deb rpm

@@ -17,9 +17,10 @@ from tests.bench.scenarios import FULL, QUICK, Bench, Row
 
 _SCENARIOS = (
     *("new_and_unchanged", "staged_in", "changed", "renamed", "large"),
-    *("several", "saved", "latencies", "directories", "entries", "scale", "files", "burst"),
+    *("several", "saved", "latencies", "directories", "entries", "scale", "files"),
+    *("burst", "burst_on_disk"),
 )
-_NEEDED = ("rsync", "rclone", "lsyncd", "unison", "cc", "pkg-config", "fusermount3")
+_NEEDED = ("rsync", "rclone", "lsyncd", "unison", "cc", "pkg-config", "fusermount3", "mkfs.ext4")
 
 
 def main() -> None:

@@ -6,12 +6,19 @@ times are the tools'. Neither lets the kernel keep names or attributes.
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from tests.standin.mounted import Mounted
 from tests.standin.passthrough import Passthrough
+
+_DISK_BYTES = 6 << 30
+_DISK_INODES = 2_000_000
 
 
 class Mount(Protocol):
@@ -47,6 +54,24 @@ def standin(home: Path) -> Mount:
 def passthrough(home: Path) -> Mount:
     """Return the pass-through in C, to be mounted."""
     return Passthrough(home)
+
+
+@contextmanager
+def disk(within: Path) -> Iterator[Path]:
+    """Yield a directory on ext4, whose disk is a file in ``within``. Needs to be root."""
+    with tempfile.TemporaryDirectory(dir=within) as home:
+        image, top = Path(home, "disk"), Path(home, "top")
+        with image.open("wb") as file:
+            file.truncate(_DISK_BYTES)
+        # What is usually done later, beside what is measured, is done at once.
+        made = ["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"]
+        subprocess.run([*made, "-N", str(_DISK_INODES), image], check=True)
+        top.mkdir()
+        subprocess.run(["mount", "-o", "loop", image, top], check=True)
+        try:
+            yield top
+        finally:
+            subprocess.run(["umount", top], check=True)
 
 
 def calls_of(counts: dict[str, int]) -> int:

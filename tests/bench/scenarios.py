@@ -23,7 +23,7 @@ from blake3 import blake3
 
 from onesync import control
 from tests.bench.known import known_tree
-from tests.bench.mounts import Mount, calls_of, passthrough, standin
+from tests.bench.mounts import Mount, calls_of, disk, passthrough, standin
 from tests.bench.tools import (
     Copy,
     Lsyncd,
@@ -284,6 +284,7 @@ class Bench:
         return burst(top, number)
 
     def _warm_up(self, size: int = 0) -> None:
+        os.sync()  # what a disk has to write yet would be written beside what is measured
         with tempfile.NamedTemporaryFile(dir=_MEMORY) as file:
             for _ in range(2 * (size or self._size.large) // MEBIBYTE):
                 file.write(bytes(MEBIBYTE))
@@ -323,32 +324,58 @@ class Bench:
         """
         number = self._size.burst
         scenario = f"burst of {number:,}"
-        alone, told = self._by_turns(_burst, _burst_told, number)
-        self._found(Row(scenario, "floor", 0, number, told, 0, 0, 0, 0, 0, slowed=told / alone - 1))
+        self._found(self._floor_of_burst(scenario, number, _MEMORY))
         for make in (Onesync, Lsyncd):
-            # lsyncd takes its time for each file: the fifth part is told for all.
-            count = number if make is Onesync else number // 5
-            alone, beside = self._by_turns(_burst, partial(self._burst_beside, make), count)
+            count = self._of_burst(make)
+            _, slowed = self._slowed(make, count, _MEMORY)
             with self._equal(_politely(make), passthrough, lambda _: None, _MEMORY) as tool:
                 act = partial(self._brought, tool, count)
                 row = self._measured(scenario, tool, 0, count, act)
-            row.slowed = beside / alone - 1
+            row.slowed = slowed
             row.note = row.note or (f"{count:,} files" if count != number else "")
             self._found(row)
 
-    def _by_turns(self, one: Burst, other: Burst, number: int) -> tuple[float, float]:
-        """Return the shortest times of two bursts, of three turns each."""
-        with tempfile.TemporaryDirectory(dir=_MEMORY) as home:
+    def burst_on_disk(self) -> None:
+        """What the same burst does to its writer where a file costs what a disk's system takes."""
+        number = self._size.burst
+        scenario = f"burst of {number:,} on ext4"
+        with disk(_MEMORY) as within:
+            self._found(self._floor_of_burst(scenario, number, within))
+            for make in (Onesync, Lsyncd):
+                count = self._of_burst(make)
+                took, slowed = self._slowed(make, count, within)
+                name = "onesync" if make is Onesync else Lsyncd.name
+                note = "its writing alone" + f"; {count:,} files" * (count != number)
+                row = Row(scenario, name, 0, count, took, 0, 0, 0, 0, 0, note, slowed=slowed)
+                self._found(row)
+
+    def _of_burst(self, make: Make) -> int:
+        # lsyncd takes its time for each file: the fifth part is told for all.
+        return self._size.burst if make is Onesync else self._size.burst // 5
+
+    def _floor_of_burst(self, scenario: str, number: int, within: Path) -> Row:
+        alone, told = self._by_turns(_burst, _burst_told, number, within)
+        return Row(scenario, "floor", 0, number, told, 0, 0, 0, 0, 0, slowed=told / alone - 1)
+
+    def _slowed(self, make: Make, number: int, within: Path) -> tuple[float, float]:
+        """Return what a burst takes that is followed, and how much longer that is than alone."""
+        followed = partial(self._burst_beside, make, within)
+        alone, beside = self._by_turns(_burst, followed, number, within)
+        return beside, beside / alone - 1
+
+    def _by_turns(self, one: Burst, other: Burst, number: int, within: Path) -> tuple[float, float]:
+        """Return the shortest times of two bursts, of some turns each."""
+        with tempfile.TemporaryDirectory(dir=within) as home:
             took = [
                 self._warmed_up(burst, Path(home, f"{turn}-{which}"), number)
-                for turn in range(3)
+                for turn in range(_TURNS)
                 for which, burst in enumerate((one, other))
             ]
         return min(took[::2]), min(took[1::2])
 
-    def _burst_beside(self, make: Make, _: Path, number: int) -> float:
+    def _burst_beside(self, make: Make, within: Path, _: Path, number: int) -> float:
         """Return what a burst takes that is followed; what it brings is left undone."""
-        with self._equal(_politely(make), passthrough, lambda _: None, _MEMORY) as tool:
+        with self._equal(_politely(make), passthrough, lambda _: None, within) as tool:
             self._warm_up()
             took = _burst(tool.place.work / "burst", number)
             tool.kill()
@@ -540,6 +567,7 @@ def _in_another_second(path: Path) -> None:
     os.utime(path, (later, later))
 
 
+_TURNS = 5
 _BURST_DIRECTORIES = 50
 _NICE = 10
 """As onesync's unit has it."""
