@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -18,27 +17,15 @@ import pytest
 
 from onesync import snapshot
 from onesync.snapshot import Snapshots
-from tests.machine import lacks
+from tests.btrfs import btrfs
 from tests.test_databases import count, make
 
 
 @pytest.fixture
 def reflinks(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own that can share content."""
-    maker = shutil.which("mkfs.btrfs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    if os.geteuid() != 0 or maker is None:
-        lacks("needs root and btrfs-progs")
-    image, path = tmp_path / "image", tmp_path / "reflinks"
-    path.mkdir()
-    with image.open("wb") as file:
-        file.truncate(300 << 20)
-    subprocess.run([maker, "-q", image], check=True, capture_output=True)
-    mounted = subprocess.run(["mount", "-o", "loop", image, path], capture_output=True, check=False)
-    if mounted.returncode != 0:
-        # The kernel is not ours to choose, whoever runs the tests.
-        pytest.skip(f"this kernel mounts no btrfs: {mounted.stderr.decode()}")
-    yield path
-    subprocess.run(["umount", path], check=True)
+    with btrfs(tmp_path) as made:
+        yield made.path
 
 
 def taken(source: Path, target: Path) -> snapshot.Taken:

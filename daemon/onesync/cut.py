@@ -31,10 +31,11 @@ from onesync.core.model import (
 )
 from onesync.core.ordering import DATA, SIDECARS, PublishOrder, database_of, scope_of
 from onesync.core.plan import Difference
+from onesync.core.trouble import Reaction, judge_source
 from onesync.index import Index
 from onesync.local import digest_local
 from onesync.marks import Marks
-from onesync.outcome import DATABASE_BUSY, NOT_COPIED, SPOOL_FULL
+from onesync.outcome import DATABASE_BUSY, NOT_COPIED, SPOOL_FULL, UNREADABLE
 from onesync.pins import Pins
 from onesync.rewrites import Rewrites
 from onesync.scanner import Scanner
@@ -123,6 +124,7 @@ class Cuts:
     _bad_since: dict[RelPath, float] = field(default_factory=dict)
     _taken: dict[RelPath, tuple[str, bytes | None]] = field(default_factory=dict)
     _unchanged: set[RelPath] = field(default_factory=set)
+    _unread: dict[RelPath, OSError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._rewrites = Rewrites(self.root, self.index, self.scanner)
@@ -147,7 +149,7 @@ class Cuts:
         snapshots of an earlier cut are ``waiting`` are not taken anew, and neither are the others
         of ``runs``, which would wait with them.
         """
-        self._deferred, self._unchanged = set(), set()
+        self._deferred, self._unchanged, self._unread = set(), set(), {}
         self.drain()  # or what went before would seem to go while the databases are copied
         due = [first, self.marks.take(everything=True, resting=as_is)]
         found = self._look(_joined(due), awaited)
@@ -367,13 +369,23 @@ class Cuts:
     def _is_database(self, path: RelPath) -> bool:
         if self.scanner.is_hidden(path):
             return False  # nobody can tell, and it is not among what was found
-        found = path not in self._impostors and snapshot.is_database(
-            join(self.root, path), was_one=path in self._taken
-        )
+        found = path not in self._impostors and self._has_header(path)
         if found:
             self.marks.databases.add(path)
         else:
             self.marks.databases.discard(path)
+        return found
+
+    def _has_header(self, path: RelPath) -> bool:
+        was_one = path in self._taken
+        try:
+            found = snapshot.is_database(join(self.root, path), was_one=was_one)
+        except OSError as error:
+            if judge_source(error).reaction is not Reaction.PATH:
+                raise
+            self._unread[path] = error
+            return was_one
+        self._unread.pop(path, None)
         return found
 
     def _databases(self, paths: AbstractSet[RelPath]) -> set[RelPath]:
@@ -412,15 +424,23 @@ class Cuts:
         ):
             if stamp is None or self._waits(path, result, as_is):
                 continue
-            if result.taken:
-                frozen[path] = Frozen(place, stamp, digest_local(place).digest, traces)
-                is_same = state == snapshot.state_of(source)
-                self._taken[path] = (frozen[path].digest, state if is_same else None)
-                self._lookalikes.discard(path)
-            else:
+            if not result.taken:
                 self._take_for_plain(path)
+            elif (digest := self._digest_of(path, place)) is not None:
+                frozen[path] = Frozen(place, stamp, digest, traces)
+                is_same = state == snapshot.state_of(source)
+                self._taken[path] = (digest, state if is_same else None)
+                self._lookalikes.discard(path)
         self._not_busy(frozen)
         return frozen
+
+    def _digest_of(self, path: RelPath, place: bytes) -> str | None:
+        """Digest the snapshot of ``path``, which may share content that the disk does not give."""
+        try:
+            return digest_local(place).digest
+        except OSError as error:
+            self._not_frozen(path, error.strerror or repr(error))
+            return None
 
     def _waits(self, path: RelPath, result: Taken, as_is: bool) -> bool:
         """Whether nothing of ``path`` goes now, and say so where its writer can do something."""
@@ -497,7 +517,11 @@ class Cuts:
         databases: AbstractSet[RelPath],
         young: AbstractSet[RelPath],
     ) -> None:
-        """Leave sidecars out, and what is too ``young`` for this batch's cut, in place."""
+        """Leave out sidecars, what may be a database, and what is too ``young``, in place."""
+        for path, error in self._unread.items():
+            if path not in databases and found.pop(path, None) is not None:
+                text = f"{show(path)}: {judge_source(error).text}"
+                self.problems[path] = Problem(path, UNREADABLE, text)
         for path, difference in list(found.items()):
             if difference.seen is None or difference.seen.kind is not Kind.FILE:
                 continue

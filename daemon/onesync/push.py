@@ -38,7 +38,7 @@ from onesync.core.model import (
 )
 from onesync.core.ordering import DATA, SIDECARS, PublishOrder, spread
 from onesync.core.plan import Difference, Plan, only_beneath, without_beneath
-from onesync.core.trouble import Reaction, is_missing, judge
+from onesync.core.trouble import Reaction, is_missing, judge, judge_source
 from onesync.errors import LocalError, NotArrived, OnesyncError
 from onesync.holds import Holds
 from onesync.intent import Intent
@@ -598,8 +598,9 @@ class Push:
         if isinstance(error, NameRefused):
             self._refuse(path)
             return
-        trouble = judge(error)
         is_local = isinstance(error, LocalError)
+        is_of_source = is_local and not source.frozen  # a snapshot lies in the spool
+        trouble = judge_source(error) if is_of_source else judge(error)
         if is_local and trouble.reaction is Reaction.AGAIN:
             self.outcome.retry.add(path)
         elif trouble.reaction is Reaction.PATH and (is_local or source.undo is None):

@@ -13,6 +13,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from onesync.core.model import Kind, Known, RelPath, Stamp, is_damaged_row, join, renamed_path
+from onesync.core.trouble import Reaction, judge_source
 from onesync.index import Index
 from onesync.local import digest_local
 from onesync.scanner import Scanner
@@ -82,6 +83,10 @@ class Rewrites:
             return is_known(digest_local(join(self.root, place)).digest)
         except (FileNotFoundError, NotADirectoryError, InterruptedError):
             return True  # it went, or is something else now: the kernel tells of that
+        except OSError as error:
+            if judge_source(error).reaction is not Reaction.PATH:
+                raise
+            return False  # what nobody can read may be anything: who sends it says so
 
     def _names(self, row: RelPath, known: Known) -> Iterator[RelPath]:
         yield row

@@ -12,6 +12,7 @@ from onesync.core.trouble import (
     EVENTS,
     LOCAL,
     MOUNT,
+    SOURCE,
     Reaction,
     judge,
     pause_seconds,
@@ -50,7 +51,7 @@ def test_the_disk_of_this_node_is_never_taken_for_the_mount() -> None:
 
 
 def test_every_sentence_ends_and_says_what_is_safe() -> None:
-    for row in [*MOUNT.values(), *LOCAL.values()]:
+    for row in [*MOUNT.values(), *LOCAL.values(), *SOURCE.values()]:
         assert row.told.endswith(".")
         assert not row.remedy.endswith(".")
         assert re.search(r"nothing is lost|safe|stays|is pushed|looked at again", row.told), row
@@ -85,6 +86,7 @@ def test_the_documentation_shows_the_table() -> None:
     shown = documented("## Errors")
     table = {errno.errorcode[number]: row.reaction for number, row in MOUNT.items()}
     table |= {"local " + errno.errorcode[n]: row.reaction for n, row in LOCAL.items()}
+    table |= {"file " + errno.errorcode[n]: row.reaction for n, row in SOURCE.items()}
     table |= {kind.__name__: row.reaction for kind, row in EVENTS.items()}
     aliases = {"Exception": "anything else", "EOPNOTSUPP": "ENOTSUP"}
     assert shown == {aliases.get(code, code): str(reaction) for code, reaction in table.items()}

@@ -190,6 +190,18 @@ LOCAL: Mapping[int, Row] = {
 }
 """By the errno of a call on the working copy or the state directory."""
 
+SOURCE: Mapping[int, Row] = {
+    **_rows(
+        (errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA, errno.EREMOTEIO, errno.ENXIO,
+         errno.ESTALE, errno.ENOTCONN, errno.ENOKEY),
+        Reaction.PATH,
+        "The disk does not give the content of this file of the working copy; everything else is"
+        " pushed, and what OneData has of it stays. Look at the disk, and write the file anew or"
+        " remove it.",
+    ),
+}  # fmt: skip
+"""By the errno of a call on one file of the working copy, where ``LOCAL`` has another row."""
+
 EVENTS: Mapping[type[Exception], Row] = {
     Suspended: Row(Reaction.WAIT),
     MountHung: Row(Reaction.WAIT),
@@ -222,6 +234,12 @@ def judge(error: Exception) -> Trouble:
         return _trouble(_code(error), of_mount(error.errno), error)
     row = next(row for kind, row in EVENTS.items() if isinstance(error, kind))
     return Trouble(type(error).__name__, row.reaction, str(error))
+
+
+def judge_source(error: OSError) -> Trouble:
+    """Do as ``judge`` of an error of this machine, met while one file was read to be sent."""
+    row = SOURCE.get(error.errno or 0) or LOCAL.get(error.errno or 0, _LOCAL_UNKNOWN)
+    return _trouble("local_" + _code(error), row, error)
 
 
 def _trouble(kind: str, row: Row, error: OSError) -> Trouble:
