@@ -361,7 +361,7 @@ def test_what_changes_its_kind_again_later_waits_again(
         seconds[0] += 60
 
     def again(work: Path) -> None:
-        copies.busy, copies.patience = TWO, 6
+        copies.busy, copies.patience = TWO, 4
         forget(work, TWO, NEWER)
         change(work, "file")
         put(work, f"{ONE}/x", f"{THREE}/x")
