@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -723,3 +723,41 @@ def test_steady_data_starve_no_marker_where_no_database_waits(place: Place) -> N
     begin: list[Act] = [lambda work: put(work, *FIRST), lambda work: put(work, marker)]
     assert live(place, [*begin, *[load] * LOAD]) == set()
     assert there[-1]
+
+
+def test_no_marker_comes_that_was_taken_back_with_its_data(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both were seen, and go while they are taken hold of: the marker first, as it came last."""
+    marker, data = f"{EXTRA}/DONE/1", f"{EXTRA}/1"
+    wrong: list[bool] = []
+    held: list[RelPath] = []
+    add, open_one = Pins.add, Pins._open
+
+    def added(pins: Pins, paths: Iterable[RelPath]) -> set[RelPath]:
+        # A set has no order: this is the worst one.
+        worst = sorted(paths, reverse=True, key=_is_done) if isinstance(paths, Set) else paths
+        return add(pins, worst)
+
+    def opened(pins: Pins, path: RelPath) -> int:
+        fd = open_one(pins, path)
+        if path in (os.fsencode(marker), os.fsencode(data)):
+            held.append(path)
+            for name in (marker, data):
+                (place.work / name).unlink(missing_ok=True)
+        return fd
+
+    def look() -> None:
+        wrong.append((place.store / marker).exists() and not (place.store / data).exists())
+
+    monkeypatch.setattr(Pins, "add", added)
+    monkeypatch.setattr(Pins, "_open", opened)
+    first = partial(put, place.work, f"{EXTRA}/DONE/first")
+    acts = [lambda _: first(), nothing, lambda work: put(work, data, marker), nothing, nothing]
+    act_and_look(place, acts, look)
+    assert held
+    assert not any(wrong)
+
+
+def _is_done(path: RelPath) -> bool:
+    return b"/DONE/" in path

@@ -210,8 +210,12 @@ class Cuts:
     def _pin(
         self, pins: Pins, found: dict[RelPath, Difference], paths: AbstractSet[RelPath]
     ) -> None:
-        """Hold ``paths``; what went since it was seen is not found any more."""
-        for path in pins.add(paths):
+        """Hold ``paths``; what went since it was seen is not found any more.
+
+        Data before what promises them: who takes both back takes the marker first, so a marker that
+        is still there has its data held.
+        """
+        for path in pins.add(sorted(paths, key=self._group_of)):
             if found[path].known is None:
                 del found[path]
 
@@ -556,7 +560,10 @@ class Cuts:
         return self._is_marker(path) or path in self._taken
 
     def _is_marker(self, path: RelPath) -> bool:
-        return self.order.group_of(path, is_database=False) != DATA
+        return self._group_of(path) != DATA
+
+    def _group_of(self, path: RelPath) -> int:
+        return self.order.group_of(path, is_database=False)
 
     def _defer(self, path: RelPath) -> None:
         self._deferred.add(path)
