@@ -68,8 +68,8 @@ _REST_SECONDS = 0.02
 """The kernel's queue holds 16,384 events: half a million in a second fill it in 33 ms."""
 
 _BURST_REST_SECONDS = 0.01
-_BURST_BYTES = 1 << 12
-"""What is more than that, some hundred events for one rest, comes in a burst."""
+_BURST_BYTES = 1 << 14
+"""What is more than that, some four hundred events for one rest, comes in a burst."""
 
 _GATHERED_SECONDS = 1.0
 _GATHERED_BYTES = 1 << 24
