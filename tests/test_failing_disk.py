@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from onesync.core.model import Kind, Stamp
+from onesync.core.plan import Difference
+from onesync.push import _became_database
+from onesync.transfer import Source
 from tests.btrfs import Btrfs, btrfs
 from tests.node import Node
 
@@ -119,12 +123,98 @@ def test_its_run_gets_no_new_marker(node: Node, disk: Btrfs) -> None:
     assert (node.store / "Runs" / "000001_Import" / "extra" / "DONE" / "1").exists()
 
 
+@pytest.mark.parametrize("size", [3 << 20, 40 << 20])
+def test_what_a_file_grew_by_comes_whole_or_not_at_all(node: Node, disk: Btrfs, size: int) -> None:
+    """Half of it would stand in OneData beyond what the manifest tells of."""
+    path, content = node.work / "stack", os.urandom(size)
+    path.write_bytes(content)
+    assert node.flush() == 0, node.log()
+    node.pause()
+    with path.open("ab") as file:
+        file.write(os.urandom(2 << 20) + MARKER + bytes(40_000))
+    disk.spoil(path, MARKER)
+    node.go_on()
+    _only_this_is_left(node, "stack")
+    assert (node.store / "stack").read_bytes() == content
+    path.write_bytes(b"mended")
+    assert node.flush() == 0, node.log()
+    assert (node.store / "stack").read_bytes() == b"mended"
+    assert node.end() == 0, node.log()
+
+
+def test_of_a_copy_that_travels_what_came_stays(node: Node, disk: Btrfs) -> None:
+    path = node.work / "stack"
+    node.configure(batch__settle_seconds=0.1, push__bandwidth_limit="4M", push__round_seconds=0.5)
+    assert node.end() == 0, node.log()
+    node.deploy()
+    node.pause()
+    path.write_bytes(os.urandom(6 << 20) + MARKER + bytes(40_000))
+    disk.spoil(path, MARKER)
+    node.go_on()
+    _only_this_is_left(node, "stack")
+    there = node.store / "stack"
+    assert not there.exists() or path.stat().st_size > there.stat().st_size
+    checked = node.command("verify", "--content")
+    assert all(line.startswith("working copy: ") for line in checked.stdout.splitlines())
+    path.unlink()
+    assert node.flush() == 0, node.log()
+    assert names(node.store) == {"other"}
+    assert node.end() == 0, node.log()
+
+
+def names(store: Path) -> set[str]:
+    return {name for name in os.listdir(store) if not name.startswith(".deployment_status")}
+
+
+def make_database(path: Path, *values: bytes) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE IF NOT EXISTS t (x)")
+        database.executemany("INSERT INTO t VALUES (?)", [(value,) for value in values])
+        database.commit()
+
+
+IN_A_LATER_PAGE = bytes(100_000) + MARKER + bytes(50_000)
+
+
+@pytest.mark.parametrize("value", [MARKER, IN_A_LATER_PAGE], ids=["first", "later"])
+def test_a_new_database_whose_content_is_lost_is_no_plain_file(
+    node: Node, disk: Btrfs, value: bytes
+) -> None:
+    """SQLite calls what the disk does not give malformed."""
+    node.pause()
+    make_database(node.work / "run.db", value)
+    disk.spoil(node.work / "run.db", MARKER)
+    node.go_on()
+    _only_this_is_left(node, "run.db")
+    assert names(node.store) == {"other"}
+    assert node.end() == 0, node.log()
+
+
+def test_where_its_header_is_lost_its_journal_does_not_come_either(node: Node, disk: Btrfs) -> None:
+    """It would undo, in OneData, what the good version has."""
+    path = node.work / "run.db"
+    make_database(path, b"1")
+    assert node.flush() == 0, node.log()
+    before = (node.store / "run.db").read_bytes()
+    node.end(9)  # the next one does not know that it is a database
+    with path.open("r+b") as file:
+        file.seek(200)
+        file.write(MARKER)
+    disk.spoil(path, MARKER)
+    for name in ("run.db-journal", "run.db-wal"):
+        (node.work / name).write_bytes(b"anything")
+    node.start()
+    _only_this_is_left(node, "run.db")
+    assert names(node.store) == {"other", "run.db"}
+    (node.work / "run.db-journal").write_bytes(b"anything else")
+    _only_this_is_left(node, "run.db")
+    assert names(node.store) == {"other", "run.db"}
+    assert (node.store / "run.db").read_bytes() == before
+
+
 def test_a_database_whose_content_is_lost_holds_up_nothing_else(node: Node, disk: Btrfs) -> None:
     path = node.work / "run.db"
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("CREATE TABLE t (x)")
-        database.execute("INSERT INTO t VALUES (?)", (bytes(100_000) + MARKER + bytes(50_000),))
-        database.commit()
+    make_database(path, IN_A_LATER_PAGE)
     assert node.flush() == 0, node.log()
     before = (node.store / "run.db").read_bytes()
     node.pause()
@@ -136,6 +226,14 @@ def test_a_database_whose_content_is_lost_holds_up_nothing_else(node: Node, disk
     (node.work / "other").write_bytes(b"1")
     flushed = node.command("flush")
     assert flushed.returncode == 3, flushed.stderr
-    assert "run.db could not be copied" in flushed.stderr
+    assert "run.db: The disk does not give the content" in flushed.stderr
     assert (node.store / "other").read_bytes() == b"1"
     assert (node.store / "run.db").read_bytes() == before
+    assert node.end() == 0, node.log()
+
+
+def test_a_file_too_short_for_a_header_that_cannot_be_read_is_no_database(tmp_path: Path) -> None:
+    """``/proc/self/mem`` gives EIO where nothing is mapped."""
+    stamp = Stamp(Kind.FILE, 1, 10, 0, 0, 0o644)
+    source = Source(b"/proc/self/mem", False, b"temporary", None, None)
+    assert not _became_database(Difference(b"f", None, stamp), source)

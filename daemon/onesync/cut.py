@@ -131,7 +131,9 @@ class Cuts:
 
     def plain(self, due: Due, awaited: AbstractSet[RelPath] = frozenset()) -> Cut:
         """Look at what is due and ``awaited`` alone: it promises nothing."""
-        return Cut(self._look(due, awaited), due, moves=set(due.moves))
+        found = self._look(due, awaited)
+        self._leave_out_unread(found)
+        return Cut(found, due, moves=set(due.moves))
 
     def take(
         self,
@@ -169,7 +171,7 @@ class Cuts:
             due.append(late)
             late_found = self._look(late, self._known_parents(late.paths))
             # What was gone already before the snapshot is told of late, no more.
-            came = late.paths - (earlier - found.keys())
+            came = late.paths - (earlier - found.keys() - late.written)
             young = self._come_upon(found, late, late_found)
             turned = self._turned_away(late_found, pins)
             _renew(found, late, late_found)
@@ -195,7 +197,7 @@ class Cuts:
                     del found[path]
                     self._defer(path)
         self._keep_what_went(found, pins, _joined(due[2:]))
-        databases = databases - self._impostors
+        databases = databases - self._impostors - self._unread.keys()
         self._sort_out(found, frozen, databases, young)
         self._add_frozen(found, frozen)
         self._look_again(frozen)
@@ -366,6 +368,7 @@ class Cuts:
 
     def is_needed(self, due: Due) -> bool:
         """Whether anything due promises other files: then whatever is dirty goes with it."""
+        self._unread = {}
         if due.trees or due.moves or any(map(self._is_marker, due.paths)):
             return True
         return bool(self._databases(due.paths))
@@ -443,11 +446,17 @@ class Cuts:
         try:
             return digest_local(place).digest
         except OSError as error:
-            self._not_frozen(path, error.strerror or repr(error))
+            if judge_source(error).reaction is Reaction.PATH:
+                self._note_unread(path, error)
+            else:
+                self._not_frozen(path, error.strerror or repr(error))
             return None
 
     def _waits(self, path: RelPath, result: Taken, as_is: bool) -> bool:
         """Whether nothing of ``path`` goes now, and say so where its writer can do something."""
+        if result.lost:
+            self._note_unread(path, OSError(result.lost, os.strerror(result.lost)))
+            return True
         is_busy = result.is_database and not result.taken
         waits = is_busy or self._keeps_last_good(path, is_good=result.taken and result.has_rows)
         if waits and not result.taken:
@@ -503,7 +512,7 @@ class Cuts:
     def _not_busy(self, paths: Iterable[RelPath]) -> None:
         for path in paths:
             problem = self.problems.get(path)
-            if problem is not None and problem.kind in NOT_COPIED:
+            if problem is not None and problem.kind in NOT_COPIED | {UNREADABLE}:
                 del self.problems[path]
 
     def _remember_sidecars(self, base: RelPath) -> None:
@@ -522,10 +531,7 @@ class Cuts:
         young: AbstractSet[RelPath],
     ) -> None:
         """Leave out sidecars, what may be a database, and what is too ``young``, in place."""
-        for path, error in self._unread.items():
-            if path not in databases and found.pop(path, None) is not None:
-                text = f"{show(path)}: {judge_source(error).text}"
-                self.problems[path] = Problem(path, UNREADABLE, text)
+        self._leave_out_unread(found)
         for path, difference in list(found.items()):
             if difference.seen is None or difference.seen.kind is not Kind.FILE:
                 continue
@@ -541,6 +547,21 @@ class Cuts:
             if path in young or (path not in frozen and path in databases):
                 del found[path]
                 self._defer(path)
+
+    def _leave_out_unread(self, found: dict[RelPath, Difference]) -> None:
+        """Leave out what may be a database, for its header cannot be read, with its sidecars."""
+        for path, difference in list(found.items()):
+            if difference.seen is None or not self._unread.keys() & {path, database_of(path)}:
+                continue
+            del found[path]
+            if path in self._unread:
+                self._note_unread(path, self._unread[path])
+
+    def _note_unread(self, path: RelPath, error: OSError) -> None:
+        """Tell that the disk does not give what ``path`` holds: it waits for a person."""
+        self._unread[path] = error
+        text = f"{show(path)}: {judge_source(error).text}"
+        self.problems[path] = Problem(path, UNREADABLE, text)
 
     def _take_back_sidecars(
         self, found: dict[RelPath, Difference], paths: Iterable[RelPath]

@@ -44,7 +44,7 @@ from onesync.holds import Holds
 from onesync.intent import Intent
 from onesync.lanes import Lanes
 from onesync.leftovers import Leftovers
-from onesync.local import is_another, open_source, read_xattrs
+from onesync.local import is_another, on_this_machine, open_source, read_xattrs
 from onesync.outcome import BEHIND, NAME_REFUSED, OCCUPIED, REFUSED, UNREADABLE, Outcome
 from onesync.patience import comes
 from onesync.preparation import CREATED_AT_MOST, Preparation
@@ -561,6 +561,7 @@ class Push:
             self.outcome.retry.add(path)
             return None
         try:
+            xattrs = self._xattrs(path)  # first: what cannot be read here is met before a byte goes
             brought = transfer(self._replica, difference, source, self._seconds)
         except NameTaken:
             self._note_occupied(path)
@@ -586,7 +587,7 @@ class Push:
         group = self._order.group_of(path, is_database=source.frozen)
         if not source.frozen and (brought.is_behind or not brought.copied.steady):
             stamp = self._note_growing(path, brought, stamp, time.monotonic() - began)
-        return _Ready(difference, brought, stamp, group, source.frozen, self._xattrs(path))
+        return _Ready(difference, brought, stamp, group, source.frozen, xattrs)
 
     def _not_brought(self, source: Source, path: RelPath, error: OSError) -> None:
         """Let one path wait or have a problem; raises ``error`` where it is not about that path."""
@@ -616,7 +617,8 @@ class Push:
         except OSError:
             return ()
         try:
-            return read_xattrs(fd)
+            with on_this_machine():
+                return read_xattrs(fd)
         finally:
             os.close(fd)
 
@@ -957,12 +959,12 @@ def _became_database(difference: Difference, source: Source) -> bool:
         return False
     try:
         fd = open_source(source.local)
+        try:
+            return os.pread(fd, len(HEADER), 0) == HEADER
+        finally:
+            os.close(fd)
     except OSError:
         return False  # the transfer meets it again, and says so
-    try:
-        return os.pread(fd, len(HEADER), 0) == HEADER
-    finally:
-        os.close(fd)
 
 
 def _is_file_of(size: int, found: Listed | None) -> bool:

@@ -74,11 +74,12 @@ class Rewrites:
         if seen != stamp:
             return False
         if is_damaged_row(known):
-            # What came damaged from OneData must not go back as if somebody had written it.
-            return not self._is(place, self.index.came_damaged)
-        return entry.size > _SMALL or not self._is(place, entry.digest.__eq__)
+            # What came damaged from OneData must not go back as if somebody had written it; of
+            # all else that nobody can read who sends it says so.
+            return not self._is(place, self.index.came_damaged, where_unread=True)
+        return entry.size > _SMALL or not self._is(place, entry.digest.__eq__, where_unread=False)
 
-    def _is(self, place: RelPath, is_known: Callable[[str], bool]) -> bool:
+    def _is(self, place: RelPath, is_known: Callable[[str], bool], *, where_unread: bool) -> bool:
         try:
             return is_known(digest_local(join(self.root, place)).digest)
         except (FileNotFoundError, NotADirectoryError, InterruptedError):
@@ -86,7 +87,7 @@ class Rewrites:
         except OSError as error:
             if judge_source(error).reaction is not Reaction.PATH:
                 raise
-            return False  # what nobody can read may be anything: who sends it says so
+            return where_unread
 
     def _names(self, row: RelPath, known: Known) -> Iterator[RelPath]:
         yield row

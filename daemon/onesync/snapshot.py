@@ -29,6 +29,7 @@ from urllib.parse import quote
 
 from onesync.beneath import open_plain
 from onesync.core.model import Entry, Kind, RelPath, join
+from onesync.core.trouble import SOURCE
 
 HEADER = b"SQLite format 3\0"
 BUSY_SECONDS = 2.0
@@ -55,6 +56,7 @@ _NO_FILE = (*_NOTHING, errno.ENXIO, errno.ENODEV, errno.EINVAL)
 All else says nothing of it.
 """
 _NO_DATABASE = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
+_MAY_BE_THE_DISK = _NO_DATABASE | {sqlite3.SQLITE_IOERR}
 _NOT_NOW = frozenset(
     {
         None,
@@ -86,12 +88,14 @@ class Taken:
         is_database: False for a file that only looks like one, or is half of one.
         reason: why it was not taken.
         has_rows: whether any of its tables has a row.
+        lost: the errno that the disk gives instead of some of its content; 0 where that is not why.
     """
 
     taken: bool
     is_database: bool = True
     reason: str = ""
     has_rows: bool = True
+    lost: int = 0
 
 
 def is_database(path: bytes, *, was_one: bool = False) -> bool:
@@ -274,15 +278,43 @@ def _take_one(source: bytes, target: bytes) -> Taken:
     try:
         _copy(source, target)
     except sqlite3.Error as error:
-        return Taken(False, _answer_of(error) in _NOT_NOW, str(error))
+        is_database = _answer_of(error) in _NOT_NOW
+        return _not_taken(error, is_database=is_database, place=source)
     except OSError as error:
-        return Taken(False, True, error.strerror or repr(error))
+        lost = _lost(source) if error.errno in SOURCE else 0
+        return Taken(False, True, error.strerror or repr(error), lost=lost)
     try:
         return Taken(True, has_rows=_has_rows(target))
     except sqlite3.Error as error:
         if _answer_of(error) in _NO_DATABASE:
-            return Taken(False, False, str(error))
+            return _not_taken(error, is_database=False, place=target)  # it may share the content
         return Taken(True)  # a table that only its own program can read, or a newer SQLite
+
+
+def _not_taken(error: sqlite3.Error, *, is_database: bool, place: bytes) -> Taken:
+    """Return what SQLite's refusal says, unless the disk does not give what it read at ``place``.
+
+    It calls that corruption, too, which says nothing of the database.
+    """
+    lost = _lost(place) if _answer_of(error) in _MAY_BE_THE_DISK else 0
+    if lost:
+        return Taken(False, True, os.strerror(lost), lost=lost)
+    return Taken(False, is_database, str(error))
+
+
+def _lost(path: bytes) -> int:
+    """Return the errno that the disk gives instead of some of a file's content; 0 where it is."""
+    try:
+        fd = _open_file(path)
+        try:
+            offset = 0
+            while chunk := os.pread(fd, _CHUNK, offset):
+                offset += len(chunk)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return error.errno if error.errno is not None and error.errno in SOURCE else 0
+    return 0
 
 
 def _answer_of(error: sqlite3.Error) -> int | None:

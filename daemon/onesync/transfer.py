@@ -345,11 +345,21 @@ def _patched(
     if source.frozen:
         return replace(brought, in_place=False)
     end = compared.copied.size
-    if replica.patch(source.local, path, blocks, numbers, end, compared.kept):
+    try:
+        is_patched = replica.patch(source.local, path, blocks, numbers, end, compared.kept)
+    except LocalError:  # it is of this file alone, so nobody settles the batch
+        _take_back(replica, path, undo, length)
+        raise
+    if is_patched:
         return brought
+    _take_back(replica, path, undo, length)
+    return None
+
+
+def _take_back(replica: Replica, path: RelPath, undo: RelPath | None, length: int) -> None:
+    """Let ``path`` be what it was before it was patched."""
     if undo is None:
         replica.truncate(path, length)
     else:
         replica.undo(path, undo, length)
         replica.remove(undo)
-    return None

@@ -396,7 +396,7 @@ class InotifyWatcher:
             if directory is not None:
                 path = join(directory, name.rstrip(b"\0"))
                 if not is_reserved(path):
-                    touched[path] = bool(mask & _WRITTEN)
+                    touched[path] = touched.get(path, False) or bool(mask & _WRITTEN)
                 elif mask & pyinotify.IN_CREATE:
                     self._sink.tree_changed(path)
         if touched:

@@ -146,7 +146,8 @@ class Replica(Protocol):
         ``/proc/PID/fd/N``, a descriptor that the caller holds open.
 
         Raises FileExistsError when ``temporary`` exists. After any error the temporary is gone or
-        worthless. Raises InterruptedError when the source is not a regular file any more.
+        worthless; gone after a LocalError. Raises InterruptedError when the source is not a regular
+        file any more.
         """
 
     def fetch(
@@ -171,7 +172,8 @@ class Replica(Protocol):
 
         Returns what a whole copy would have given, or None, with nothing written, unless ``source``
         begins with the ``offset`` bytes that have this digest and ``path`` is exactly that long.
-        After an error, or where the result is no ``prefix``, ``path`` must be truncated.
+        After an error of the mount, or where the result is no ``prefix``, ``path`` must be
+        truncated; after a LocalError it has been.
 
         After ``seconds`` it ends; where the result's size is less than ``offset``, the source is
         still being read and nothing was written. The next call for it goes on from there.

@@ -21,6 +21,7 @@ from typing import TypeVar
 from onesync.beneath import open_beneath, open_plain, rename_new
 from onesync.core.blocks import ALGORITHM, PATCH_FROM, BlockHasher, Blocks, block_size
 from onesync.core.model import Kind, RelPath, is_beneath, join, name_of, parent_of
+from onesync.errors import LocalError
 from onesync.local import date_stores, mount_of, on_this_machine, open_source, stamp_of
 from onesync.replica import inplace
 from onesync.replica.door import Compared, Copied, Identity, Listed, Ours
@@ -200,9 +201,20 @@ class FolderReplica:
             pour = Pour(_block_hasher(before.st_size), self._sent, before)
             pour.begin(seconds)
             self._write_copy(origin, before, temporary, pour)
-            return self._mended(origin, before, temporary, pour, is_whole=seconds is None)
+            with self._discarding_where_lost(temporary):
+                return self._mended(origin, before, temporary, pour, is_whole=seconds is None)
         finally:
             os.close(origin)
+
+    @contextmanager
+    def _discarding_where_lost(self, path: RelPath) -> Iterator[None]:
+        """Let no copy stay that cannot be compared with its source once more."""
+        try:
+            yield
+        except LocalError:
+            with self._parent(path) as directory:
+                _discard(name_of(path), directory)
+            raise
 
     def arrived(self, paths: Sequence[RelPath]) -> tuple[bool, ...] | None:
         found = []
@@ -367,11 +379,12 @@ class FolderReplica:
             try:
                 if os.fstat(target).st_size != offset:
                     return None
-                pour.run(origin, target, before.st_size, sparse=_is_sparse(before))
-                os.fsync(target)
+                with _cut_off_where_lost(target, offset):
+                    pour.run(origin, target, before.st_size, sparse=_is_sparse(before))
+                    os.fsync(target)
+                    return self._poured(origin, before, pour)
             finally:
                 os.close(target)
-            return self._poured(origin, before, pour)
         finally:
             os.close(origin)
 
@@ -799,6 +812,17 @@ def _open_directory(above: int, name: bytes) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise NotADirectoryError(errno.ENOTDIR, "a link stands there", name) from error
+        raise
+
+
+@contextmanager
+def _cut_off_where_lost(target: int, length: int) -> Iterator[None]:
+    """Let nothing stay of what was appended where the rest cannot be read here."""
+    try:
+        yield
+    except LocalError:
+        os.ftruncate(target, length)
+        os.fsync(target)
         raise
 
 
