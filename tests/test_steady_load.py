@@ -19,6 +19,7 @@ from onesync.core.dirty import Due
 from onesync.core.model import RelPath
 from onesync.cut import Cut, Cuts, Frozen
 from onesync.errors import Exit
+from onesync.marks import Marks
 from onesync.pins import Pins
 from onesync.push import Push
 from onesync.replica.folder import FolderReplica
@@ -757,6 +758,46 @@ def test_no_marker_comes_that_was_taken_back_with_its_data(
     act_and_look(place, acts, look)
     assert held
     assert not any(wrong)
+
+
+def test_a_name_that_comes_again_while_its_row_is_copied_is_waited_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was told of before the cut, and gone: that says nothing of the file that came then."""
+    again = f"{EXTRA}/again"
+    take, take_cut = snapshot._take_one, Cuts.take
+    marks: list[Marks] = []
+    came: list[str] = []
+    wrong: set[str] = set()
+
+    def taken(source: bytes, target: bytes) -> Taken:
+        if came != ["first"] or os.fsencode(ONE) not in source:
+            return take(source, target)
+        came.append("copied")
+        write(place.work, ONE, again)
+        result = take(source, target)
+        remove(place.work, ONE, again)
+        marks[0].touched({os.fsencode(again): True})
+        marks[0].deleted(os.fsencode(again))
+        return result
+
+    def cut(cuts: Cuts, *arguments: Any, **more: Any) -> Cut:
+        marks.append(cuts.marks)
+        return take_cut(cuts, *arguments, **more)
+
+    def come_and_go(work: Path) -> None:
+        put(work, again)
+        (work / again).unlink()
+        marks[0].touched({os.fsencode(again): True})
+        write(work, ONE, f"{EXTRA}/other")
+        came.append("first")
+
+    monkeypatch.setattr(snapshot, "_take_one", taken)
+    monkeypatch.setattr(Cuts, "take", cut)
+    acts = [lambda work: write(work, ONE, f"{EXTRA}/a"), nothing, come_and_go, nothing, nothing]
+    act_and_look(place, acts, lambda: wrong.update(without_files(place.store, ONE)))
+    assert came == ["first", "copied"]
+    assert not wrong
 
 
 def _is_done(path: RelPath) -> bool:
