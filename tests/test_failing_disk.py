@@ -203,7 +203,7 @@ def test_where_its_header_is_lost_its_journal_does_not_come_either(node: Node, d
     disk.spoil(path, MARKER)
     for name in ("run.db-journal", "run.db-wal"):
         (node.work / name).write_bytes(b"anything")
-    node.start()
+    node.deploy()
     _only_this_is_left(node, "run.db")
     assert names(node.store) == {"other", "run.db"}
     (node.work / "run.db-journal").write_bytes(b"anything else")

@@ -54,6 +54,7 @@ class DirtySet:
         self._limit = limit
         self._paths: dict[RelPath, _Mark] = {}
         self._trees: dict[RelPath, float] = {}
+        self._given_back: set[RelPath] = set()
         self._moves: dict[tuple[RelPath, RelPath], None] = {}
         self._resting: dict[RelPath, float] = {}
         self._written: set[RelPath] = set()
@@ -109,6 +110,7 @@ class DirtySet:
         oldest = self.oldest()
         self._paths.clear()
         self._backlog.clear()
+        self._given_back.clear()
         self._trees = {b"": now if oldest is None else min(oldest, now)}
 
     def moved(self, source: RelPath, target: RelPath, now: float) -> None:
@@ -153,6 +155,7 @@ class DirtySet:
         trees = {p: f for p, f in self._trees.items() if everything or self._tree_due(p, f) <= now}
         for path in trees:
             del self._trees[path]
+        self._given_back -= trees.keys()
         for path in paths:
             del self._paths[path]
         moves = tuple(
@@ -194,10 +197,11 @@ class DirtySet:
         return (p for pair in zip_longest(some, rest) for p in pair if p is not None)
 
     def give_back(self, due: Due, now: float) -> None:
-        """Put back what a failed batch took, with its age."""
+        """Put back what a failed batch took, with its age; trees are due at once."""
         for path, first in due.since:
             if path in due.trees:
                 self._trees[path] = min(first, self._trees.get(path, now))
+                self._given_back.add(path)
             else:
                 mark = self._paths.setdefault(path, _Mark(first, first))
                 mark.first = min(mark.first, first, self._backlog.pop(path, first))
@@ -266,7 +270,9 @@ class DirtySet:
     def _tree_due(self, path: RelPath, first: float) -> float:
         # A new directory is being filled: to list it meanwhile is work that its writer pays for,
         # and in vain. That all may have changed is told when somebody wants to know.
-        return first + min(self._settle, self._max_delay) if path else first
+        if not path or path in self._given_back:
+            return first
+        return first + min(self._settle, self._max_delay)
 
     def _due(self, path: RelPath, mark: _Mark) -> float:
         if mark.left:
