@@ -232,6 +232,74 @@ def test_a_database_whose_content_is_lost_holds_up_nothing_else(node: Node, disk
     assert node.end() == 0, node.log()
 
 
+def test_a_log_beside_a_lost_header_is_told_of(node: Node, disk: Btrfs) -> None:
+    """The file itself is as it was pushed: only its log is new, and nobody has it but this node."""
+    path = node.work / "run.db"
+    make_database(path, MARKER)
+    assert node.flush() == 0, node.log()
+    node.end(9)
+    with path.open("rb") as file:
+        header = file.read(100)
+    disk.spoil(path, header)
+    (node.work / "run.db-wal").write_bytes(b"anything")
+    node.deploy()
+    _only_this_is_left(node, "run.db")
+    assert names(node.store) == {"other", "run.db"}
+
+
+def test_a_lost_log_lets_a_stop_end(node: Node, disk: Btrfs) -> None:
+    path = node.work / "run.db"
+    with closing(sqlite3.connect(path)) as writer:
+        writer.execute("PRAGMA journal_mode=WAL")
+        writer.execute("CREATE TABLE t (x)")
+        writer.commit()
+        assert node.flush() == 0, node.log()
+        node.pause()
+        writer.execute("INSERT INTO t VALUES (?)", (IN_A_LATER_PAGE,))
+        writer.commit()
+        disk.spoil(node.work / "run.db-wal", MARKER)
+        node.go_on()
+        _only_this_is_left(node, "run.db")
+        assert node.end() == 0, node.log()
+
+
+def test_what_can_be_read_again_is_no_problem_any_more(node: Node, disk: Btrfs) -> None:
+    path = node.work / "run.db"
+    make_database(path, IN_A_LATER_PAGE)
+    assert node.flush() == 0, node.log()
+    node.pause()
+    make_database(path, b"2")
+    good = path.read_bytes()
+    disk.spoil(path, MARKER)
+    node.go_on()
+    _only_this_is_left(node, "run.db")
+    path.write_bytes(good)
+    assert node.flush() == 0, node.log()
+    assert node.status()["problems"] == []
+    with closing(sqlite3.connect(node.store / "run.db")) as database:
+        assert database.execute("SELECT count(*) FROM t").fetchone() == (2,)
+    assert node.end() == 0, node.log()
+
+
+def test_what_a_lost_database_names_in_onedata_stays_there(node: Node, disk: Btrfs) -> None:
+    run = node.work / "Runs" / "000001_Import"
+    run.mkdir(parents=True)
+    (run / "a").write_bytes(b"1")
+    make_database(run / "set.sqlite", b"Runs/000001_Import/a", IN_A_LATER_PAGE)
+    assert node.flush() == 0, node.log()
+    node.pause()
+    with closing(sqlite3.connect(run / "set.sqlite")) as database:
+        database.execute("DELETE FROM t WHERE x = ?", (b"Runs/000001_Import/a",))
+        database.commit()
+    (run / "a").unlink()
+    disk.spoil(run / "set.sqlite", MARKER)
+    node.go_on()
+    for _ in range(2):
+        assert node.command("flush").returncode == 3
+    assert (node.store / "Runs" / "000001_Import" / "a").exists()
+    assert node.end() == 0, node.log()
+
+
 def test_a_file_too_short_for_a_header_that_cannot_be_read_is_no_database(tmp_path: Path) -> None:
     """``/proc/self/mem`` gives EIO where nothing is mapped."""
     stamp = Stamp(Kind.FILE, 1, 10, 0, 0, 0o644)

@@ -427,7 +427,7 @@ class Batches:
                     )
                     cut.backlog = _not_looked_at(earlier.backlog, cut.looked)
                     plan = self.planning.plan(cut, self._waiting, everything=everything)
-            self.left |= cut.deferred
+            self.left |= cut.deferred - cut.lost
             if plan.empty:
                 self.planning.project_wait.was(self.planning.lacks_project(cut), time.monotonic())
                 self._await(plan, Outcome())
@@ -627,6 +627,7 @@ class Batches:
             or self.planning.is_behind_anew(outcome)
         )
         if committed:
+            outcome.problems += cut.unread
             self._commit(outcome)
         # Told when the checkpoint tells it too: a node that finds this batch dead knows no more.
         self.planning.take_problems(plan, outcome)

@@ -46,6 +46,8 @@ _REBUILD_SECONDS = 30.0
 """So long OneData keeps the last good version of a database that is momentarily none."""
 _ROUNDS = 6
 _STRICT_ROUNDS = 3
+_LOST_SECONDS = 60.0
+"""After so long a database that the disk did not give is tried again."""
 _FULL = ("database or disk is full", os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
@@ -81,6 +83,8 @@ class Cut:
         taken_back: sidecars that OneData has and that are let go, whether or not they are gone.
         turned: what became another kind since the first look: the snapshots and markers may be
             older than that.
+        lost: databases among the deferred that the disk does not give: they are not waited for.
+        unread: what is told of these, and of all else that cannot be read.
     """
 
     found: dict[RelPath, Difference]
@@ -92,6 +96,8 @@ class Cut:
     taken_back: set[RelPath] = field(default_factory=set)
     backlog: set[RelPath] = field(default_factory=set)
     turned: AbstractSet[RelPath] = frozenset()
+    lost: AbstractSet[RelPath] = frozenset()
+    unread: tuple[Problem, ...] = ()
 
 
 @dataclass(slots=True)
@@ -125,6 +131,7 @@ class Cuts:
     _taken: dict[RelPath, tuple[str, bytes | None]] = field(default_factory=dict)
     _unchanged: set[RelPath] = field(default_factory=set)
     _unread: dict[RelPath, OSError] = field(default_factory=dict)
+    _lost: dict[RelPath, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._rewrites = Rewrites(self.root, self.index, self.scanner)
@@ -133,7 +140,9 @@ class Cuts:
         """Look at what is due and ``awaited`` alone: it promises nothing."""
         found = self._look(due, awaited)
         self._leave_out_unread(found)
-        return Cut(found, due, moves=set(due.moves))
+        cut = Cut(found, due, moves=set(due.moves))
+        cut.unread = self._problems_of_unread(found, due)
+        return cut
 
     def take(
         self,
@@ -157,7 +166,7 @@ class Cuts:
         found = self._look(_joined(due), awaited)
         turned_before = _turned(found)
         self._rewrites.all_is_told()
-        databases = self._databases(_all_paths(due) | found.keys())
+        databases = self._databases(_all_paths(due) | found.keys() | self._lost.keys())
         self._pin(pins, found, _files(found) - databases)
         old = {} if waiting is None else waiting
         frozen: dict[RelPath, Frozen] = {}
@@ -165,13 +174,15 @@ class Cuts:
         for number in range(_ROUNDS):
             earlier = _all_paths(due)
             fresh = {p for p in databases - old.keys() if scope_of(p) not in runs}
+            fresh -= self._lost_lately(as_is=as_is)
             frozen = {**old, **self._freeze(fresh, as_is, old)}
             self.drain()
             late = self.marks.take(everything=True, resting=as_is)
             due.append(late)
             late_found = self._look(late, self._known_parents(late.paths))
             # What was gone already before the snapshot is told of late, no more.
-            came = late.paths - (earlier - found.keys() - late.written)
+            strict = number < _STRICT_ROUNDS
+            came = late.paths - (earlier - found.keys() - (late.written if strict else set()))
             young = self._come_upon(found, late, late_found)
             turned = self._turned_away(late_found, pins)
             _renew(found, late, late_found)
@@ -180,7 +191,6 @@ class Cuts:
             self._pin(pins, found, _files(late_found) - databases)
             # What came only after the first look, and went, lived for milliseconds: after a few
             # tries it is taken for what it nearly always is, a temporary that no row names.
-            strict = number < _STRICT_ROUNDS
             went = self._came_and_went(came if strict else came & earlier, pins)
             went |= set(map(scope_of, turned))
             if waiting is not None and frozen.keys() == old.keys():
@@ -197,16 +207,19 @@ class Cuts:
                     del found[path]
                     self._defer(path)
         self._keep_what_went(found, pins, _joined(due[2:]))
-        databases = databases - self._impostors - self._unread.keys()
+        databases = databases - self._impostors
         self._sort_out(found, frozen, databases, young)
         self._add_frozen(found, frozen)
         self._look_again(frozen)
-        for path in databases - frozen.keys() - self._unchanged:
+        for path in databases - frozen.keys() - self._unchanged - self._lost.keys():
             self._defer(path)  # with a log it may look as it did: nothing found tells of it
+        lost = self._still_lost(frozen)
         taken_back = self._take_back_sidecars(found, awaited | frozen.keys())
         looked = _joined(due)
         cut = Cut(found, looked, frozen, set(looked.moves), self._deferred, taken_back=taken_back)
         cut.turned = _turned(found) - turned_before
+        cut.lost = lost
+        cut.unread = self._problems_of_unread(found, looked)
         return cut
 
     def _pin(
@@ -447,7 +460,7 @@ class Cuts:
             return digest_local(place).digest
         except OSError as error:
             if judge_source(error).reaction is Reaction.PATH:
-                self._note_unread(path, error)
+                self._note_lost(path, error)
             else:
                 self._not_frozen(path, error.strerror or repr(error))
             return None
@@ -455,7 +468,7 @@ class Cuts:
     def _waits(self, path: RelPath, result: Taken, as_is: bool) -> bool:
         """Whether nothing of ``path`` goes now, and say so where its writer can do something."""
         if result.lost:
-            self._note_unread(path, OSError(result.lost, os.strerror(result.lost)))
+            self._note_lost(path, OSError(result.lost, os.strerror(result.lost)))
             return True
         is_busy = result.is_database and not result.taken
         waits = is_busy or self._keeps_last_good(path, is_good=result.taken and result.has_rows)
@@ -541,12 +554,14 @@ class Cuts:
                 continue
             if base is not None and base in databases:
                 del found[path]
-                if self._sidecars.get(path) != difference.seen and base not in frozen:
+                is_late = self._sidecars.get(path) != difference.seen and base not in frozen
+                if is_late and base not in self._lost:
                     self._defer(base)
                 continue
             if path in young or (path not in frozen and path in databases):
                 del found[path]
-                self._defer(path)
+                if path not in self._lost:
+                    self._defer(path)
 
     def _leave_out_unread(self, found: dict[RelPath, Difference]) -> None:
         """Leave out what may be a database, for its header cannot be read, with its sidecars."""
@@ -554,14 +569,45 @@ class Cuts:
             if difference.seen is None or not self._unread.keys() & {path, database_of(path)}:
                 continue
             del found[path]
-            if path in self._unread:
-                self._note_unread(path, self._unread[path])
+            place = path if path in self._unread else database_of(path) or path
+            self._note_unread(place, self._unread[place])
 
     def _note_unread(self, path: RelPath, error: OSError) -> None:
         """Tell that the disk does not give what ``path`` holds: it waits for a person."""
-        self._unread[path] = error
         text = f"{show(path)}: {judge_source(error).text}"
         self.problems[path] = Problem(path, UNREADABLE, text)
+
+    def _note_lost(self, path: RelPath, error: OSError) -> None:
+        """Tell so of a database, which is not marked: each try reads it up to there."""
+        self._note_unread(path, error)
+        self._lost[path] = self.boottime() + _LOST_SECONDS
+
+    def _lost_lately(self, *, as_is: bool) -> set[RelPath]:
+        """Return the databases that the disk did not give just now: only a flush tries again."""
+        now = self.boottime()
+        return set() if as_is else {path for path, until in self._lost.items() if until > now}
+
+    def _still_lost(self, frozen: Mapping[RelPath, Frozen]) -> set[RelPath]:
+        """Return the databases that cannot be read; what OneData's versions name has to stay."""
+        for path in self.scanner.gone(self._lost) | (self._lost.keys() & frozen.keys()):
+            del self._lost[path]
+        for path in self._lost.keys() & (self._unchanged | self._impostors):
+            del self._lost[path]
+        self._deferred |= self._lost.keys()
+        return set(self._lost)
+
+    def _problems_of_unread(
+        self, found: Mapping[RelPath, Difference], looked: Due
+    ) -> tuple[Problem, ...]:
+        """Return what cannot be read now; forget it of what is as OneData has it after all."""
+        told = looked.paths | looked.trees
+        unread = self._unread.keys() | self._lost.keys()
+        for path, problem in list(self.problems.items()):
+            is_over = path not in unread and path not in found and lies_in(path, told)
+            if problem.kind == UNREADABLE and is_over:
+                del self.problems[path]
+        problems = (self.problems.get(path) for path in sorted(unread))
+        return tuple(p for p in problems if p is not None and p.kind == UNREADABLE)
 
     def _take_back_sidecars(
         self, found: dict[RelPath, Difference], paths: Iterable[RelPath]

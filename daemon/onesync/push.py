@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, zip_longest
@@ -587,6 +587,9 @@ class Push:
         group = self._order.group_of(path, is_database=source.frozen)
         if not source.frozen and (brought.is_behind or not brought.copied.steady):
             stamp = self._note_growing(path, brought, stamp, time.monotonic() - began)
+        # Once more: they may have changed before the stamp was taken.
+        with suppress(LocalError):
+            xattrs = self._xattrs(path)
         return _Ready(difference, brought, stamp, group, source.frozen, xattrs)
 
     def _not_brought(self, source: Source, path: RelPath, error: OSError) -> None:

@@ -303,7 +303,14 @@ def _not_taken(error: sqlite3.Error, *, is_database: bool, place: bytes) -> Take
 
 
 def _lost(path: bytes) -> int:
-    """Return the errno that the disk gives instead of some of a file's content; 0 where it is."""
+    """Return the errno that the disk gives instead of some content; 0 where it gives all of it.
+
+    That is of a database and what stands beside it, for SQLite reads both.
+    """
+    return next(filter(None, map(_lost_of, (path, *(path + s for s in _JOURNALS)))), 0)
+
+
+def _lost_of(path: bytes) -> int:
     try:
         fd = _open_file(path)
         try:
