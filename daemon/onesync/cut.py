@@ -213,7 +213,7 @@ class Cuts:
         self._look_again(frozen)
         for path in databases - frozen.keys() - self._unchanged - self._lost.keys():
             self._defer(path)  # with a log it may look as it did: nothing found tells of it
-        lost = self._still_lost(frozen)
+        lost = self._still_lost(frozen, as_is=as_is)
         taken_back = self._take_back_sidecars(found, awaited | frozen.keys())
         looked = _joined(due)
         cut = Cut(found, looked, frozen, set(looked.moves), self._deferred, taken_back=taken_back)
@@ -587,13 +587,14 @@ class Cuts:
         now = self.boottime()
         return set() if as_is else {path for path, until in self._lost.items() if until > now}
 
-    def _still_lost(self, frozen: Mapping[RelPath, Frozen]) -> set[RelPath]:
+    def _still_lost(self, frozen: Mapping[RelPath, Frozen], *, as_is: bool) -> set[RelPath]:
         """Return the databases that cannot be read; what OneData's versions name has to stay."""
         for path in self.scanner.gone(self._lost) | (self._lost.keys() & frozen.keys()):
             del self._lost[path]
         for path in self._lost.keys() & (self._unchanged | self._impostors):
             del self._lost[path]
-        self._deferred |= self._lost.keys()
+        if not as_is:  # or a flush, and a stop, would wait for it for ever
+            self._deferred |= self._lost.keys()
         return set(self._lost)
 
     def _problems_of_unread(
