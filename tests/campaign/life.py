@@ -263,7 +263,7 @@ class Life:
         told_commit: called with each of them.
         failed_as: what the engine said of each batch that failed.
         succeeded_after: how many of its calls had failed, each time that it told a success; none
-            where the last failure left nothing to be pushed, but something to be tidied.
+            where the last failure left nothing that was due, but something to be tidied.
     """
 
     place: Place
@@ -394,7 +394,7 @@ class Life:
 
     def failed(self, kind: str) -> None:
         self.failed_as.append(kind)
-        self.owes = len(self.engine.marks) > 0
+        self.owes = self.engine.marks.next_due() == 0
 
     def differed(self, files: int) -> None: ...
 

@@ -303,13 +303,16 @@ def test_a_tree_waits_neither_for_the_longest_delay_nor_where_everything_is_take
     assert dirty.take(0, everything=True).trees == {b"a"}
 
 
-def test_a_tree_of_a_batch_that_failed_is_due_at_once() -> None:
+def test_what_a_failed_batch_took_is_due_at_once() -> None:
     """Else the next try would find nothing to do, and be told as a success."""
     dirty = DirtySet(SETTLE, MAX_DELAY)
     dirty.mark_tree(b"a", 0)
+    dirty.mark(b"b", 0)
     dirty.give_back(dirty.take(0, everything=True), 0)
     assert dirty.next_due(0) == 0
-    assert dirty.take(0).trees == {b"a"}
+    again = dirty.take(0)
+    assert again.trees == {b"a"}
+    assert set(again.paths) == {b"b"}
     dirty.mark_tree(b"a", 1)
     assert dirty.next_due(1) == SETTLE
 

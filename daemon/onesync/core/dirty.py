@@ -197,7 +197,10 @@ class DirtySet:
         return (p for pair in zip_longest(some, rest) for p in pair if p is not None)
 
     def give_back(self, due: Due, now: float) -> None:
-        """Put back what a failed batch took, with its age; trees are due at once."""
+        """Put back what a failed batch took, with its age: it is due at once.
+
+        Else the next try might find that nothing had settled, and be told as a success.
+        """
         for path, first in due.since:
             if path in due.trees:
                 self._trees[path] = min(first, self._trees.get(path, now))
@@ -205,6 +208,7 @@ class DirtySet:
             else:
                 mark = self._paths.setdefault(path, _Mark(first, first))
                 mark.first = min(mark.first, first, self._backlog.pop(path, first))
+                mark.left = True
         for pair in due.moves:
             self._moves[pair] = None
         self._written |= due.written
