@@ -10,13 +10,17 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from onesync.core.model import Kind, Stamp
 from onesync.core.plan import Difference
+from onesync.errors import LocalError
 from onesync.push import _became_database
+from onesync.replica.folder import FolderReplica
 from onesync.transfer import Source
 from tests.btrfs import Btrfs, btrfs
 from tests.node import Node
+from tests.test_snapshot import taken
 
 MARKER = os.urandom(16)
 CONTENT = {
@@ -121,6 +125,32 @@ def test_its_run_gets_no_new_marker(node: Node, disk: Btrfs) -> None:
     (run / "extra" / "stack.mrcs").write_bytes(b"mended")
     assert node.flush() == 0, node.log()
     assert (node.store / "Runs" / "000001_Import" / "extra" / "DONE" / "1").exists()
+
+
+def test_nothing_stays_of_what_was_appended_where_the_rest_is_lost(
+    disk: Btrfs, store: Path
+) -> None:
+    """Nobody settles that batch: it goes on with everything else."""
+    begun, path = os.urandom(3 << 20), disk.path / "stack"
+    (store / "stack").write_bytes(begun)
+    path.write_bytes(begun + os.urandom(8 << 20) + MARKER + bytes(40_000))
+    disk.spoil(path, MARKER)
+    replica = FolderReplica(os.fsencode(store))
+    with pytest.raises(LocalError):
+        replica.append(os.fsencode(path), b"stack", len(begun), blake3(begun).hexdigest())
+    assert (store / "stack").read_bytes() == begun
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_the_disk_does_not_give_is_no_word_on_the_database(disk: Btrfs, first: bool) -> None:
+    source = disk.path / "run.db"
+    make_database(source, MARKER if first else IN_A_LATER_PAGE)
+    disk.spoil(source, MARKER)
+    found = taken(source, disk.path / "snapshot")
+    if found.taken:  # sharing the lost content, which whoever digests it finds out
+        assert _is_bad(disk.path / "snapshot")
+    else:
+        assert (found.is_database, found.lost) == (True, errno.EIO)
 
 
 @pytest.mark.parametrize("size", [3 << 20, 40 << 20])
